@@ -1,0 +1,113 @@
+//! What the configuration means: checked, complete, every default filled in. What a person wrote is in [`file`].
+
+pub mod file;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// The whole configuration at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Name of this agent on its host: names its pins in bpffs, its cgroup and its run-time file.
+    pub instance: String,
+    /// Number of workers; one per core unless the file says otherwise.
+    pub workers: usize,
+    /// How long a draining agent waits for connections to finish.
+    pub drain_timeout: Duration,
+    /// Address of the admin endpoint; port 0 takes any free one.
+    pub admin_address: SocketAddr,
+    /// Whose connections are captured.
+    pub capture: Capture,
+    /// What programs dial, in the file's order; names and addresses are unique.
+    pub services: Vec<Service>,
+}
+
+/// Whose connections are captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// Where cgroup v2 is mounted; `None` finds it in `/proc/self/mounts`, hybrid mode included.
+    pub cgroup_mount: Option<PathBuf>,
+    /// Where bpffs is, or is to be, mounted.
+    pub bpffs: PathBuf,
+    /// The cgroups whose programs are captured, descendants included.
+    pub rules: Vec<CaptureRule>,
+}
+
+/// One captured cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaptureRule {
+    /// Path below the cgroup v2 mount, beginning with `/`.
+    pub path: PathBuf,
+    /// Whether sockets of these programs may be enrolled in the shortcut.
+    pub shortcut: Shortcut,
+}
+
+/// Whether bytes may go socket to socket on this host, without the TCP stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Shortcut {
+    /// Only if the self-test of the running kernel passes whole.
+    #[default]
+    Auto,
+    /// Yes, with the deviations of this kernel.
+    On,
+    /// Never.
+    Off,
+}
+
+/// What a program dials, and who answers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Unique name.
+    pub name: String,
+    /// The address that programs dial.
+    pub address: SocketAddr,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Who forwards.
+    pub mode: Mode,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// Whether its connections may use the shortcut.
+    pub shortcut: Shortcut,
+    /// How long the agent waits for an endpoint to accept.
+    pub connect_timeout: Duration,
+    /// How often every endpoint is probed by a TCP connect; `None` probes only those that failed, until they accept again.
+    pub probe_interval: Option<Duration>,
+    /// At least one; addresses are unique.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One address of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its share of the connections or requests: weight over the sum of weights. At least 1.
+    pub weight: u32,
+}
+
+/// What is spoken on a service's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Opaque bytes.
+    Tcp,
+    /// HTTP/1.
+    Http,
+}
+
+/// Who forwards a service's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The kernel half chooses an endpoint in `connect()`; no cost per packet.
+    Kernel,
+    /// The agent, by protocol.
+    Agent,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// In turn; weights are honoured exactly over one cycle.
+    RoundRobin,
+    /// At random, each endpoint with its share of the weight.
+    WeightedRandom,
+}

@@ -1,0 +1,84 @@
+//! What the agent tells the kernel half to do, and what the kernel half tells the agent.
+
+/// The kernel half's settings: one entry, written by the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// [`crate::ABI_VERSION`] of who wrote this: a later agent compares before it reuses pinned maps.
+    pub abi_version: u32,
+    /// Bits of [`settings_flags`].
+    pub flags: u32,
+    /// Cgroup id of the agent: its own connections are never captured.
+    pub agent_cgroup: u64,
+    /// A heartbeat older than this means that the agent hangs: balance in the kernel instead (trap T25).
+    pub heartbeat_max_age_ns: u64,
+    /// Bytes that may wait in a peer's receive queue before the shortcut falls back to TCP (trap T13).
+    pub shortcut_bytes_max: u32,
+    /// Byte offsets into the running kernel's `struct sock` and `struct tcp_sock`, found in its BTF; see [`Offsets`].
+    pub offsets: Offsets,
+}
+
+/// Offsets of the fields that the shortcut reads of a peer's socket. Rust has no CO-RE, so the agent resolves them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// `sock.__sk_common.skc_cookie`.
+    pub cookie: u32,
+    /// `sock.sk_backlog.rmem_alloc`.
+    pub rmem_alloc: u32,
+    /// `sock.sk_rcvbuf`.
+    pub rcvbuf: u32,
+    /// Byte of `tcp_sock.is_mptcp`; 0 where the kernel has no MPTCP.
+    pub is_mptcp: u32,
+    /// Zero: fills the layout to a multiple of eight.
+    pub zero: u32,
+}
+
+/// Bits of [`Settings::flags`].
+pub mod settings_flags {
+    /// Some service and some capture rule may use the shortcut.
+    pub const SHORTCUT: u32 = 1;
+}
+
+/// Where the agent listens in one network namespace: value of a table keyed by the namespace's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Port on 127.0.0.1, network order; 0 for none.
+    pub port_v4: u16,
+    /// Port on ::1, network order; 0 for none.
+    pub port_v6: u16,
+}
+
+/// Tag that the agent puts into its listeners' `sk_storage`: the hook sends connections to no other socket (trap T24).
+pub const LISTENER_TAG: u32 = 0x534b_5759;
+
+/// What the kernel half reports through the ring buffer, rarely: never one per connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// One of [`event_kind`].
+    pub kind: u32,
+    /// Process (in the initial pid namespace) of `UNSEEN_NAMESPACE`.
+    pub pid: u32,
+    /// Network namespace cookie.
+    pub netns: u64,
+    /// Service of `CONNECT_FAILED`.
+    pub service: u32,
+    /// Endpoint of `CONNECT_FAILED`.
+    pub endpoint: u32,
+}
+
+/// Values of [`Event::kind`].
+pub mod event_kind {
+    /// A program in a namespace without a listener of the agent dialled an agent service.
+    pub const UNSEEN_NAMESPACE: u32 = 1;
+    /// A handshake with an endpoint failed.
+    pub const CONNECT_FAILED: u32 = 2;
+}
+
+const _: () = {
+    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<Listener>() == 4);
+    assert!(size_of::<Event>() == 24);
+};

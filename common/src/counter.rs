@@ -1,0 +1,83 @@
+//! The kernel half's per-CPU counters: one for each way a hook can end. The discriminant is the index in the array.
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal [$($label:literal = $value:literal)*],)+) => {
+        /// One way a hook can end.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        /// Every counter, in the order of their indexes.
+        pub const ALL: &[Counter] = &[$(Counter::$variant,)+];
+        /// How many counters there are.
+        pub const COUNT: usize = ALL.len();
+
+        impl Counter {
+            /// Metric name without the prefix `sockway_kernel_`.
+            pub const fn name(self) -> &'static str {
+                match self { $(Counter::$variant => $name,)+ }
+            }
+
+            /// Labels of the metric.
+            pub const fn labels(self) -> &'static [(&'static str, &'static str)] {
+                match self { $(Counter::$variant => &[$(($label, $value))*],)+ }
+            }
+
+            /// What it counts, in a sentence.
+            pub const fn help(self) -> &'static str {
+                match self { $(Counter::$variant => concat!($($doc,)+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// connect() of an address that is no service: untouched.
+    ConnectNotService = "connects_total" ["verdict" = "not_service"],
+    /// connect() by the agent itself: untouched.
+    ConnectOwn = "connects_total" ["verdict" = "own"],
+    /// connect() balanced in the kernel, straight to an endpoint.
+    ConnectBalanced = "connects_total" ["verdict" = "balanced"],
+    /// connect() handed to the agent.
+    ConnectAgent = "connects_total" ["verdict" = "agent"],
+    /// connect() of an agent service balanced in the kernel because the namespace has no listener of the agent.
+    ConnectNoListener = "connects_total" ["verdict" = "fail_open_no_listener"],
+    /// connect() of an agent service balanced in the kernel because the socket on the agent's port is not the agent's, or is gone.
+    ConnectNotTagged = "connects_total" ["verdict" = "fail_open_not_tagged"],
+    /// connect() of an agent service balanced in the kernel because the agent's heartbeat is old.
+    ConnectHung = "connects_total" ["verdict" = "fail_open_hung"],
+    /// connect() of a service that has no endpoint at all: untouched.
+    ConnectNoEndpoint = "connects_total" ["verdict" = "no_endpoint"],
+    /// connect() untouched because the socket's state could not be stored (out of memory).
+    ConnectNoStorage = "connects_total" ["verdict" = "no_storage"],
+    /// getpeername() answered with the address that was dialled.
+    PeerName = "peer_names_total" [],
+    /// Original destinations published for the agent.
+    OriginalPublished = "originals_total" ["result" = "published"],
+    /// Original destinations that found no room in the table.
+    OriginalFull = "originals_total" ["result" = "full"],
+    /// Handshakes with an endpoint that failed.
+    HandshakeFailed = "handshakes_failed_total" [],
+    /// Events that found no room in the ring buffer.
+    EventLost = "events_lost_total" [],
+    /// Sockets enrolled for the shortcut at the dialling end.
+    ShortcutClient = "shortcut_sockets_total" ["result" = "client"],
+    /// Sockets enrolled for the shortcut at the accepting end: pairs joined.
+    ShortcutServer = "shortcut_sockets_total" ["result" = "server"],
+    /// Sockets not enrolled because their peer is not on this host or its rule says no.
+    ShortcutPeerRemote = "shortcut_sockets_total" ["result" = "peer_not_allowed"],
+    /// Sockets not enrolled because they speak MPTCP.
+    ShortcutMptcp = "shortcut_sockets_total" ["result" = "mptcp"],
+    /// Sockets not enrolled because the kernel refused (another owner, kTLS, out of memory).
+    ShortcutRefused = "shortcut_sockets_total" ["result" = "refused"],
+    /// Messages that went from socket to socket.
+    ShortcutMessages = "shortcut_messages_total" [],
+    /// Bytes that went from socket to socket.
+    ShortcutBytes = "shortcut_bytes_total" [],
+    /// Directions that fell back to TCP because the first bytes were sent before the peer was enrolled.
+    FallbackEarly = "shortcut_fallbacks_total" ["reason" = "early"],
+    /// Directions that fell back to TCP because the peer's receive queue was at its bound.
+    FallbackFull = "shortcut_fallbacks_total" ["reason" = "full"],
+    /// Directions that fell back to TCP because the peer is gone.
+    FallbackGone = "shortcut_fallbacks_total" ["reason" = "gone"],
+}

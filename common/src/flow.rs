@@ -1,0 +1,170 @@
+//! Addresses, and the state of one socket: what it dialled, where it was sent, and the other end of its shortcut.
+//!
+//! Addresses are network-order bytes kept in words as the kernel hands them out; IPv4 is mapped into IPv6 (`::ffff:a.b.c.d`),
+//! so that every table has one key shape for both families.
+
+/// `IPPROTO_TCP`.
+pub const TCP: u8 = 6;
+
+/// An address that a program dials, or an endpoint: IP, port and protocol.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// The IP in network order; IPv4 as `[0, 0, MAPPED, a.b.c.d]`.
+    pub ip: [u32; 4],
+    /// The port in network order.
+    pub port: u16,
+    /// IP protocol number; [`TCP`].
+    pub protocol: u8,
+    /// Zero: keys are compared byte by byte.
+    pub zero: u8,
+}
+
+/// Third word of an IPv4-mapped IPv6 address, in network order.
+pub const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+impl Address {
+    /// A TCP address of an IPv4 word in network order.
+    #[inline(always)]
+    pub const fn v4(ip: u32, port: u16) -> Self {
+        Self { ip: [0, 0, MAPPED, ip], port, protocol: TCP, zero: 0 }
+    }
+
+    /// A TCP address of IPv6 words in network order (also mapped ones).
+    #[inline(always)]
+    pub const fn v6(ip: [u32; 4], port: u16) -> Self {
+        Self { ip, port, protocol: TCP, zero: 0 }
+    }
+
+    /// Whether this is an IPv4 address, mapped.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.ip[0] == 0 && self.ip[1] == 0 && self.ip[2] == MAPPED
+    }
+}
+
+/// State of a socket that dialled a service, kept in its `sk_storage`: it dies with the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Conn {
+    /// What the program dialled: what `getpeername` answers and the agent routes by.
+    pub original: Address,
+    /// Where the socket was sent instead.
+    pub actual: Address,
+    /// Which service, by its id in the service table.
+    pub service: u32,
+    /// Which endpoint of it, or [`ENDPOINT_AGENT`].
+    pub endpoint: u32,
+    /// Network namespace of the program (`bpf_get_netns_cookie`).
+    pub netns: u64,
+    /// Bits of [`conn_flags`].
+    pub flags: u32,
+    /// Zero.
+    pub zero: u32,
+}
+
+/// Value of [`Conn::endpoint`] when the socket was sent to the agent.
+pub const ENDPOINT_AGENT: u32 = u32::MAX;
+
+/// Bits of [`Conn::flags`].
+pub mod conn_flags {
+    /// This socket may be enrolled in the shortcut, if its peer may.
+    pub const SHORTCUT: u32 = 1;
+    /// A rule of a nearer cgroup said no to the shortcut.
+    pub const NEVER: u32 = 1 << 1;
+    /// The socket is the agent's own (set by the agent on its upstream sockets).
+    pub const AGENT: u32 = 1 << 2;
+    /// The handshake completed: a later close is not a failed connect.
+    pub const ESTABLISHED: u32 = 1 << 3;
+}
+
+/// One direction's identity on the wire, the same seen from both ends: addresses and the two initial sequence numbers.
+/// The sequence numbers make it unique over network namespaces that use the same addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey {
+    /// The dialling end.
+    pub client: Address,
+    /// The accepting end.
+    pub server: Address,
+    /// First byte the client will send (`snd_nxt` at establishment).
+    pub client_sequence: u32,
+    /// First byte the server will send.
+    pub server_sequence: u32,
+}
+
+/// What two ends of a connection know of each other, kept where they can both see it until the client has sent its first message.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Meeting {
+    /// The client's socket cookie: its key in the sockhash.
+    pub client_cookie: u64,
+    /// The client's `struct sock`, only ever read through `bpf_probe_read_kernel` and after its cookie has been compared.
+    pub client_sock: u64,
+    /// The server's cookie; 0 until it has been enrolled.
+    pub server_cookie: u64,
+    /// The server's `struct sock`.
+    pub server_sock: u64,
+}
+
+/// One enrolled socket's half of a shortcut, kept in its `sk_storage`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Half {
+    /// Where to find the [`Meeting`] (client half only).
+    pub key: FlowKey,
+    /// The peer's cookie: its key in the sockhash.
+    pub peer_cookie: u64,
+    /// The peer's `struct sock` (see [`Meeting::client_sock`]).
+    pub peer_sock: u64,
+    /// One of [`half_state`].
+    pub state: u32,
+    /// Zero.
+    pub zero: u32,
+}
+
+/// Values of [`Half::state`]: it only ever grows (trap T6: bytes that passed through TCP must not be overtaken).
+pub mod half_state {
+    /// Client half whose first message has not been sent: look at the meeting place.
+    pub const WAITING: u32 = 0;
+    /// Messages go to the peer's socket directly.
+    pub const JOINED: u32 = 1;
+    /// This direction goes through TCP, for good.
+    pub const FALLBACK: u32 = 2;
+}
+
+/// Where the agent finds what a captured connection dialled: the network namespace and the client's address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginalKey {
+    /// Network namespace of the client, which is also that of the agent's listener.
+    pub netns: u64,
+    /// The client's own address, as the agent sees it in `accept`.
+    pub client: Address,
+    /// Zero: fills the key to a multiple of eight.
+    pub zero: u32,
+}
+
+/// What a captured connection dialled.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Original {
+    /// The address that the program dialled.
+    pub address: Address,
+    /// Which service that is.
+    pub service: u32,
+    /// The client's socket cookie.
+    pub cookie: u64,
+    /// When it was published, in nanoseconds of `CLOCK_MONOTONIC`: what nobody fetched is swept.
+    pub published_ns: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Address>() == 20);
+    assert!(size_of::<Conn>() == 64);
+    assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<Meeting>() == 32);
+    assert!(size_of::<Half>() == 72);
+    assert!(size_of::<OriginalKey>() == 32);
+    assert!(size_of::<Original>() == 40);
+};

@@ -1,0 +1,62 @@
+//! What the two halves agree on: every byte that the kernel programs (`ebpf`) and the agent (`agent`) both read or write.
+//!
+//! - [`flow`]: addresses and the state of one socket: what it dialled, where it was sent, who its peer is;
+//! - [`service`]: what the kernel half needs to balance a service by itself;
+//! - [`capture`]: what the agent tells the kernel half: settings, its listeners, and what the kernel half tells back: events;
+//! - [`counter`]: the kernel half's per-CPU counters, one for each way a hook can end;
+//! - `pod`: the only `unsafe impl aya::Pod`s, behind the feature `user`.
+//!
+//! `no_std`, no padding, every size asserted: a change of layout is a change of [`ABI_VERSION`].
+#![no_std]
+
+pub mod capture;
+pub mod counter;
+pub mod flow;
+#[cfg(feature = "user")]
+mod pod;
+pub mod service;
+
+/// Version of everything in this crate. The agent refuses an object or a pinned map of another version.
+pub const ABI_VERSION: u32 = 1;
+
+/// Stamp that the kernel half carries in the ELF section [`ABI_SECTION`], so that the agent can compare before it loads anything:
+/// the version, then the size of every shared type in the order of [`ABI_NAMES`].
+pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
+    ABI_VERSION,
+    size_of::<flow::Address>() as u32,
+    size_of::<flow::Conn>() as u32,
+    size_of::<flow::Half>() as u32,
+    size_of::<flow::Meeting>() as u32,
+    size_of::<flow::FlowKey>() as u32,
+    size_of::<flow::OriginalKey>() as u32,
+    size_of::<flow::Original>() as u32,
+    size_of::<service::Service>() as u32,
+    size_of::<service::SlotKey>() as u32,
+    size_of::<service::Slot>() as u32,
+    size_of::<capture::Settings>() as u32,
+    size_of::<capture::Listener>() as u32,
+    size_of::<capture::Event>() as u32,
+    counter::COUNT as u32,
+];
+
+/// What each word of [`ABI_STAMP`] is, for the message of a mismatch.
+pub const ABI_NAMES: [&str; 15] = [
+    "abi version",
+    "flow::Address",
+    "flow::Conn",
+    "flow::Half",
+    "flow::Meeting",
+    "flow::FlowKey",
+    "flow::OriginalKey",
+    "flow::Original",
+    "service::Service",
+    "service::SlotKey",
+    "service::Slot",
+    "capture::Settings",
+    "capture::Listener",
+    "capture::Event",
+    "number of counters",
+];
+
+/// ELF section of the kernel half that holds its [`ABI_STAMP`], little-endian words.
+pub const ABI_SECTION: &str = "sockway_abi";

@@ -1,0 +1,30 @@
+//! The only `unsafe impl aya::Pod`s: every type here is `repr(C)`, `Copy`, free of padding (sizes asserted beside it) and of pointers.
+
+use crate::{capture, flow, service};
+
+macro_rules! pod {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            // SAFETY: `repr(C)`, every bit pattern valid, no padding: the type's fields are integers and its size is asserted where it is declared.
+            unsafe impl aya::Pod for $type {}
+        )+
+    };
+}
+
+pod!(
+    flow::Address,
+    flow::Conn,
+    flow::Half,
+    flow::Meeting,
+    flow::FlowKey,
+    flow::OriginalKey,
+    flow::Original,
+    service::Service,
+    service::SlotKey,
+    service::Slot,
+    service::EndpointKey,
+    service::EndpointStats,
+    capture::Settings,
+    capture::Listener,
+    capture::Event,
+);
