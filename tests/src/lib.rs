@@ -1,1 +1,32 @@
-//! wip
+//! The harness: everything that a test of the whole agent stands on.
+//!
+//! A test sets a [`stage::Stage`] (cgroups, addresses and sockets of its own), starts an [`agent::Agent`] on it and looks at what
+//! unmodified programs see. In the order in which a test meets them:
+//!
+//! - [`stage`]: what one test owns; skips loudly where root tests are switched off;
+//! - [`config`]: what the agent is told, as YAML;
+//! - [`agent`]: the binary under test, from start to the last trace it leaves;
+//! - [`origin`], [`web`]: endpoints that say their name, in threads of the test;
+//! - [`peers`]: real programs: curl, python3, wrk, nginx, redis;
+//! - [`door`]: sockets made and connected inside a cgroup and a namespace, handed to the test;
+//! - [`cgroup`], [`netns`], [`process`]: what the kernel separates programs by; all gone when dropped;
+//! - [`address`], [`answer`], [`metrics`], [`pins`], [`wait`]: the small things.
+//!
+//! Capture goes by the cgroup of a socket, so a test never dials from its own process: it asks a [`door::Door`] inside the captured
+//! cgroup, or starts a real program there. Nothing sleeps: every condition is waited for, with a deadline.
+
+pub mod address;
+pub mod agent;
+pub mod answer;
+pub mod cgroup;
+pub mod config;
+pub mod door;
+pub mod metrics;
+pub mod netns;
+pub mod origin;
+pub mod peers;
+pub mod pins;
+pub mod process;
+pub mod stage;
+pub mod wait;
+pub mod web;

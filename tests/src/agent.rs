@@ -1,0 +1,243 @@
+//! The agent under test: the real binary, from its start to the last trace it leaves.
+
+use std::{
+    env, fs,
+    io::Read,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Output},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::{
+    answer::{self, Answer},
+    config::Config,
+    metrics::Metrics,
+    process::{self, Process, Room},
+    wait,
+};
+
+/// The agent loads its kernel half and tests the running kernel before it is ready.
+const START_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// A running agent. Dropped, it is killed and everything it pinned is taken away.
+#[derive(Debug)]
+pub struct Agent {
+    instance: String,
+    directory: TempDir,
+    process: Process,
+    admin: SocketAddr,
+}
+
+impl Agent {
+    /// Starts an agent beside the test and waits until it is ready.
+    #[track_caller]
+    pub fn start(config: &Config) -> Self {
+        Self::start_in(Room::default(), config)
+    }
+
+    /// Starts an agent in a room.
+    #[track_caller]
+    pub fn start_in(room: Room<'_>, config: &Config) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let file = directory.path().join("sockway.yaml");
+        fs::write(&file, config.yaml()).expect("the configuration");
+        Self::start_with(room, config.instance(), directory, &file)
+    }
+
+    /// Starts an agent with a file that is already there; `directory` is removed with the agent.
+    #[track_caller]
+    pub fn start_with(room: Room<'_>, instance: &str, directory: TempDir, file: &Path) -> Self {
+        let mut process = Process::spawn(room, command_of(&["run", "--config", &file.to_string_lossy()]));
+        let admin = wait_ready(&mut process, instance);
+        Self { instance: instance.to_owned(), directory, process, admin }
+    }
+
+    /// Starts it once more after [`Agent::sigkill`] or [`Agent::sigterm`], with the same file.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        let file = self.config_file();
+        self.process = Process::spawn(Room::default(), command_of(&["run", "--config", &file.to_string_lossy()]));
+        self.admin = wait_ready(&mut self.process, &self.instance);
+    }
+
+    /// Its instance name.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The file that it was started with.
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.path().join("sockway.yaml")
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        format!("{}{}", self.process.stdout(), self.process.stderr())
+    }
+
+    /// `GET path` on its admin address.
+    #[track_caller]
+    pub fn admin(&self, path: &str) -> Answer {
+        answer::get(self.admin, path).unwrap_or_else(|error| panic!("admin {path}: {error}\n{}", self.log()))
+    }
+
+    /// Where its admin endpoint listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// A scrape of its metrics.
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        let answer = self.admin("/metrics");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        Metrics::parse(answer.text())
+    }
+
+    /// One metric now; see [`Metrics::get`].
+    #[track_caller]
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().get(name, labels)
+    }
+
+    /// Replaces its file in one step, as an editor does.
+    pub fn write_config(&self, text: &str) {
+        let new = self.directory.path().join("sockway.yaml.new");
+        fs::write(&new, text).expect("the new configuration");
+        fs::rename(&new, self.config_file()).expect("the new configuration in its place");
+    }
+
+    /// Gives it another configuration and waits until it is in effect.
+    #[track_caller]
+    pub fn reload(&self, config: &Config) {
+        let before = self.generation();
+        self.write_config(&config.yaml());
+        self.wait_generation_after(before);
+    }
+
+    /// How many configurations have taken effect.
+    #[track_caller]
+    pub fn generation(&self) -> f64 {
+        self.metric("sockway_config_generation", &[])
+    }
+
+    /// Waits for a configuration later than `generation`.
+    #[track_caller]
+    pub fn wait_generation_after(&self, generation: f64) {
+        wait::until("a new configuration to take effect", wait::SOON, || self.generation() > generation);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Kills it as the kernel does when memory is short, and waits until it is gone.
+    pub fn sigkill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Asks it to drain and end; see [`Agent::wait`].
+    pub fn sigterm(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait(wait::SOON)
+    }
+
+    /// Whether it has not ended.
+    pub fn running(&mut self) -> bool {
+        self.process.ended().is_none()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.process.kill();
+        // A failed test shows what the agent had to say.
+        if std::thread::panicking() {
+            eprintln!("---- log of agent {}\n{}----", self.instance, self.log());
+        }
+        let output = sockway(&["detach", "--instance", &self.instance]);
+        if !output.status.success() {
+            eprintln!("sockway detach --instance {}: {}", self.instance, String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// Runs the binary under test to its end.
+#[track_caller]
+pub fn sockway(arguments: &[&str]) -> Output {
+    process::run(Room::default(), command_of(arguments))
+}
+
+/// The binary under test with arguments, to be started.
+pub fn command_of(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(arguments);
+    command
+}
+
+/// What a running agent says of itself: `/run/sockway/<instance>.json`.
+pub fn run_file(instance: &str) -> PathBuf {
+    PathBuf::from(format!("/run/sockway/{instance}.json"))
+}
+
+/// The binary under test: `SOCKWAY_BIN`, else the release build, else the debug build.
+pub fn binary() -> PathBuf {
+    if let Some(named) = env::var_os("SOCKWAY_BIN") {
+        let path = PathBuf::from(named);
+        assert!(path.is_file(), "SOCKWAY_BIN names {}, which is no file; {HOW_TO_RUN}", path.display());
+        return path;
+    }
+    let build = target().join("release/sockway");
+    let candidates = [build, target().join("debug/sockway")];
+    let found = candidates.iter().find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("there is no sockway below {}; {HOW_TO_RUN}", target().display())).clone()
+}
+
+/// `sockway-probe`, which cargo builds beside the tests.
+pub fn probe() -> PathBuf {
+    let test = env::current_exe().expect("this test's own path");
+    let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    profile.join("sockway-probe")
+}
+
+const HOW_TO_RUN: &str = "run these tests with `cargo xtask test`, which builds the agent with its kernel half";
+
+fn target() -> PathBuf {
+    let test = env::current_exe().expect("this test's own path");
+    test.ancestors().nth(3).expect("target/<profile>/deps/<test>").to_owned()
+}
+
+#[track_caller]
+fn wait_ready(process: &mut Process, instance: &str) -> SocketAddr {
+    wait::until_some("the agent to be ready", START_TIME_MAX, || {
+        if let Some(status) = process.ended() {
+            let log = format!("{}{}", process.stdout(), process.stderr());
+            panic!("the agent ended with {status} instead of getting ready; {HOW_TO_RUN}\n{log}");
+        }
+        let admin = read_admin(&run_file(instance), process.pid())?;
+        answer::get(admin, "/ready").is_ok_and(|answer| answer.status == 200).then_some(admin)
+    })
+}
+
+fn read_admin(file: &Path, pid: u32) -> Option<SocketAddr> {
+    let mut text = String::new();
+    fs::File::open(file).ok()?.read_to_string(&mut text).ok()?;
+    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+    // The file of an agent that was killed is still there when the next one starts.
+    (json["pid"].as_u64()? == u64::from(pid)).then(|| json["admin"].as_str()?.parse().ok())?
+}

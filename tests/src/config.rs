@@ -1,0 +1,152 @@
+//! What the agent is told, as the YAML that a person would write.
+
+use std::{
+    fmt::Write,
+    net::SocketAddr,
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use crate::cgroup::Cgroup;
+
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+/// A configuration under construction.
+#[derive(Clone, Debug)]
+pub struct Config {
+    instance: String,
+    keys: Vec<String>,
+    captured: Vec<(String, &'static str)>,
+    services: Vec<Service>,
+}
+
+impl Config {
+    /// A unique instance with two workers, any free admin port, and nothing captured yet.
+    pub fn new() -> Self {
+        let instance = format!("test-{}-{}", process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
+        let keys = vec!["workers: 2".to_owned(), "admin: { address: 127.0.0.1:0 }".to_owned()];
+        Self { instance, keys, captured: Vec::new(), services: Vec::new() }
+    }
+
+    /// Its instance name.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Captures a cgroup, with `shortcut: off`.
+    pub fn capture(self, cgroup: &Cgroup) -> Self {
+        self.capture_with(cgroup, "off")
+    }
+
+    /// Captures a cgroup, with the shortcut `auto`, `on` or `off`.
+    pub fn capture_with(mut self, cgroup: &Cgroup, shortcut: &'static str) -> Self {
+        self.captured.push((cgroup.path().to_owned(), shortcut));
+        self
+    }
+
+    /// Adds a service.
+    pub fn service(mut self, service: Service) -> Self {
+        self.services.push(service);
+        self
+    }
+
+    /// The same configuration with other services.
+    pub fn with_services(&self, services: impl IntoIterator<Item = Service>) -> Self {
+        Self { services: services.into_iter().collect(), ..self.clone() }
+    }
+
+    /// Adds a top-level key, `drain_timeout_ms: 500` for example.
+    pub fn set(mut self, key: &str) -> Self {
+        let name = key.split(':').next();
+        self.keys.retain(|known| known.split(':').next() != name);
+        self.keys.push(key.to_owned());
+        self
+    }
+
+    /// The file.
+    pub fn yaml(&self) -> String {
+        let mut text = format!("instance: {}\n{}\n", self.instance, self.keys.join("\n"));
+        text.push_str("capture:\n  cgroups:\n");
+        for (path, shortcut) in &self.captured {
+            let _ = writeln!(text, "    - {{ path: {path}, shortcut: {shortcut} }}");
+        }
+        if self.services.is_empty() {
+            text.push_str("services: []\n");
+        } else {
+            text.push_str("services:\n");
+        }
+        self.services.iter().for_each(|service| text.push_str(&service.yaml()));
+        text
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One service of a configuration.
+#[derive(Clone, Debug)]
+pub struct Service {
+    name: String,
+    address: SocketAddr,
+    keys: Vec<String>,
+    endpoints: Vec<(SocketAddr, u32)>,
+}
+
+impl Service {
+    /// Opaque TCP, balanced in the kernel.
+    pub fn kernel_tcp(name: &str, address: SocketAddr) -> Self {
+        Self::new(name, address, &["protocol: tcp", "mode: kernel"])
+    }
+
+    /// Opaque TCP through the agent.
+    pub fn agent_tcp(name: &str, address: SocketAddr) -> Self {
+        Self::new(name, address, &["protocol: tcp", "mode: agent"])
+    }
+
+    /// HTTP/1 through the agent.
+    pub fn http(name: &str, address: SocketAddr) -> Self {
+        Self::new(name, address, &["protocol: http", "mode: agent"])
+    }
+
+    fn new(name: &str, address: SocketAddr, keys: &[&str]) -> Self {
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        Self { name: name.to_owned(), address, keys, endpoints: Vec::new() }
+    }
+
+    /// Adds a key, `balance: weighted_random` for example.
+    pub fn set(mut self, key: &str) -> Self {
+        self.keys.push(key.to_owned());
+        self
+    }
+
+    /// Adds an endpoint.
+    pub fn to(self, address: SocketAddr) -> Self {
+        self.weighted(address, 1)
+    }
+
+    /// Adds an endpoint with a weight.
+    pub fn weighted(mut self, address: SocketAddr, weight: u32) -> Self {
+        self.endpoints.push((address, weight));
+        self
+    }
+
+    /// Adds several endpoints.
+    pub fn to_all(self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        addresses.into_iter().fold(self, Service::to)
+    }
+
+    fn yaml(&self) -> String {
+        let mut text = format!("  - name: {}\n    address: \"{}\"\n", self.name, self.address);
+        for key in &self.keys {
+            let _ = writeln!(text, "    {key}");
+        }
+        text.push_str("    endpoints:\n");
+        for (address, weight) in &self.endpoints {
+            let _ = writeln!(text, "      - {{ address: \"{address}\", weight: {weight} }}");
+        }
+        text
+    }
+}

@@ -1,0 +1,195 @@
+//! Real programs, unmodified: curl, python3, wrk, nginx and redis, as Debian ships them.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    door::Door,
+    process::{self, Process, Room},
+    wait,
+};
+
+/// `curl` with arguments, silent but for errors and the body, and never longer than [`wait::SOON`].
+#[track_caller]
+pub fn curl(room: Room<'_>, arguments: &[&str]) -> Output {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", &wait::SOON.as_secs().to_string()]);
+    command.args(arguments);
+    process::run(room, command)
+}
+
+/// Runs a python3 program and gives what it printed; panics when it fails.
+#[track_caller]
+pub fn python(room: Room<'_>, program: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new("python3");
+    command.args(["-c", program]).args(arguments);
+    let output = process::run(room, command);
+    assert!(output.status.success(), "python3: {}", String::from_utf8_lossy(&output.stderr));
+    stdout(&output)
+}
+
+/// What a program printed.
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A running `wrk`: one thread, keep-alive connections.
+#[derive(Debug)]
+pub struct Wrk {
+    process: Process,
+    span: Duration,
+}
+
+/// What `wrk` reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Requests that were answered.
+    pub requests: u64,
+    /// Connections that could not be made, reads and writes that failed, and timeouts.
+    pub socket_errors: u64,
+    /// Answers other than 2xx and 3xx.
+    pub bad_answers: u64,
+}
+
+impl Wrk {
+    /// Starts it against `http://address/`.
+    pub fn start(room: Room<'_>, address: SocketAddr, connections: u32, span: Duration) -> Self {
+        let mut command = Command::new("wrk");
+        command.args(["--threads", "1", "--timeout", "10s", "--connections", &connections.to_string()]);
+        command.args(["--duration", &format!("{}s", span.as_secs()), &format!("http://{address}/")]);
+        Self { process: Process::spawn(room, command), span }
+    }
+
+    /// Whether it is still under way.
+    pub fn running(&mut self) -> bool {
+        self.process.ended().is_none()
+    }
+
+    /// Waits for its report.
+    #[track_caller]
+    pub fn report(mut self) -> Load {
+        let status = self.process.wait(self.span + wait::SOON);
+        let text = self.process.stdout();
+        assert!(status.success(), "wrk: {status}\n{text}{}", self.process.stderr());
+        Load::parse(&text).unwrap_or_else(|| panic!("no report of wrk: {text}"))
+    }
+}
+
+impl Load {
+    fn parse(text: &str) -> Option<Self> {
+        let line = |start: &str| text.lines().map(str::trim).find_map(|line| line.strip_prefix(start));
+        let requests = text.lines().find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok())?;
+        let socket_errors = line("Socket errors: ").map_or(0, sum_of_numbers);
+        let bad_answers = line("Non-2xx or 3xx responses: ").map_or(0, sum_of_numbers);
+        Some(Self { requests, socket_errors, bad_answers })
+    }
+}
+
+/// The sum of `connect 1, read 2, write 3, timeout 4`.
+fn sum_of_numbers(text: &str) -> u64 {
+    text.split([' ', ',']).filter_map(|word| word.parse::<u64>().ok()).sum()
+}
+
+/// nginx with one worker that answers every path with its name, and keeps connections for many requests.
+#[derive(Debug)]
+pub struct Nginx {
+    process: Process,
+    _directory: TempDir,
+}
+
+impl Nginx {
+    /// Starts it and waits until it listens; `door` looks from inside the same network namespace.
+    pub fn start(room: Room<'_>, door: &Door, address: SocketAddr, name: &str) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let path = directory.path();
+        let file = path.join("nginx.conf");
+        fs::write(&file, nginx_config(&path.to_string_lossy(), address, name)).expect("nginx's configuration");
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(path).arg("-c").arg(&file).arg("-e").arg(path.join("error.log"));
+        let process = Process::spawn(room, command);
+        wait::until("nginx to listen", wait::SOON, || door.dial(address).is_ok());
+        Self { process, _directory: directory }
+    }
+
+    /// Its master's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // The master takes its worker with it; killed, it could not.
+        self.process.signal(nix::sys::signal::Signal::SIGTERM);
+        wait::until("nginx to end", wait::SOON, || self.process.ended().is_some());
+    }
+}
+
+fn nginx_config(directory: &str, address: SocketAddr, name: &str) -> String {
+    format!(
+        "daemon off; worker_processes 1; pid {directory}/nginx.pid; user root;
+         events {{ worker_connections 1024; }}
+         http {{
+           access_log off; keepalive_requests 100000000; client_body_temp_path {directory}/body; client_max_body_size 64m;
+           proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+           server {{ listen {address} backlog=1024; location / {{ default_type text/plain; return 200 \"{name}\\n\"; }} }}
+         }}"
+    )
+}
+
+/// A redis server that keeps nothing on disk.
+#[derive(Debug)]
+pub struct Redis {
+    _process: Process,
+    _directory: TempDir,
+}
+
+impl Redis {
+    /// Starts it and waits until it answers.
+    pub fn start(room: Room<'_>, address: SocketAddr) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut command = Command::new("redis-server");
+        command.args([
+            "--bind",
+            &address.ip().to_string(),
+            "--port",
+            &address.port().to_string(),
+            "--save",
+            "",
+            "--protected-mode",
+            "no",
+        ]);
+        command.arg("--dir").arg(directory.path());
+        let process = Process::spawn(room, command);
+        wait::until("redis to listen", wait::SOON, || TcpStream::connect(address).is_ok());
+        Self { _process: process, _directory: directory }
+    }
+}
+
+/// `redis-cli` or `redis-benchmark` against an address.
+#[track_caller]
+pub fn redis(room: Room<'_>, program: &str, address: SocketAddr, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.args(["-h", &address.ip().to_string(), "-p", &address.port().to_string()]).args(arguments);
+    let output = process::run(room, command);
+    assert!(output.status.success(), "{program}: {}{}", stdout(&output), String::from_utf8_lossy(&output.stderr));
+    stdout(&output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Load;
+
+    #[test]
+    fn reports_of_wrk_are_read_with_their_errors() {
+        let text = "Running 1s test @ http://127.0.0.1/\n  45678 requests in 1.00s, 10MB read\n  Socket errors: connect 1, read 2, write 3, timeout 4\n  Non-2xx or 3xx responses: 7\n";
+        assert_eq!(Load::parse(text), Some(Load { requests: 45_678, socket_errors: 10, bad_answers: 7 }));
+        assert_eq!(Load::parse("  9 requests in 1.00s\n").map(|load| load.socket_errors), Some(0));
+    }
+}

@@ -1,0 +1,74 @@
+//! The far side of a door: requests come in on standard input, which is a socket; the sockets they ask for go out.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use socket2::{Domain, Socket, Type};
+use sockway_tests::door::{Request, receive, send};
+
+use crate::Outcome;
+
+/// A blocking connect gives up after this: a door that hangs would hang the test.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// Answers requests until the test closes its end.
+pub fn serve() -> Outcome {
+    let line = io::stdin();
+    while let Some((request, socket)) = receive(&line)? {
+        let request = Request::read(&request).ok_or("no such request")?;
+        match handle(request, socket) {
+            Ok(socket) => send(&line, "ok", Some(socket.as_fd()))?,
+            Err(error) => send(&line, &format!("errno {}", error.raw_os_error().unwrap_or(0)), None)?,
+        }
+    }
+    Ok(())
+}
+
+fn handle(request: Request, brought: Option<OwnedFd>) -> io::Result<Socket> {
+    match request {
+        Request::Dial(address) => dial(address),
+        Request::Begin(address) => begin(address),
+        Request::Redial(address) => redial(Socket::from(brought.ok_or(io::ErrorKind::InvalidInput)?), address),
+        Request::Listen(address) => listen(address),
+    }
+}
+
+fn stream(address: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(address), Type::STREAM, None)
+}
+
+fn dial(address: SocketAddr) -> io::Result<Socket> {
+    redial(stream(address)?, address)
+}
+
+fn begin(address: SocketAddr) -> io::Result<Socket> {
+    let socket = stream(address)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(socket),
+    }
+}
+
+fn redial(socket: Socket, address: SocketAddr) -> io::Result<Socket> {
+    socket.set_write_timeout(Some(CONNECT_TIME_MAX))?;
+    match socket.connect(&address.into()) {
+        // A socket whose failed connect nobody has seen returned says this once, then may dial again.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => socket.connect(&address.into())?,
+        result => result?,
+    }
+    socket.set_write_timeout(None)?;
+    Ok(socket)
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = stream(address)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(socket)
+}

@@ -1,0 +1,32 @@
+//! `sockway-probe`: the test's own programs, for what curl and its kind do not do. It runs where a test puts it.
+//!
+//! - `door` (see [`sockway_tests::door`]): makes sockets where it runs and hands them to the test;
+//! - `burst`: connects, writes and closes at once, as fast as the kernel goes;
+//! - `torture-server`, `torture-client`: every way to use a socket, every byte checked.
+
+mod burst;
+mod door;
+mod torture;
+
+use std::{env, process::ExitCode};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let result = match arguments.split_first() {
+        Some((command, [])) if command == "door" => door::serve(),
+        Some((command, rest)) if command == "burst" => burst::run(rest),
+        Some((command, rest)) if command == "torture-server" => torture::server::run(rest),
+        Some((command, rest)) if command == "torture-client" => torture::client::run(rest),
+        _ => Err("usage: sockway-probe door | burst … | torture-server … | torture-client …".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sockway-probe: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a subcommand gives back.
+type Outcome = Result<(), Box<dyn std::error::Error>>;

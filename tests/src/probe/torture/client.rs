@@ -1,0 +1,4 @@
+//! wip
+pub fn run(_: &[String]) -> crate::Outcome {
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! An HTTP/1.1 endpoint that says its name, counts what it is asked and can be held in the middle of an answer.
+
+use std::{
+    fmt::Write as _,
+    io::{self, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    answer::{Head, read_body, read_head},
+    origin::Origin,
+};
+
+/// A gate that nobody opens opens by itself after this: a failed test must end.
+const GATE_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// What its connections share with the test.
+#[derive(Debug, Default)]
+struct Shared {
+    requests: AtomicUsize,
+    waiting: AtomicUsize,
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+/// The endpoint. Every answer carries `X-Origin` (its name), `X-Connection` (which of its connections) and `X-Serial` (which request on it).
+///
+/// | path | answer |
+/// |---|---|
+/// | `/` | its name |
+/// | `/bytes/N`, `/chunked/N` | N bytes, by length or chunked |
+/// | `/until-close/N` | N bytes that end with the connection |
+/// | `/echo`, `/echo-chunked` | the request's body |
+/// | `/request` | the request's head as it arrived |
+/// | `/status/N` | that status and an empty body |
+/// | `/gate` | the first half of 1000 bytes, and the rest when the gate is opened |
+/// | `/close` | its name, with `Connection: close` |
+/// | `/cut` | half of the promised bytes, then the end of the connection |
+#[derive(Debug)]
+pub struct Web {
+    origin: Origin,
+    shared: Arc<Shared>,
+}
+
+impl Web {
+    /// Starts it on a listener.
+    pub fn start(listener: TcpListener, name: &str) -> Self {
+        let shared = Arc::new(Shared::default());
+        let (name, theirs) = (name.to_owned(), Arc::clone(&shared));
+        let origin = Origin::start(listener, move |stream, serial| converse(stream, &name, serial, &theirs));
+        Self { origin, shared }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.origin.address()
+    }
+
+    /// How many connections it has accepted.
+    pub fn connections(&self) -> usize {
+        self.origin.accepted()
+    }
+
+    /// How many of its connections are open.
+    pub fn open_connections(&self) -> usize {
+        self.origin.open()
+    }
+
+    /// How many requests it has read whole.
+    pub fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// How many answers wait at the gate.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Lets every answer at the gate go on.
+    pub fn open_gate(&self) {
+        *self.shared.open.lock().expect("no thread panics with it") = true;
+        self.shared.opened.notify_all();
+    }
+
+    /// Dies: its connections end and its address refuses new ones.
+    pub fn die(self) {}
+}
+
+/// Bytes that a body consists of: a pattern in which a lost or doubled piece shows.
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index % 251) as u8 ^ (index / 65_536) as u8).collect()
+}
+
+fn converse(stream: &TcpStream, name: &str, connection: usize, shared: &Shared) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut serial = 0;
+    while let Some(head) = read_head(&mut reader)? {
+        if head.get("expect").is_some_and(|expectation| expectation.eq_ignore_ascii_case("100-continue")) {
+            (&*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        let body = read_body(&mut reader, &head, false)?;
+        shared.requests.fetch_add(1, Ordering::SeqCst);
+        let own = format!("X-Origin: {name}\r\nX-Connection: {connection}\r\nX-Serial: {serial}\r\n");
+        if !answer(stream, &head, body, &own, name, shared)? || !head.keeps_alive() {
+            return Ok(());
+        }
+        serial += 1;
+    }
+    Ok(())
+}
+
+/// Answers one request; says whether the connection goes on.
+fn answer(stream: &TcpStream, head: &Head, body: Vec<u8>, own: &str, name: &str, shared: &Shared) -> io::Result<bool> {
+    let path = head.word(1);
+    let (verb, argument) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+    let number = argument.parse().unwrap_or(0);
+    let silent = head.word(0) == "HEAD";
+    match verb {
+        "" => by_length(stream, own, name.as_bytes(), silent)?,
+        "bytes" => by_length(stream, own, &pattern(number), silent)?,
+        "chunked" => chunked(stream, own, &pattern(number))?,
+        "echo" => by_length(stream, own, &body, silent)?,
+        "echo-chunked" => chunked(stream, own, &body)?,
+        "request" => by_length(stream, own, describe(head).as_bytes(), silent)?,
+        "status" => write(stream, &format!("HTTP/1.1 {number} Asked For\r\n{own}{}\r\n", empty_body(number)))?,
+        "gate" => gated(stream, own, shared)?,
+        "until-close" => {
+            write(stream, &format!("HTTP/1.1 200 OK\r\n{own}Connection: close\r\n\r\n"))?;
+            (&*stream).write_all(&pattern(number))?;
+            return Ok(false);
+        }
+        "close" => {
+            by_length(stream, &format!("{own}Connection: close\r\n"), name.as_bytes(), silent)?;
+            return Ok(false);
+        }
+        "cut" => {
+            write(stream, &format!("HTTP/1.1 200 OK\r\n{own}Content-Length: 1000\r\n\r\n{}", "c".repeat(500)))?;
+            return Ok(false);
+        }
+        _ => write(stream, &format!("HTTP/1.1 404 Not Found\r\n{own}Content-Length: 0\r\n\r\n"))?,
+    }
+    Ok(true)
+}
+
+/// 204 and 304 have no body and need no length.
+fn empty_body(status: usize) -> &'static str {
+    if status == 204 || status == 304 { "" } else { "Content-Length: 0\r\n" }
+}
+
+fn write(mut stream: &TcpStream, text: &str) -> io::Result<()> {
+    stream.write_all(text.as_bytes())
+}
+
+fn by_length(mut stream: &TcpStream, own: &str, body: &[u8], silent: bool) -> io::Result<()> {
+    let mut message = format!("HTTP/1.1 200 OK\r\n{own}Content-Length: {}\r\n\r\n", body.len()).into_bytes();
+    if !silent {
+        message.extend_from_slice(body);
+    }
+    stream.write_all(&message)
+}
+
+fn chunked(mut stream: &TcpStream, own: &str, body: &[u8]) -> io::Result<()> {
+    write(stream, &format!("HTTP/1.1 200 OK\r\n{own}Transfer-Encoding: chunked\r\n\r\n"))?;
+    // Sizes that are no multiple of anything, so that chunks and reads never line up.
+    for chunk in body.chunks(7_919) {
+        let mut message = format!("{:x}\r\n", chunk.len()).into_bytes();
+        message.extend_from_slice(chunk);
+        message.extend_from_slice(b"\r\n");
+        stream.write_all(&message)?;
+    }
+    stream.write_all(b"0\r\n\r\n")
+}
+
+fn gated(stream: &TcpStream, own: &str, shared: &Shared) -> io::Result<()> {
+    write(stream, &format!("HTTP/1.1 200 OK\r\n{own}Content-Length: 1000\r\n\r\n{}", "a".repeat(500)))?;
+    shared.waiting.fetch_add(1, Ordering::SeqCst);
+    let open = shared.open.lock().expect("no thread panics with it");
+    drop(shared.opened.wait_timeout_while(open, GATE_TIME_MAX, |open| !*open));
+    shared.waiting.fetch_sub(1, Ordering::SeqCst);
+    write(stream, &"b".repeat(500))
+}
+
+fn describe(head: &Head) -> String {
+    let mut text = format!("{}\n", head.first);
+    for (name, value) in &head.headers {
+        let _ = writeln!(text, "{name}: {value}");
+    }
+    text
+}
