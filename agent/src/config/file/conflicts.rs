@@ -1,0 +1,133 @@
+//! What is right by itself and wrong together: names and addresses used twice, endpoints that lead back, families that do not mix.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+};
+
+use super::{
+    Draft,
+    section::{Path, Position, Problems},
+};
+use crate::config::Mode;
+
+/// Remembers every service of a file, then says what does not go together.
+#[derive(Default)]
+pub(super) struct Conflicts {
+    services: Vec<Placed>,
+}
+
+/// What of one service may conflict with another.
+struct Placed {
+    index: usize,
+    mode: Option<Mode>,
+    name: Option<(Position, String)>,
+    address: Option<(Position, SocketAddr)>,
+    endpoints: Vec<PlacedEndpoint>,
+}
+
+struct PlacedEndpoint {
+    at: Position,
+    index: usize,
+    short: bool,
+    address: SocketAddr,
+}
+
+impl Conflicts {
+    pub(super) fn add(&mut self, index: usize, draft: &Draft) {
+        let endpoints = draft.endpoints.iter().map(|endpoint| PlacedEndpoint {
+            at: endpoint.at,
+            index: endpoint.index,
+            short: endpoint.short,
+            address: endpoint.endpoint.address,
+        });
+        self.services.push(Placed {
+            index,
+            mode: draft.mode(),
+            name: draft.name.clone(),
+            address: draft.address,
+            endpoints: endpoints.collect(),
+        });
+    }
+
+    pub(super) fn report(&self, services: &Path<'_>, problems: &mut Problems) {
+        let mut names: HashMap<&str, Position> = HashMap::new();
+        let mut addresses: HashMap<SocketAddr, (Position, &Placed)> = HashMap::new();
+        for service in &self.services {
+            let path = Path::Item(services, service.index);
+            if let Some((at, name)) = &service.name
+                && let Some(first) = insert_new(&mut names, name.as_str(), *at)
+            {
+                let what = format!("\"{name}\" is also the name of the service on line {}; choose another", first.line);
+                problems.note(*at, &Path::Key(&path, "name"), what);
+            }
+            if let Some((at, address)) = service.address
+                && let Some((first, _)) = insert_new(&mut addresses, address, (at, service))
+            {
+                let what = format!(
+                    "{address} is also the address of the service on line {}; give one of them another",
+                    first.line
+                );
+                problems.note(at, &Path::Key(&path, "address"), what);
+            }
+        }
+        for service in &self.services {
+            service.report(&Path::Item(services, service.index), &addresses, problems);
+        }
+    }
+}
+
+impl Placed {
+    fn report(&self, path: &Path<'_>, addresses: &HashMap<SocketAddr, (Position, &Placed)>, problems: &mut Problems) {
+        let endpoints = Path::Key(path, "endpoints");
+        let mut seen = HashSet::new();
+        for endpoint in &self.endpoints {
+            let Some(what) = self.objection(endpoint.address, !seen.insert(endpoint.address), addresses) else {
+                continue;
+            };
+            let item = Path::Item(&endpoints, endpoint.index);
+            let path = if endpoint.short { item } else { Path::Key(&item, "address") };
+            problems.note(endpoint.at, &path, what);
+        }
+    }
+
+    fn objection(
+        &self,
+        endpoint: SocketAddr,
+        twice: bool,
+        addresses: &HashMap<SocketAddr, (Position, &Placed)>,
+    ) -> Option<String> {
+        if twice {
+            return Some(format!("{endpoint} is listed twice; keep one and give it more weight"));
+        }
+        let own = self.address.map(|(_, address)| address);
+        if own == Some(endpoint) {
+            return Some("is the service's own address, a loop; write where the service's program listens".to_owned());
+        }
+        if let Some((at, other)) = addresses.get(&endpoint) {
+            let name = other.name.as_ref().map_or("?", |(_, name)| name.as_str());
+            return Some(format!(
+                "is the address of the service \"{name}\" on line {}, and what is captured once is not captured again; \
+                 list the endpoints of \"{name}\" here",
+                at.line
+            ));
+        }
+        let mixed = own.is_some_and(|address| address.is_ipv4() != endpoint.is_ipv4());
+        (mixed && self.mode == Some(Mode::Kernel)).then(|| {
+            "is of the other IP family than the service, which the kernel cannot turn a socket to; \
+             use one family, or mode: agent"
+                .to_owned()
+        })
+    }
+}
+
+/// Inserts what is new; gives back what stood there already.
+fn insert_new<K: std::hash::Hash + Eq, V: Copy>(map: &mut HashMap<K, V>, key: K, value: V) -> Option<V> {
+    match map.entry(key) {
+        std::collections::hash_map::Entry::Occupied(entry) => Some(*entry.get()),
+        std::collections::hash_map::Entry::Vacant(entry) => {
+            entry.insert(value);
+            None
+        }
+    }
+}

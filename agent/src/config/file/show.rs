@@ -1,0 +1,54 @@
+//! A configuration in the file's own shape, every default written out: what `/config` answers. YAML reads JSON, so it can be read back.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{BALANCES, Config, MODES, PROTOCOLS, SHORTCUTS};
+use crate::config::Service;
+
+/// The configuration as the file would say it.
+pub fn show(config: &Config) -> Value {
+    let capture = &config.capture;
+    let rules: Vec<Value> = capture
+        .rules
+        .iter()
+        .map(|rule| json!({ "path": rule.path, "shortcut": word(&SHORTCUTS, rule.shortcut) }))
+        .collect();
+    json!({
+        "instance": config.instance,
+        "workers": config.workers,
+        "drain_timeout_ms": milliseconds(config.drain_timeout),
+        "admin": { "address": config.admin_address },
+        "capture": { "cgroup_mount": capture.cgroup_mount, "bpffs": capture.bpffs, "cgroups": rules },
+        "services": config.services.iter().map(show_service).collect::<Vec<Value>>(),
+    })
+}
+
+fn show_service(service: &Service) -> Value {
+    let endpoints: Vec<Value> = service
+        .endpoints
+        .iter()
+        .map(|endpoint| json!({ "address": endpoint.address, "weight": endpoint.weight }))
+        .collect();
+    json!({
+        "name": service.name,
+        "address": service.address,
+        "protocol": word(&PROTOCOLS, service.protocol),
+        "mode": word(&MODES, service.mode),
+        "balance": word(&BALANCES, service.balance),
+        "shortcut": word(&SHORTCUTS, service.shortcut),
+        "connect_timeout_ms": milliseconds(service.connect_timeout),
+        "probe_interval_ms": service.probe_interval.map(milliseconds),
+        "endpoints": endpoints,
+    })
+}
+
+/// The word that a file uses for a value; every value has one.
+fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words.iter().find(|(_, meaning)| *meaning == value).map_or("", |(word, _)| word)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
