@@ -1,1 +1,90 @@
-fn main() {}
+//! Everything one does to the repository, a file per command: `cargo xtask --help`.
+//!
+//! What a command needs is set up and built before it runs; what needs root is run again with sudo, after the build.
+#![deny(unsafe_code)]
+
+// Places processes between fork and exec, and reads their CPU clocks.
+#[allow(unsafe_code)]
+mod bench;
+mod build;
+mod check;
+mod demo;
+mod progress;
+mod root;
+mod run;
+mod setup;
+mod test;
+mod workspace;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Everything one does to the repository")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install what building, testing and measuring need
+    Setup,
+    /// Build the kernel half's object: target/ebpf/sockway.o
+    BuildEbpf,
+    /// Build the agent as it is shipped, the kernel half inside: target/release/sockway
+    Build,
+    /// Build the agent and run it
+    Run {
+        /// Its configuration; without one, the embedded default
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Show Sockway at work on this machine: real programs, two endpoints, one of them killed, then the agent
+    Demo {
+        /// Leave it running, with lines to try, until Ctrl-C
+        #[arg(long)]
+        stay: bool,
+    },
+    /// Run every test, those that need root included
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Formatting, lints, and the rules of the house
+    Check,
+    /// Measure against the programs that do the same
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Setup => setup::run().map(success),
+        Command::BuildEbpf => build::ebpf().map(success),
+        Command::Build => build::release().map(success),
+        Command::Run { config } => run::run(config.as_deref()).map(success),
+        Command::Demo { stay } => demo::run(stay).map(success),
+        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Check => check::run(),
+        Command::Bench(args) => measure(args),
+    };
+    done.unwrap_or_else(|error| {
+        progress::say(format!("{error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+fn measure(args: bench::Args) -> Result<ExitCode> {
+    if !root::is_prepared() {
+        setup::ready(&[setup::Group::Bench])?;
+        build::release()?;
+    }
+    root::elevate("bench captures connections and makes network namespaces")?;
+    bench::run(args)
+}
+
+fn success((): ()) -> ExitCode {
+    ExitCode::SUCCESS
+}

