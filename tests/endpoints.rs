@@ -1,1 +1,241 @@
-//! wip
+//! Endpoint death: HTTP callers never notice; dialled connections stop going there once it is noticed; and it comes back.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use sockway_tests::{
+    agent::Agent,
+    config::Service,
+    door::Door,
+    netns::{Netns, Veth},
+    origin::Origin,
+    peers::{self, Nginx, Wrk},
+    process::Room,
+    stage::Stage,
+    wait,
+};
+
+/// Whether the agent says that an endpoint is up.
+fn up(agent: &Agent, service: &str, endpoint: SocketAddr) -> bool {
+    agent.metric("sockway_endpoint_up", &[("service", service), ("endpoint", &endpoint.to_string())]) == 1.0
+}
+
+#[test]
+fn no_http_call_fails_when_an_endpoint_dies_and_it_takes_part_again_when_it_is_back() {
+    let Some(stage) = Stage::set() else { return };
+    let (living, mortal) = (stage.web("living"), stage.web("mortal"));
+    let (address, service) = (mortal.address(), stage.address());
+    let agent = Agent::start(&stage.config().service(Service::http("web", service).to(living.address()).to(address)));
+    let mut session = stage.session(service);
+    let mut call = || {
+        let answer = session.get("/").unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.text()
+    };
+    assert!((0..10).map(|_| call()).filter(|name| name == "mortal").count() >= 4);
+
+    mortal.die();
+    assert!((0..100).all(|_| call() == "living"));
+    wait::until("the death to be told", wait::SOON, || !up(&agent, "web", address));
+
+    let _back = stage.web_at("back", address);
+    wait::until("the endpoint to be trusted again", wait::SOON, || call() == "back");
+    assert!(up(&agent, "web", address));
+}
+
+#[test]
+fn no_http_call_fails_when_an_endpoint_dies_under_load() {
+    let Some(stage) = Stage::set() else { return };
+    let (living, mortal, service) = (stage.address(), stage.address(), stage.address());
+    let room = Room::of(&stage.origins);
+    let _nginx = Nginx::start(room, stage.origin(), living, "living");
+    let dying = Nginx::start(room, stage.origin(), mortal, "mortal");
+    let agent = Agent::start(&stage.config().service(Service::http("web", service).to(living).to(mortal)));
+    let wrk = Wrk::start(Room::of(&stage.clients), service, 16, Duration::from_secs(3));
+    let sent =
+        |endpoint: SocketAddr| agent.metric("sockway_endpoint_requests_total", &[("endpoint", &endpoint.to_string())]);
+    wait::until("both endpoints to be used", wait::SOON, || sent(living) > 100.0 && sent(mortal) > 100.0);
+
+    // SIGTERM: nginx closes its listener and idle connections at once, and cuts what is left.
+    drop(dying);
+    let load = wrk.report();
+    assert_eq!((load.socket_errors, load.bad_answers), (0, 0), "{load:?}");
+    assert!(load.requests > 500, "{load:?}");
+}
+
+#[test]
+fn no_connect_of_a_kernel_service_fails_after_the_death_of_an_endpoint_is_noticed() {
+    let Some(stage) = Stage::set() else { return };
+    let (living, mortal) = (stage.echo("living"), stage.echo("mortal"));
+    let (address, service) = (mortal.address(), stage.address());
+    let agent =
+        Agent::start(&stage.config().service(Service::kernel_tcp("pipe", service).to(living.address()).to(address)));
+    assert!((0..10).map(|_| stage.ask_name(service).unwrap()).any(|name| name == "mortal"));
+
+    mortal.die();
+    // The first refused connect is what tells of it (trap T31): it is the only way to know without probes.
+    wait::until("a connect to be refused", wait::SOON, || stage.ask_name(service).is_err());
+    wait::until("the death to be noticed", wait::SOON, || !up(&agent, "pipe", address));
+    for _ in 0..50 {
+        assert_eq!(stage.ask_name(service).unwrap(), "living");
+    }
+
+    let _back = stage.echo_at("back", address);
+    wait::until("the endpoint to be trusted again", wait::SOON, || stage.ask_name(service).unwrap() == "back");
+    let names: Vec<String> = (0..20).map(|_| stage.ask_name(service).unwrap()).collect();
+    assert_eq!(names.iter().filter(|name| *name == "back").count(), 10, "{names:?}");
+}
+
+#[test]
+fn probes_notice_a_death_before_anybody_dials() {
+    let Some(stage) = Stage::set() else { return };
+    let (living, mortal) = (stage.echo("living"), stage.echo("mortal"));
+    let (address, service) = (mortal.address(), stage.address());
+    let probed = Service::kernel_tcp("pipe", service).to(living.address()).to(address).set("probe_interval_ms: 100");
+    let agent = Agent::start(&stage.config().service(probed));
+    wait::until("the endpoints to be probed", wait::SOON, || agent.metric("sockway_probes_total", &[]) >= 2.0);
+
+    mortal.die();
+    wait::until("the death to be noticed", wait::SOON, || !up(&agent, "pipe", address));
+    for _ in 0..20 {
+        assert_eq!(stage.ask_name(service).unwrap(), "living");
+    }
+}
+
+#[test]
+fn a_connection_through_the_agent_skips_an_unreachable_endpoint() {
+    let Some(stage) = Stage::set() else { return };
+    let living = stage.echo("living");
+    let (dead, service) = (stage.address(), stage.address());
+    let agent =
+        Agent::start(&stage.config().service(Service::agent_tcp("pipe", service).to(dead).to(living.address())));
+    for _ in 0..20 {
+        assert_eq!(stage.ask_name(service).unwrap(), "living");
+    }
+    assert!(!up(&agent, "pipe", dead));
+    assert!(agent.metric("sockway_endpoint_connect_failures_total", &[("endpoint", &dead.to_string())]) >= 1.0);
+}
+
+#[test]
+fn an_endpoint_that_never_answers_is_given_up_after_the_connect_timeout() {
+    let Some(stage) = Stage::set() else { return };
+    let living = stage.web("living");
+    let (silent, service) = (stage.address(), stage.address());
+    // A full accept queue drops every further SYN, as a host that is gone does.
+    let _full = fill_backlog(silent);
+    let web = Service::http("web", service).to(silent).to(living.address()).set("connect_timeout_ms: 300");
+    let agent = Agent::start(&stage.config().set("workers: 1").service(web));
+    let start = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(stage.session(service).get("/").unwrap().text(), "living");
+    }
+    assert!(start.elapsed() < Duration::from_secs(3), "four calls took {:?}", start.elapsed());
+    assert!(!up(&agent, "web", silent));
+}
+
+/// A listener that accepts nothing, with as many connections in its queue as it takes.
+fn fill_backlog(address: SocketAddr) -> (TcpListener, Vec<socket2::Socket>) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(0).unwrap();
+    let dial = || {
+        let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let _ = client.connect(&address.into());
+        client
+    };
+    let clients: Vec<_> = (0..4).map(|_| dial()).collect();
+    (socket.into(), clients)
+}
+
+#[test]
+fn when_every_endpoint_is_dead_an_http_caller_is_told_why() {
+    let Some(stage) = Stage::set() else { return };
+    let service = stage.address();
+    let _agent =
+        Agent::start(&stage.config().service(Service::http("web", service).to(stage.address()).to(stage.address())));
+    for _ in 0..5 {
+        let answer = stage.session(service).get("/").unwrap();
+        assert!([502, 503].contains(&answer.status), "{answer:?}");
+        assert!(!answer.text().trim().is_empty(), "a local reply has a reason");
+    }
+    let output = peers::curl(Room::of(&stage.clients), &["--write-out", "%{http_code}", &format!("http://{service}/")]);
+    assert!(output.status.success());
+}
+
+#[test]
+fn all_endpoints_back_from_the_dead_are_found_again() {
+    let Some(stage) = Stage::set() else { return };
+    let addresses = [stage.address(), stage.address()];
+    let (http, kernel) = (stage.address(), stage.address());
+    let _agent = Agent::start(
+        &stage
+            .config()
+            .service(Service::http("http", http).to_all(addresses))
+            .service(Service::kernel_tcp("kernel", kernel).to_all(addresses)),
+    );
+    assert!(stage.session(http).get("/").unwrap().status >= 500);
+    assert!(stage.dial(kernel).is_err());
+    let _back = addresses.map(|address| stage.web_at("back", address));
+    for service in [http, kernel] {
+        wait::until("the endpoints to be found", wait::SOON, || {
+            stage.dial(service).is_ok_and(|stream| {
+                sockway_tests::answer::Session::on(stream).get("/").is_ok_and(|answer| answer.text() == "back")
+            })
+        });
+    }
+}
+
+#[test]
+fn an_endpoint_in_another_pod_dies_with_its_pod() {
+    let Some(stage) = Stage::set() else { return };
+    // The agent lives in a namespace of its own here, with wires to two pods.
+    let (host, one, two) = (Netns::new(), Netns::new(), Netns::new());
+    let wires = [Veth::between(&host, &one), Veth::between(&host, &two)];
+    let doors = [&one, &two].map(|pod| Door::open(Room::of(&stage.origins).inside(pod)));
+    let addresses = wires.map(|wire| SocketAddr::new(wire.right.into(), 80));
+    let mut origins: Vec<Origin> = (0..2)
+        .map(|index| Origin::echo(doors[index].listen(addresses[index]).unwrap(), ["one", "two"][index]))
+        .collect();
+    let service = SocketAddr::from(([10, 254, 0, 1], 80));
+    let pipe = Service::agent_tcp("pipe", service).to_all(addresses).set("connect_timeout_ms: 300");
+    let config = stage.config().service(pipe);
+    let client = Door::open(Room::of(&stage.clients).inside(&host));
+    let _agent = Agent::start_in(Room::of(&stage.origins).inside(&host), &config);
+    let name = || {
+        let mut stream = client.dial(service).expect("a connect never fails");
+        stream.set_read_timeout(Some(wait::SOON)).unwrap();
+        sockway_tests::origin::read_name(&mut stream)
+    };
+    let names: Vec<String> = (0..4).map(|_| name().unwrap()).collect();
+    assert!(names.contains(&"one".to_owned()) && names.contains(&"two".to_owned()), "{names:?}");
+
+    let [_, second] = doors;
+    origins.pop().unwrap().die();
+    drop(second);
+    two.delete();
+    for _ in 0..10 {
+        assert_eq!(name().unwrap(), "one");
+    }
+}
+
+#[test]
+fn python_keeps_calling_while_endpoints_come_and_go() {
+    let Some(stage) = Stage::set() else { return };
+    let (living, address, service) = (stage.web("living"), stage.address(), stage.address());
+    let _agent = Agent::start(&stage.config().service(Service::http("web", service).to(living.address()).to(address)));
+    let program = "import http.client, sys\n\
+        c = http.client.HTTPConnection(sys.argv[1], timeout=10)\n\
+        for n in range(600):\n    c.request('GET', '/bytes/1000'); r = c.getresponse(); assert r.status == 200 and len(r.read()) == 1000, r.status\n\
+        print('whole')\n";
+    let mut command = Command::new("python3");
+    command.args(["-c", program, &service.to_string()]);
+    let mut caller = stage.clients.spawn(command);
+    while caller.ended().is_none() {
+        stage.web_at("fleeting", address).die();
+    }
+    assert_eq!(caller.stdout(), "whole\n", "{}", caller.stderr());
+}

@@ -1,8 +1,9 @@
 //! The agent under test: the real binary, from its start to the last trace it leaves.
 
 use std::{
-    env, fs,
-    io::Read,
+    env,
+    fs::{self, File},
+    io::{self, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
@@ -16,6 +17,7 @@ use crate::{
     answer::{self, Answer},
     config::Config,
     metrics::Metrics,
+    netns,
     process::{self, Process, Room},
     wait,
 };
@@ -29,6 +31,7 @@ pub struct Agent {
     instance: String,
     directory: TempDir,
     process: Process,
+    netns: Option<File>,
     admin: SocketAddr,
 }
 
@@ -52,16 +55,18 @@ impl Agent {
     #[track_caller]
     pub fn start_with(room: Room<'_>, instance: &str, directory: TempDir, file: &Path) -> Self {
         let mut process = Process::spawn(room, command_of(&["run", "--config", &file.to_string_lossy()]));
-        let admin = wait_ready(&mut process, instance);
-        Self { instance: instance.to_owned(), directory, process, admin }
+        let netns = room.netns();
+        let admin = wait_ready(&mut process, netns.as_ref(), instance);
+        Self { instance: instance.to_owned(), directory, process, netns, admin }
     }
 
-    /// Starts it once more after [`Agent::sigkill`] or [`Agent::sigterm`], with the same file.
+    /// Starts it once more, beside the test and with the same file, after [`Agent::sigkill`] or [`Agent::sigterm`].
     #[track_caller]
     pub fn start_again(&mut self) {
         let file = self.config_file();
         self.process = Process::spawn(Room::default(), command_of(&["run", "--config", &file.to_string_lossy()]));
-        self.admin = wait_ready(&mut self.process, &self.instance);
+        self.netns = None;
+        self.admin = wait_ready(&mut self.process, None, &self.instance);
     }
 
     /// Its instance name.
@@ -79,6 +84,13 @@ impl Agent {
         self.directory.path().join("sockway.yaml")
     }
 
+    /// Its resident memory.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running agent");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         format!("{}{}", self.process.stdout(), self.process.stderr())
@@ -87,7 +99,8 @@ impl Agent {
     /// `GET path` on its admin address.
     #[track_caller]
     pub fn admin(&self, path: &str) -> Answer {
-        answer::get(self.admin, path).unwrap_or_else(|error| panic!("admin {path}: {error}\n{}", self.log()))
+        try_admin(self.netns.as_ref(), self.admin, path)
+            .unwrap_or_else(|error| panic!("admin {path}: {error}\n{}", self.log()))
     }
 
     /// Where its admin endpoint listens.
@@ -223,20 +236,24 @@ fn target() -> PathBuf {
 }
 
 #[track_caller]
-fn wait_ready(process: &mut Process, instance: &str) -> SocketAddr {
+fn wait_ready(process: &mut Process, netns: Option<&File>, instance: &str) -> SocketAddr {
     wait::until_some("the agent to be ready", START_TIME_MAX, || {
         if let Some(status) = process.ended() {
             let log = format!("{}{}", process.stdout(), process.stderr());
             panic!("the agent ended with {status} instead of getting ready; {HOW_TO_RUN}\n{log}");
         }
         let admin = read_admin(&run_file(instance), process.pid())?;
-        answer::get(admin, "/ready").is_ok_and(|answer| answer.status == 200).then_some(admin)
+        try_admin(netns, admin, "/ready").is_ok_and(|answer| answer.status == 200).then_some(admin)
     })
+}
+
+fn try_admin(netns: Option<&File>, admin: SocketAddr, path: &str) -> io::Result<Answer> {
+    answer::get(netns::connect(netns, admin)?, path)
 }
 
 fn read_admin(file: &Path, pid: u32) -> Option<SocketAddr> {
     let mut text = String::new();
-    fs::File::open(file).ok()?.read_to_string(&mut text).ok()?;
+    File::open(file).ok()?.read_to_string(&mut text).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
     // The file of an agent that was killed is still there when the next one starts.
     (json["pid"].as_u64()? == u64::from(pid)).then(|| json["admin"].as_str()?.parse().ok())?

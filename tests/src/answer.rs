@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
 };
 
 /// A request's or response's first line and headers.
@@ -163,9 +163,8 @@ impl Session {
     }
 }
 
-/// `GET path` on a connection of its own, from this process (which nothing captures): for the admin address.
-pub fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect(address)?;
+/// `GET path` on a connection of its own.
+pub fn get(mut stream: TcpStream, path: &str) -> io::Result<Answer> {
     stream.set_read_timeout(Some(crate::wait::SOON))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
     read_answer(&mut BufReader::new(stream), "GET")

@@ -31,6 +31,11 @@ impl Cgroup {
         Self::make(format!("{}/{name}", self.path))
     }
 
+    /// Makes the cgroup into which the agent of this instance moves itself, before it does: so that a test can capture it.
+    pub fn of_agent(instance: &str) -> Self {
+        Self::make(format!("/sockway-agent-{instance}"))
+    }
+
     fn make(path: String) -> Self {
         let directory = mount().join(&path[1..]);
         fs::create_dir(&directory)

@@ -2,12 +2,16 @@
 
 use std::{
     fs::{self, File},
-    net::Ipv4Addr,
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::fs::MetadataExt,
     path::PathBuf,
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
 };
+
+use nix::sched::{CloneFlags, setns};
 
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
@@ -96,6 +100,16 @@ impl Veth {
         }
         wire
     }
+}
+
+/// Connects from within a namespace, on a thread that moves there; from the test's own without one.
+pub fn connect(netns: Option<&File>, address: SocketAddr) -> io::Result<TcpStream> {
+    let Some(netns) = netns else { return TcpStream::connect(address) };
+    let connect = || {
+        setns(netns, CloneFlags::CLONE_NEWNET)?;
+        TcpStream::connect(address)
+    };
+    thread::scope(|scope| scope.spawn(connect).join().expect("a thread that cannot panic"))
 }
 
 fn path_of(name: &str) -> PathBuf {

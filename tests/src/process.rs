@@ -38,6 +38,11 @@ impl<'a> Room<'a> {
         Self { netns: Some(netns), ..self }
     }
 
+    /// The file of its network namespace, if it has one of its own.
+    pub fn netns(&self) -> Option<File> {
+        self.netns.map(Netns::open)
+    }
+
     fn prepare(&self, command: &mut Command) {
         use std::os::unix::process::CommandExt;
         let mut procs = self.cgroup.map(|cgroup| {
@@ -46,7 +51,7 @@ impl<'a> Room<'a> {
                 .open(cgroup.directory().join("cgroup.procs"))
                 .expect("the cgroup's list of processes")
         });
-        let netns = self.netns.map(Netns::open);
+        let netns = self.netns();
         let enter = move || {
             if let Some(procs) = &mut procs {
                 procs.write_all(b"0")?;
