@@ -23,7 +23,8 @@ const TAIL_BYTES: u64 = 4096;
 
 /// Announces a step.
 pub fn say(line: impl AsRef<str>) {
-    eprintln!("xtask: {}", line.as_ref());
+    // A reader that went away (`| head`) must not keep a command from cleaning up: a failed write is no panic.
+    let _ = writeln!(std::io::stderr(), "xtask: {}", line.as_ref());
 }
 
 /// A duration as people read it.

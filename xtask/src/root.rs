@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{progress::say, workspace};
 
 /// Tells the re-run command that its user has set up and built already.
-const PREPARED: &str = "SOCKWAY_XTASK_PREPARED";
+pub const PREPARED: &str = "SOCKWAY_XTASK_PREPARED";
 
 /// Whether this process is root.
 pub fn is_root() -> bool {
