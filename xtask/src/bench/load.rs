@@ -1,0 +1,302 @@
+//! Scenarios of the kind "the same load, by every way, in turn": wrk against an origin, in both placements.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    Bench,
+    agent::{Agent, Forward, Plan, Service, Witness},
+    interrupt,
+    process::{self, Process},
+    report::Take,
+    sample::{Figure, Placement, Sample},
+    stand::Stand,
+    way, wrk,
+};
+
+/// One such scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Its name.
+    pub scenario: &'static str,
+    /// Who forwards when the way is Sockway.
+    pub forward: Forward,
+    /// Whether client and origin have a namespace each.
+    pub pods: bool,
+    /// The body that is asked for.
+    pub body: &'static str,
+    /// How many keep-alive connections.
+    pub connections: u32,
+    /// The ways that make sense here.
+    pub ways: &'static [&'static str],
+}
+
+/// How long each way is used before the first round.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// How long the agent may take until it has its listener in the client's namespace.
+const CAPTURE: Duration = Duration::from_secs(15);
+/// Sockway's two ways are two services of one agent: they differ in their shortcut only.
+const PLAIN: &str = "127.66.0.1:80";
+const SHORTCUT: &str = "127.66.0.2:80";
+
+impl Load {
+    /// Measures every way in both placements.
+    pub fn run(&self, bench: &Bench, take: &mut Take) -> Result<()> {
+        for placement in [Placement::Free, Placement::Pinned] {
+            if placement == Placement::Pinned && bench.cores < 2 {
+                take.skip("pinned: there is only one core");
+                continue;
+            }
+            let stand = Stand::raise(bench, placement, self.pods)?;
+            let mut cast = Cast::call(self, bench, &stand, placement, take)?;
+            cast.warm_up(self, &stand, placement, take)?;
+            for number in 1..=bench.rounds {
+                cast.round(Round { load: self, stand: &stand, placement, number, length: bench.round }, take)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&self, stand: &Stand, origin: &str) -> Plan {
+        let service = |name: &str, address: &str, shortcut| Service {
+            name: name.into(),
+            address: address.into(),
+            forward: self.forward,
+            shortcut,
+            endpoint: origin.into(),
+        };
+        Plan {
+            instance: "bench".into(),
+            workers: 1,
+            admin_port: 9901,
+            cgroups: stand.captured().map(|group| (group.to_owned(), true)).into(),
+            services: vec![service("plain", PLAIN, false), service("shortcut", SHORTCUT, true)],
+        }
+    }
+}
+
+/// The processes of a scenario in one placement. The agent goes before the origin it forwards to.
+struct Cast {
+    agent: Option<Agent>,
+    proxies: Vec<(&'static str, Process)>,
+    // Held for their Drop: the scenario lasts as long as they do.
+    _origins: Vec<Process>,
+    parts: Vec<Part>,
+    started: Instant,
+}
+
+/// One turn of all ways.
+struct Round<'a> {
+    load: &'a Load,
+    stand: &'a Stand,
+    placement: Placement,
+    number: u32,
+    length: Duration,
+}
+
+/// One way that works: where it is dialled, and how one knows that it was taken.
+struct Part {
+    way: &'static str,
+    url: String,
+    witness: Option<Witness>,
+}
+
+impl Cast {
+    fn call(load: &Load, bench: &Bench, stand: &Stand, placement: Placement, take: &mut Take) -> Result<Self> {
+        let mut origins = vec![way::origin(stand, false)?];
+        if placement == Placement::Pinned {
+            origins.push(way::origin(stand, true)?);
+        }
+        let origin = way::ORIGIN_PORTS.map(|port| format!("{}:{port}", stand.landscape().origin_ip()));
+        for (address, process) in origin.iter().zip(&mut origins) {
+            let url = format!("http://{address}/{}", load.body);
+            stand.await_answer(&url, || process.check_alive()).context("the origin")?;
+        }
+        let mut cast =
+            Self { agent: None, proxies: Vec::new(), _origins: origins, parts: Vec::new(), started: Instant::now() };
+        for way in load.ways.iter().copied().filter(|way| bench.wants(way)) {
+            if way == way::DIRECT_2CORE && placement == Placement::Free {
+                continue;
+            }
+            if !way::is_installed(bench, way) {
+                take.skip(&format!("{way}: not installed"));
+                continue;
+            }
+            match cast.start(load, bench, stand, way, &origin) {
+                Ok(part) => cast.parts.push(part),
+                Err(error) => take.fail(way, placement, &error)?,
+            }
+        }
+        Ok(cast)
+    }
+
+    fn start(
+        &mut self,
+        load: &Load,
+        bench: &Bench,
+        stand: &Stand,
+        way: &'static str,
+        origin: &[String; 2],
+    ) -> Result<Part> {
+        let part = |address: &str, witness| Part { way, url: format!("http://{address}/{}", load.body), witness };
+        match way {
+            way::DIRECT => Ok(part(&origin[0], None)),
+            way::DIRECT_2CORE => Ok(part(&origin[1], None)),
+            way::SOCKWAY | way::SOCKWAY_SHORTCUT => {
+                let shortcut = way == way::SOCKWAY_SHORTCUT;
+                let witness = Witness { forward: load.forward, shortcut };
+                let part = part(if shortcut { SHORTCUT } else { PLAIN }, Some(witness));
+                if self.agent.is_none() {
+                    self.agent = Some(Agent::start(bench, stand, &load.plan(stand, &origin[0]))?);
+                }
+                self.await_capture(stand, &part)?;
+                Ok(part)
+            }
+            _ => {
+                let (mut process, listen) = way::http_proxy(bench, stand, way, &origin[0])?;
+                let part = part(&listen, None);
+                stand.await_answer(&part.url, || process.check_alive())?;
+                self.proxies.push((way, process));
+                Ok(part)
+            }
+        }
+    }
+
+    /// Until the agent has its listeners, connections go the way of fail-open: answered, but not by the agent.
+    fn await_capture(&self, stand: &Stand, part: &Part) -> Result<()> {
+        let (Some(agent), Some(witness)) = (&self.agent, part.witness) else { return Ok(()) };
+        let mut last = None;
+        let captured = interrupt::wait_for(CAPTURE, || {
+            let before = agent.counters(stand)?;
+            last = stand.call(&part.url).and_then(|()| witness.check(&before, &agent.counters(stand)?, 1, 1)).err();
+            Ok(last.is_none().then_some(()))
+        })?;
+        match last {
+            Some(error) if captured.is_none() => Err(error).with_context(|| format!("not captured within {CAPTURE:?}")),
+            _ => Ok(()),
+        }
+    }
+
+    fn warm_up(&mut self, load: &Load, stand: &Stand, placement: Placement, take: &mut Take) -> Result<()> {
+        self.each(placement, take, |_, part, _| {
+            wrk::run(&stand.client(), &part.url, load.connections, WARM_UP).map(|_| ())
+        })
+    }
+
+    fn round(&mut self, round: Round, take: &mut Take) -> Result<()> {
+        self.each(round.placement, take, |cast, part, take| {
+            let values = cast.measure(&round, part)?;
+            let (scenario, placement) = (round.load.scenario, round.placement);
+            take.add(Sample { scenario, way: part.way, placement, round: round.number, values })
+        })
+    }
+
+    /// Does something with every part, one after the other; a part that fails is reported and plays no more.
+    fn each(
+        &mut self,
+        placement: Placement,
+        take: &mut Take,
+        mut act: impl FnMut(&Self, &Part, &mut Take) -> Result<()>,
+    ) -> Result<()> {
+        let parts = std::mem::take(&mut self.parts);
+        for part in parts {
+            match act(self, &part, take) {
+                Ok(()) => self.parts.push(part),
+                Err(error) => take.fail(part.way, placement, &error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn measure(&self, round: &Round, part: &Part) -> Result<BTreeMap<Figure, f64>> {
+        let witnesses = || self.agent.as_ref().map(|agent| agent.counters(round.stand)).transpose();
+        let seen = if part.witness.is_some() { witnesses()? } else { None };
+        let before = self.meters(round.stand, part)?;
+        let load = wrk::run(&round.stand.client(), &part.url, round.load.connections, round.length)?;
+        let spent = self.meters(round.stand, part)?.since(&before);
+        if let (Some(witness), Some(before)) = (part.witness, seen) {
+            let after = witnesses()?.context("the agent is gone")?;
+            witness.check(&before, &after, round.load.connections, load.requests)?;
+        }
+        let per_request = |cpu: Duration| cpu.as_secs_f64() * 1e6 / load.requests as f64;
+        let mut values = BTreeMap::from([
+            (Figure::Rps, load.rps),
+            (Figure::P50, load.p50_us),
+            (Figure::P99, load.p99_us),
+            (Figure::Cpu, per_request(spent.proxy)),
+            (Figure::MachineCpu, per_request(spent.machine)),
+            (Figure::OwnCpu, per_request(spent.own)),
+            (Figure::Foreign, spent.foreign().as_secs_f64() / spent.elapsed.as_secs_f64() * 100.0),
+        ]);
+        if let Some(server) = self.server(part.way) {
+            values.insert(Figure::Rss, server.rss_kb()? as f64);
+        }
+        Ok(values)
+    }
+
+    fn server(&self, way: &str) -> Option<&Process> {
+        match way {
+            way::SOCKWAY | way::SOCKWAY_SHORTCUT => self.agent.as_ref().map(Agent::process),
+            _ => self.proxies.iter().find(|(its_way, _)| *its_way == way).map(|(_, process)| process),
+        }
+    }
+
+    fn meters(&self, stand: &Stand, part: &Part) -> Result<Meters> {
+        let proxy = self.server(part.way).map_or(Ok(Duration::ZERO), Process::cpu)?;
+        let agent = self.agent.as_ref().map_or(Ok(Duration::ZERO), |agent| agent.process().cpu())?;
+        // The agent has left the scenario's cgroups for one of its own.
+        let own = stand.cpu_time()? + agent;
+        Ok(Meters { proxy, own, machine: process::machine_cpu()?, elapsed: self.started.elapsed() })
+    }
+}
+
+/// What was spent up to a moment.
+#[derive(Clone, Copy, Debug)]
+struct Meters {
+    /// By the proxy.
+    proxy: Duration,
+    /// By everything that belongs to the scenario.
+    own: Duration,
+    /// By the whole machine.
+    machine: Duration,
+    elapsed: Duration,
+}
+
+impl Meters {
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            proxy: self.proxy.saturating_sub(before.proxy),
+            own: self.own.saturating_sub(before.own),
+            machine: self.machine.saturating_sub(before.machine),
+            elapsed: self.elapsed.saturating_sub(before.elapsed),
+        }
+    }
+
+    fn foreign(&self) -> Duration {
+        self.machine.saturating_sub(self.own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_spent_is_the_machine_less_the_scenario() {
+        let at = |proxy, own, machine, elapsed| Meters {
+            proxy: Duration::from_secs(proxy),
+            own: Duration::from_secs(own),
+            machine: Duration::from_secs(machine),
+            elapsed: Duration::from_secs(elapsed),
+        };
+        let spent = at(3, 10, 25, 100).since(&at(1, 4, 12, 95));
+        assert_eq!((spent.proxy.as_secs(), spent.own.as_secs(), spent.elapsed.as_secs()), (2, 6, 5));
+        assert_eq!(spent.foreign().as_secs(), 7);
+        // Ticks of 10 ms on one side and microseconds on the other: never less than nothing.
+        assert_eq!(at(0, 2, 1, 1).foreign(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,50 @@
+//! The scenarios, a file for each: what is measured, and what it has to reach.
+
+mod connect;
+mod l4;
+mod l4_pods;
+mod l7_h1;
+mod l7_h1_pods;
+mod rest;
+
+use anyhow::Result;
+
+use super::{Bench, goal::Goal, report::Take};
+
+/// One thing to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it is, in a line.
+    pub what: &'static str,
+    /// What it has to reach.
+    pub goals: &'static [Goal],
+    /// Measures it.
+    pub run: fn(&Bench, &mut Take) -> Result<()>,
+}
+
+/// All of them, in the order in which they run.
+pub const ALL: [Scenario; 6] =
+    [l4::SCENARIO, l4_pods::SCENARIO, l7_h1::SCENARIO, l7_h1_pods::SCENARIO, connect::SCENARIO, rest::SCENARIO];
+
+/// The scenarios of these names, or all of them; the name that is none otherwise.
+pub fn named(names: &[String]) -> Result<Vec<Scenario>, &str> {
+    if names.is_empty() {
+        return Ok(ALL.to_vec());
+    }
+    names.iter().map(|name| ALL.into_iter().find(|scenario| scenario.name == name).ok_or(name.as_str())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenarios_are_found_by_name_and_an_unknown_one_is_named() {
+        let names = |scenarios: Vec<Scenario>| scenarios.iter().map(|scenario| scenario.name).collect::<Vec<_>>();
+        assert_eq!(names(named(&["l7-h1".into(), "l4".into()]).unwrap()), ["l7-h1", "l4"]);
+        assert_eq!(named(&[]).unwrap().len(), ALL.len());
+        assert_eq!(named(&["l4".into(), "l5".into()]).unwrap_err(), "l5");
+    }
+}
