@@ -1,33 +1,402 @@
-//! The only door to aya.
+//! The only door to aya: loads the kernel half, compares the ABI, attaches and pins, writes services, reads counters and events.
+//!
+//! What comes in is the configuration and snapshots; what goes out are typed handles: [`Flows`] for the workers, [`Namespaces`] and
+//! [`Events`] for the node. Nothing here judges traffic. Programs, links and maps are pinned and outlive the agent.
+#![allow(unsafe_code, reason = "bpf(2), setns(2), mount(2) and the self-test's socket calls have no safe binding")]
 
-use std::{net::SocketAddr, os::fd::BorrowedFd};
+mod abi;
+pub mod cgroup;
+pub mod doctor;
+mod events;
+mod flows;
+mod load;
+mod namespace;
+mod offsets;
+mod pins;
+mod selftest;
+mod services;
+mod sys;
 
-/// What a captured connection dialled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OriginalDst {
-    /// The address that the program dialled.
-    pub address: SocketAddr,
-    /// The service's id in the snapshot.
-    pub service: u32,
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, MapData, PerCpuArray},
+};
+use sockway_common::{
+    ABI_VERSION,
+    capture::{Settings, settings_flags},
+    counter::{self, Counter},
+    service::{EndpointKey, EndpointStats},
+};
+
+pub use self::{
+    events::{Event, Events},
+    flows::{Flows, OriginalDst},
+    namespace::{Changes, Listening, Namespaces, Opened},
+    selftest::Capability,
+};
+use self::{load::Loaded, pins::Pins, services::Tables};
+use crate::{
+    cluster::Snapshot,
+    config::{Capture, CaptureRule, Config},
+};
+
+/// Age at which the hooks take the agent for hung (trap T25). The main thread beats four times a second, and a scheduling stall of
+/// two seconds would be worse for callers than the kernel's own choice of an endpoint.
+const HEARTBEAT_MAX_AGE_NS: u64 = 2_000_000_000;
+
+/// Bytes that may wait in a peer's receive queue before a direction of the shortcut falls back to TCP; the peer's own receive buffer
+/// bounds it too.
+const SHORTCUT_BYTES_MAX: u32 = 1 << 20;
+
+/// The kernel half, loaded and attached.
+pub struct Kernel {
+    _loaded: Loaded,
+    tables: Tables,
+    settings: Array<MapData, Settings>,
+    heartbeat: Array<MapData, u64>,
+    counters: PerCpuArray<MapData, u64>,
+    current: Settings,
+    capabilities: Vec<Capability>,
+    self_test_passed: bool,
+    rules_allow: bool,
+    shortcut: Arc<AtomicBool>,
+    flows: Flows,
+    events: Option<Events>,
+    namespaces: Option<Namespaces>,
 }
 
-/// What the workers ask the kernel half about single connections.
-#[derive(Clone, Debug)]
-pub struct Flows {
-    off: Option<OriginalDst>,
+impl Kernel {
+    /// Loads, attaches and pins. Nothing is captured until [`Kernel::apply`] names services; what an earlier agent of this instance
+    /// left pinned goes on meanwhile, and its programs are replaced one by one, atomically.
+    ///
+    /// # Errors
+    ///
+    /// Each names its phase; [`KernelError::remedy`] says what to do. Nothing of this call stays attached.
+    pub fn open(config: &Config) -> Result<Self, KernelError> {
+        let capture = &config.capture;
+        let mount = cgroup_mount(capture)?;
+        let rules = rule_paths(&mount, &capture.rules)?;
+        let pins = Pins::new(&capture.bpffs, &config.instance);
+        pins.create(&capture.bpffs)?;
+        abi::check_pinned(&pins.maps().join("SETTINGS"))?;
+        raise_memlock();
+
+        let capabilities = selftest::run(&mount, &config.instance);
+        let self_test_passed = selftest::allows_shortcut(&capabilities);
+        let offsets = offsets::of_running_kernel();
+
+        let own = own_cgroup(&mount, &config.instance);
+        cgroup::enter(&own).map_err(|source| KernelError::Cgroup { path: own.clone(), source })?;
+        let own_id = cgroup::id(&own).map_err(|source| KernelError::Cgroup { path: own.clone(), source })?;
+
+        let mut loaded = Loaded::new(Some(&pins.maps()))?;
+        let current = Settings {
+            abi_version: ABI_VERSION,
+            flags: 0,
+            agent_cgroup: own_id,
+            heartbeat_max_age_ns: HEARTBEAT_MAX_AGE_NS,
+            shortcut_bytes_max: SHORTCUT_BYTES_MAX,
+            offsets: offsets.clone().unwrap_or_default(),
+        };
+        let mut settings: Array<MapData, Settings> = services::table(&mut loaded.ebpf, "SETTINGS")?;
+        settings.set(0, current, 0).map_err(services::map_error("SETTINGS"))?;
+        attach(&mut loaded, &pins, &rules, &own, self_test_passed)?;
+
+        let rules_allow = offsets.is_ok() && rules.iter().any(|(_, rule)| flows::allows(rule.shortcut, self_test_passed));
+        warn_of_deviations(config, self_test_passed, &capabilities);
+        let shortcut = Arc::new(AtomicBool::new(false));
+        let ebpf = &mut loaded.ebpf;
+        Ok(Self {
+            flows: Flows::of_kernel(
+                descriptor(ebpf, "ORIGINALS")?,
+                descriptor(ebpf, "CONNS")?,
+                Arc::clone(&shortcut),
+                self_test_passed,
+            ),
+            events: Some(Events::new(ebpf)?),
+            namespaces: Some(Namespaces::new(ebpf, rules.iter().map(|(path, _)| path.clone()).collect())?),
+            tables: Tables::new(ebpf)?,
+            heartbeat: services::table(ebpf, "HEARTBEAT")?,
+            counters: services::table(ebpf, "COUNTERS")?,
+            settings,
+            current,
+            capabilities,
+            self_test_passed,
+            rules_allow,
+            shortcut,
+            _loaded: loaded,
+        })
+    }
+
+    /// Makes the kernel half balance what `snapshot` says, leaving out endpoints that are down.
+    ///
+    /// # Errors
+    ///
+    /// When a table is full or out of memory: services written before the failure are in force, the others as they were.
+    pub fn apply(&mut self, snapshot: &Snapshot) -> Result<(), KernelError> {
+        let (rules_allow, passed) = (self.rules_allow, self.self_test_passed);
+        let allows = |policy| rules_allow && flows::allows(policy, passed);
+        let any = snapshot.services.iter().any(|service| allows(service.config.shortcut));
+        self.shortcut.store(any, Ordering::Relaxed);
+        let flags = if any { settings_flags::SHORTCUT } else { 0 };
+        if flags != self.current.flags {
+            self.current.flags = flags;
+            self.settings.set(0, self.current, 0).map_err(services::map_error("SETTINGS"))?;
+        }
+        self.tables.apply(snapshot, |service| allows(service.config.shortcut))
+    }
+
+    /// Tells the hooks that the agent lives.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, which it has no reason to.
+    pub fn heartbeat(&mut self) -> Result<(), KernelError> {
+        self.heartbeat.set(0, monotonic_ns(), 0).map_err(services::map_error("HEARTBEAT"))
+    }
+
+    /// Every counter of the hooks, added up over the CPUs.
+    pub fn counters(&self) -> Vec<(Counter, u64)> {
+        let sum = |counter: Counter| self.counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum());
+        counter::ALL.iter().map(|counter| (*counter, sum(*counter))).collect()
+    }
+
+    /// What the connect hooks counted for each endpoint, added up over the CPUs.
+    pub fn endpoint_stats(&self) -> Vec<(EndpointKey, EndpointStats)> {
+        self.tables.stats()
+    }
+
+    /// What the workers ask about single connections.
+    pub fn flows(&self) -> Flows {
+        self.flows.clone()
+    }
+
+    /// What the self-test of the running kernel found.
+    pub fn capabilities(&self) -> &[Capability] {
+        &self.capabilities
+    }
+
+    /// The stream of events; `None` when it was taken before.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.events.take()
+    }
+
+    /// The room that opens listeners in network namespaces; `None` when it was taken before.
+    pub fn take_namespaces(&mut self) -> Option<Namespaces> {
+        self.namespaces.take()
+    }
+
+    /// The map of the eBPF log, for aya-log.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self._loaded.ebpf
+    }
 }
 
-impl Flows {
-    /// No kernel half: every accepted connection is taken to have dialled `original`.
-    pub fn off(original: OriginalDst) -> Self {
-        Self { off: Some(original) }
+/// Takes away everything that is pinned for `instance`, and its cgroup when it is empty: every socket goes on as plain TCP. How many
+/// pins there were.
+///
+/// # Errors
+///
+/// When a pin cannot be removed.
+pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
+    let pins = Pins::new(&capture.bpffs, instance);
+    let removed = pins.remove().map_err(|source| KernelError::Pin { path: pins.links(), source })?;
+    if let Ok(mount) = cgroup_mount(capture) {
+        // Busy while an agent runs in it, absent when it never did: both are well.
+        let _ = fs::remove_dir(own_cgroup(&mount, instance));
+    }
+    Ok(removed)
+}
+
+/// Whether anything is pinned for `instance`.
+pub fn pinned(capture: &Capture, instance: &str) -> bool {
+    Pins::new(&capture.bpffs, instance).exist()
+}
+
+fn attach(
+    loaded: &mut Loaded,
+    pins: &Pins,
+    rules: &[(PathBuf, CaptureRule)],
+    own: &Path,
+    self_test_passed: bool,
+) -> Result<(), KernelError> {
+    let links = pins.links();
+    loaded.attach_shortcut()?;
+    // The agent's own sockets take part in the shortcut; whether they do is decided for each by service.
+    loaded.attach(own, true, Some(&links))?;
+    let mut kept = vec![id_of(own)?];
+    for (path, rule) in rules {
+        loaded.attach(path, flows::allows(rule.shortcut, self_test_passed), Some(&links))?;
+        kept.push(id_of(path)?);
+    }
+    load::unpin_others(&links, &kept).map_err(|source| KernelError::Pin { path: links, source })
+}
+
+fn id_of(path: &Path) -> Result<u64, KernelError> {
+    cgroup::id(path).map_err(|source| KernelError::Cgroup { path: path.into(), source })
+}
+
+fn cgroup_mount(capture: &Capture) -> Result<PathBuf, KernelError> {
+    capture.cgroup_mount.clone().or_else(cgroup::mount).ok_or(KernelError::NoCgroup)
+}
+
+fn rule_paths(mount: &Path, rules: &[CaptureRule]) -> Result<Vec<(PathBuf, CaptureRule)>, KernelError> {
+    rules
+        .iter()
+        .map(|rule| {
+            let path = cgroup::below(mount, &rule.path);
+            match fs::metadata(path.join("cgroup.procs")) {
+                Ok(_) => Ok((path, rule.clone())),
+                Err(source) => Err(KernelError::Cgroup { path, source }),
+            }
+        })
+        .collect()
+}
+
+fn own_cgroup(mount: &Path, instance: &str) -> PathBuf {
+    mount.join(format!("sockway-agent-{instance}"))
+}
+
+/// A descriptor of a map that outlives the loaded object.
+fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
+    let map = ebpf.map(name).ok_or(KernelError::NoMap { name })?;
+    let data = match map {
+        aya::maps::Map::HashMap(data) | aya::maps::Map::SkStorage(data) => data,
+        _ => return Err(KernelError::NoMap { name }),
+    };
+    data.fd().as_fd().try_clone_to_owned().map_err(|source| KernelError::Map { name, source: Box::new(source.into()) })
+}
+
+/// Kernels before 5.11 charge maps to this limit (trap T40); later ones ignore it.
+fn raise_memlock() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the call reads one struct.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+}
+
+/// Says once, in the log, what a shortcut that was switched on by hand changes on this kernel.
+fn warn_of_deviations(config: &Config, passed: bool, capabilities: &[Capability]) {
+    let forced = config.services.iter().any(|service| service.shortcut == crate::config::Shortcut::On);
+    if passed || !forced {
+        return;
+    }
+    for capability in capabilities.iter().filter(|capability| !capability.passed) {
+        tracing::warn!(check = capability.name, detail = %capability.detail, "shortcut is on although this kernel's self-test fails");
+    }
+}
+
+/// `CLOCK_MONOTONIC`, which is what `bpf_ktime_get_ns` reads.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call fills one struct.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Why the kernel half could not be loaded, attached or written.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the variants are")]
+pub enum KernelError {
+    #[error("this binary was built without the kernel half")]
+    NoObject,
+    #[error("this binary was built without the kernel half")]
+    NotBuilt,
+    #[error("the two halves do not match: {what}")]
+    Abi { what: String },
+    #[error("{}: pinned by another version: {what}", path.display())]
+    PinnedAbi { path: PathBuf, what: String },
+    #[error("cgroup v2 is not mounted")]
+    NoCgroup,
+    #[error("cgroup {}: {source}", path.display())]
+    Cgroup { path: PathBuf, source: io::Error },
+    #[error("mounting bpffs at {}: {source}", path.display())]
+    Bpffs { path: PathBuf, source: io::Error },
+    #[error("pinning at {}: {source}", path.display())]
+    Pin { path: PathBuf, source: io::Error },
+    #[error("pinning a link at {}: {source}", path.display())]
+    PinLink { path: PathBuf, source: Box<aya::pin::PinError> },
+    #[error("loading the kernel half: {}", chain(source.as_ref()))]
+    Load { source: Box<aya::EbpfError> },
+    #[error("loading the program `{hook}`: {}", chain(source.as_ref()))]
+    Program { hook: String, source: Box<aya::programs::ProgramError> },
+    #[error("the kernel half has no program `{name}`")]
+    NoProgram { name: String },
+    #[error("attaching `{hook}` to {to}: {}", chain(source.as_ref()))]
+    Attach { hook: String, to: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the kernel half has no map `{name}`")]
+    NoMap { name: &'static str },
+    #[error("map {name}: {}", chain(source.as_ref()))]
+    Map { name: &'static str, source: Box<aya::maps::MapError> },
+    #[error("{path}: {source}")]
+    Cpus { path: &'static str, source: io::Error },
+    #[error("listening in network namespace {namespace}: {source}")]
+    Listen { namespace: String, source: io::Error },
+}
+
+impl KernelError {
+    /// What to do about it.
+    pub fn remedy(&self) -> Option<String> {
+        if self.is_permission() {
+            return Some("run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN".into());
+        }
+        Some(match self {
+            Self::NotBuilt => "build with `cargo xtask build`, which embeds it".into(),
+            Self::Abi { .. } => "build both halves from one source with `cargo xtask build`".into(),
+            Self::PinnedAbi { .. } => {
+                "stop the other version and take its pins away with `sockway detach`, or run the version that made them".into()
+            }
+            Self::NoCgroup => "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified, or set capture.cgroup_mount".into(),
+            Self::Cgroup { .. } => "make the cgroup, or correct capture.cgroups in the configuration".into(),
+            Self::Bpffs { .. } => "mount it by hand: mount -t bpf bpf /sys/fs/bpf".into(),
+            Self::Load { .. } | Self::Program { .. } | Self::Attach { .. } => {
+                "`sockway doctor` tells what this kernel lacks; Linux 5.15 or later with BTF is needed".into()
+            }
+            _ => return None,
+        })
     }
 
-    /// What `client`, accepted in the network namespace of this cookie, had dialled; a second call for the same connection finds nothing.
-    pub fn take_original(&self, _netns: u64, _client: SocketAddr) -> Option<OriginalDst> {
-        self.off
+    /// Exit code by `sysexits.h`: 77 no permission, 69 something this host lacks, 71 a system call that failed.
+    pub fn exit_code(&self) -> u8 {
+        if self.is_permission() {
+            return 77;
+        }
+        match self {
+            Self::Map { .. } | Self::Listen { .. } | Self::Cpus { .. } => 71,
+            _ => 69,
+        }
     }
 
-    /// Lets a socket of the agent, not yet connected, take the shortcut on behalf of a service.
-    pub fn allow_shortcut(&self, _socket: BorrowedFd<'_>, _service: u32) {}
+    fn is_permission(&self) -> bool {
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            if let Some(error) = error.downcast_ref::<io::Error>()
+                && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+            {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+}
+
+/// An error with its causes, each once.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }

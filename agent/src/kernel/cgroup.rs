@@ -1,0 +1,89 @@
+//! Cgroup v2: where it is mounted (in hybrid mode too), a cgroup's id, and the agent's own cgroup.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+/// Where cgroup v2 is mounted, by `/proc/self/mounts`: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` in hybrid mode, or elsewhere.
+pub fn mount() -> Option<PathBuf> {
+    mount_in(&fs::read_to_string("/proc/self/mounts").ok()?)
+}
+
+fn mount_in(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (path, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path.replace("\\040", " ")))
+    })
+}
+
+/// The path of a configured cgroup (`/` or `/name…`) below the mount.
+pub fn below(mount: &Path, path: &Path) -> PathBuf {
+    match path.strip_prefix("/") {
+        Ok(relative) if relative.as_os_str().is_empty() => mount.to_path_buf(),
+        Ok(relative) => mount.join(relative),
+        Err(_) => mount.join(path),
+    }
+}
+
+/// The id that `bpf_get_current_cgroup_id` gives: the inode number of the cgroup's directory.
+pub fn id(path: &Path) -> io::Result<u64> {
+    fs::metadata(path).map(|meta| meta.ino())
+}
+
+/// Opens a cgroup to attach to.
+pub fn open(path: &Path) -> io::Result<File> {
+    File::open(path)
+}
+
+/// Makes a cgroup, unless it is there, and moves this process into it.
+pub fn enter(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::write(path.join("cgroup.procs"), std::process::id().to_string())
+}
+
+/// The cgroup that this process is in, below `mount`.
+pub fn current(mount: &Path) -> io::Result<PathBuf> {
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    Ok(below(mount, Path::new(path)))
+}
+
+/// Every process in a cgroup and below it. What vanishes meanwhile is left out.
+pub fn processes(path: &Path, found: &mut Vec<u32>) {
+    if let Ok(list) = fs::read_to_string(path.join("cgroup.procs")) {
+        found.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()));
+    }
+    let Ok(entries) = fs::read_dir(path) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            processes(&entry.path(), found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_is_found_in_hybrid_mode_too() {
+        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(mount_in(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(mount_in("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"), Some(PathBuf::from("/sys/fs/cgroup")));
+        assert_eq!(mount_in("proc /proc proc rw 0 0\n"), None);
+    }
+
+    #[test]
+    fn the_root_and_a_path_stand_below_the_mount() {
+        let mount = Path::new("/sys/fs/cgroup");
+        assert_eq!(below(mount, Path::new("/")), mount);
+        assert_eq!(below(mount, Path::new("/a/b")), Path::new("/sys/fs/cgroup/a/b"));
+    }
+}

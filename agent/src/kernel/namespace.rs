@@ -1,0 +1,321 @@
+//! Network namespaces: finds those in which captured programs live, opens the agent's listeners inside them, and closes them when the
+//! namespace is otherwise gone (a listener keeps a namespace alive, trap T26). No veth, route or iptables rule is touched.
+//!
+//! A namespace is found by an event of the kernel half (a program dialled from it), by a scan of the captured cgroups' processes, and by
+//! its name below `/run/netns`, so that it is served before the first program in it dials.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+    thread,
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap as BpfHashMap, MapData, SkStorage},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use sockway_common::capture::{LISTENER_TAG, Listener};
+
+use super::{KernelError, services};
+
+/// Accept queue of one listener; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Where `ip netns` keeps names.
+const NAMED: &str = "/run/netns";
+/// `SO_NETNS_COOKIE` of `include/uapi/asm-generic/socket.h`, Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The namespaces that are served.
+#[derive(Debug)]
+pub struct Namespaces {
+    listeners: BpfHashMap<MapData, u64, Listener>,
+    tags: SkStorage<MapData, u32>,
+    cgroups: Vec<PathBuf>,
+    /// By the inode of the namespace.
+    served: HashMap<u64, Served>,
+    /// Namespaces that could not be served, by inode, so that the log says so once.
+    refused: HashSet<u64>,
+    home: u64,
+}
+
+#[derive(Debug)]
+struct Served {
+    cookie: u64,
+}
+
+/// A namespace that is served from now on.
+#[derive(Debug)]
+pub struct Opened {
+    /// The namespace's cookie.
+    pub netns: u64,
+    /// How it was found, for the log.
+    pub found: String,
+    /// For each worker the sockets it accepts from: 127.0.0.1, and ::1 where there is IPv6.
+    pub workers: Vec<Vec<Listening>>,
+}
+
+/// One listening socket of the agent, non-blocking.
+#[derive(Debug)]
+pub struct Listening {
+    /// The socket.
+    pub socket: TcpListener,
+    /// Cookie of the namespace it listens in.
+    pub netns: u64,
+}
+
+/// What a scan changed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Served from now on.
+    pub opened: Vec<Opened>,
+    /// Cookies of namespaces that are gone: the workers close their listeners.
+    pub closed: Vec<u64>,
+}
+
+impl Namespaces {
+    pub(super) fn new(ebpf: &mut Ebpf, cgroups: Vec<PathBuf>) -> Result<Self, KernelError> {
+        let mut listeners: BpfHashMap<MapData, u64, Listener> = services::table(ebpf, "LISTENERS")?;
+        // What an agent before this one left: its sockets are gone, and the hook checks, but a stale entry costs it a lookup.
+        let stale: Vec<u64> = listeners.keys().flatten().collect();
+        for cookie in stale {
+            let _ = listeners.remove(&cookie);
+        }
+        let home = inode(Path::new("/proc/self/ns/net")).unwrap_or(0);
+        let tags = services::table(ebpf, "LISTENER_TAGS")?;
+        Ok(Self { listeners, tags, cgroups, served: HashMap::new(), refused: HashSet::new(), home })
+    }
+
+    /// How many namespaces are served, the agent's own included.
+    pub fn len(&self) -> usize {
+        self.served.len()
+    }
+
+    /// Whether none is served.
+    pub fn is_empty(&self) -> bool {
+        self.served.is_empty()
+    }
+
+    /// Listens in the agent's own namespace.
+    ///
+    /// # Errors
+    ///
+    /// When sockets cannot be opened.
+    pub fn open_home(&mut self, workers: usize) -> Result<Opened, KernelError> {
+        self.open(Path::new("/proc/self/ns/net"), "the agent's own", workers)
+    }
+
+    /// Listens in the namespace of a process, unless it is served already or the process is gone.
+    pub fn open_pid(&mut self, pid: u32, workers: usize) -> Option<Opened> {
+        self.try_open(&PathBuf::from(format!("/proc/{pid}/ns/net")), &format!("process {pid}"), workers)
+    }
+
+    /// Listens in namespaces that have a name; cheap, for often.
+    pub fn scan_named(&mut self, workers: usize) -> Vec<Opened> {
+        named().into_iter().filter_map(|path| self.try_open(&path, &path.display().to_string(), workers)).collect()
+    }
+
+    /// Looks at every process of the captured cgroups and every name, opens what is new and closes what is gone.
+    pub fn scan(&mut self, workers: usize) -> Changes {
+        let mut opened = self.scan_named(workers);
+        let mut pids = Vec::new();
+        for cgroup in &self.cgroups {
+            super::cgroup::processes(cgroup, &mut pids);
+        }
+        let mut seen: HashSet<u64> = named().iter().filter_map(|path| inode(path)).chain([self.home]).collect();
+        for pid in pids {
+            let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+            if let Some(inode) = inode(&path)
+                && seen.insert(inode)
+            {
+                opened.extend(self.try_open(&path, &format!("process {pid}"), workers));
+            }
+        }
+        let closed = self.close_gone(&seen);
+        self.refused.retain(|inode| seen.contains(inode));
+        Changes { opened, closed }
+    }
+
+    /// Stops serving every namespace: from now on the hooks balance in the kernel. The cookies whose listeners the workers close.
+    pub fn close_all(&mut self) -> Vec<u64> {
+        let cookies: Vec<u64> = self.served.drain().map(|(_, served)| served.cookie).collect();
+        for cookie in &cookies {
+            let _ = self.listeners.remove(cookie);
+        }
+        cookies
+    }
+
+    /// A served namespace in which no process lives, captured or not, and that has no name, lives by our listeners alone.
+    fn close_gone(&mut self, seen: &HashSet<u64>) -> Vec<u64> {
+        let mut doubtful: HashSet<u64> = self.served.keys().filter(|inode| !seen.contains(inode)).copied().collect();
+        if doubtful.is_empty() {
+            return Vec::new();
+        }
+        for_each_process(|path| {
+            if let Some(inode) = inode(&path.join("ns/net")) {
+                doubtful.remove(&inode);
+            }
+        });
+        let gone: Vec<Served> = doubtful.iter().filter_map(|inode| self.served.remove(inode)).collect();
+        for served in &gone {
+            let _ = self.listeners.remove(&served.cookie);
+        }
+        gone.into_iter().map(|served| served.cookie).collect()
+    }
+
+    fn try_open(&mut self, path: &Path, found: &str, workers: usize) -> Option<Opened> {
+        let inode = inode(path)?;
+        if self.served.contains_key(&inode) {
+            return None;
+        }
+        match self.open(path, found, workers) {
+            Ok(opened) => Some(opened),
+            Err(error) => {
+                if self.refused.insert(inode) {
+                    tracing::warn!(%error, found, "network namespace is not served: agent services are balanced in the kernel there");
+                }
+                None
+            }
+        }
+    }
+
+    fn open(&mut self, path: &Path, found: &str, workers: usize) -> Result<Opened, KernelError> {
+        let failed = |source| KernelError::Listen { namespace: found.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let inode = file.metadata().map_err(failed)?.ino();
+        let inside = thread::Builder::new()
+            .name("netns".into())
+            .spawn(move || open_inside(&file, workers))
+            .and_then(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))))
+            .map_err(failed)?;
+        for socket in inside.v4.iter().chain(&inside.v6) {
+            self.tags.insert(socket, LISTENER_TAG, 0).map_err(services::map_error("LISTENER_TAGS"))?;
+        }
+        let entry = Listener { port_v4: port(&inside.v4), port_v6: port(&inside.v6) };
+        // Last: a hook that finds the entry finds tagged sockets.
+        self.listeners.insert(inside.cookie, entry, 0).map_err(services::map_error("LISTENERS"))?;
+        self.served.insert(inode, Served { cookie: inside.cookie });
+        self.refused.remove(&inode);
+        Ok(Opened { netns: inside.cookie, found: found.to_owned(), workers: inside.shared_out(workers) })
+    }
+}
+
+/// Sockets opened inside a namespace.
+struct Inside {
+    cookie: u64,
+    v4: Vec<TcpListener>,
+    v6: Vec<TcpListener>,
+}
+
+impl Inside {
+    fn shared_out(self, workers: usize) -> Vec<Vec<Listening>> {
+        let mut shares: Vec<Vec<Listening>> = (0..workers).map(|_| Vec::new()).collect();
+        for family in [self.v4, self.v6] {
+            for (share, socket) in shares.iter_mut().zip(family) {
+                share.push(Listening { socket, netns: self.cookie });
+            }
+        }
+        shares
+    }
+}
+
+/// Runs on a thread of its own, which ends after it: a thread that has changed its namespace is of no other use.
+fn open_inside(namespace: &File, workers: usize) -> io::Result<Inside> {
+    // SAFETY: the descriptor is a namespace file's; the call changes this thread only.
+    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let v4 = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), workers)?;
+    // No IPv6 in this namespace, or none at all: IPv4 alone is served.
+    let v6 = listen(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers).unwrap_or_default();
+    loopback_is_up(&v4)?;
+    let cookie = cookie(&v4[0])?;
+    Ok(Inside { cookie, v4, v6 })
+}
+
+/// One socket for each worker on one port: the kernel spreads connections over them.
+fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+    let mut address = address;
+    (0..workers)
+        .map(|_| {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_port(true)?;
+            if address.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            let socket = TcpListener::from(socket);
+            address = socket.local_addr()?;
+            Ok(socket)
+        })
+        .collect()
+}
+
+/// A connection to a loopback device that is down would fail: then better no listener, and the kernel half balances.
+fn loopback_is_up(listeners: &[TcpListener]) -> io::Result<()> {
+    let Some(listener) = listeners.first() else { return Ok(()) };
+    // SAFETY: all zero is a valid `ifreq`; the name is shorter than its field, and the call fills the flags.
+    let up = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        libc::ioctl(listener.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) == 0
+            && i32::from(request.ifr_ifru.ifru_flags) & libc::IFF_UP != 0
+    };
+    if up { Ok(()) } else { Err(io::Error::other("its loopback device is down (ip link set lo up)")) }
+}
+
+/// The cookie of the network namespace that a socket lives in.
+pub(super) fn cookie(socket: &TcpListener) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A listener's port in network order; 0 when there is none.
+fn port(listeners: &[TcpListener]) -> u16 {
+    listeners.first().and_then(|socket| socket.local_addr().ok()).map_or(0, |address| address.port().to_be())
+}
+
+/// The namespaces that have a name. A name whose namespace is not mounted on it (any more) is an ordinary file, and left out.
+fn named() -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(NAMED) else { return Vec::new() };
+    let device = fs::metadata("/proc/self/ns/net").map(|meta| meta.dev()).ok();
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| fs::metadata(path).is_ok_and(|meta| Some(meta.dev()) == device))
+        .collect()
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|meta| meta.ino())
+}
+
+fn for_each_process(mut visit: impl FnMut(&Path)) {
+    let Ok(entries) = fs::read_dir("/proc") else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+            visit(&entry.path());
+        }
+    }
+}

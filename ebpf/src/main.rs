@@ -1,0 +1,37 @@
+//! The kernel half. Each module is one hook (or one family of it), and each hook is a verdict: what it means for the traffic, and a
+//! counter for it. In doubt a hook passes: the program goes on as if Sockway were not there.
+//!
+//! - [`connect`]: a program dials: pass, balance, or hand to the agent;
+//! - [`peer`]: a program asks whom it dialled;
+//! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
+//! - [`sk_msg`]: an enrolled socket sends: to the peer's socket, or through TCP.
+//!
+//! Programs and maps are pinned and outlive the agent.
+#![no_std]
+#![no_main]
+// Atomic addition with a result, which core does not offer on this target.
+#![feature(asm_experimental_arch)]
+
+mod connect;
+mod count;
+mod event;
+mod maps;
+mod peer;
+mod sk_msg;
+mod sock_ops;
+mod socket;
+
+/// What the agent compares with its own before it loads this object.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "sockway_abi")]
+pub static SOCKWAY_ABI: [u32; sockway_common::ABI_NAMES.len()] = sockway_common::ABI_STAMP;
+
+/// The helpers used here are partly GPL-only.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,98 @@
+//! Every map: who writes, who reads, its size and why, and what happens when it is full.
+//!
+//! A pinned map's shape is part of the ABI: change [`sockway_common::ABI_VERSION`] with it.
+
+use aya_ebpf::{
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash},
+};
+use sockway_common::{
+    capture::{Listener, Settings},
+    counter,
+    flow::{Address, Conn, FlowKey, Half, Meeting, Original, OriginalKey},
+    service::{EndpointKey, EndpointStats, Service, Slot, SlotKey},
+};
+
+/// `BPF_F_NO_PREALLOC`: sparse tables take memory as they fill (trap T40).
+const NO_PREALLOC: u32 = 1;
+
+/// Agent writes, every hook reads. One entry.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Agent writes the time of `CLOCK_MONOTONIC` while its workers progress; the connect hooks compare.
+#[map]
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Agent writes, connect hooks read. 131 072 services; when full the agent reports which did not fit and those pass.
+#[map]
+pub static SERVICES: HashMap<Address, Service> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Agent writes, connect hooks read. Eight slots for each service on average, during a swap of generations twice.
+#[map]
+pub static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(2_097_152, NO_PREALLOC);
+
+/// Connect hooks count up; the agent makes an entry for each service that takes its slots in turn and removes it with the service.
+#[map]
+pub static CURSORS: HashMap<u32, u64> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Hooks count, agent reads; the agent makes the entry, so that a hook never allocates. One for each endpoint.
+#[map]
+pub static ENDPOINT_STATS: PerCpuHashMap<EndpointKey, EndpointStats> =
+    PerCpuHashMap::with_max_entries(1_048_576, NO_PREALLOC);
+
+/// Agent writes, connect hooks read: by network namespace cookie. One entry for each namespace served.
+#[map]
+pub static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Agent tags its listening sockets with [`sockway_common::capture::LISTENER_TAG`]; connect hooks check.
+#[btf_map]
+pub static LISTENER_TAGS: SkStorage<u32> = SkStorage::new();
+
+/// Connect hooks write (and the agent, for its upstream sockets), getpeername and sock_ops read. Dies with the socket.
+#[btf_map]
+pub static CONNS: SkStorage<Conn> = SkStorage::new();
+
+/// sock_ops publishes before the SYN leaves, the agent takes at accept. Holds at most what waits in the agent's accept queues; what
+/// nobody takes (a client that gave up) the agent sweeps. When it is full the agent cannot know the destination and closes.
+#[map]
+pub static ORIGINALS: HashMap<OriginalKey, Original> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+
+/// Hooks count, agent reads.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT as u32, 0);
+
+/// Hooks write, agent reads. Events are rare; a lost one is counted and what it said is found by the agent's scan or by the next.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// When an event was last sent, so that a flood of failures is not a flood of events. Soft state: an evicted entry sends once more.
+#[map]
+pub static EVENTS_SENT: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// sock_ops at the accepting side notes a SYN, sock_ops at the dialling side looks whether its peer is on this host and allows the
+/// shortcut. Soft state: an evicted entry means that a pair is not enrolled.
+#[map]
+pub static SYNS: LruHashMap<SynKey, u32> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Where the two ends of a shortcut learn of each other, from establishment to the client's first message. Soft state: an evicted
+/// entry makes the client's direction fall back to TCP.
+#[map]
+pub static MEETINGS: LruHashMap<FlowKey, Meeting> = LruHashMap::with_max_entries(32_768, 0);
+
+/// An enrolled socket's half. Dies with the socket.
+#[btf_map]
+pub static HALVES: SkStorage<Half> = SkStorage::new();
+
+/// Enrolled sockets by cookie. 131 072 sockets (about 0.84 KiB of kernel memory each); when full sockets are not enrolled.
+#[map]
+pub static SHORTCUT: SockHash<u64> = SockHash::with_max_entries(131_072, 0);
+
+/// Key of [`SYNS`]: the client's and the server's address.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SynKey {
+    pub client: Address,
+    pub server: Address,
+}

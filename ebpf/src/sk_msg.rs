@@ -1,0 +1,86 @@
+//! An enrolled socket sends: straight into its peer's receive queue, or, from some point on and for good, through TCP.
+//!
+//! Always returns "pass": with a redirect set the bytes go to the peer, without one they go through TCP. The helper's own verdict
+//! is not returned, because on a miss it would fail the program's write (trap T15).
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, sk_action::SK_PASS},
+    macros::sk_msg,
+    programs::SkMsgContext,
+};
+use sockway_common::{
+    counter::Counter,
+    flow::{Half, half_state},
+};
+
+use crate::{
+    count,
+    maps::{HALVES, MEETINGS, SETTINGS, SHORTCUT},
+    socket,
+};
+
+/// A message of an enrolled socket.
+#[sk_msg]
+pub fn send_direct(ctx: SkMsgContext) -> u32 {
+    // SAFETY: the hook's context; the union holds the socket pointer.
+    let socket = unsafe { (*ctx.msg).__bindgen_anon_3.sk };
+    if !socket.is_null()
+        && let Some(half) = socket::stored(&HALVES, socket.cast())
+        && half.state != half_state::FALLBACK
+        && let Err(why) = try_direct(&ctx, half)
+    {
+        // Bytes that pass through TCP must not be overtaken by later ones (trap T6): this direction never comes back.
+        half.state = half_state::FALLBACK;
+        count::one(why);
+    }
+    SK_PASS
+}
+
+#[inline(always)]
+fn try_direct(ctx: &SkMsgContext, half: &mut Half) -> Result<(), Counter> {
+    if half.state == half_state::WAITING {
+        meet(half)?;
+    }
+    check_peer(half)?;
+    if SHORTCUT.redirect_msg(ctx, &mut half.peer_cookie, u64::from(BPF_F_INGRESS)) != i64::from(SK_PASS) {
+        return Err(Counter::FallbackGone);
+    }
+    count::one(Counter::ShortcutMessages);
+    count::add(Counter::ShortcutBytes, u64::from(ctx.size()));
+    Ok(())
+}
+
+/// The client's first message: has the server been enrolled? If not, these bytes go through TCP, and so must all that follow.
+#[inline(always)]
+fn meet(half: &mut Half) -> Result<(), Counter> {
+    let key = half.key;
+    let Some(meeting) = MEETINGS.get_ptr(&key) else { return Err(Counter::FallbackEarly) };
+    // SAFETY: the value lives while the hook runs; the cookie is read first, as it is written last.
+    let (cookie, sock) = unsafe {
+        (core::ptr::read_volatile(&raw const (*meeting).server_cookie), core::ptr::read_volatile(&raw const (*meeting).server_sock))
+    };
+    let _ = MEETINGS.remove(&key);
+    if cookie == 0 {
+        return Err(Counter::FallbackEarly);
+    }
+    half.peer_cookie = cookie;
+    half.peer_sock = sock;
+    half.state = half_state::JOINED;
+    Ok(())
+}
+
+/// The peer must be the socket we met, with room in its receive queue: an ingress redirect knows no bound of its own (trap T13).
+#[inline(always)]
+fn check_peer(half: &Half) -> Result<(), Counter> {
+    let settings = SETTINGS.get(0).ok_or(Counter::FallbackGone)?;
+    let cookie: u64 = socket::peek(half.peer_sock, settings.offsets.cookie).ok_or(Counter::FallbackGone)?;
+    if cookie != half.peer_cookie {
+        return Err(Counter::FallbackGone);
+    }
+    let queued: i32 = socket::peek(half.peer_sock, settings.offsets.rmem_alloc).ok_or(Counter::FallbackGone)?;
+    let limit: i32 = socket::peek(half.peer_sock, settings.offsets.rcvbuf).ok_or(Counter::FallbackGone)?;
+    if queued as u32 > (limit as u32).min(settings.shortcut_bytes_max) {
+        return Err(Counter::FallbackFull);
+    }
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! A socket dials, is established, or fails.
+//!
+//! Two programs of the same body: [`allow_shortcut`] is attached to cgroups whose rule lets sockets be enrolled in the shortcut (and
+//! to the agent's own), [`deny_shortcut`] to the others. Where rules nest, the nearer cgroup's program runs first and its no stands.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE,
+        BPF_TCP_SYN_SENT,
+    },
+    helpers::{bpf_ktime_get_ns, generated::bpf_get_socket_cookie},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use aya_log_ebpf::warn;
+use sockway_common::{
+    capture::{Event, Settings, event_kind, settings_flags},
+    counter::Counter,
+    flow::{Conn, ENDPOINT_AGENT, FlowKey, Half, Meeting, Original, OriginalKey, conn_flags, half_state},
+    service::EndpointKey,
+};
+
+use crate::{
+    count, event,
+    maps::{CONNS, ENDPOINT_STATS, HALVES, MEETINGS, ORIGINALS, SETTINGS, SHORTCUT, SYNS, SynKey},
+    socket,
+};
+
+/// The hook has nothing to say about the connection's parameters.
+const DONE: u32 = 1;
+/// Value of [`SYNS`]: the accepting side's rule.
+const SYN_ALLOWED: u32 = 1;
+const SYN_DENIED: u32 = 0;
+/// `BPF_NOEXIST`.
+const NO_EXIST: u64 = 1;
+
+/// Sockets of a cgroup that allows the shortcut.
+#[sock_ops]
+pub fn allow_shortcut(ctx: SockOpsContext) -> u32 {
+    on_socket(&ctx, true)
+}
+
+/// Sockets of a cgroup that does not.
+#[sock_ops]
+pub fn deny_shortcut(ctx: SockOpsContext) -> u32 {
+    on_socket(&ctx, false)
+}
+
+#[inline(always)]
+fn on_socket(ctx: &SockOpsContext, allowed: bool) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TIMEOUT_INIT => on_syn(ctx, allowed),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => on_dial(ctx, allowed),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => on_dialled(ctx, allowed),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => on_accepted(ctx, allowed),
+        BPF_SOCK_OPS_STATE_CB => on_state(ctx),
+        _ => {}
+    }
+    DONE
+}
+
+/// A SYN came in (the kernel asks for the timeout of its request socket, before it answers): its sender, if it is on this host, will
+/// find the note when the answer arrives. So a socket is enrolled only when its peer will be.
+#[inline(always)]
+fn on_syn(ctx: &SockOpsContext, allowed: bool) {
+    // SAFETY: one field of the hook's context. A full socket here is a dialling one, which is none of this function's business.
+    let is_request = unsafe { (*ctx.ops).is_fullsock } == 0;
+    if !is_request || !shortcut_wanted() {
+        return;
+    }
+    let key = SynKey { client: socket::remote(ctx), server: socket::local(ctx) };
+    if allowed {
+        let _ = SYNS.insert(&key, &SYN_ALLOWED, NO_EXIST);
+    } else {
+        let _ = SYNS.insert(&key, &SYN_DENIED, 0);
+    }
+}
+
+/// The SYN is about to leave: the agent, if that is where it goes, cannot accept before it can learn what was dialled.
+#[inline(always)]
+fn on_dial(ctx: &SockOpsContext, allowed: bool) {
+    let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
+    if !allowed {
+        conn.flags |= conn_flags::NEVER;
+    }
+    if conn.flags & conn_flags::AGENT != 0 {
+        return;
+    }
+    if conn.endpoint == ENDPOINT_AGENT {
+        publish(ctx, conn);
+    } else {
+        let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+    }
+}
+
+#[inline(always)]
+fn publish(ctx: &SockOpsContext, conn: &Conn) {
+    let key = OriginalKey { netns: conn.netns, client: socket::local(ctx), zero: 0 };
+    let original = Original {
+        address: conn.original,
+        service: conn.service,
+        cookie: cookie(ctx),
+        // SAFETY: plain helper without arguments.
+        published_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    if ORIGINALS.insert(&key, &original, 0).is_ok() {
+        count::one(Counter::OriginalPublished);
+    } else {
+        count::one(Counter::OriginalFull);
+        warn!(ctx, "no room to publish an original destination: the agent will close this connection");
+    }
+}
+
+/// The dialling end is established; nothing has been sent.
+#[inline(always)]
+fn on_dialled(ctx: &SockOpsContext, allowed: bool) {
+    let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
+    conn.flags |= conn_flags::ESTABLISHED;
+    let wanted = conn.flags & (conn_flags::SHORTCUT | conn_flags::NEVER) == conn_flags::SHORTCUT;
+    if allowed
+        && wanted
+        && let Err(why) = enrol_client(ctx)
+    {
+        count::one(why);
+    }
+}
+
+#[inline(always)]
+fn enrol_client(ctx: &SockOpsContext) -> Result<(), Counter> {
+    let settings = SETTINGS.get(0).ok_or(Counter::ShortcutRefused)?;
+    let syn = SynKey { client: socket::local(ctx), server: socket::remote(ctx) };
+    // SAFETY: copied out at once.
+    let peer = unsafe { SYNS.get(&syn) }.copied().unwrap_or(SYN_DENIED);
+    let _ = SYNS.remove(&syn);
+    if peer != SYN_ALLOWED {
+        return Err(Counter::ShortcutPeerRemote);
+    }
+    // SAFETY: two fields of the hook's context.
+    let (client_sequence, server_sequence) = unsafe { ((*ctx.ops).snd_nxt, (*ctx.ops).rcv_nxt) };
+    let key = FlowKey { client: syn.client, server: syn.server, client_sequence, server_sequence };
+    let (half, sock) = new_half(ctx, settings, key, half_state::WAITING)?;
+    half.peer_sock = 0;
+    let mut cookie = cookie(ctx);
+    let meeting = Meeting { client_cookie: cookie, client_sock: sock, server_cookie: 0, server_sock: 0 };
+    MEETINGS.insert(&key, &meeting, 0).map_err(|_| Counter::ShortcutRefused)?;
+    if enrol(ctx, &mut cookie).is_err() {
+        let _ = MEETINGS.remove(&key);
+        return Err(Counter::ShortcutRefused);
+    }
+    count::one(Counter::ShortcutClient);
+    Ok(())
+}
+
+/// The accepting end is established; nothing has been received. If the dialling end was enrolled, so is this one, and they are a pair.
+#[inline(always)]
+fn on_accepted(ctx: &SockOpsContext, allowed: bool) {
+    if !shortcut_wanted() {
+        return;
+    }
+    if !allowed {
+        refuse_accepted(ctx);
+        return;
+    }
+    if let Err(why) = enrol_server(ctx) {
+        count::one(why);
+    }
+}
+
+/// A half that has fallen back keeps an outer cgroup's program from enrolling this socket.
+#[inline(always)]
+fn refuse_accepted(ctx: &SockOpsContext) {
+    let mut half = Half { key: accepted_key(ctx), peer_cookie: 0, peer_sock: 0, state: half_state::FALLBACK, zero: 0 };
+    let _ = socket::store(&HALVES, socket::of_ops(ctx.ops), &mut half);
+}
+
+#[inline(always)]
+fn enrol_server(ctx: &SockOpsContext) -> Result<(), Counter> {
+    let key = accepted_key(ctx);
+    let Some(meeting) = MEETINGS.get_ptr_mut(&key) else { return Ok(()) };
+    let settings = SETTINGS.get(0).ok_or(Counter::ShortcutRefused)?;
+    if socket::stored(&HALVES, socket::of_ops(ctx.ops)).is_some() {
+        return Err(Counter::ShortcutPeerRemote);
+    }
+    let (half, sock) = new_half(ctx, settings, key, half_state::FALLBACK)?;
+    // SAFETY: the entry was written whole before this end was established; nobody writes these two fields again.
+    let (peer_cookie, peer_sock) = unsafe { ((*meeting).client_cookie, (*meeting).client_sock) };
+    half.peer_cookie = peer_cookie;
+    half.peer_sock = peer_sock;
+    let mut cookie = cookie(ctx);
+    enrol(ctx, &mut cookie).map_err(|_| Counter::ShortcutRefused)?;
+    half.state = half_state::JOINED;
+    // SAFETY: the map value lives while the hook runs. The cookie is stored last: a client that sees it sees the pointer.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*meeting).server_sock, sock);
+        core::ptr::write_volatile(&raw mut (*meeting).server_cookie, cookie);
+    }
+    count::one(Counter::ShortcutServer);
+    Ok(())
+}
+
+#[inline(always)]
+fn accepted_key(ctx: &SockOpsContext) -> FlowKey {
+    // SAFETY: two fields of the hook's context.
+    let (client_sequence, server_sequence) = unsafe { ((*ctx.ops).rcv_nxt, (*ctx.ops).snd_nxt) };
+    FlowKey { client: socket::remote(ctx), server: socket::local(ctx), client_sequence, server_sequence }
+}
+
+/// A half for this socket, and the socket as a number for its peer to look at. Not for a subflow of MPTCP, which a sockmap breaks
+/// (trap T9).
+#[inline(always)]
+fn new_half(
+    ctx: &SockOpsContext,
+    settings: &Settings,
+    key: FlowKey,
+    state: u32,
+) -> Result<(&'static mut Half, u64), Counter> {
+    let socket = socket::of_ops(ctx.ops);
+    let mut half = Half { key, peer_cookie: 0, peer_sock: 0, state, zero: 0 };
+    let half = socket::store(&HALVES, socket, &mut half).ok_or(Counter::ShortcutRefused)?;
+    // The verifier lets nobody calculate with a socket pointer; written into a map value and read back it is a number.
+    // SAFETY: a field of a map value that this hook holds.
+    let sock = unsafe {
+        core::ptr::write_volatile((&raw mut half.peer_sock).cast::<*mut core::ffi::c_void>(), socket);
+        core::ptr::read_volatile(&raw const half.peer_sock)
+    };
+    let offset = settings.offsets.is_mptcp;
+    if offset != 0 && socket::peek::<u8>(sock, offset).unwrap_or(1) & 1 != 0 {
+        socket::forget(&HALVES, socket::of_ops(ctx.ops));
+        return Err(Counter::ShortcutMptcp);
+    }
+    Ok((half, sock))
+}
+
+#[inline(always)]
+fn enrol(ctx: &SockOpsContext, cookie: &mut u64) -> Result<(), i32> {
+    // SAFETY: the context itself, not a copy: the helper finds the socket through it.
+    SHORTCUT.update(cookie, unsafe { &mut *ctx.ops }, NO_EXIST)
+}
+
+/// A dial that ended before it was established: the endpoint refused, or nobody answered.
+#[inline(always)]
+fn on_state(ctx: &SockOpsContext) {
+    if ctx.arg(0) != BPF_TCP_SYN_SENT || ctx.arg(1) != BPF_TCP_CLOSE {
+        return;
+    }
+    let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
+    let key = EndpointKey { service: conn.service, endpoint: conn.endpoint };
+    if let Some(stats) = ENDPOINT_STATS.get_ptr_mut(&key) {
+        // SAFETY: this CPU's element; see `count::add`.
+        unsafe { (*stats).failures += 1 };
+    }
+    count::one(Counter::HandshakeFailed);
+    let event = Event {
+        kind: event_kind::CONNECT_FAILED,
+        pid: 0,
+        netns: conn.netns,
+        service: conn.service,
+        endpoint: conn.endpoint,
+    };
+    event::send(&event, u64::from(conn.service) << 32 | u64::from(conn.endpoint));
+}
+
+#[inline(always)]
+fn shortcut_wanted() -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.flags & settings_flags::SHORTCUT != 0)
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes the hook's context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}

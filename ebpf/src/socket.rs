@@ -1,0 +1,177 @@
+//! What hooks read of sockets: addresses from their contexts, storage, cookies, and fields of a peer through `bpf_probe_read_kernel`.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr, bpf_sock_ops},
+    btf_maps::SkStorage,
+    helpers::generated::{bpf_probe_read_kernel, bpf_sk_storage_delete, bpf_sk_storage_get},
+    programs::SockOpsContext,
+};
+use sockway_common::flow::Address;
+
+/// `AF_INET`.
+pub const AF_INET: u32 = 2;
+
+/// The destination that an IPv4 socket dials or asks for.
+#[inline(always)]
+pub fn dialled_v4(addr: *mut bpf_sock_addr) -> Address {
+    // SAFETY: `addr` is the hook's context; each load is one 32-bit field of it.
+    unsafe { Address::v4(ptr::read_volatile(&raw const (*addr).user_ip4), port(addr)) }
+}
+
+/// The destination that an IPv6 socket dials or asks for.
+#[inline(always)]
+pub fn dialled_v6(addr: *mut bpf_sock_addr) -> Address {
+    // SAFETY: as above, word by word: the verifier refuses wider loads of a context.
+    let ip = unsafe {
+        [
+            ptr::read_volatile(&raw const (*addr).user_ip6[0]),
+            ptr::read_volatile(&raw const (*addr).user_ip6[1]),
+            ptr::read_volatile(&raw const (*addr).user_ip6[2]),
+            ptr::read_volatile(&raw const (*addr).user_ip6[3]),
+        ]
+    };
+    Address::v6(ip, port(addr))
+}
+
+#[inline(always)]
+fn port(addr: *mut bpf_sock_addr) -> u16 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const (*addr).user_port) as u16 }
+}
+
+/// Writes an IPv4 destination into the context. Stores are volatile: merged into one 64-bit store, the verifier refuses them.
+#[inline(always)]
+pub fn redirect_v4(addr: *mut bpf_sock_addr, to: &Address) {
+    // SAFETY: `addr` is the hook's context.
+    unsafe {
+        ptr::write_volatile(&raw mut (*addr).user_ip4, to.ip[3]);
+        ptr::write_volatile(&raw mut (*addr).user_port, u32::from(to.port));
+    }
+}
+
+/// Writes an IPv6 destination into the context.
+#[inline(always)]
+pub fn redirect_v6(addr: *mut bpf_sock_addr, to: &Address) {
+    // SAFETY: `addr` is the hook's context.
+    unsafe {
+        ptr::write_volatile(&raw mut (*addr).user_ip6[0], to.ip[0]);
+        ptr::write_volatile(&raw mut (*addr).user_ip6[1], to.ip[1]);
+        ptr::write_volatile(&raw mut (*addr).user_ip6[2], to.ip[2]);
+        ptr::write_volatile(&raw mut (*addr).user_ip6[3], to.ip[3]);
+        ptr::write_volatile(&raw mut (*addr).user_port, u32::from(to.port));
+    }
+}
+
+/// The socket of a sock_addr context.
+#[inline(always)]
+pub fn of_addr(addr: *mut bpf_sock_addr) -> *mut c_void {
+    // SAFETY: `addr` is the hook's context; the union holds the socket pointer.
+    unsafe { (*addr).__bindgen_anon_1.sk.cast() }
+}
+
+/// The socket of a sock_ops context; null for a request socket.
+#[inline(always)]
+pub fn of_ops(ops: *mut bpf_sock_ops) -> *mut c_void {
+    // SAFETY: `ops` is the hook's context; the union holds the socket pointer.
+    unsafe { (*ops).__bindgen_anon_2.sk.cast() }
+}
+
+/// This end's address of a sock_ops context.
+#[inline(always)]
+pub fn local(ctx: &SockOpsContext) -> Address {
+    // The kernel gives the local port in host order.
+    let port = (ctx.local_port() as u16).to_be();
+    if ctx.family() == AF_INET {
+        return Address::v4(ctx.local_ip4(), port);
+    }
+    // SAFETY: `ops` is the hook's context, read word by word.
+    let ip = unsafe {
+        [
+            ptr::read_volatile(&raw const (*ctx.ops).local_ip6[0]),
+            ptr::read_volatile(&raw const (*ctx.ops).local_ip6[1]),
+            ptr::read_volatile(&raw const (*ctx.ops).local_ip6[2]),
+            ptr::read_volatile(&raw const (*ctx.ops).local_ip6[3]),
+        ]
+    };
+    Address::v6(ip, port)
+}
+
+/// The other end's address of a sock_ops context.
+#[inline(always)]
+pub fn remote(ctx: &SockOpsContext) -> Address {
+    // The kernel gives the remote port in network order, in the upper half of a little-endian word.
+    let port = (ctx.remote_port() >> 16) as u16;
+    if ctx.family() == AF_INET {
+        return Address::v4(ctx.remote_ip4(), port);
+    }
+    // SAFETY: `ops` is the hook's context, read word by word.
+    let ip = unsafe {
+        [
+            ptr::read_volatile(&raw const (*ctx.ops).remote_ip6[0]),
+            ptr::read_volatile(&raw const (*ctx.ops).remote_ip6[1]),
+            ptr::read_volatile(&raw const (*ctx.ops).remote_ip6[2]),
+            ptr::read_volatile(&raw const (*ctx.ops).remote_ip6[3]),
+        ]
+    };
+    Address::v6(ip, port)
+}
+
+/// What `map` holds for `socket`.
+#[inline(always)]
+pub fn stored<T>(map: &'static SkStorage<T>, socket: *mut c_void) -> Option<&'static mut T> {
+    // Only a context of sock_ops can hold null; the verifier wants to see it tested.
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: the helper checks the socket; the value lives as long as the hook runs (RCU), and is this socket's alone.
+    unsafe { bpf_sk_storage_get(map_ptr(map), socket, ptr::null_mut(), 0).cast::<T>().as_mut() }
+}
+
+/// Puts `value` into `map` for `socket`, over what is there.
+#[inline(always)]
+pub fn store<T: Copy>(map: &'static SkStorage<T>, socket: *mut c_void, value: &mut T) -> Option<&'static mut T> {
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: as in `stored`; the helper copies the initial value.
+    let slot = unsafe {
+        bpf_sk_storage_get(map_ptr(map), socket, ptr::from_mut(value).cast(), u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+            .cast::<T>()
+            .as_mut()
+    }?;
+    *slot = *value;
+    Some(slot)
+}
+
+/// Takes away what `map` holds for `socket`.
+#[inline(always)]
+pub fn forget<T>(map: &'static SkStorage<T>, socket: *mut c_void) {
+    if socket.is_null() {
+        return;
+    }
+    // SAFETY: the helper checks both; nothing stored is no error for us.
+    unsafe { bpf_sk_storage_delete(map_ptr(map), socket) };
+}
+
+#[inline(always)]
+fn map_ptr<T>(map: &'static SkStorage<T>) -> *mut c_void {
+    ptr::from_ref(map).cast_mut().cast()
+}
+
+/// Reads a field of a kernel object that may be gone: memory that cannot be read gives `None`, memory that was reused gives
+/// anything, which is why callers compare the socket cookie first (trap T17).
+#[inline(always)]
+pub fn peek<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
+    let mut value = T::default();
+    // SAFETY: the helper copes with any source address.
+    let failed = unsafe {
+        bpf_probe_read_kernel(
+            ptr::from_mut(&mut value).cast(),
+            size_of::<T>() as u32,
+            (object + u64::from(offset)) as *const c_void,
+        )
+    };
+    (failed == 0).then_some(value)
+}
