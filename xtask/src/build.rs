@@ -34,7 +34,10 @@ pub fn ebpf() -> Result<()> {
 /// Compiles the kernel half with warnings denied, beside the real build so as not to disturb it.
 pub fn ebpf_without_warnings(compiler: &Compiler) -> Result<()> {
     let mut command = compiler.cargo();
-    command.current_dir(root().join("ebpf")).args(["check", "--release", "--target-dir", "target/check"]).args(locked());
+    command
+        .current_dir(root().join("ebpf"))
+        .args(["check", "--release", "--target-dir", "target/check"])
+        .args(locked());
     for_kernel(&mut command, &["-Dwarnings"]);
     streamed("checking the kernel half", &mut command)
 }

@@ -89,8 +89,14 @@ impl<'a> Play<'a> {
     }
 
     fn act(&mut self, stay: bool) -> Result<()> {
-        self.step("The agent starts with the embedded default configuration and two services of two endpoints", Self::start_agent)?;
-        self.step("curl and python3 call both services, from the host and from a namespace without a way out", Self::call_both)?;
+        self.step(
+            "The agent starts with the embedded default configuration and two services of two endpoints",
+            Self::start_agent,
+        )?;
+        self.step(
+            "curl and python3 call both services, from the host and from a namespace without a way out",
+            Self::call_both,
+        )?;
         self.step("Endpoint two is killed (SIGKILL)", Self::lose_endpoint)?;
         self.step("Endpoint two comes back", Self::regain_endpoint)?;
         self.step("The agent is killed (SIGKILL): programs go on, straight to the endpoints", Self::lose_agent)?;
@@ -190,7 +196,10 @@ impl<'a> Play<'a> {
             // Nobody is there to dial from elsewhere: in the namespace, the namespace's own endpoints answer.
             self.calls(place, caller, HTTP, 4)?.came_from(&both(place))?;
         }
-        tell(format!("   the first of these calls was made at once, the last {} after the agent's end", seconds(killed.elapsed())));
+        tell(format!(
+            "   the first of these calls was made at once, the last {} after the agent's end",
+            seconds(killed.elapsed())
+        ));
         let after = patient.ask().context("the connection that was open before the agent's end")?;
         ensure!(before == after, "a connection changed its endpoint: {before}, then {after}");
         tell(format!("   host       python3  {}    a connection from before goes on: {after}", L4.name));
@@ -214,7 +223,9 @@ impl<'a> Play<'a> {
         let pid = agent.pid();
         let two: Vec<String> = self.endpoints.pids(Which::Two).iter().map(u32::to_string).collect();
         tell("\nIt goes on until Ctrl-C. To try in another terminal:");
-        for (place, service) in [(Place::Host, L4), (Place::Host, HTTP), (Place::Namespace, L4), (Place::Namespace, HTTP)] {
+        for (place, service) in
+            [(Place::Host, L4), (Place::Host, HTTP), (Place::Namespace, L4), (Place::Namespace, HTTP)]
+        {
             tell(format!("  {}", self.stage.captured_by_hand(place, &format!("curl -s {}", url(service)))));
         }
         tell(format!("  curl -s http://{admin}/metrics | grep ^sockway"));
@@ -236,8 +247,15 @@ impl<'a> Play<'a> {
         self.stage.detach()?;
         let batch = call(self.stage, Place::Host, Caller::Curl, L4, 2)?;
         // Whoever else listens at port 80 of every address may answer now.
-        ensure!(!batch.answers.keys().any(|answer| answer.starts_with("endpoint")), "still captured after detach: {batch}");
-        tell(format!("   host       curl     {}    as without Sockway: {}", L4.name, batch.failures.first().map_or("", |said| said)));
+        ensure!(
+            !batch.answers.keys().any(|answer| answer.starts_with("endpoint")),
+            "still captured after detach: {batch}"
+        );
+        tell(format!(
+            "   host       curl     {}    as without Sockway: {}",
+            L4.name,
+            batch.failures.first().map_or("", |said| said)
+        ));
         Ok(())
     }
 
@@ -275,7 +293,8 @@ impl<'a> Play<'a> {
 
     fn print_counters(&self) -> Result<()> {
         tell("   counters that moved:");
-        let names = ["sockway_kernel_connects_total", "sockway_requests_total", "sockway_endpoint_", "sockway_probes_total"];
+        let names =
+            ["sockway_kernel_connects_total", "sockway_requests_total", "sockway_endpoint_", "sockway_probes_total"];
         self.metrics()?.nonzero(&names).iter().for_each(|line| tell(format!("     {line}")));
         Ok(())
     }

@@ -179,7 +179,9 @@ mod tests {
         let text = configured(DEFAULT, "demo-1", "/sockway-demo-1", [18081, 18082]).unwrap();
         assert!(text.contains("instance: demo-1 "), "{text}");
         assert!(text.contains("- path: /sockway-demo-1 "), "{text}");
-        assert!(text.contains("\"127.66.0.10:80\", protocol: tcp, mode: kernel, endpoints: [127.0.0.1:18081, 127.0.0.1:18082]"));
+        assert!(text.contains(
+            "\"127.66.0.10:80\", protocol: tcp, mode: kernel, endpoints: [127.0.0.1:18081, 127.0.0.1:18082]"
+        ));
     }
 
     #[test]
@@ -192,7 +194,8 @@ mod tests {
 
     #[test]
     fn metrics_are_summed_over_the_lines_that_have_the_labels() {
-        let metrics = Metrics("# HELP a b\na{x=\"1\",y=\"2\"} 3\na{x=\"1\",y=\"4\"} 4\nab{x=\"1\"} 100\nc 5\nd 0\n".to_owned());
+        let metrics =
+            Metrics("# HELP a b\na{x=\"1\",y=\"2\"} 3\na{x=\"1\",y=\"4\"} 4\nab{x=\"1\"} 100\nc 5\nd 0\n".to_owned());
         assert_eq!(metrics.sum("a", &[("x", "1")]), 7.0);
         assert_eq!(metrics.sum("a", &[("y", "2")]), 3.0);
         assert_eq!(metrics.sum("c", &[]), 5.0);

@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_failed_call_is_told_by_its_last_line() {
-        let failure = judge(&output(1, "", "Traceback\n  File x\nConnectionRefusedError: refused\n"), Caller::Python, L4);
+        let failure =
+            judge(&output(1, "", "Traceback\n  File x\nConnectionRefusedError: refused\n"), Caller::Python, L4);
         assert_eq!(failure, Err("ConnectionRefusedError: refused".to_owned()));
     }
 

@@ -38,7 +38,8 @@ impl Process {
     /// SIGTERM.
     pub fn ask_to_end(&self) -> Result<()> {
         // Not reaped yet, so that the id is still its own.
-        rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM).with_context(|| format!("asking {} to end", self.name))
+        rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM)
+            .with_context(|| format!("asking {} to end", self.name))
     }
 
     /// How it ended, once it has.
@@ -87,7 +88,8 @@ pub struct Dialogue {
 impl Dialogue {
     /// Starts it.
     pub fn start(name: &'static str, command: &mut Command) -> Result<Self> {
-        let mut process = Process::start(name, command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()))?;
+        let mut process =
+            Process::start(name, command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()))?;
         let (stdin, stdout) = process.talk()?;
         Ok(Self { process, stdin, stdout })
     }
@@ -104,7 +106,10 @@ impl Dialogue {
 
     /// Says a line to it and waits for its answer.
     pub fn ask(&mut self) -> Result<String> {
-        self.stdin.write_all(b"\n").and_then(|()| self.stdin.flush()).with_context(|| format!("talking to {}", self.process.name))?;
+        self.stdin
+            .write_all(b"\n")
+            .and_then(|()| self.stdin.flush())
+            .with_context(|| format!("talking to {}", self.process.name))?;
         self.hear()
     }
 

@@ -128,15 +128,26 @@ impl Stage {
             detached,
             empty_and_remove(&self.cgroup()),
             empty_and_remove(&agents),
-            if Path::new("/run/netns").join(self.namespace()).exists() { ip(&["netns", "del", &self.namespace()]) } else { Ok(()) },
-            if self.folder.exists() { fs::remove_dir_all(&self.folder).context("removing the demo's files") } else { Ok(()) },
+            if Path::new("/run/netns").join(self.namespace()).exists() {
+                ip(&["netns", "del", &self.namespace()])
+            } else {
+                Ok(())
+            },
+            if self.folder.exists() {
+                fs::remove_dir_all(&self.folder).context("removing the demo's files")
+            } else {
+                Ok(())
+            },
         ];
         steps.into_iter().collect()
     }
 
     /// `sockway detach`: takes every program and pin of the instance away.
     pub fn detach(&self) -> Result<()> {
-        let output = Command::new(agent_binary()).args(["detach", "--instance", &self.instance()]).stdin(Stdio::null()).output()?;
+        let output = Command::new(agent_binary())
+            .args(["detach", "--instance", &self.instance()])
+            .stdin(Stdio::null())
+            .output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "sockway detach ended with {}: {}", output.status, said.trim());
         Ok(())
@@ -180,7 +191,8 @@ fn empty_and_remove(cgroup: &Path) -> Result<()> {
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output().context("cannot run ip (package iproute2)")?;
+    let output =
+        Command::new("ip").args(arguments).stdin(Stdio::null()).output().context("cannot run ip (package iproute2)")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), said.trim());
     Ok(())
@@ -191,7 +203,9 @@ fn mount() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     match cgroup2(&mounts) {
         Some(path) => Ok(path),
-        None => bail!("cgroup v2 is not mounted: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"),
+        None => bail!(
+            "cgroup v2 is not mounted: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"
+        ),
     }
 }
 
@@ -208,7 +222,8 @@ mod tests {
 
     #[test]
     fn cgroup_v2_is_found_beside_v1() {
-        let hybrid = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0\n";
+        let hybrid =
+            "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0\n";
         assert_eq!(cgroup2(hybrid), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(cgroup2("tmpfs /tmp tmpfs rw 0 0\n"), None);
     }

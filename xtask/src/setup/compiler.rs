@@ -74,7 +74,14 @@ impl Compiler {
             }
         };
         // What the outer cargo and its user set is meant for the other compiler.
-        for name in ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR", "RUSTC_WRAPPER", "LD_LIBRARY_PATH"] {
+        for name in [
+            "RUSTUP_TOOLCHAIN",
+            "RUSTFLAGS",
+            "CARGO_BUILD_TARGET",
+            "CARGO_TARGET_DIR",
+            "RUSTC_WRAPPER",
+            "LD_LIBRARY_PATH",
+        ] {
             command.env_remove(name);
         }
         let mut path = vec![self.linker.clone()];
@@ -180,7 +187,9 @@ fn parse_version(text: &str) -> Option<(String, u32)> {
 }
 
 fn install_compiler() -> Result<()> {
-    say("the kernel half needs a Rust compiler that takes unstable flags, and the source of its library; there is none yet");
+    say(
+        "the kernel half needs a Rust compiler that takes unstable flags, and the source of its library; there is none yet",
+    );
     if packages::is_known(DEBIAN[0])? {
         packages::install(DEBIAN, "Debian has one that is kept current")?;
         if system().is_some() {

@@ -48,10 +48,20 @@ pub fn install_llvm(llvm: u32) -> Result<()> {
 pub fn build(llvm: u32) -> Result<()> {
     let folder = folder(llvm);
     let home = folder.parent().expect("bin/ is in the linker's folder");
-    say(format!("bpf-linker {VERSION} for LLVM {llvm} links the kernel half: building it once into {}", home.display()));
+    say(format!(
+        "bpf-linker {VERSION} for LLVM {llvm} links the kernel half: building it once into {}",
+        home.display()
+    ));
     let mut install = Command::new(cargo());
     install
-        .args(["install", &format!("bpf-linker@{VERSION}"), "--locked", "--force", "--no-default-features", "--features"])
+        .args([
+            "install",
+            &format!("bpf-linker@{VERSION}"),
+            "--locked",
+            "--force",
+            "--no-default-features",
+            "--features",
+        ])
         .arg(format!("llvm-{llvm}"))
         .arg("--root")
         .arg(home)
@@ -71,7 +81,8 @@ pub fn on_path() -> Option<PathBuf> {
 }
 
 fn is_recent(version: &str) -> bool {
-    let mut numbers = version.trim().trim_start_matches("bpf-linker ").split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers =
+        version.trim().trim_start_matches("bpf-linker ").split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (0, 13)
 }
 
