@@ -29,9 +29,9 @@ pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static SERVICES: HashMap<Address, Service> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
-/// Agent writes, connect hooks read. Eight slots for each service on average, during a swap of generations twice.
+/// Agent writes, connect hooks read. Eight slots for each service on average; one service's are there twice while they are swapped.
 #[map]
-pub static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(2_097_152, NO_PREALLOC);
+pub static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(1_048_576, NO_PREALLOC);
 
 /// Connect hooks count up; the agent makes an entry for each service that takes its slots in turn and removes it with the service.
 #[map]
@@ -40,7 +40,7 @@ pub static CURSORS: HashMap<u32, u64> = HashMap::with_max_entries(131_072, NO_PR
 /// Hooks count, agent reads; the agent makes the entry, so that a hook never allocates. One for each endpoint.
 #[map]
 pub static ENDPOINT_STATS: PerCpuHashMap<EndpointKey, EndpointStats> =
-    PerCpuHashMap::with_max_entries(1_048_576, NO_PREALLOC);
+    PerCpuHashMap::with_max_entries(524_288, NO_PREALLOC);
 
 /// Agent writes, connect hooks read: by network namespace cookie. One entry for each namespace served.
 #[map]

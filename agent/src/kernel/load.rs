@@ -42,6 +42,9 @@ pub const MAPS: [&str; 16] = [
     "MEETINGS",
     "HALVES",
 ];
+/// Those of them whose size costs time and memory even when they are empty.
+const LARGE_MAPS: [&str; 8] =
+    ["SERVICES", "SLOTS", "CURSORS", "ENDPOINT_STATS", "LISTENERS", "ORIGINALS", "SYNS", "MEETINGS"];
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
 
@@ -67,6 +70,11 @@ impl Loaded {
         if let Some(pins) = pins {
             for name in MAPS.into_iter().chain([SHORTCUT_MAP]) {
                 loader.map_pin_path(name, pins.join(name));
+            }
+        } else {
+            // A private copy serves a handful of sockets: large tables would cost milliseconds to make and free.
+            for name in LARGE_MAPS {
+                loader.map_max_entries(name, 1024);
             }
         }
         let mut ebpf = loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;

@@ -10,7 +10,7 @@ use std::{
     fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
@@ -49,10 +49,13 @@ pub fn allows_shortcut(capabilities: &[Capability]) -> bool {
 
 /// Runs every check. This process is moved into a scratch cgroup below `mount` and back.
 pub fn run(mount: &Path, instance: &str) -> Vec<Capability> {
-    match Bench::new(mount, instance) {
+    let started = Instant::now();
+    let capabilities = match Bench::new(mount, instance) {
         Ok(mut bench) => bench.run(),
         Err(why) => vec![Capability { name: "load", passed: false, detail: why }],
-    }
+    };
+    tracing::debug!(elapsed = ?started.elapsed(), "self-test of the running kernel");
+    capabilities
 }
 
 /// The scratch cgroup, the private kernel half, and one service in it. Everything goes when it is dropped.

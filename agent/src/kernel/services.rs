@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
-    sync::atomic::Ordering,
+    sync::Arc,
 };
 
 use aya::{
@@ -194,12 +194,15 @@ fn flags(service: &Service, shortcut: bool) -> u32 {
     flags
 }
 
-/// The slot table of a service: its usable endpoints, or all of them when none is (a wrong verdict must not cut everything off).
+/// The slot table of a service: its usable endpoints, or all of them when none is (a wrong verdict must not cut everything off). A hook
+/// can point a socket only at an address of its own family, so endpoints of the other one are for the agent alone.
 fn slots(service: &Service) -> Vec<Slot> {
-    let usable: Vec<&Endpoint> =
-        service.endpoints.iter().filter(|endpoint| !endpoint.state.down.load(Ordering::Relaxed)).map(AsRef::as_ref).collect();
-    let chosen =
-        if usable.is_empty() { service.endpoints.iter().map(AsRef::as_ref).collect::<Vec<&Endpoint>>() } else { usable };
+    let reachable = || {
+        let same_family = |endpoint: &&Arc<Endpoint>| endpoint.address.is_ipv4() == service.config.address.is_ipv4();
+        service.endpoints.iter().filter(same_family).map(AsRef::as_ref)
+    };
+    let usable: Vec<&Endpoint> = reachable().filter(|endpoint| endpoint.state.usable()).collect();
+    let chosen = if usable.is_empty() { reachable().collect() } else { usable };
     let weights: Vec<u32> = chosen.iter().map(|endpoint| endpoint.weight).collect();
     let slot = |first: &Endpoint, second: &Endpoint, threshold| Slot {
         first: to(first.address),

@@ -48,6 +48,8 @@ pub fn splice(bench: &mut Bench) -> Result<String, String> {
     let (mut client, server) = bench.connect()?;
     client.write_all(b"spliced").map_err(text)?;
     wait_readable(&server)?;
+    // The wait of a blocking socket would end at our time limit only.
+    server.set_nonblocking(true).map_err(text)?;
     let (_read_end, write_end) = pipe().map_err(text)?;
     // SAFETY: two descriptors that live through the call, no offsets.
     let moved = unsafe {
