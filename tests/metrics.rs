@@ -1,1 +1,149 @@
-//! wip
+//! The admin endpoint: Prometheus text that says what happened, readiness, and the configuration in effect.
+
+use std::io::Write;
+
+use sockway_common::counter;
+use sockway_tests::{agent::Agent, config::Service, metrics::Metrics, origin::read_name, stage::Stage, wait};
+
+#[test]
+fn every_metric_has_a_help_line_and_a_type() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("web"), stage.address());
+    let agent = Agent::start(&stage.config().service(Service::http("web", service).to(web.address())));
+    assert_eq!(stage.session(service).get("/").unwrap().status, 200);
+
+    let answer = agent.admin("/metrics");
+    assert!(answer.header("content-type").starts_with("text/plain"), "{answer:?}");
+    let metrics = Metrics::parse(answer.text());
+    let is_histogram = |family: &str| metrics.type_of(family) == Some("histogram");
+    for name in metrics.names() {
+        assert!(name.starts_with("sockway_"), "{name}");
+        let parts = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .filter(|family| is_histogram(family));
+        let family = parts.unwrap_or(name);
+        assert!(metrics.has_help(family), "no help for {family}");
+        let kind = metrics.type_of(family).unwrap_or_else(|| panic!("no type for {family}"));
+        assert_eq!(kind == "counter", family.ends_with("_total"), "{family} is a {kind}");
+    }
+}
+
+#[test]
+fn every_counter_of_the_kernel_half_is_there_from_the_start() {
+    let Some(stage) = Stage::set() else { return };
+    let agent = Agent::start(&stage.config());
+    let metrics = agent.metrics();
+    for counter in counter::ALL {
+        let name = format!("sockway_kernel_{}", counter.name());
+        assert!(metrics.has(&name, counter.labels()), "{name} {:?}", counter.labels());
+    }
+}
+
+#[test]
+fn traffic_is_counted_where_it_went() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, origin) = (stage.web("web"), stage.echo("origin"));
+    let (http, tcp, kernel) = (stage.address(), stage.address(), stage.address());
+    let agent = Agent::start(
+        &stage
+            .config()
+            .service(Service::http("http", http).to(web.address()))
+            .service(Service::agent_tcp("tcp", tcp).to(origin.address()))
+            .service(Service::kernel_tcp("kernel", kernel).to(origin.address())),
+    );
+    let mut session = stage.session(http);
+    for _ in 0..7 {
+        session.get("/bytes/1000").unwrap();
+    }
+    let mut streams: Vec<_> = [tcp, tcp, kernel, kernel, kernel].map(|service| stage.dial(service).unwrap()).into();
+    streams.iter_mut().for_each(|stream| assert_eq!(read_name(stream).unwrap(), "origin"));
+
+    let endpoint = |metric: &str, service: &str| agent.metric(metric, &[("service", service)]);
+    wait::until("the requests to be recorded", wait::SOON, || {
+        endpoint("sockway_endpoint_requests_total", "http") == 7.0
+    });
+    assert_eq!(endpoint("sockway_endpoint_requests_total", "tcp"), 2.0);
+    assert_eq!(endpoint("sockway_endpoint_active", "tcp"), 2.0);
+    assert_eq!(endpoint("sockway_kernel_endpoint_connects_total", "kernel"), 3.0);
+    assert_eq!(endpoint("sockway_endpoint_up", "kernel"), 1.0);
+    assert_eq!(agent.metric("sockway_connections_active", &[]), 3.0);
+    drop((session, streams));
+    wait::until("the connections to end", wait::SOON, || agent.metric("sockway_connections_active", &[]) == 0.0);
+}
+
+#[test]
+fn latencies_are_a_histogram_whose_buckets_add_up() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("web"), stage.address());
+    let agent = Agent::start(&stage.config().service(Service::http("web", service).to(web.address())));
+    let mut session = stage.session(service);
+    for _ in 0..20 {
+        session.get("/").unwrap();
+    }
+    for family in ["sockway_request_duration_seconds", "sockway_overhead_seconds"] {
+        wait::until("twenty requests to be recorded", wait::SOON, || {
+            agent.metric(&format!("{family}_count"), &[]) == 20.0
+        });
+        let metrics = agent.metrics();
+        let bucket = |bound: &str| metrics.get(&format!("{family}_bucket"), &[("le", bound)]);
+        assert_eq!(bucket("+Inf"), 20.0, "{family}");
+        assert!(
+            bucket("0.00005") <= bucket("0.001") && bucket("0.001") <= bucket("1") && bucket("1") <= 20.0,
+            "{family}"
+        );
+        let sum = metrics.get(&format!("{family}_sum"), &[]);
+        assert!(sum > 0.0 && sum < 20.0, "{family}: {sum} s");
+    }
+}
+
+#[test]
+fn refused_requests_are_counted_by_reason() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("web"), stage.address());
+    let agent = Agent::start(&stage.config().service(Service::http("web", service).to(web.address())));
+    let before = agent.metrics();
+    let mut session = stage.session(service);
+    session.write(b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\nHost: test\r\n\r\n").unwrap();
+    assert_eq!(session.read("GET").unwrap().status, 400);
+    // Whatever the counters are called, one of the agent's own (not of a probe or a scrape) has moved and tells of a bad request.
+    wait::until("the refusal to be counted", wait::SOON, || {
+        let now = agent.metrics();
+        let moved = |name: &&str| now.get(name, &[]) > before.get(name, &[]) && name.contains("requests");
+        now.names().iter().any(|name| moved(&name))
+    });
+}
+
+#[test]
+fn ready_config_and_unknown_paths_answer() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("web"), stage.address());
+    let agent = Agent::start(&stage.config().service(Service::http("shop/front", service).to(web.address())));
+    assert_eq!(agent.admin("/ready").status, 200);
+    let config = agent.admin("/config");
+    assert_eq!(config.status, 200);
+    for shown in ["shop/front", &service.to_string(), &web.address().to_string(), stage.clients.path()] {
+        assert!(config.text().contains(shown), "{shown} is not in {}", config.text());
+    }
+    assert_eq!(agent.admin("/no-such-path").status, 404);
+}
+
+#[test]
+fn the_admin_endpoint_answers_while_a_client_of_it_hangs() {
+    let Some(stage) = Stage::set() else { return };
+    let agent = Agent::start(&stage.config());
+    let mut hanging: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(agent.admin_address()).unwrap()).collect();
+    hanging.iter_mut().for_each(|stream| stream.write_all(b"GET /metr").unwrap());
+    for _ in 0..20 {
+        assert_eq!(agent.admin("/ready").status, 200);
+    }
+}
+
+#[test]
+fn self_test_results_are_metrics() {
+    let Some(stage) = Stage::set() else { return };
+    let agent = Agent::start(&stage.config());
+    let metrics = agent.metrics();
+    assert!(metrics.has("sockway_kernel_capability", &[]), "{}", metrics.text());
+    assert_eq!(metrics.type_of("sockway_kernel_capability"), Some("gauge"));
+}

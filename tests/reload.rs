@@ -213,8 +213,8 @@ fn reloads_under_load_cost_no_request() {
     let mut loads = [http, kernel].map(|service| Wrk::start(Room::of(&stage.clients), service, 8, span));
     let mut reloads = 0;
     while loads.iter_mut().all(Wrk::running) {
-        let endpoints = [&[first][..], &[second], &[first, second]][reloads % 3];
-        agent.reload(&services(endpoints));
+        let endpoints = [vec![first], vec![second], vec![first, second]];
+        agent.reload(&services(&endpoints[reloads % 3]));
         let answer = stage.session([http, kernel][reloads % 2]).get("/").unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "nginx\n"));
         reloads += 1;
