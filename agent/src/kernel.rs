@@ -10,6 +10,7 @@ pub mod doctor;
 mod events;
 mod flows;
 mod load;
+mod log;
 mod namespace;
 mod offsets;
 mod pins;
@@ -26,18 +27,20 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData, PerCpuArray},
+    maps::{Array, HashMap, MapData, PerCpuArray},
 };
 use sockway_common::{
     ABI_VERSION,
     capture::{Settings, settings_flags},
     counter::{self, Counter},
+    flow::{Original, OriginalKey},
     service::{EndpointKey, EndpointStats},
 };
 
 pub use self::{
-    events::{Event, Events},
+    events::{Event, EventStream, Events},
     flows::{Flows, OriginalDst},
+    log::KernelLog,
     namespace::{Changes, Listening, Namespaces, Opened},
     selftest::Capability,
 };
@@ -55,6 +58,9 @@ const HEARTBEAT_MAX_AGE_NS: u64 = 2_000_000_000;
 /// bounds it too.
 const SHORTCUT_BYTES_MAX: u32 = 1 << 20;
 
+/// Age at which a published destination that nobody took is swept: longer than any client waits in an accept queue.
+const ORIGINAL_MAX_AGE_NS: u64 = 120_000_000_000;
+
 /// The kernel half, loaded and attached.
 pub struct Kernel {
     _loaded: Loaded,
@@ -70,6 +76,8 @@ pub struct Kernel {
     flows: Flows,
     events: Option<Events>,
     namespaces: Option<Namespaces>,
+    log: Option<KernelLog>,
+    originals: HashMap<MapData, OriginalKey, Original>,
 }
 
 impl Kernel {
@@ -121,6 +129,8 @@ impl Kernel {
                 self_test_passed,
             ),
             events: Some(Events::new(ebpf)?),
+            log: KernelLog::new(ebpf),
+            originals: services::table(ebpf, "ORIGINALS")?,
             namespaces: Some(Namespaces::new(ebpf, rules.iter().map(|(path, _)| path.clone()).collect())?),
             tables: Tables::new(ebpf)?,
             heartbeat: services::table(ebpf, "HEARTBEAT")?,
@@ -193,9 +203,26 @@ impl Kernel {
         self.namespaces.take()
     }
 
-    /// The map of the eBPF log, for aya-log.
-    pub fn ebpf(&mut self) -> &mut Ebpf {
-        &mut self._loaded.ebpf
+    /// The kernel half's log; `None` when it was taken before.
+    pub fn take_log(&mut self) -> Option<KernelLog> {
+        self.log.take()
+    }
+
+    /// Removes what clients published and nobody accepted: they gave up while they waited, or their agent was killed. To be called
+    /// from time to time. How many there were.
+    pub fn sweep(&mut self) -> usize {
+        let oldest = monotonic_ns().saturating_sub(ORIGINAL_MAX_AGE_NS);
+        let stale: Vec<OriginalKey> = self
+            .originals
+            .iter()
+            .flatten()
+            .filter(|(_, original)| original.published_ns < oldest)
+            .map(|(key, _)| key)
+            .collect();
+        for key in &stale {
+            let _ = self.originals.remove(key);
+        }
+        stale.len()
     }
 }
 
@@ -230,7 +257,7 @@ fn attach(
     let links = pins.links();
     loaded.attach_shortcut()?;
     // The agent's own sockets take part in the shortcut; whether they do is decided for each by service.
-    loaded.attach(own, true, Some(&links))?;
+    loaded.attach_sockets(own, true, Some(&links))?;
     let mut kept = vec![id_of(own)?];
     for (path, rule) in rules {
         loaded.attach(path, flows::allows(rule.shortcut, self_test_passed), Some(&links))?;

@@ -74,8 +74,8 @@ pub mod conn_flags {
     pub const NEVER: u32 = 1 << 1;
     /// The socket is the agent's own (set by the agent on its upstream sockets).
     pub const AGENT: u32 = 1 << 2;
-    /// The handshake completed: a later close is not a failed connect.
-    pub const ESTABLISHED: u32 = 1 << 3;
+    /// `connect()` is under way: where capture rules nest, the hook of the outer cgroup runs next, on the address that was put in.
+    pub const DIALLING: u32 = 1 << 3;
 }
 
 /// One direction's identity on the wire, the same seen from both ends: addresses and the two initial sequence numbers.

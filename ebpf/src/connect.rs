@@ -80,13 +80,21 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
     match try_dial(ctx, dialled) {
         Ok((to, counter)) => Verdict::Redirect { to, counter },
         Err(counter) => {
-            // A socket may be connected again: what an earlier connect() left must not answer for this one (trap T30).
-            let socket = socket::of_addr(ctx.sock_addr);
-            if socket::stored(&CONNS, socket).is_some() {
-                socket::forget(&CONNS, socket);
-            }
+            forget_earlier(ctx, dialled);
             Verdict::Pass(counter)
         }
+    }
+}
+
+/// A socket may be connected again: what an earlier connect() left must not answer for this one (trap T30). But what the hook of a
+/// nearer cgroup has just put there stays.
+#[inline(always)]
+fn forget_earlier(ctx: &SockAddrContext, dialled: &Address) {
+    let socket = socket::of_addr(ctx.sock_addr);
+    if let Some(conn) = socket::stored(&CONNS, socket)
+        && (conn.flags & conn_flags::DIALLING == 0 || conn.actual != *dialled)
+    {
+        socket::forget(&CONNS, socket);
     }
 }
 
@@ -137,7 +145,7 @@ fn remember(
         service: service.id,
         endpoint,
         netns: netns(ctx),
-        flags: shortcut,
+        flags: shortcut | conn_flags::DIALLING,
         zero: 0,
     };
     socket::store(&CONNS, socket::of_addr(ctx.sock_addr), &mut conn).map(|_| ()).ok_or(Counter::ConnectNoStorage)

@@ -82,6 +82,7 @@ fn on_syn(ctx: &SockOpsContext, allowed: bool) {
 #[inline(always)]
 fn on_dial(ctx: &SockOpsContext, allowed: bool) {
     let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
+    conn.flags &= !conn_flags::DIALLING;
     if !allowed {
         conn.flags |= conn_flags::NEVER;
     }
@@ -117,14 +118,20 @@ fn publish(ctx: &SockOpsContext, conn: &Conn) {
 #[inline(always)]
 fn on_dialled(ctx: &SockOpsContext, allowed: bool) {
     let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
-    conn.flags |= conn_flags::ESTABLISHED;
     let wanted = conn.flags & (conn_flags::SHORTCUT | conn_flags::NEVER) == conn_flags::SHORTCUT;
     if allowed
         && wanted
+        && !decided(ctx)
         && let Err(why) = enrol_client(ctx)
     {
         count::one(why);
     }
+}
+
+/// Whether the program of a nearer cgroup has enrolled or refused this socket before.
+#[inline(always)]
+fn decided(ctx: &SockOpsContext) -> bool {
+    socket::stored(&HALVES, socket::of_ops(ctx.ops)).is_some()
 }
 
 #[inline(always)]
@@ -156,7 +163,7 @@ fn enrol_client(ctx: &SockOpsContext) -> Result<(), Counter> {
 /// The accepting end is established; nothing has been received. If the dialling end was enrolled, so is this one, and they are a pair.
 #[inline(always)]
 fn on_accepted(ctx: &SockOpsContext, allowed: bool) {
-    if !shortcut_wanted() {
+    if !shortcut_wanted() || decided(ctx) {
         return;
     }
     if !allowed {
@@ -180,9 +187,6 @@ fn enrol_server(ctx: &SockOpsContext) -> Result<(), Counter> {
     let key = accepted_key(ctx);
     let Some(meeting) = MEETINGS.get_ptr_mut(&key) else { return Ok(()) };
     let settings = SETTINGS.get(0).ok_or(Counter::ShortcutRefused)?;
-    if socket::stored(&HALVES, socket::of_ops(ctx.ops)).is_some() {
-        return Err(Counter::ShortcutPeerRemote);
-    }
     let (half, sock) = new_half(ctx, settings, key, half_state::FALLBACK)?;
     // SAFETY: the entry was written whole before this end was established; nobody writes these two fields again.
     let (peer_cookie, peer_sock) = unsafe { ((*meeting).client_cookie, (*meeting).client_sock) };

@@ -102,11 +102,27 @@ impl Loaded {
     /// connection is captured before the others are there. With `pins` each link is pinned under `<cgroup id>-<hook>`, and one that
     /// is pinned already has its program replaced, atomically.
     pub fn attach(&mut self, cgroup: &Path, allow: bool, pins: Option<&Path>) -> Result<Vec<FdLink>, KernelError> {
+        let mut links = self.attach_sockets(cgroup, allow, pins)?;
+        links.extend(self.attach_hooks(cgroup, &ADDRESS_HOOKS, pins)?);
+        Ok(links)
+    }
+
+    /// Attaches to `cgroup` only what watches sockets: for the agent's own, which are never captured but take part in the shortcut.
+    pub fn attach_sockets(&mut self, cgroup: &Path, allow: bool, pins: Option<&Path>) -> Result<Vec<FdLink>, KernelError> {
+        let program = if allow { "allow_shortcut" } else { "deny_shortcut" };
+        self.attach_hooks(cgroup, &[(program, "sockops")], pins)
+    }
+
+    fn attach_hooks(
+        &mut self,
+        cgroup: &Path,
+        hooks: &[(&'static str, &str)],
+        pins: Option<&Path>,
+    ) -> Result<Vec<FdLink>, KernelError> {
         let file = super::cgroup::open(cgroup).map_err(|source| KernelError::Cgroup { path: cgroup.into(), source })?;
         let id = super::cgroup::id(cgroup).map_err(|source| KernelError::Cgroup { path: cgroup.into(), source })?;
         let mut links = Vec::new();
-        let sock_ops = if allow { "allow_shortcut" } else { "deny_shortcut" };
-        for (program, pin) in [(sock_ops, "sockops")].into_iter().chain(ADDRESS_HOOKS) {
+        for &(program, pin) in hooks {
             let path = pins.map(|pins| pins.join(format!("{id}-{pin}")));
             if let Some(path) = &path
                 && self.replace(program, path)?
