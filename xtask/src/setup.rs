@@ -115,7 +115,9 @@ fn rust_components() -> Result<()> {
         }
         say(format!("`cargo {subcommand}` is missing: adding rustup's component {component}"));
         logged(&format!("adding {component}"), component, Command::new("rustup").args(["component", "add", component]))
-            .with_context(|| format!("`cargo xtask check` needs `cargo {subcommand}`: install {component} for your toolchain"))?;
+            .with_context(|| {
+                format!("`cargo xtask check` needs `cargo {subcommand}`: install {component} for your toolchain")
+            })?;
     }
     Ok(())
 }
@@ -145,7 +147,12 @@ pub fn python() -> PathBuf {
 }
 
 fn succeeds(command: &mut Command) -> bool {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 #[cfg(test)]
@@ -161,8 +168,11 @@ mod tests {
 
     #[test]
     fn the_demo_does_not_install_what_only_bench_needs() {
-        let demo: Vec<&str> =
-            PROGRAMS.iter().filter(|needed| needed.groups.contains(&Group::Demo)).map(|needed| needed.package).collect();
+        let demo: Vec<&str> = PROGRAMS
+            .iter()
+            .filter(|needed| needed.groups.contains(&Group::Demo))
+            .map(|needed| needed.package)
+            .collect();
         assert!(!demo.contains(&"haproxy") && !demo.contains(&"nginx"), "{demo:?}");
     }
 }
