@@ -22,6 +22,7 @@ pub struct Snapshot {
     /// In the order of the configuration.
     pub services: Vec<Arc<Service>>,
     by_address: HashMap<SocketAddr, Arc<Service>>,
+    by_id: HashMap<u32, Arc<Service>>,
     next_service_id: u32,
 }
 
@@ -98,7 +99,8 @@ impl Snapshot {
             })
             .collect();
         let by_address = services.iter().map(|service| (service.config.address, Arc::clone(service))).collect();
-        Snapshot { generation: previous.generation + 1, services, by_address, next_service_id }
+        let by_id = services.iter().map(|service| (service.id, Arc::clone(service))).collect();
+        Snapshot { generation: previous.generation + 1, services, by_address, by_id, next_service_id }
     }
 
     /// The service that programs dial at `address`.
@@ -108,7 +110,7 @@ impl Snapshot {
 
     /// The service of this id.
     pub fn by_id(&self, id: u32) -> Option<&Arc<Service>> {
-        self.services.iter().find(|service| service.id == id)
+        self.by_id.get(&id)
     }
 }
 
@@ -129,4 +131,46 @@ fn build_endpoints(configured: &[config::Endpoint], old: &[Arc<Endpoint>]) -> Ve
             Arc::new(Endpoint { id, address: endpoint.address, weight: endpoint.weight, state })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file;
+
+    fn snapshot(services: &[(&str, u8, &[u8])], previous: &Snapshot) -> Snapshot {
+        let line = |(name, address, endpoints): &(&str, u8, &[u8])| {
+            let endpoints: Vec<String> = endpoints.iter().map(|last| format!("10.0.1.{last}:80")).collect();
+            let endpoints = endpoints.join(", ");
+            format!("  - {{name: {name}, address: 10.0.0.{address}:80, protocol: tcp, endpoints: [{endpoints}]}}\n")
+        };
+        let text: String = services.iter().map(line).collect();
+        let config = file::parse(&format!("services:\n{text}"), "F").expect("a good file");
+        Snapshot::build(&config, previous)
+    }
+
+    #[test]
+    fn a_service_is_found_by_address_and_by_id() {
+        let snapshot = snapshot(&[("a", 1, &[1]), ("b", 2, &[2])], &Snapshot::default());
+        for service in &snapshot.services {
+            assert!(Arc::ptr_eq(service, snapshot.by_address(service.config.address).expect("by address")));
+            assert!(Arc::ptr_eq(service, snapshot.by_id(service.id).expect("by id")));
+        }
+        assert!(snapshot.by_id(99).is_none());
+    }
+
+    #[test]
+    fn ids_and_state_outlive_a_reload_and_ids_are_not_given_twice() {
+        let first = snapshot(&[("a", 1, &[1, 2]), ("b", 2, &[1])], &Snapshot::default());
+        first.services[0].endpoints[1].state.down.store(true, Ordering::Relaxed);
+        let second = snapshot(&[("c", 3, &[1]), ("a", 4, &[3, 2])], &first);
+        let (old, new) = (&first.services[0], &second.services[1]);
+        assert_eq!((old.id, second.generation), (new.id, first.generation + 1));
+        assert_eq!(old.endpoints[1].id, new.endpoints[1].id);
+        assert!(!new.endpoints[1].state.usable() && new.endpoints[0].state.usable());
+        assert!(!old.endpoints.iter().any(|endpoint| endpoint.id == new.endpoints[0].id));
+        assert!(!first.services.iter().any(|service| service.id == second.services[0].id));
+        let third = snapshot(&[("b", 2, &[1])], &second);
+        assert!(third.services[0].id > second.services[0].id, "b came back as a new service");
+    }
 }

@@ -4,6 +4,8 @@ pub mod file;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use self::file::ConfigError;
+
 /// The whole configuration at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

@@ -26,7 +26,7 @@ use super::{Balance, Capture, CaptureRule, Config, Endpoint, Mode, Protocol, Ser
 
 pub use self::{
     section::{Position, Problem},
-    show::show,
+    show::{balance_word, mode_word, protocol_word, shortcut_word, show},
 };
 
 /// The configuration of an agent that was given none.
@@ -158,13 +158,18 @@ fn whole_host() -> Vec<CaptureRule> {
 
 fn instance(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
     let text = field.text(problems)?;
-    let fits = (1..=INSTANCE_CHARS_MAX).contains(&text.len());
-    if fits && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+    if is_instance(text) {
         return Some(text.to_owned());
     }
     let what = format!("\"{}\" is no instance name; write 1 to {INSTANCE_CHARS_MAX} of a-z, 0-9 and -", shown(text));
     field.refuse(what, problems);
     None
+}
+
+/// Whether this may be the name of an instance.
+pub fn is_instance(text: &str) -> bool {
+    let fits = (1..=INSTANCE_CHARS_MAX).contains(&text.len());
+    fits && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 fn admin(field: &Field<'_>, problems: &mut Problems) -> Option<SocketAddr> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{BALANCES, Config, MODES, PROTOCOLS, SHORTCUTS};
-use crate::config::Service;
+use crate::config::{Balance, Mode, Protocol, Service, Shortcut};
 
 /// The configuration as the file would say it.
 pub fn show(config: &Config) -> Value {
@@ -13,7 +13,7 @@ pub fn show(config: &Config) -> Value {
     let rules: Vec<Value> = capture
         .rules
         .iter()
-        .map(|rule| json!({ "path": rule.path, "shortcut": word(&SHORTCUTS, rule.shortcut) }))
+        .map(|rule| json!({ "path": rule.path, "shortcut": shortcut_word(rule.shortcut) }))
         .collect();
     json!({
         "instance": config.instance,
@@ -34,14 +34,34 @@ fn show_service(service: &Service) -> Value {
     json!({
         "name": service.name,
         "address": service.address,
-        "protocol": word(&PROTOCOLS, service.protocol),
-        "mode": word(&MODES, service.mode),
-        "balance": word(&BALANCES, service.balance),
-        "shortcut": word(&SHORTCUTS, service.shortcut),
+        "protocol": protocol_word(service.protocol),
+        "mode": mode_word(service.mode),
+        "balance": balance_word(service.balance),
+        "shortcut": shortcut_word(service.shortcut),
         "connect_timeout_ms": milliseconds(service.connect_timeout),
         "probe_interval_ms": service.probe_interval.map(milliseconds),
         "endpoints": endpoints,
     })
+}
+
+/// The word that a file uses for a protocol.
+pub fn protocol_word(protocol: Protocol) -> &'static str {
+    word(&PROTOCOLS, protocol)
+}
+
+/// The word that a file uses for a mode.
+pub fn mode_word(mode: Mode) -> &'static str {
+    word(&MODES, mode)
+}
+
+/// The word that a file uses for the shortcut.
+pub fn shortcut_word(shortcut: Shortcut) -> &'static str {
+    word(&SHORTCUTS, shortcut)
+}
+
+/// The word that a file uses for a way to balance.
+pub fn balance_word(balance: Balance) -> &'static str {
+    word(&BALANCES, balance)
 }
 
 /// The word that a file uses for a value; every value has one.

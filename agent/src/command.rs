@@ -1,0 +1,101 @@
+//! What a person at a terminal asks of Sockway: one file for each command. Each prints its answer, or gives the failure with its exit code.
+
+pub mod check;
+pub mod detach;
+pub mod doctor;
+pub mod run;
+pub mod status;
+
+use std::path::Path;
+
+use crate::config::{Capture, Config, ConfigError, file};
+
+/// Bad usage or configuration (`EX_USAGE`).
+pub const USAGE: u8 = 64;
+/// Something that is needed is not there (`EX_UNAVAILABLE`).
+pub const UNAVAILABLE: u8 = 69;
+/// A broken invariant (`EX_SOFTWARE`).
+pub const BUG: u8 = 70;
+/// A system call failed (`EX_OSERR`).
+pub const OS_ERROR: u8 = 71;
+
+/// A command that did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    /// By `sysexits.h`.
+    pub code: u8,
+    /// For standard error; empty if all is said already.
+    pub text: String,
+}
+
+impl Failure {
+    fn new(code: u8, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(USAGE, error.to_string())
+    }
+}
+
+/// Whose agent is asked about.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Which {
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", conflicts_with = "config", default_value = "default", value_parser = instance)]
+    pub instance: String,
+    /// The agent's configuration file, which names the instance
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<std::path::PathBuf>,
+}
+
+impl Which {
+    fn find(&self) -> Result<(String, Capture), ConfigError> {
+        let config = configuration(self.config.as_deref())?;
+        let instance = if self.config.is_some() { config.instance } else { self.instance.clone() };
+        Ok((instance, config.capture))
+    }
+}
+
+/// The file's configuration, or the embedded default.
+fn configuration(path: Option<&Path>) -> Result<Config, ConfigError> {
+    match path {
+        Some(path) => file::read(path),
+        None => file::parse(file::DEFAULT, file::DEFAULT_NAME),
+    }
+}
+
+fn instance(text: &str) -> Result<String, String> {
+    match file::is_instance(text) {
+        true => Ok(text.to_owned()),
+        false => Err("write 1 to 32 of a-z, 0-9 and -".to_owned()),
+    }
+}
+
+/// Rows under a heading, every column as wide as its widest cell.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [["A", "BB"], ["ccc", "d"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&rows), "A    BB\nccc  d\n");
+    }
+}

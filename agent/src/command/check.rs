@@ -1,0 +1,118 @@
+//! `sockway check FILE`: is it good, and what does it mean?
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use super::Failure;
+use crate::{
+    config::{Config, Mode, Service, Shortcut, file},
+    node::runfile,
+};
+
+/// Which file.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Check {
+    /// Configuration file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Prints what the file means.
+///
+/// # Errors
+///
+/// With everything that is wrong with the file.
+pub fn run(check: &Check) -> Result<u8, Failure> {
+    let config = file::read(&check.file)?;
+    print!("{}", describe(&config, &check.file));
+    Ok(0)
+}
+
+fn describe(config: &Config, path: &Path) -> String {
+    let instance = &config.instance;
+    let mut text = format!("{}: good\n\n", path.display());
+    let mount = config
+        .capture
+        .cgroup_mount
+        .as_ref()
+        .map_or("found in /proc/self/mounts".to_owned(), |mount| mount.display().to_string());
+    let _ = write!(
+        text,
+        "instance  {instance}\n  pins      {}/sockway/{instance}\n  cgroup    /sockway-agent-{instance}\n  run-time  {}/{instance}.json\n\
+         workers   {}\ndrain     up to {:?}\nadmin     http://{}\ncgroup v2 {mount}\n\n",
+        config.capture.bpffs.display(),
+        runfile::DIRECTORY,
+        config.workers,
+        config.drain_timeout,
+        config.admin_address,
+    );
+    for rule in &config.capture.rules {
+        let _ = writeln!(
+            text,
+            "captures  programs in cgroup {} and below; {}",
+            rule.path.display(),
+            shortcut_text(rule.shortcut)
+        );
+    }
+    let _ = writeln!(text, "\nservices  {}", config.services.len());
+    config.services.iter().for_each(|service| describe_service(&mut text, service));
+    text
+}
+
+fn describe_service(text: &mut String, service: &Service) {
+    let path = match service.mode {
+        Mode::Kernel => "balanced in connect(), straight to an endpoint",
+        Mode::Agent => "through the agent; balanced in connect() while no agent lives",
+    };
+    let probes = service
+        .probe_interval
+        .map_or("probed after failures".to_owned(), |interval| format!("probed every {interval:?}"));
+    let _ = writeln!(
+        text,
+        "\n  {} at {}, {}: {path}\n    {}, {}, connect timeout {:?}, {probes}",
+        service.name,
+        service.address,
+        file::protocol_word(service.protocol),
+        file::balance_word(service.balance),
+        shortcut_text(service.shortcut),
+        service.connect_timeout,
+    );
+    let sum: u64 = service.endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    for endpoint in &service.endpoints {
+        let share = 100.0 * f64::from(endpoint.weight) / sum as f64;
+        let _ = writeln!(text, "    {share:>6.2} %  {}", endpoint.address);
+    }
+}
+
+fn shortcut_text(shortcut: Shortcut) -> &'static str {
+    match shortcut {
+        Shortcut::Auto => "shortcut if this kernel passes the self-test",
+        Shortcut::On => "shortcut on, with this kernel's deviations",
+        Shortcut::Off => "no shortcut",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_told_in_words() {
+        let text = "services: [{name: a, address: 10.0.0.1:80, protocol: http, shortcut: off, \
+                    endpoints: [{address: 10.0.0.2:80, weight: 2}, 10.0.0.3:80]}]";
+        let told = describe(&file::parse(text, "F").expect("a good file"), Path::new("F"));
+        for part in [
+            "F: good\n",
+            "pins      /sys/fs/bpf/sockway/default\n",
+            "captures  programs in cgroup / and below; shortcut if this kernel passes the self-test\n",
+            "services  1\n",
+            "a at 10.0.0.1:80, http: through the agent",
+            "round_robin, no shortcut, connect timeout 1s, probed after failures\n",
+            "     66.67 %  10.0.0.2:80\n     33.33 %  10.0.0.3:80\n",
+        ] {
+            assert!(told.contains(part), "{part:?} in {told}");
+        }
+    }
+}

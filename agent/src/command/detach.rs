@@ -1,0 +1,32 @@
+//! `sockway detach`: takes away everything that outlives an agent: programs, links and maps pinned in bpffs, and its cgroup.
+
+use std::path::Path;
+
+use super::{Failure, Which};
+use crate::{kernel, node::runfile};
+
+/// Takes away what is pinned; nothing being there is well.
+///
+/// # Errors
+///
+/// When a pin cannot be removed.
+pub fn run(which: &Which) -> Result<u8, Failure> {
+    let (instance, capture) = which.find()?;
+    if let Some(running) = runfile::find(Path::new(runfile::DIRECTORY), &instance) {
+        eprintln!(
+            "sockway: the agent of instance {instance} (process {}) is running: its hooks stay until it ends",
+            running.pid
+        );
+    }
+    match kernel::detach(&capture, &instance) {
+        Ok(0) => println!("nothing was attached for instance {instance}"),
+        Ok(pins) => {
+            println!("instance {instance} detached: {pins} pins removed; every connection goes on as plain TCP")
+        }
+        Err(error) => {
+            let remedy = error.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            return Err(Failure::new(error.exit_code(), format!("sockway: {error}{remedy}")));
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,43 @@
+//! `sockway run`: the agent itself.
+
+use std::path::PathBuf;
+
+use super::{BUG, Failure};
+use crate::{
+    config::file,
+    node::{self, Ended, Start},
+};
+
+/// How the agent is to run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Run {
+    /// Configuration file; read again on SIGHUP and when it changes. Without it, the embedded default: nothing but the hooks
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Take the kernel half away at the end: without it, services balanced in the kernel go on while no agent runs
+    #[arg(long)]
+    pub detach_on_exit: bool,
+}
+
+/// Runs until a signal ends it. The exit code: 0, or 128 and the signal's number if a second one cut it short.
+///
+/// # Errors
+///
+/// When the configuration is bad, or the agent cannot start.
+pub fn run(run: Run) -> Result<u8, Failure> {
+    let (config, source) = match run.config {
+        Some(path) => {
+            let text = file::text(&path)?;
+            (file::parse(&text, &path.display().to_string())?, Some((path, text)))
+        }
+        None => (file::parse(file::DEFAULT, file::DEFAULT_NAME)?, None),
+    };
+    match node::run(Start { config, source, detach_on_exit: run.detach_on_exit }) {
+        Ok(Ended::Drained) => Ok(0),
+        Ok(Ended::Cut(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(BUG)),
+        Err(error) => {
+            let remedy = error.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            Err(Failure::new(error.exit_code(), format!("sockway: {error}{remedy}")))
+        }
+    }
+}

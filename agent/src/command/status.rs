@@ -1,0 +1,211 @@
+//! `sockway status`: asks the running agent, and prints what it says as a table.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Failure, OS_ERROR, UNAVAILABLE, Which, table};
+use crate::{kernel, node::runfile};
+
+/// How long an agent may take to answer before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of an answer: a hundred thousand endpoints take a quarter of it.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+/// Which agent, and how to print.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Status {
+    #[command(flatten)]
+    which: Which,
+    /// Ask at this admin address instead of the one in the run-time file
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["instance", "config"])]
+    admin: Option<SocketAddr>,
+    /// Print the agent's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the state of a running agent.
+///
+/// # Errors
+///
+/// When no agent runs, or it does not answer.
+pub fn run(status: &Status) -> Result<u8, Failure> {
+    let (instance, capture) = status.which.find()?;
+    let admin =
+        status.admin.or_else(|| runfile::find(Path::new(runfile::DIRECTORY), &instance).map(|running| running.admin));
+    let Some(admin) = admin else {
+        return Err(not_running(&instance, kernel::pinned(&capture, &instance), status.json));
+    };
+    let text = get(admin, "/status").map_err(|error| {
+        Failure::new(OS_ERROR, format!("sockway: the agent does not answer at http://{admin}: {error}; see its log"))
+    })?;
+    let unclear =
+        |error| Failure::new(OS_ERROR, format!("sockway: what answers at http://{admin} is no agent: {error}"));
+    if status.json {
+        let value: Value = serde_json::from_str(&text).map_err(unclear)?;
+        println!("{value:#}");
+    } else {
+        print!("{}", tell(&serde_json::from_str(&text).map_err(unclear)?));
+    }
+    Ok(0)
+}
+
+fn not_running(instance: &str, pinned: bool, json: bool) -> Failure {
+    if json {
+        println!("{:#}", json!({ "instance": instance, "running": false, "attached": pinned }));
+    }
+    let rest = if pinned {
+        "its kernel half is attached: services balanced in the kernel go on (`sockway detach` takes it away)"
+    } else {
+        "nothing is attached for it"
+    };
+    Failure::new(UNAVAILABLE, format!("sockway: no agent of instance {instance} is running; {rest}"))
+}
+
+/// One request with HTTP/1.0, which ends with the connection.
+fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("the answer is no HTTP"))?;
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    if status == "200" { Ok(body.to_owned()) } else { Err(io::Error::other(format!("status {status}"))) }
+}
+
+/// What of the answer is printed.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    version: String,
+    instance: String,
+    pid: u32,
+    not_ready_reason: Option<String>,
+    workers: usize,
+    generation: u64,
+    last_reload_refused: bool,
+    namespaces: usize,
+    connections: usize,
+    connects: Connects,
+    shortcut: Shortcut,
+    services: Vec<Service>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Connects {
+    balanced_in_kernel: u64,
+    handed_to_agent: u64,
+    fail_open: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Shortcut {
+    pairs: u64,
+    bytes: u64,
+    fallbacks: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Service {
+    name: String,
+    address: String,
+    protocol: String,
+    mode: String,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    address: String,
+    weight: u32,
+    up: bool,
+    active: u64,
+    total: u64,
+    failures: u64,
+}
+
+fn tell(answer: &Answer) -> String {
+    let ready = answer.not_ready_reason.as_ref().map_or("ready".to_owned(), |reason| format!("not ready: {reason}"));
+    let refused =
+        if answer.last_reload_refused { "; the last change of the file was REFUSED, see the log" } else { "" };
+    let Answer { connects, shortcut, .. } = answer;
+    let mut text = String::new();
+    let _ = write!(
+        text,
+        "instance     {}, version {}, process {}: {ready}\n\
+         config       generation {}{refused}\n\
+         serving      {} connections, {} workers, {} network namespaces\n\
+         connects     {} balanced in the kernel, {} handed to the agent, {} balanced because the agent was not there\n\
+         shortcut     {} pairs, {} bytes, {} fallbacks\n\n",
+        answer.instance,
+        answer.version,
+        answer.pid,
+        answer.generation,
+        answer.connections,
+        answer.workers,
+        answer.namespaces,
+        connects.balanced_in_kernel,
+        connects.handed_to_agent,
+        connects.fail_open,
+        shortcut.pairs,
+        shortcut.bytes,
+        shortcut.fallbacks,
+    );
+    let heading =
+        ["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "WEIGHT", "ACTIVE", "TOTAL", "FAILURES"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    rows.extend(answer.services.iter().flat_map(service_rows));
+    text + &table(&rows)
+}
+
+/// One row for each endpoint; the service stands in the first.
+fn service_rows(service: &Service) -> Vec<Vec<String>> {
+    let row = |(index, endpoint): (usize, &Endpoint)| {
+        let first = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
+        vec![
+            first(&service.name),
+            first(&service.address),
+            first(&service.mode),
+            first(&service.protocol),
+            endpoint.address.clone(),
+            if endpoint.up { "up" } else { "DOWN" }.to_owned(),
+            endpoint.weight.to_string(),
+            endpoint.active.to_string(),
+            endpoint.total.to_string(),
+            endpoint.failures.to_string(),
+        ]
+    };
+    service.endpoints.iter().enumerate().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, atomic::Ordering};
+
+    use super::*;
+    use crate::{cluster::Snapshot, config::file, record::observed::Observed};
+
+    #[test]
+    fn what_an_agent_answers_is_printed_as_a_table() {
+        let text =
+            "services: [{name: a, address: 10.0.0.1:80, protocol: http, endpoints: ['10.0.0.2:80', '10.0.0.3:80']}]";
+        let config = file::parse(text, "F").expect("a good file");
+        let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
+        snapshot.services[0].endpoints[1].state.down.store(true, Ordering::Relaxed);
+        let observed = Observed { snapshot, workers: 2, connections: 3, ..Observed::default() };
+        let answer = observed.to_json(&config).to_string();
+        let told = tell(&serde_json::from_str(&answer).expect("what is answered can be read"));
+        assert!(told.contains("3 connections, 2 workers"), "{told}");
+        assert!(told.contains("\na        10.0.0.1:80  agent  http      10.0.0.2:80  up     1"), "{told}");
+        assert!(told.contains("\n                                       10.0.0.3:80  DOWN   1"), "{told}");
+    }
+}

@@ -1,0 +1,397 @@
+//! One agent on one host, from start to end: opens everything in order, then sits on the main thread and hears the news: signals, the
+//! configuration, the kernel half, the workers, the endpoints, the admin endpoint.
+//!
+//! Is never on the path of a connection. What it knows of traffic it reads from counters.
+
+pub mod admin;
+pub mod drain;
+pub mod probe;
+pub mod pulse;
+pub mod reload;
+pub mod runfile;
+pub mod senses;
+pub mod watch;
+pub mod worker;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sockway_common::counter::Counter;
+use tokio::sync::mpsc;
+
+use self::{
+    admin::{Answer, Question},
+    pulse::Pulse,
+    reload::{Read, Reloader},
+    runfile::{Runfile, RunfileError, Running},
+    senses::{News, Senses},
+    worker::{Listening, Worker, WorkerEvent, WorkerShared},
+};
+use crate::{
+    cluster::Snapshot,
+    config::Config,
+    kernel::{self, Capability, Changes, Event, Kernel, KernelError, Namespaces, Opened},
+    record::{
+        Slab,
+        observed::{self, Observed, Total},
+    },
+};
+
+/// What an agent is started with.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration.
+    pub config: Config,
+    /// Where it was read, and what stood there; `None` for the embedded default, which does not change.
+    pub source: Option<(PathBuf, String)>,
+    /// Whether to take the kernel half away at the end.
+    pub detach_on_exit: bool,
+}
+
+/// Why an agent could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The kernel half could not be loaded or attached.
+    #[error("kernel half: {0}")]
+    Kernel(#[from] KernelError),
+    /// The run-time file is another agent's, or cannot be made.
+    #[error("run-time file {0}")]
+    Runfile(#[from] RunfileError),
+    /// The admin address cannot be bound.
+    #[error("admin address {address}: {source}; choose another admin.address")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A system call of the start failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A worker ended by itself: a bug.
+    #[error("worker {0} died; this is a bug")]
+    WorkerDied(usize),
+}
+
+impl NodeError {
+    /// By `sysexits.h`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Kernel(error) => error.exit_code(),
+            Self::Runfile(RunfileError::Taken { .. }) => 69,
+            Self::Runfile(RunfileError::Io { source, .. })
+            | Self::Admin { source, .. }
+            | Self::System { source, .. } => {
+                if source.kind() == io::ErrorKind::PermissionDenied {
+                    77
+                } else {
+                    71
+                }
+            }
+            Self::WorkerDied(_) => 70,
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Kernel(error) => error.remedy(),
+            _ => None,
+        }
+    }
+}
+
+/// How an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Every connection was finished, or the time for it was over.
+    Drained,
+    /// A second signal of this number cut it short.
+    Cut(i32),
+}
+
+/// Runs an agent until a signal ends it.
+///
+/// # Errors
+///
+/// When it cannot start, or a worker dies.
+pub fn run(start: Start) -> Result<Ended, NodeError> {
+    raise_descriptor_limit();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| NodeError::System { what: "starting the main thread's runtime", source })?
+        .block_on(live(start))
+}
+
+async fn live(start: Start) -> Result<Ended, NodeError> {
+    let config = Arc::new(start.config);
+    let mut runfile = Runfile::take(Path::new(runfile::DIRECTORY), &config.instance)?;
+    let address = config.admin_address;
+    let (admin, questions) = admin::open(address).await.map_err(|source| NodeError::Admin { address, source })?;
+    let (mut node, mut senses) = Node::open(config, start.source, questions)?;
+    runfile.write(&Running { pid: std::process::id(), admin })?;
+    node.say_ready(admin);
+    let signal = loop {
+        match senses.next().await {
+            News::Stop(signal) => break signal,
+            news => node.hear(news, &mut senses)?,
+        }
+    };
+    let ended = drain::drain(&mut node, &mut senses, signal).await?;
+    if start.detach_on_exit {
+        let pins = kernel::detach(&node.config.capture, &node.config.instance)?;
+        tracing::info!(pins, "kernel half taken away");
+    }
+    Ok(ended)
+}
+
+/// The agent in its prime: everything is open.
+pub struct Node {
+    config: Arc<Config>,
+    kernel: Kernel,
+    namespaces: Namespaces,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    workers: Vec<Worker>,
+    slabs: Vec<Arc<Slab>>,
+    pulse: Pulse,
+    not_ready: Option<String>,
+}
+
+impl Node {
+    fn open(
+        config: Arc<Config>,
+        source: Option<(PathBuf, String)>,
+        questions: mpsc::Receiver<Question>,
+    ) -> Result<(Self, Senses), NodeError> {
+        let mut kernel = Kernel::open(&config)?;
+        let (Some(events), Some(namespaces)) = (kernel.take_events(), kernel.take_namespaces()) else {
+            unreachable!("a kernel half that was just opened has both");
+        };
+        let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
+        let current = Arc::new(ArcSwap::from(Arc::clone(&snapshot)));
+        let (tell, hear) = mpsc::unbounded_channel();
+        let slabs: Vec<Arc<Slab>> = (0..config.workers).map(|_| Arc::default()).collect();
+        let workers = spawn_workers(&slabs, &kernel, &current, &tell)?;
+        let reloader = source.map(|(path, text)| Reloader::new(path, text));
+        let failed = |source| NodeError::System { what: "listening to signals and events", source };
+        let senses =
+            Senses::new(hear, events.listen().map_err(failed)?, questions, reloader, &snapshot).map_err(failed)?;
+        let pulse = Pulse::new(workers.len(), Instant::now());
+        let mut node = Self { config, kernel, namespaces, snapshot: current, workers, slabs, pulse, not_ready: None };
+        // Services before listeners: ids that an agent before this one left in the tables must reach no worker of ours.
+        node.kernel.apply(&snapshot)?;
+        node.kernel.heartbeat()?;
+        let home = node.namespaces.open_home(node.workers.len())?;
+        node.listen(home);
+        Ok((node, senses))
+    }
+
+    fn hear(&mut self, news: News, senses: &mut Senses) -> Result<(), NodeError> {
+        match news {
+            News::Beat => self.beat()?,
+            News::Scan => self.scan(),
+            News::Worker(WorkerEvent::EndpointDown { service, endpoint }) => {
+                if senses.prober.failed(service, endpoint) {
+                    self.apply_current();
+                }
+            }
+            News::Kernel(Event::ConnectFailed { service, endpoint, .. }) => senses.prober.suspected(service, endpoint),
+            News::Kernel(Event::UnseenNamespace { pid, .. }) => {
+                if let Some(opened) = self.namespaces.open_pid(pid, self.workers.len()) {
+                    self.listen(opened);
+                }
+            }
+            News::Endpoint => self.apply_current(),
+            News::Read(read) => self.reload(read, senses),
+            News::Asked(question) => self.answer(question, senses),
+            News::Stop(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel half that the agent lives, if all of it does.
+    fn beat(&mut self) -> Result<(), NodeError> {
+        self.check_workers()?;
+        let (alive, news) = self.pulse.judge(self.workers.iter().map(Worker::progress), Instant::now());
+        for news in news {
+            match news {
+                pulse::News::Hung(worker) => tracing::error!(
+                    worker,
+                    "worker-{worker} has not progressed for 1.5 s: agent services are balanced in the kernel until it does"
+                ),
+                pulse::News::Recovered(worker) => tracing::warn!(worker, "worker-{worker} progresses again"),
+            }
+        }
+        if alive && let Err(error) = self.kernel.heartbeat() {
+            tracing::error!(%error, "no heartbeat: agent services are balanced in the kernel");
+        }
+        for opened in self.namespaces.scan_named(self.workers.len()) {
+            self.listen(opened);
+        }
+        Ok(())
+    }
+
+    fn check_workers(&self) -> Result<(), NodeError> {
+        match self.workers.iter().position(Worker::is_finished) {
+            Some(dead) => Err(NodeError::WorkerDied(dead)),
+            None => Ok(()),
+        }
+    }
+
+    fn scan(&mut self) {
+        let Changes { opened, closed } = self.namespaces.scan(self.workers.len());
+        for opened in opened {
+            self.listen(opened);
+        }
+        for netns in closed {
+            tracing::info!(netns, "network namespace is gone");
+            self.unlisten(netns);
+        }
+    }
+
+    fn listen(&self, opened: Opened) {
+        tracing::info!(netns = opened.netns, found = opened.found, "network namespace is served");
+        for (worker, share) in self.workers.iter().zip(opened.workers) {
+            for kernel::Listening { socket, netns } in share {
+                worker.listen(Listening { socket, netns });
+            }
+        }
+    }
+
+    fn unlisten(&self, netns: u64) {
+        for worker in &self.workers {
+            worker.unlisten(netns);
+        }
+    }
+
+    /// Tells the kernel half which endpoints may be chosen now.
+    fn apply_current(&mut self) {
+        if let Err(error) = self.kernel.apply(&self.snapshot.load()) {
+            tracing::error!(%error, "the kernel half does not know of the endpoint's change");
+        }
+    }
+
+    fn reload(&mut self, read: Read, senses: &mut Senses) {
+        let Some(reloader) = &mut senses.reloader else { return };
+        match read {
+            Read::Same => reloader.unchanged(),
+            Read::Bad(error) => reloader.refused(&error),
+            Read::New(config) => match self.apply(*config) {
+                Ok(snapshot) => {
+                    reloader.applied();
+                    tracing::info!(
+                        generation = snapshot.generation,
+                        services = snapshot.services.len(),
+                        "configuration applied"
+                    );
+                    senses.prober.follow(&snapshot);
+                }
+                Err(error) => reloader.refused(&error),
+            },
+        }
+    }
+
+    /// The whole of a new configuration, or nothing of it.
+    fn apply(&mut self, config: Config) -> Result<Arc<Snapshot>, KernelError> {
+        let (config, kept) = reload::keep_fixed(&self.config, config);
+        for key in kept {
+            tracing::warn!(key, "cannot change while the agent runs: the old value stays until a restart");
+        }
+        let old = self.snapshot.load_full();
+        let new = Arc::new(Snapshot::build(&config, &old));
+        // The workers first: what the kernel half hands over, they must know.
+        self.snapshot.store(Arc::clone(&new));
+        if let Err(error) = self.kernel.apply(&new) {
+            self.snapshot.store(Arc::clone(&old));
+            self.apply_current();
+            return Err(error);
+        }
+        self.config = Arc::new(config);
+        Ok(new)
+    }
+
+    fn answer(&self, question: Question, senses: &Senses) {
+        let answer: Answer = (self.observe(question.counts, senses), Arc::clone(&self.config));
+        let _ = question.reply.send(answer); // who asked may have gone
+    }
+
+    fn observe(&self, counts: bool, senses: &Senses) -> Observed {
+        let mut observed = Observed {
+            not_ready: self.not_ready.clone(),
+            workers: self.workers.len(),
+            connections: self.connections(),
+            namespaces: self.namespaces.len(),
+            snapshot: self.snapshot.load_full(),
+            reloads: senses.reloader.as_ref().map(Reloader::counts).unwrap_or_default(),
+            probes: senses.prober.results(),
+            ..Observed::default()
+        };
+        if counts {
+            let capability = |found: &Capability| (found.name.to_owned(), found.passed);
+            observed.capabilities = self.kernel.capabilities().iter().map(capability).collect();
+            observed.kernel_totals = self.kernel.counters().into_iter().map(kernel_total).collect();
+            observed.kernel_stats = self.kernel.endpoint_stats();
+            (observed.workers_totals, observed.histograms) = observed::add_up(&self.slabs);
+        }
+        observed
+    }
+
+    fn connections(&self) -> usize {
+        self.workers.iter().map(Worker::connections).sum()
+    }
+
+    fn say_ready(&self, admin: SocketAddr) {
+        tracing::info!(
+            instance = self.config.instance,
+            %admin,
+            workers = self.workers.len(),
+            services = self.config.services.len(),
+            "ready"
+        );
+    }
+}
+
+fn spawn_workers(
+    slabs: &[Arc<Slab>],
+    kernel: &Kernel,
+    snapshot: &Arc<ArcSwap<Snapshot>>,
+    events: &mpsc::UnboundedSender<WorkerEvent>,
+) -> Result<Vec<Worker>, NodeError> {
+    let spawn = |(index, slab): (usize, &Arc<Slab>)| {
+        let shared = WorkerShared {
+            snapshot: Arc::clone(snapshot),
+            flows: kernel.flows(),
+            slab: Arc::clone(slab),
+            events: events.clone(),
+        };
+        Worker::spawn(index, shared)
+            .map_err(|source| NodeError::System { what: "starting a worker (io_uring)", source })
+    };
+    slabs.iter().enumerate().map(spawn).collect()
+}
+
+fn kernel_total((counter, value): (Counter, u64)) -> Total {
+    Total { name: counter.name(), labels: counter.labels(), help: counter.help(), value }
+}
+
+/// Each connection through the agent takes two descriptors: as many as the system gives.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays where it is");
+    }
+}

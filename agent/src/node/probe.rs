@@ -1,0 +1,183 @@
+//! Dials endpoints to see whether they accept: those that failed, those that are suspected, and those that are to be probed always.
+//!
+//! Runs on the main thread, in the agent's own network namespace and cgroup, so that no probe is captured. What a result means is
+//! `health`'s to say.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpStream, task::JoinSet, time};
+
+use crate::{
+    cluster::{Endpoint, Service, Snapshot},
+    health::{Change, Health, Probed},
+    record::observed::Probes,
+};
+
+/// Probes in flight: each holds a socket for at most its service's connect timeout. What is due beyond it waits its turn.
+const IN_FLIGHT_MAX: usize = 256;
+
+/// Ids of a service and of one of its endpoints.
+type Key = (u32, u32);
+
+/// Every endpoint that is being probed or is to be.
+#[derive(Default)]
+pub struct Prober {
+    watched: HashMap<Key, Watched>,
+    due: BTreeSet<(Instant, Key)>,
+    in_flight: JoinSet<(Key, Probed)>,
+    snapshot: Arc<Snapshot>,
+    results: Probes,
+}
+
+struct Watched {
+    health: Health,
+    service: Arc<Service>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Prober {
+    /// Goes on with another snapshot: what is gone is forgotten, what is to be probed always is.
+    pub fn follow(&mut self, snapshot: &Arc<Snapshot>) {
+        let now = Instant::now();
+        let mut before = std::mem::take(&mut self.watched);
+        self.due.clear();
+        self.snapshot = Arc::clone(snapshot);
+        for service in &snapshot.services {
+            for endpoint in &service.endpoints {
+                let (key, interval) = ((service.id, endpoint.id), service.config.probe_interval);
+                let mut health = match before.remove(&key) {
+                    Some(watched) => watched.health,
+                    None if interval.is_some() || !endpoint.state.usable() => {
+                        Health::new(interval, !endpoint.state.usable(), now)
+                    }
+                    None => continue,
+                };
+                health.set_interval(interval, now);
+                self.due.extend(health.due().map(|at| (at, key)));
+                let (service, endpoint) = (Arc::clone(service), Arc::clone(endpoint));
+                self.watched.insert(key, Watched { health, service, endpoint });
+            }
+        }
+    }
+
+    /// A worker could not connect to it. Whether that is news.
+    pub fn failed(&mut self, service: u32, endpoint: u32) -> bool {
+        self.judge((service, endpoint), |health, now| health.failed(now)) == Some(Change::Down)
+    }
+
+    /// The kernel half saw a handshake fail, in whatever namespace.
+    pub fn suspected(&mut self, service: u32, endpoint: u32) {
+        self.judge((service, endpoint), |health, now| {
+            health.suspected(now);
+            None
+        });
+    }
+
+    /// Probes what is due until some endpoint changes. Dropping the future loses nothing.
+    pub async fn changed(&mut self) {
+        loop {
+            self.launch();
+            let next = self.due.first().map(|(at, _)| *at).filter(|_| self.in_flight.len() < IN_FLIGHT_MAX);
+            tokio::select! {
+                Some(ended) = self.in_flight.join_next() => {
+                    let Ok((key, result)) = ended else { continue };
+                    count(&mut self.results, result);
+                    if self.judge(key, |health, now| health.probed(result, now)).is_some() {
+                        return;
+                    }
+                }
+                () = until(next) => {}
+            }
+        }
+    }
+
+    /// How many probes ended in each way.
+    pub fn results(&self) -> Probes {
+        self.results
+    }
+
+    fn launch(&mut self) {
+        let now = Instant::now();
+        while self.in_flight.len() < IN_FLIGHT_MAX
+            && let Some((at, key)) = self.due.first().copied()
+            && at <= now
+        {
+            self.due.pop_first();
+            let Some(watched) = self.watched.get(&key) else { continue };
+            let (address, patience) = (watched.endpoint.address, watched.service.config.connect_timeout);
+            self.in_flight.spawn(async move { (key, probe(address, patience).await) });
+        }
+    }
+
+    /// Lets `verdict` judge the endpoint, then acts on it: state, log line, next probe.
+    fn judge(&mut self, key: Key, verdict: impl FnOnce(&mut Health, Instant) -> Option<Change>) -> Option<Change> {
+        let now = Instant::now();
+        if !self.watched.contains_key(&key) {
+            let watched = self.begin(key, now)?;
+            self.watched.insert(key, watched);
+        }
+        let watched = self.watched.get_mut(&key)?;
+        let before = watched.health.due();
+        let change = verdict(&mut watched.health, now);
+        if let Some(change) = change {
+            watched.become_(change);
+        }
+        let after = watched.health.due();
+        if before != after {
+            before.map(|at| self.due.remove(&(at, key)));
+            self.due.extend(after.map(|at| (at, key)));
+        }
+        if after.is_none() {
+            self.watched.remove(&key);
+        }
+        change
+    }
+
+    /// Begins to watch an endpoint that there was no reason to watch until now.
+    fn begin(&self, (service, endpoint): Key, now: Instant) -> Option<Watched> {
+        let service = self.snapshot.by_id(service)?;
+        let endpoint = service.endpoints.iter().find(|found| found.id == endpoint)?;
+        let health = Health::new(service.config.probe_interval, false, now);
+        Some(Watched { health, service: Arc::clone(service), endpoint: Arc::clone(endpoint) })
+    }
+}
+
+impl Watched {
+    fn become_(&self, change: Change) {
+        let (service, address) = (&self.service.config.name, self.endpoint.address);
+        self.endpoint.state.down.store(change == Change::Down, Ordering::Relaxed);
+        match change {
+            Change::Up => tracing::info!(service, endpoint = %address, "endpoint is up"),
+            Change::Down => tracing::info!(service, endpoint = %address, "endpoint is down"),
+        }
+    }
+}
+
+fn count(probes: &mut Probes, result: Probed) {
+    *match result {
+        Probed::Accepted => &mut probes.accepted,
+        Probed::Refused => &mut probes.refused,
+        Probed::Failed => &mut probes.failed,
+    } += 1;
+}
+
+async fn probe(address: SocketAddr, patience: Duration) -> Probed {
+    match time::timeout(patience, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Probed::Accepted,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Probed::Refused,
+        Ok(Err(_)) | Err(_) => Probed::Failed,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,78 @@
+//! Judges from the workers' progress whether the agent lives: as long as it does, the kernel half is told so, and hands it connections.
+
+use std::time::{Duration, Instant};
+
+/// How long a worker may stand still before connections go elsewhere. It counts four times a second: two beats may be missed.
+const STILL_MAX: Duration = Duration::from_millis(750);
+/// How long before somebody should look at it.
+const HUNG: Duration = Duration::from_millis(1500);
+
+/// What is worth a line in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// This worker has not progressed for [`HUNG`].
+    Hung(usize),
+    /// It progresses again.
+    Recovered(usize),
+}
+
+/// The workers' progress so far.
+#[derive(Debug)]
+pub struct Pulse(Vec<Seen>);
+
+#[derive(Debug)]
+struct Seen {
+    progress: u64,
+    since: Instant,
+    told: bool,
+}
+
+impl Pulse {
+    /// Workers that have just begun.
+    pub fn new(workers: usize, now: Instant) -> Self {
+        Self((0..workers).map(|_| Seen { progress: 0, since: now, told: false }).collect())
+    }
+
+    /// Whether all of these workers live, and what is worth telling.
+    pub fn judge(&mut self, progress: impl Iterator<Item = u64>, now: Instant) -> (bool, Vec<News>) {
+        let (mut alive, mut news) = (true, Vec::new());
+        for (index, (seen, progress)) in self.0.iter_mut().zip(progress).enumerate() {
+            if seen.progress != progress {
+                let told = std::mem::take(&mut seen.told);
+                news.extend(told.then_some(News::Recovered(index)));
+                (seen.progress, seen.since) = (progress, now);
+            }
+            let still = now - seen.since;
+            alive &= still <= STILL_MAX;
+            if still >= HUNG && !seen.told {
+                seen.told = true;
+                news.push(News::Hung(index));
+            }
+        }
+        (alive, news)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_stands_still_ends_the_heartbeat_and_is_named_once() {
+        let begun = Instant::now();
+        let mut pulse = Pulse::new(2, begun);
+        let cases: [(u64, [u64; 2], bool, &[News]); 7] = [
+            (250, [1, 1], true, &[]),
+            (500, [2, 1], true, &[]),
+            (1000, [3, 1], true, &[]),
+            (1250, [4, 1], false, &[]),
+            (1750, [5, 1], false, &[News::Hung(1)]),
+            (2000, [6, 1], false, &[]),
+            (2250, [7, 2], true, &[News::Recovered(1)]),
+        ];
+        for (after, progress, alive, news) in cases {
+            let judged = pulse.judge(progress.into_iter(), begun + Duration::from_millis(after));
+            assert_eq!(judged, (alive, news.to_vec()), "after {after} ms");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Reads the configuration again: a whole new one comes out, or none and the reason in the log.
+
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+};
+
+use tokio::task::JoinHandle;
+
+use crate::{
+    config::{Config, ConfigError, file},
+    record::observed::Reloads,
+};
+
+/// Reads one file again and again, and counts what came of it.
+#[derive(Debug)]
+pub struct Reloader {
+    path: PathBuf,
+    /// What was read last, good or bad: the same again is no news.
+    text: Option<String>,
+    reading: Option<JoinHandle<(Option<String>, Read)>>,
+    /// It was asked for once more while it was being read.
+    again: bool,
+    counts: Reloads,
+}
+
+/// What reading again gave.
+#[derive(Debug)]
+pub enum Read {
+    /// A configuration to apply.
+    New(Box<Config>),
+    /// The text is what it was.
+    Same,
+    /// The text has mistakes, or there is none.
+    Bad(ConfigError),
+}
+
+impl Reloader {
+    /// For the file that `text` was read from.
+    pub fn new(path: PathBuf, text: String) -> Self {
+        Self { path, text: Some(text), reading: None, again: false, counts: Reloads::default() }
+    }
+
+    /// How often, with what result.
+    pub fn counts(&self) -> Reloads {
+        self.counts
+    }
+
+    /// Begins to read, not on this thread: a file of ten thousand services takes longer than a heartbeat.
+    pub fn begin(&mut self) {
+        if self.reading.is_some() {
+            self.again = true;
+            return;
+        }
+        let (path, before) = (self.path.clone(), self.text.clone());
+        self.reading = Some(tokio::task::spawn_blocking(move || read(&path, before.as_deref())));
+    }
+
+    /// Waits for what was begun, for ever if nothing was. Dropping the future loses nothing.
+    pub async fn ended(&mut self) -> Read {
+        let Some(reading) = &mut self.reading else { return std::future::pending().await };
+        let ended = reading.await;
+        self.reading = None;
+        let Ok((text, read)) = ended else { return Read::Same };
+        self.text = text;
+        if std::mem::take(&mut self.again) {
+            self.begin();
+        }
+        read
+    }
+
+    /// What was read took effect.
+    pub fn applied(&mut self) {
+        self.counts.applied += 1;
+        self.counts.last_refused = false;
+    }
+
+    /// What was read is what was read before.
+    pub fn unchanged(&mut self) {
+        self.counts.unchanged += 1;
+        tracing::debug!(file = %self.path.display(), "configuration read again: unchanged");
+    }
+
+    /// What was read cannot take effect.
+    pub fn refused(&mut self, error: &dyn Error) {
+        self.counts.refused += 1;
+        self.counts.last_refused = true;
+        for line in error.to_string().lines() {
+            tracing::error!("{line}");
+        }
+        tracing::error!(file = %self.path.display(), "configuration refused: the one before stays in effect");
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn read(path: &Path, before: Option<&str>) -> (Option<String>, Read) {
+    let text = match file::text(path) {
+        Ok(text) => text,
+        Err(error) => return (None, Read::Bad(error)),
+    };
+    if before == Some(&text) {
+        return (Some(text), Read::Same);
+    }
+    let read = file::parse(&text, &path.display().to_string());
+    (Some(text), read.map_or_else(Read::Bad, |config| Read::New(Box::new(config))))
+}
+
+/// `new` with what cannot change while the agent runs taken from `old`, and the names of those keys.
+pub fn keep_fixed(old: &Config, new: Config) -> (Config, Vec<&'static str>) {
+    let mut kept = Vec::new();
+    let mut differs = |key, differs| {
+        if differs {
+            kept.push(key)
+        }
+    };
+    differs("instance", old.instance != new.instance);
+    differs("workers", old.workers != new.workers);
+    differs("admin.address", old.admin_address != new.admin_address);
+    differs("capture", old.capture != new.capture);
+    let config = Config {
+        instance: old.instance.clone(),
+        workers: old.workers,
+        admin_address: old.admin_address,
+        capture: old.capture.clone(),
+        drain_timeout: new.drain_timeout,
+        services: new.services,
+    };
+    (config, kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_change_is_kept_and_named_and_the_rest_applies() {
+        let parse = |text| file::parse(text, "F").expect("a good file");
+        let old = parse("{instance: a, workers: 1, drain_timeout_ms: 5}");
+        let text =
+            "{instance: b, workers: 2, drain_timeout_ms: 6, admin: {address: '127.0.0.1:1'}, capture: {bpffs: /b}}";
+        let (config, kept) = keep_fixed(&old, parse(text));
+        assert_eq!(kept, ["instance", "workers", "admin.address", "capture"]);
+        assert_eq!(config, Config { drain_timeout: Duration::from_millis(6), ..old.clone() });
+        assert_eq!(keep_fixed(&old, old.clone()), (old.clone(), vec![]));
+    }
+
+    #[tokio::test]
+    async fn the_same_text_is_no_news_and_a_bad_one_is_told_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("f.yaml");
+        let mut reloader = Reloader::new(path.clone(), "workers: 1".into());
+        let mut after = async |text: Option<&str>| {
+            match text {
+                Some(text) => fs::write(&path, text).expect("writable"),
+                None => fs::remove_file(&path).expect("removable"),
+            }
+            reloader.begin();
+            let read = reloader.ended().await;
+            match &read {
+                Read::New(_) => reloader.applied(),
+                Read::Same => reloader.unchanged(),
+                Read::Bad(error) => reloader.refused(error),
+            }
+            (read, reloader.counts())
+        };
+        assert!(matches!(after(Some("workers: 1")).await, (Read::Same, Reloads { unchanged: 1, .. })));
+        assert!(matches!(
+            after(Some("workers: 0")).await,
+            (Read::Bad(_), Reloads { refused: 1, last_refused: true, .. })
+        ));
+        assert!(matches!(
+            after(Some("workers: 0")).await,
+            (Read::Same, Reloads { refused: 1, last_refused: true, .. })
+        ));
+        assert!(matches!(after(None).await, (Read::Bad(_), Reloads { refused: 2, .. })));
+        let (read, counts) = after(Some("workers: 1")).await;
+        assert!(matches!(read, Read::New(config) if config.workers == 1));
+        assert_eq!(counts, Reloads { applied: 1, refused: 2, unchanged: 2, last_refused: false });
+    }
+}

@@ -1,0 +1,154 @@
+//! All that the main thread waits for, as one stream of news.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{self, Interval, MissedTickBehavior},
+};
+
+use super::{
+    admin::Question,
+    probe::Prober,
+    reload::{Read, Reloader},
+    watch::Watch,
+    worker::WorkerEvent,
+};
+use crate::{
+    cluster::Snapshot,
+    kernel::{Event, EventStream},
+};
+
+/// Four beats a second: the kernel half takes the agent for hung after two seconds without.
+const BEAT: Duration = Duration::from_millis(250);
+/// A look at every captured process, for network namespaces that no event told of, and for those that are gone.
+const SCAN: Duration = Duration::from_secs(2);
+
+/// Something happened.
+#[derive(Debug)]
+pub enum News {
+    /// Time for a heartbeat.
+    Beat,
+    /// Time to look for network namespaces.
+    Scan,
+    /// A worker tells.
+    Worker(WorkerEvent),
+    /// The kernel half tells.
+    Kernel(Event),
+    /// An endpoint went up or down.
+    Endpoint,
+    /// The configuration was read again.
+    Read(Read),
+    /// The admin endpoint asks.
+    Asked(Question),
+    /// A signal says to end; its number.
+    Stop(i32),
+}
+
+/// Every source of news.
+pub struct Senses {
+    beat: Interval,
+    scan: Interval,
+    workers: mpsc::UnboundedReceiver<WorkerEvent>,
+    kernel: EventStream,
+    questions: mpsc::Receiver<Question>,
+    file: Option<Watch>,
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    /// Probes endpoints.
+    pub prober: Prober,
+    /// Reads the configuration again; absent when it came from no file.
+    pub reloader: Option<Reloader>,
+}
+
+impl Senses {
+    /// Begins to listen, to watch and to catch signals. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a handler.
+    pub fn new(
+        workers: mpsc::UnboundedReceiver<WorkerEvent>,
+        kernel: EventStream,
+        questions: mpsc::Receiver<Question>,
+        reloader: Option<Reloader>,
+        snapshot: &Arc<Snapshot>,
+    ) -> io::Result<Self> {
+        let file = reloader.as_ref().and_then(|reloader| watch(reloader.path()));
+        let mut prober = Prober::default();
+        prober.follow(snapshot);
+        Ok(Self {
+            beat: every(BEAT),
+            scan: every(SCAN),
+            workers,
+            kernel,
+            questions,
+            file,
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            prober,
+            reloader,
+        })
+    }
+
+    /// The next news. Dropping the future loses none.
+    pub async fn next(&mut self) -> News {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return News::Stop(SignalKind::terminate().as_raw_value()),
+                _ = self.interrupt.recv() => return News::Stop(SignalKind::interrupt().as_raw_value()),
+                _ = self.beat.tick() => return News::Beat,
+                _ = self.scan.tick() => return News::Scan,
+                Some(event) = self.workers.recv() => return News::Worker(event),
+                Ok(event) = self.kernel.next() => return News::Kernel(event),
+                () = self.prober.changed() => return News::Endpoint,
+                read = ended(&mut self.reloader) => return News::Read(read),
+                Some(question) = self.questions.recv() => return News::Asked(question),
+                _ = self.hangup.recv() => self.read_again("SIGHUP"),
+                () = changed(&mut self.file) => self.read_again("the file changed"),
+            }
+        }
+    }
+
+    fn read_again(&mut self, why: &'static str) {
+        match &mut self.reloader {
+            Some(reloader) => {
+                tracing::debug!(why, "reading the configuration again");
+                reloader.begin();
+            }
+            None => tracing::info!(why, "nothing to read again: the agent was started without a file"),
+        }
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+fn watch(path: &Path) -> Option<Watch> {
+    Watch::new(path)
+        .inspect_err(
+            |error| tracing::warn!(file = %path.display(), %error, "changes are not noticed; send SIGHUP after one"),
+        )
+        .ok()
+}
+
+async fn ended(reloader: &mut Option<Reloader>) -> Read {
+    match reloader {
+        Some(reloader) => reloader.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn changed(file: &mut Option<Watch>) {
+    let Some(watch) = file else { return std::future::pending().await };
+    if let Err(error) = watch.changed().await {
+        tracing::warn!(%error, "the file is watched no more; send SIGHUP after a change");
+        *file = None;
+    }
+}

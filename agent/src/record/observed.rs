@@ -1,0 +1,232 @@
+//! All that can be seen of the agent at one moment, as plain values: read once on the main thread, then turned into Prometheus text or
+//! JSON elsewhere.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use sockway_common::{
+    flow::ENDPOINT_AGENT,
+    service::{EndpointKey, EndpointStats},
+};
+
+use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
+use crate::{
+    cluster::{Endpoint, Service, Snapshot},
+    config::{Config, file},
+};
+
+/// The agent at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Why `/ready` says no; `None` when it says yes.
+    pub not_ready: Option<String>,
+    /// Worker threads.
+    pub workers: usize,
+    /// Connections being served.
+    pub connections: usize,
+    /// Network namespaces listened in.
+    pub namespaces: usize,
+    /// What is served, with the endpoints' live state.
+    pub snapshot: Arc<Snapshot>,
+    /// How often the configuration was read again.
+    pub reloads: Reloads,
+    /// How often endpoints were probed.
+    pub probes: Probes,
+    /// The self-test of the running kernel: name, and whether it passed.
+    pub capabilities: Vec<(String, bool)>,
+    /// The workers' slabs, added up.
+    pub workers_totals: Vec<Total>,
+    /// The kernel half's counters.
+    pub kernel_totals: Vec<Total>,
+    /// What the connect hooks counted by endpoint.
+    pub kernel_stats: Vec<(EndpointKey, EndpointStats)>,
+    /// The workers' histograms, added up.
+    pub histograms: Vec<Histogram>,
+}
+
+/// What came of reading the configuration again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reloads {
+    /// Took effect.
+    pub applied: u64,
+    /// Had mistakes: nothing changed.
+    pub refused: u64,
+    /// Said what is in effect already.
+    pub unchanged: u64,
+    /// Whether the last one was refused.
+    pub last_refused: bool,
+}
+
+/// How probes ended, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probes {
+    /// The endpoint accepted.
+    pub accepted: u64,
+    /// It refused.
+    pub refused: u64,
+    /// It did not answer in time, or there was no way to it.
+    pub failed: u64,
+}
+
+/// One counter with its total.
+#[derive(Clone, Debug)]
+pub struct Total {
+    /// Name without the prefix.
+    pub name: &'static str,
+    /// Labels.
+    pub labels: &'static [(&'static str, &'static str)],
+    /// What it counts.
+    pub help: &'static str,
+    /// The total.
+    pub value: u64,
+}
+
+/// One histogram with its totals.
+#[derive(Clone, Debug)]
+pub struct Histogram {
+    /// Whole name.
+    pub name: &'static str,
+    /// What it measures.
+    pub help: &'static str,
+    /// Upper bounds, growing.
+    pub bounds: Vec<Duration>,
+    /// How many fell below each bound and not below the one before; one more at the end for what lies above all.
+    pub counts: Vec<u64>,
+    /// The sum of all that was measured.
+    pub sum: Duration,
+}
+
+impl Observed {
+    /// What the kernel half counted, by service and endpoint as configured now; `None` is the agent itself.
+    pub fn kernel_endpoints(&self) -> impl Iterator<Item = (&Service, Option<&Endpoint>, EndpointStats)> {
+        self.kernel_stats.iter().filter_map(|(key, stats)| {
+            let service = self.snapshot.by_id(key.service)?;
+            if key.endpoint == ENDPOINT_AGENT {
+                return Some((service.as_ref(), None, *stats));
+            }
+            let endpoint = service.endpoints.iter().find(|endpoint| endpoint.id == key.endpoint)?;
+            Some((service.as_ref(), Some(endpoint.as_ref()), *stats))
+        })
+    }
+
+    /// The sum of the kernel half's counters of this name, with this label value if one is given.
+    fn kernel_total(&self, name: &str, label: Option<&str>) -> u64 {
+        let fits = |total: &&Total| {
+            total.name == name && label.is_none_or(|label| total.labels.iter().any(|(_, value)| *value == label))
+        };
+        self.kernel_totals.iter().filter(fits).map(|total| total.value).sum()
+    }
+
+    /// What `/status` answers and `sockway status` prints.
+    pub fn to_json(&self, config: &Config) -> Value {
+        let kernel: HashMap<EndpointKey, EndpointStats> = self.kernel_stats.iter().copied().collect();
+        let services: Vec<Value> =
+            self.snapshot.services.iter().map(|service| service_json(service, &kernel)).collect();
+        let fail_open = ["fail_open_no_listener", "fail_open_not_tagged", "fail_open_hung"];
+        let fail_open: u64 = fail_open.iter().map(|verdict| self.kernel_total("connects_total", Some(verdict))).sum();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "instance": config.instance,
+            "pid": std::process::id(),
+            "ready": self.not_ready.is_none(),
+            "not_ready_reason": self.not_ready,
+            "workers": self.workers,
+            "generation": self.snapshot.generation,
+            "last_reload_refused": self.reloads.last_refused,
+            "namespaces": self.namespaces,
+            "connections": self.connections,
+            "connects": {
+                "balanced_in_kernel": self.kernel_total("connects_total", Some("balanced")),
+                "handed_to_agent": self.kernel_total("connects_total", Some("agent")),
+                "fail_open": fail_open,
+                "untouched": self.kernel_total("connects_total", Some("not_service")),
+            },
+            "shortcut": {
+                "pairs": self.kernel_total("shortcut_sockets_total", Some("server")),
+                "messages": self.kernel_total("shortcut_messages_total", None),
+                "bytes": self.kernel_total("shortcut_bytes_total", None),
+                "fallbacks": self.kernel_total("shortcut_fallbacks_total", None),
+            },
+            "capabilities": self.capabilities.iter().cloned().collect::<HashMap<String, bool>>(),
+            "services": services,
+        })
+    }
+
+    /// What `/config` answers.
+    pub fn config_json(&self, config: &Config) -> Value {
+        json!({ "generation": self.snapshot.generation, "config": file::show(config) })
+    }
+}
+
+/// The workers' slabs, added up.
+pub fn add_up(slabs: &[Arc<Slab>]) -> (Vec<Total>, Vec<Histogram>) {
+    let counters = Counter::ALL.iter().map(|counter| Total {
+        name: counter.name(),
+        labels: counter.labels(),
+        help: counter.help(),
+        value: slabs.iter().map(|slab| slab.counted(*counter)).sum(),
+    });
+    let bytes = Bytes::ALL.iter().map(|which| Total {
+        name: which.name(),
+        labels: which.labels(),
+        help: which.help(),
+        value: slabs.iter().map(|slab| slab.counted_bytes(*which)).sum(),
+    });
+    let histogram = |name, help, of: fn(&Slab) -> &super::Histogram| {
+        let mut sum = Histogram {
+            name,
+            help,
+            bounds: bounds(),
+            counts: vec![0; HISTOGRAM_BOUNDS.len() + 1],
+            sum: Duration::ZERO,
+        };
+        for slab in slabs {
+            let (counts, took) = of(slab).read();
+            sum.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+            sum.sum += took;
+        }
+        sum
+    };
+    let histograms = vec![
+        histogram(
+            "sockway_request_duration_seconds",
+            "From a request's head read to the end of its response sent.",
+            |slab| &slab.request_duration,
+        ),
+        histogram("sockway_overhead_seconds", "The agent's own share of it, of a sample of the requests.", |slab| {
+            &slab.overhead
+        }),
+    ];
+    (counters.chain(bytes).collect(), histograms)
+}
+
+fn bounds() -> Vec<Duration> {
+    HISTOGRAM_BOUNDS.iter().map(|bound| Duration::from_micros(*bound)).collect()
+}
+
+fn service_json(service: &Service, kernel: &HashMap<EndpointKey, EndpointStats>) -> Value {
+    let stats = |endpoint| kernel.get(&EndpointKey { service: service.id, endpoint }).copied().unwrap_or_default();
+    let endpoint_json = |endpoint: &Arc<Endpoint>| {
+        let (state, kernel) = (&endpoint.state, stats(endpoint.id));
+        json!({
+            "address": endpoint.address,
+            "weight": endpoint.weight,
+            "up": state.usable(),
+            "active": state.active.load(Ordering::Relaxed),
+            "total": state.total.load(Ordering::Relaxed) + kernel.connects,
+            "failures": state.connect_failures.load(Ordering::Relaxed) + kernel.failures,
+        })
+    };
+    json!({
+        "name": service.config.name,
+        "address": service.config.address,
+        "protocol": file::protocol_word(service.config.protocol),
+        "mode": file::mode_word(service.config.mode),
+        "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,
+        "endpoints": service.endpoints.iter().map(endpoint_json).collect::<Vec<Value>>(),
+    })
+}

@@ -1,0 +1,311 @@
+//! What was observed at one moment -> the text that Prometheus scrapes.
+//!
+//! Nothing is kept between scrapes: each fills a recorder of its own, so that an endpoint that left the configuration leaves the text as
+//! well, and the labels are bounded by what is configured now. The facade cannot set the totals of a histogram: those are written here.
+
+use std::{fmt::Write, sync::atomic::Ordering};
+
+use metrics::{Label, counter, describe_counter, describe_gauge, gauge, with_local_recorder};
+use metrics_exporter_prometheus::PrometheusBuilder;
+
+use super::observed::{Histogram, Observed, Total};
+use crate::cluster::{Endpoint, Service};
+
+/// Content type of [`render`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The whole text. Takes a while for a hundred thousand endpoints: not for the thread that beats the heart.
+pub fn render(observed: &Observed) -> String {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    with_local_recorder(&recorder, || {
+        node(observed);
+        totals("sockway_", &observed.workers_totals);
+        totals("sockway_kernel_", &observed.kernel_totals);
+        for service in &observed.snapshot.services {
+            for endpoint in &service.endpoints {
+                agent_endpoint(service, endpoint);
+            }
+        }
+        kernel_endpoints(observed);
+    });
+    let mut text = recorder.handle().render();
+    for histogram in &observed.histograms {
+        write_histogram(&mut text, histogram);
+    }
+    text
+}
+
+fn flag(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}
+
+fn node(observed: &Observed) {
+    describe_gauge!("sockway_build_info", "Always 1; the version of the agent is a label.");
+    gauge!("sockway_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    describe_gauge!("sockway_ready", "Whether the agent serves: capture attached, listeners open, not draining.");
+    gauge!("sockway_ready").set(flag(observed.not_ready.is_none()));
+    describe_gauge!("sockway_workers", "Worker threads.");
+    gauge!("sockway_workers").set(observed.workers as f64);
+    describe_gauge!("sockway_namespaces", "Network namespaces in which the agent listens, its own included.");
+    gauge!("sockway_namespaces").set(observed.namespaces as f64);
+    describe_gauge!("sockway_connections_active", "Connections that the agent is serving now.");
+    gauge!("sockway_connections_active").set(observed.connections as f64);
+    reloads(observed);
+    describe_counter!(
+        "sockway_probes_total",
+        "Connects that the agent made to see whether an endpoint accepts, by result."
+    );
+    counter!("sockway_probes_total", "result" => "accepted").absolute(observed.probes.accepted);
+    counter!("sockway_probes_total", "result" => "refused").absolute(observed.probes.refused);
+    counter!("sockway_probes_total", "result" => "failed").absolute(observed.probes.failed);
+    if !observed.capabilities.is_empty() {
+        describe_gauge!("sockway_kernel_capability", "Whether the running kernel passed this part of the self-test.");
+    }
+    for (name, passed) in &observed.capabilities {
+        gauge!("sockway_kernel_capability", "name" => name.clone()).set(flag(*passed));
+    }
+}
+
+fn reloads(observed: &Observed) {
+    let reloads = &observed.reloads;
+    describe_gauge!("sockway_config_generation", "Counts the configurations that took effect, from 1.");
+    gauge!("sockway_config_generation").set(observed.snapshot.generation as f64);
+    describe_gauge!(
+        "sockway_config_last_reload_success",
+        "Whether the configuration in effect is what the file said last."
+    );
+    gauge!("sockway_config_last_reload_success").set(flag(!reloads.last_refused));
+    describe_counter!(
+        "sockway_config_reloads_total",
+        "Times that the configuration was read again, by what came of it."
+    );
+    counter!("sockway_config_reloads_total", "result" => "applied").absolute(reloads.applied);
+    counter!("sockway_config_reloads_total", "result" => "refused").absolute(reloads.refused);
+    counter!("sockway_config_reloads_total", "result" => "unchanged").absolute(reloads.unchanged);
+}
+
+/// Sets each total; the help of a family with several members says what each member is.
+fn totals(prefix: &'static str, totals: &[Total]) {
+    for total in totals {
+        let name = format!("{prefix}{}", total.name);
+        describe_counter!(name.clone(), family_help(total, totals));
+        let labels: Vec<Label> = total.labels.iter().map(|(key, value)| Label::from_static_parts(key, value)).collect();
+        counter!(name, labels).absolute(total.value);
+    }
+}
+
+fn family_help(total: &Total, totals: &[Total]) -> String {
+    let family: Vec<&Total> = totals.iter().filter(|other| other.name == total.name).collect();
+    if family.iter().all(|member| member.help == total.help) {
+        return total.help.trim().to_owned();
+    }
+    let member_help = |member: &&Total| {
+        let values: Vec<&str> = member.labels.iter().map(|(_, value)| *value).collect();
+        format!("{}: {}", values.join(" "), member.help.trim())
+    };
+    family.iter().map(member_help).collect::<Vec<String>>().join(" ")
+}
+
+fn endpoint_labels(service: &Service, endpoint: impl ToString) -> Vec<Label> {
+    vec![Label::new("service", service.config.name.clone()), Label::new("endpoint", endpoint.to_string())]
+}
+
+fn agent_endpoint(service: &Service, endpoint: &Endpoint) {
+    let (labels, state) = (endpoint_labels(service, endpoint.address), &endpoint.state);
+    describe_gauge!(
+        "sockway_endpoint_up",
+        "Whether the endpoint may be chosen: 0 from its failure until it accepts a probe."
+    );
+    gauge!("sockway_endpoint_up", labels.clone()).set(flag(state.usable()));
+    describe_gauge!(
+        "sockway_endpoint_active",
+        "HTTP requests or TCP connections in flight to the endpoint through the agent."
+    );
+    gauge!("sockway_endpoint_active", labels.clone()).set(f64::from(state.active.load(Ordering::Relaxed)));
+    describe_counter!(
+        "sockway_endpoint_requests_total",
+        "HTTP requests or TCP connections that the agent sent to the endpoint."
+    );
+    counter!("sockway_endpoint_requests_total", labels.clone()).absolute(state.total.load(Ordering::Relaxed));
+    describe_counter!("sockway_endpoint_connect_failures_total", "Connects of the agent to the endpoint that failed.");
+    counter!("sockway_endpoint_connect_failures_total", labels)
+        .absolute(state.connect_failures.load(Ordering::Relaxed));
+}
+
+fn kernel_endpoints(observed: &Observed) {
+    for (service, endpoint, stats) in observed.kernel_endpoints() {
+        let labels = endpoint_labels(service, endpoint.map_or_else(|| "agent".to_owned(), |e| e.address.to_string()));
+        describe_counter!(
+            "sockway_kernel_endpoint_connects_total",
+            "Connects of programs that the kernel half sent to the endpoint, or to the agent."
+        );
+        counter!("sockway_kernel_endpoint_connects_total", labels.clone()).absolute(stats.connects);
+        describe_counter!(
+            "sockway_kernel_endpoint_connect_failures_total",
+            "Handshakes of programs with the endpoint, or with the agent, that failed."
+        );
+        counter!("sockway_kernel_endpoint_connect_failures_total", labels).absolute(stats.failures);
+    }
+}
+
+fn write_histogram(text: &mut String, histogram: &Histogram) {
+    let Histogram { name, help, bounds, counts, sum } = histogram;
+    let mut below = 0;
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} histogram");
+    for (bound, count) in bounds.iter().zip(counts) {
+        below += count;
+        let _ = writeln!(text, "{name}_bucket{{le=\"{}\"}} {below}", bound.as_secs_f64());
+    }
+    let all: u64 = counts.iter().sum();
+    let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {all}");
+    let _ = writeln!(text, "{name}_sum {}\n{name}_count {all}\n", sum.as_secs_f64());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, HashSet},
+        sync::Arc,
+        time::Duration,
+    };
+
+    use sockway_common::{
+        counter,
+        flow::ENDPOINT_AGENT,
+        service::{EndpointKey, EndpointStats},
+    };
+
+    use super::*;
+    use crate::{cluster::Snapshot, config::file};
+
+    const BOUNDS: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(10)];
+
+    fn observed() -> Observed {
+        let text =
+            "services: [{name: a/b, address: 10.0.0.1:80, protocol: http, endpoints: ['10.0.0.2:80', '10.0.0.3:80']}]";
+        let config = file::parse(text, "F").expect("a good file");
+        let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
+        let endpoint = &snapshot.services[0].endpoints[1];
+        endpoint.state.down.store(true, Ordering::Relaxed);
+        endpoint.state.total.store(7, Ordering::Relaxed);
+        let key = |endpoint| EndpointKey { service: snapshot.services[0].id, endpoint };
+        let stats = |connects, failures| EndpointStats { connects, failures };
+        let total = |(index, counter): (usize, &counter::Counter)| Total {
+            name: counter.name(),
+            labels: counter.labels(),
+            help: counter.help(),
+            value: index as u64,
+        };
+        Observed {
+            workers: 2,
+            connections: 3,
+            namespaces: 4,
+            capabilities: vec![("fionread".into(), false), ("splice".into(), true)],
+            kernel_totals: counter::ALL.iter().enumerate().map(total).collect(),
+            kernel_stats: vec![
+                (key(endpoint.id), stats(5, 1)),
+                (key(ENDPOINT_AGENT), stats(6, 0)),
+                (EndpointKey { service: 99, endpoint: 0 }, stats(1, 1)),
+            ],
+            histograms: vec![Histogram {
+                name: "sockway_request_duration_seconds",
+                help: "How long.",
+                bounds: BOUNDS.to_vec(),
+                counts: vec![1, 2, 4],
+                sum: Duration::from_millis(1500),
+            }],
+            snapshot: Arc::clone(&snapshot),
+            ..Observed::default()
+        }
+    }
+
+    /// The text format, strictly (Prometheus, "Exposition formats", text-based): a sample belongs to a family that has both lines
+    /// before it, no name and labels occur twice, every value is a number.
+    fn read(text: &str) -> BTreeMap<String, f64> {
+        let (mut help, mut types, mut samples) = (HashSet::new(), BTreeMap::new(), BTreeMap::new());
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, says) = rest.split_once(' ').expect(line);
+                assert!(!says.trim().is_empty() && help.insert(name.to_owned()), "{line}");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect(line);
+                assert!(help.contains(name), "TYPE before HELP: {line}");
+                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+                assert!(types.insert(name.to_owned(), kind.to_owned()).is_none(), "{line}");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            } else {
+                let (series, value) = line.rsplit_once(' ').expect(line);
+                let (name, labels) = series.split_once('{').map_or((series, ""), |(name, labels)| (name, labels));
+                check_labels(labels, line);
+                assert!(
+                    name.starts_with("sockway_") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
+                    "{line}"
+                );
+                let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+                let family = family.filter(|family| types.get(*family).is_some_and(|kind| kind == "histogram"));
+                assert!(types.contains_key(family.unwrap_or(name)), "no TYPE: {line}");
+                let value: f64 = value.parse().expect(line);
+                assert!(samples.insert(series.to_owned(), value).is_none(), "twice: {line}");
+            }
+        }
+        samples
+    }
+
+    fn check_labels(labels: &str, line: &str) {
+        if labels.is_empty() {
+            return;
+        }
+        for label in labels.strip_suffix('}').expect(line).split(',') {
+            let (key, value) = label.split_once('=').expect(line);
+            assert!(!key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{line}");
+            let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).expect(line);
+            assert!(!value.contains(['"', '\\']), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_whole_text_is_in_the_format_and_says_what_was_observed() {
+        let samples = read(&render(&observed()));
+        for (series, value) in [
+            ("sockway_ready", 1.0),
+            ("sockway_workers", 2.0),
+            ("sockway_connections_active", 3.0),
+            ("sockway_namespaces", 4.0),
+            ("sockway_config_generation", 1.0),
+            ("sockway_config_last_reload_success", 1.0),
+            ("sockway_config_reloads_total{result=\"applied\"}", 0.0),
+            ("sockway_kernel_capability{name=\"fionread\"}", 0.0),
+            ("sockway_kernel_capability{name=\"splice\"}", 1.0),
+            ("sockway_kernel_connects_total{verdict=\"own\"}", 1.0),
+            ("sockway_endpoint_up{service=\"a/b\",endpoint=\"10.0.0.2:80\"}", 1.0),
+            ("sockway_endpoint_up{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 0.0),
+            ("sockway_endpoint_requests_total{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 7.0),
+            ("sockway_kernel_endpoint_connects_total{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 5.0),
+            ("sockway_kernel_endpoint_connects_total{service=\"a/b\",endpoint=\"agent\"}", 6.0),
+            ("sockway_request_duration_seconds_bucket{le=\"0.00005\"}", 1.0),
+            ("sockway_request_duration_seconds_bucket{le=\"0.01\"}", 3.0),
+            ("sockway_request_duration_seconds_bucket{le=\"+Inf\"}", 7.0),
+            ("sockway_request_duration_seconds_sum", 1.5),
+            ("sockway_request_duration_seconds_count", 7.0),
+        ] {
+            assert_eq!(samples.get(series), Some(&value), "{series} in {samples:#?}");
+        }
+        for counter in counter::ALL {
+            let name = format!("sockway_kernel_{}", counter.name());
+            assert!(samples.keys().any(|series| series.starts_with(&name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_left_the_configuration_leaves_the_text() {
+        let mut observed = observed();
+        assert!(render(&observed).contains("10.0.0.3:80"));
+        observed.snapshot = Arc::default();
+        assert!(!render(&observed).contains("10.0.0.3:80"));
+    }
+
+    #[test]
+    fn an_agent_that_has_just_started_renders_too() {
+        assert_eq!(read(&render(&Observed::default())).get("sockway_ready"), Some(&1.0));
+    }
+}
