@@ -30,6 +30,10 @@ pub struct Offsets {
     pub rcvbuf: u32,
     /// Byte of `tcp_sock.is_mptcp`; 0 where the kernel has no MPTCP.
     pub is_mptcp: u32,
+    /// `sock.__sk_common.skc_dport`, followed by `skc_num`.
+    pub ports: u32,
+    /// `tcp_sock.rcv_nxt`.
+    pub rcv_nxt: u32,
     /// Zero: fills the layout to a multiple of eight.
     pub zero: u32,
 }
@@ -78,7 +82,7 @@ pub mod event_kind {
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<Settings>() == 56);
     assert!(size_of::<Listener>() == 4);
     assert!(size_of::<Event>() == 24);
 };

@@ -18,6 +18,47 @@ pub struct Service {
     pub slots: u32,
     /// Bits of [`service_flags`].
     pub flags: u32,
+    /// See [`Service::sealed`].
+    pub seal: u32,
+}
+
+impl Service {
+    /// The entry with its seal, for the address it will stand under.
+    ///
+    /// The kernel may hand the memory of a removed entry to a new one while a hook still reads it (`bpf_mem_alloc` reuses at once). A seal
+    /// over key and value tells a whole entry from half of one and half of another, which would send a connection to a stranger.
+    pub fn sealed(mut self, key: &Address) -> Self {
+        self.seal = self.seal_for(key);
+        self
+    }
+
+    /// Whether the entry is whole and belongs to this address.
+    #[inline(always)]
+    pub fn is_whole(&self, key: &Address) -> bool {
+        self.seal == self.seal_for(key)
+    }
+
+    #[inline(always)]
+    fn seal_for(&self, key: &Address) -> u32 {
+        let seal = mix_address(SEED, key);
+        mix(mix(mix(mix(seal, self.id), self.generation), self.slots), self.flags)
+    }
+}
+
+/// First 32 bits of the golden ratio's fraction: any odd number with mixed bits will do.
+const SEED: u32 = 0x9e37_79b1;
+
+/// One step of a multiplicative hash (D. E. Knuth, "The Art of Computer Programming", vol. 3, 6.4), with the high bits folded in.
+#[inline(always)]
+const fn mix(state: u32, word: u32) -> u32 {
+    let state = (state ^ word).wrapping_mul(SEED);
+    state ^ state >> 15
+}
+
+#[inline(always)]
+const fn mix_address(state: u32, address: &Address) -> u32 {
+    let state = mix(mix(mix(mix(state, address.ip[0]), address.ip[1]), address.ip[2]), address.ip[3]);
+    mix(state, (address.port as u32) << 16 | address.protocol as u32)
 }
 
 /// Bits of [`Service::flags`].
@@ -57,6 +98,30 @@ pub struct Slot {
     pub second_id: u32,
     /// Share of `first` in this slot, of 2^32 (saturated).
     pub threshold: u32,
+    /// See [`Service::sealed`].
+    pub seal: u32,
+}
+
+impl Slot {
+    /// The slot with its seal, for the key it will stand under.
+    pub fn sealed(mut self, key: &SlotKey) -> Self {
+        self.seal = self.seal_for(key);
+        self
+    }
+
+    /// Whether the slot is whole and belongs to this key.
+    #[inline(always)]
+    pub fn is_whole(&self, key: &SlotKey) -> bool {
+        self.seal == self.seal_for(key)
+    }
+
+    #[inline(always)]
+    fn seal_for(&self, key: &SlotKey) -> u32 {
+        let seal = mix(mix(mix(SEED, key.service), key.generation), key.slot);
+        let seal = mix(mix_address(seal, &self.first), self.first_id);
+        let seal = mix(mix_address(seal, &self.second), self.second_id);
+        mix(seal, self.threshold)
+    }
 }
 
 /// Key of the per-CPU statistics of one endpoint of one service.
@@ -80,9 +145,34 @@ pub struct EndpointStats {
 }
 
 const _: () = {
-    assert!(size_of::<Service>() == 16);
+    assert!(size_of::<Service>() == 20);
     assert!(size_of::<SlotKey>() == 12);
-    assert!(size_of::<Slot>() == 52);
+    assert!(size_of::<Slot>() == 56);
     assert!(size_of::<EndpointKey>() == 8);
     assert!(size_of::<EndpointStats>() == 16);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Address = Address::v4(0x0a00_000a, 80);
+
+    #[test]
+    fn a_seal_holds_for_its_own_key_and_value_only() {
+        let service = Service { id: 1, generation: 2, slots: 3, flags: 4, seal: 0 }.sealed(&KEY);
+        assert!(service.is_whole(&KEY));
+        assert!(!service.is_whole(&Address::v4(0x0a00_000b, 80)));
+        assert!(!Service { generation: 3, ..service }.is_whole(&KEY));
+        assert!(!Service { id: 2, ..service }.is_whole(&KEY));
+    }
+
+    #[test]
+    fn a_slot_made_of_two_halves_is_not_whole() {
+        let key = SlotKey { service: 1, generation: 1, slot: 0 };
+        let slot = Slot { first: KEY, first_id: 0, second: KEY, second_id: 0, threshold: 9, seal: 0 }.sealed(&key);
+        assert!(slot.is_whole(&key));
+        assert!(!slot.is_whole(&SlotKey { slot: 1, ..key }));
+        assert!(!Slot { first: Address::v4(0x0a00_000b, 80), ..slot }.is_whole(&key));
+    }
+}

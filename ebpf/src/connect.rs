@@ -109,8 +109,7 @@ fn try_dial(ctx: &SockAddrContext, dialled: &Address) -> Result<(Address, Counte
     if unsafe { bpf_get_current_cgroup_id() } == settings.agent_cgroup {
         return Err(Counter::ConnectOwn);
     }
-    // SAFETY: the entry is replaced whole by the agent, never edited in place.
-    let service = unsafe { SERVICES.get(dialled) }.ok_or(Counter::ConnectNotService)?;
+    let service = &service_at(dialled).ok_or(Counter::ConnectNotService)?;
 
     let (to, endpoint, counter) = if service.flags & service_flags::AGENT != 0 {
         match agent_address(ctx, settings, dialled, service) {
@@ -127,6 +126,19 @@ fn try_dial(ctx: &SockAddrContext, dialled: &Address) -> Result<(Address, Counte
     remember(ctx, dialled, &to, service, endpoint)?;
     count_endpoint(service.id, endpoint);
     Ok((to, counter))
+}
+
+/// The service at an address. An entry that is being replaced under our eyes is read once more.
+#[inline(always)]
+fn service_at(dialled: &Address) -> Option<Service> {
+    read_service(dialled).or_else(|| read_service(dialled))
+}
+
+#[inline(always)]
+fn read_service(dialled: &Address) -> Option<Service> {
+    // SAFETY: copied once, at once, and used only if the copy is whole.
+    let service: Service = unsafe { ptr::read_volatile(SERVICES.get_ptr(dialled)?) };
+    service.is_whole(dialled).then_some(service)
 }
 
 /// Keeps with the socket what it dialled.
@@ -155,8 +167,7 @@ fn remember(
 /// then once more with what stands there now.
 #[inline(always)]
 fn choose(dialled: &Address, service: &Service) -> Option<(Address, u32)> {
-    // SAFETY: as for the first lookup.
-    take_slot(service).or_else(|| take_slot(unsafe { SERVICES.get(dialled) }?))
+    take_slot(service).or_else(|| take_slot(&service_at(dialled)?))
 }
 
 /// An endpoint by the slot table.
@@ -168,8 +179,11 @@ fn take_slot(service: &Service) -> Option<(Address, u32)> {
     let in_turn = service.flags & service_flags::IN_TURN != 0;
     let turn = if in_turn { next_turn(service.id) } else { random() };
     let key = SlotKey { service: service.id, generation: service.generation, slot: turn % service.slots };
-    // SAFETY: a slot is written before the service entry that names its generation, and never edited.
-    let slot: &Slot = unsafe { SLOTS.get(&key) }?;
+    // SAFETY: copied once, at once, and used only if the copy is whole.
+    let slot: Slot = unsafe { ptr::read_volatile(SLOTS.get_ptr(&key)?) };
+    if !slot.is_whole(&key) {
+        return None;
+    }
     if in_turn || random() <= slot.threshold {
         Some((slot.first, slot.first_id))
     } else {
@@ -256,8 +270,7 @@ fn is_tagged(ctx: &SockAddrContext, to: &Address, v4: bool) -> bool {
     };
     // SAFETY: the tuple is initialised; the reference that a hit carries is given back below on every path.
     unsafe {
-        let found =
-            bpf_sk_lookup_tcp(ctx.as_ptr(), ptr::from_mut(&mut tuple).cast(), size as u32, CURRENT_NETNS, 0);
+        let found = bpf_sk_lookup_tcp(ctx.as_ptr(), ptr::from_mut(&mut tuple).cast(), size as u32, CURRENT_NETNS, 0);
         if found.is_null() {
             return false;
         }
@@ -286,4 +299,3 @@ fn count_endpoint(service: u32, endpoint: u32) {
         unsafe { (*stats).connects += 1 };
     }
 }
-

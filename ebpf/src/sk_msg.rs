@@ -54,17 +54,26 @@ fn try_direct(ctx: &SkMsgContext, half: &mut Half) -> Result<(), Counter> {
 #[inline(always)]
 fn meet(half: &mut Half) -> Result<(), Counter> {
     let key = half.key;
+    let settings = SETTINGS.get(0).ok_or(Counter::FallbackGone)?;
     let Some(meeting) = MEETINGS.get_ptr(&key) else { return Err(Counter::FallbackEarly) };
-    // SAFETY: the value lives while the hook runs; the cookie is read first, as it is written last.
-    let (cookie, sock) = unsafe {
-        (core::ptr::read_volatile(&raw const (*meeting).server_cookie), core::ptr::read_volatile(&raw const (*meeting).server_sock))
-    };
+    // SAFETY: copied once; the memory may be another's by now, which is why the socket itself is asked below.
+    let meeting = unsafe { core::ptr::read_volatile(meeting) };
     let _ = MEETINGS.remove(&key);
-    if cookie == 0 {
+    if meeting.server_cookie == 0 {
         return Err(Counter::FallbackEarly);
     }
-    half.peer_cookie = cookie;
-    half.peer_sock = sock;
+    if !socket::is_peer(
+        meeting.server_sock,
+        meeting.server_cookie,
+        &key.client,
+        &key.server,
+        key.client_sequence,
+        settings,
+    ) {
+        return Err(Counter::FallbackGone);
+    }
+    half.peer_cookie = meeting.server_cookie;
+    half.peer_sock = meeting.server_sock;
     half.state = half_state::JOINED;
     Ok(())
 }

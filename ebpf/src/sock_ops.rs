@@ -35,6 +35,8 @@ const SYN_ALLOWED: u32 = 1;
 const SYN_DENIED: u32 = 0;
 /// `BPF_NOEXIST`.
 const NO_EXIST: u64 = 1;
+/// `BPF_EXIST`.
+const EXIST: u64 = 2;
 
 /// Sockets of a cgroup that allows the shortcut.
 #[sock_ops]
@@ -185,21 +187,28 @@ fn refuse_accepted(ctx: &SockOpsContext) {
 #[inline(always)]
 fn enrol_server(ctx: &SockOpsContext) -> Result<(), Counter> {
     let key = accepted_key(ctx);
-    let Some(meeting) = MEETINGS.get_ptr_mut(&key) else { return Ok(()) };
+    let Some(meeting) = MEETINGS.get_ptr(&key) else { return Ok(()) };
+    // SAFETY: copied once; the memory may be another's by now, which is why the socket itself is asked below.
+    let meeting = unsafe { core::ptr::read_volatile(meeting) };
     let settings = SETTINGS.get(0).ok_or(Counter::ShortcutRefused)?;
+    if !socket::is_peer(
+        meeting.client_sock,
+        meeting.client_cookie,
+        &key.server,
+        &key.client,
+        key.server_sequence,
+        settings,
+    ) {
+        return Err(Counter::ShortcutRefused);
+    }
     let (half, sock) = new_half(ctx, settings, key, half_state::FALLBACK)?;
-    // SAFETY: the entry was written whole before this end was established; nobody writes these two fields again.
-    let (peer_cookie, peer_sock) = unsafe { ((*meeting).client_cookie, (*meeting).client_sock) };
-    half.peer_cookie = peer_cookie;
-    half.peer_sock = peer_sock;
+    half.peer_cookie = meeting.client_cookie;
+    half.peer_sock = meeting.client_sock;
     let mut cookie = cookie(ctx);
     enrol(ctx, &mut cookie).map_err(|_| Counter::ShortcutRefused)?;
     half.state = half_state::JOINED;
-    // SAFETY: the map value lives while the hook runs. The cookie is stored last: a client that sees it sees the pointer.
-    unsafe {
-        core::ptr::write_volatile(&raw mut (*meeting).server_sock, sock);
-        core::ptr::write_volatile(&raw mut (*meeting).server_cookie, cookie);
-    }
+    // Gone: the client has sent its first bytes, through TCP, and that direction stays there.
+    let _ = MEETINGS.insert(&key, &Meeting { server_cookie: cookie, server_sock: sock, ..meeting }, EXIST);
     count::one(Counter::ShortcutServer);
     Ok(())
 }

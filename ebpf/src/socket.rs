@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_probe_read_kernel, bpf_sk_storage_delete, bpf_sk_storage_get},
     programs::SockOpsContext,
 };
-use sockway_common::flow::Address;
+use sockway_common::{capture::Settings, flow::Address};
 
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
@@ -174,4 +174,16 @@ pub fn peek<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
         )
     };
     (failed == 0).then_some(value)
+}
+
+/// Whether `sock` is the other end of a connection of which nothing has been sent in our direction yet: it has the cookie that we were
+/// told, its ports are ours the other way round, and the next byte it expects is the first that we will send. Asked once for each
+/// connection, since what told us of it (an LRU map) may be overwritten while it is read, and bytes must never reach a stranger.
+#[inline(always)]
+pub fn is_peer(sock: u64, cookie: u64, local: &Address, remote: &Address, sequence: u32, settings: &Settings) -> bool {
+    let offsets = &settings.offsets;
+    let ports = u32::from(local.port) | u32::from(u16::from_be(remote.port)) << 16;
+    peek::<u64>(sock, offsets.cookie) == Some(cookie)
+        && peek::<u32>(sock, offsets.ports) == Some(ports)
+        && peek::<u32>(sock, offsets.rcv_nxt) == Some(sequence)
 }

@@ -28,6 +28,8 @@ fn read() -> Result<Offsets, String> {
         rcvbuf: need("sock", &["sk_rcvbuf"])?,
         // Absent on kernels without MPTCP.
         is_mptcp: btf.bit_offset("tcp_sock", &["is_mptcp"]).map_or(0, |bits| bits / 8),
+        ports: need("sock_common", &["skc_dport"])?,
+        rcv_nxt: need("tcp_sock", &["rcv_nxt"])?,
         zero: 0,
     })
 }

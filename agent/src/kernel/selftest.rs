@@ -149,10 +149,11 @@ impl Bench {
     /// One service at [`DIALLED`] with one endpoint: the listener of this bench.
     fn serve(&mut self, flags: u32) -> Result<(), String> {
         let to = flows::address(self.endpoint.local_addr().map_err(text)?);
-        let slot = Slot { first: to, first_id: 0, second: to, second_id: 0, threshold: u32::MAX };
-        self.slots.insert(SlotKey { service: 1, generation: 1, slot: 0 }, slot, 0).map_err(text)?;
-        let service = Service { id: 1, generation: 1, slots: 1, flags };
-        self.services.insert(flows::address(DIALLED), service, 0).map_err(text)
+        let slot = Slot { first: to, first_id: 0, second: to, second_id: 0, threshold: u32::MAX, seal: 0 };
+        let (key, dialled) = (SlotKey { service: 1, generation: 1, slot: 0 }, flows::address(DIALLED));
+        self.slots.insert(key, slot.sealed(&key), 0).map_err(text)?;
+        let service = Service { id: 1, generation: 1, slots: 1, flags, seal: 0 };
+        self.services.insert(dialled, service.sealed(&dialled), 0).map_err(text)
     }
 
     /// A connection through the hooks: the dialling and the accepting end.

@@ -99,9 +99,9 @@ impl Tables {
         self.prepare(service, &endpoints)?;
         for (slot, value) in slots.iter().enumerate() {
             let key = SlotKey { service: service.id, generation, slot: slot as u32 };
-            self.slots.insert(key, value, 0).map_err(map_error("SLOTS"))?;
+            self.slots.insert(key, value.sealed(&key), 0).map_err(map_error("SLOTS"))?;
         }
-        let entry = service::Service { id: service.id, generation, slots: slots.len() as u32, flags };
+        let entry = service::Service { id: service.id, generation, slots: slots.len() as u32, flags, seal: 0 }.sealed(&address);
         self.services.insert(address, entry, 0).map_err(map_error("SERVICES"))?;
         let written = Written { id: service.id, flags, slots, generation, endpoints: endpoints.clone() };
         if let Some(old) = old {
@@ -210,6 +210,7 @@ fn slots(service: &Service) -> Vec<Slot> {
         second: to(second.address),
         second_id: second.id,
         threshold,
+        seal: 0,
     };
     match service.config.balance {
         Balance::RoundRobin => round_robin::cycle(&weights)

@@ -1,0 +1,68 @@
+//! The hop alone, for measuring: one worker, no kernel half. `hop LISTEN ORIGIN...` passes every connection to LISTEN on to the origins.
+//!
+//! `HOP_PROTOCOL=tcp` relays opaque bytes instead of HTTP.
+
+use std::{
+    error::Error,
+    io::Write as _,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use sockway::{
+    cluster::Snapshot,
+    config::{Balance, Capture, Config, Endpoint, Mode, Protocol, Service, Shortcut},
+    kernel::{Flows, OriginalDst},
+    node::worker::{Listening, Worker, WorkerShared},
+    record::Slab,
+};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut addresses = Vec::new();
+    for argument in std::env::args().skip(1) {
+        addresses.push(argument.parse::<SocketAddr>()?);
+    }
+    let [listen, origins @ ..] = &addresses[..] else { return Err("usage: hop LISTEN ORIGIN...".into()) };
+    let is_tcp = std::env::var("HOP_PROTOCOL").is_ok_and(|protocol| protocol == "tcp");
+    let config = config(*listen, origins, if is_tcp { Protocol::Tcp } else { Protocol::Http });
+    let snapshot = Snapshot::build(&config, &Snapshot::default());
+    let service = snapshot.services[0].id;
+    let (events, mut failures) = tokio::sync::mpsc::unbounded_channel();
+    let shared = WorkerShared {
+        snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+        flows: Flows::off(OriginalDst { address: *listen, service }),
+        slab: Arc::new(Slab::default()),
+        events,
+    };
+    let worker = Worker::spawn(0, shared)?;
+    worker.listen(Listening { socket: TcpListener::bind(listen)?, netns: 0 });
+    writeln!(std::io::stdout(), "listening on {listen}")?;
+    while let Some(event) = failures.blocking_recv() {
+        writeln!(std::io::stdout(), "{event:?}")?;
+    }
+    Ok(())
+}
+
+fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Config {
+    Config {
+        instance: "hop".into(),
+        workers: 1,
+        drain_timeout: Duration::from_secs(1),
+        admin_address: ([127, 0, 0, 1], 0).into(),
+        capture: Capture { cgroup_mount: None, bpffs: PathBuf::new(), rules: Vec::new() },
+        services: vec![Service {
+            name: "origin".into(),
+            address: listen,
+            protocol,
+            mode: Mode::Agent,
+            balance: Balance::RoundRobin,
+            shortcut: Shortcut::Off,
+            connect_timeout: Duration::from_secs(1),
+            probe_interval: None,
+            endpoints: origins.iter().map(|address| Endpoint { address: *address, weight: 1 }).collect(),
+        }],
+    }
+}

@@ -1,0 +1,168 @@
+//! Endpoint to upstream connection: one that an earlier request used, or a new one.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, AsRawFd as _},
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::{
+    cluster::{Endpoint, Service},
+    kernel::Flows,
+    record::{Counter, Slab},
+    ring::{self, Buffers, Due, MEDIUM, Socket, Stream, Watch},
+};
+
+/// How long an unused connection is kept. Below the 60 s that many servers keep theirs, so that it is we who end it.
+const IDLE_MAX: Duration = Duration::from_secs(55);
+/// Most unused connections kept to one endpoint by one worker; each holds a receive buffer.
+const IDLE_COUNT_MAX: usize = 256;
+
+/// Why an endpoint could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It refused, or there is no way to it.
+    #[error("{0}")]
+    Failed(io::Error),
+    /// It did not accept in time.
+    #[error("not accepted within {0:?}")]
+    Late(Duration),
+    /// This process or host is out of descriptors or memory: says nothing of the endpoint.
+    #[error("no socket: {0}")]
+    Ours(io::Error),
+}
+
+/// The upstream connections of one worker.
+pub struct Upstreams {
+    idle: RefCell<HashMap<(u32, u32), Shelf, BuildHasherDefault<IdHasher>>>,
+    watch: Rc<Watch>,
+    buffers: Rc<Buffers>,
+    flows: Flows,
+    slab: Arc<Slab>,
+}
+
+/// The unused connections to one endpoint, the last used on top.
+struct Shelf {
+    address: SocketAddr,
+    idle: Vec<(Stream, Duration)>,
+}
+
+impl Upstreams {
+    /// None yet.
+    pub fn new(watch: Rc<Watch>, buffers: Rc<Buffers>, flows: Flows, slab: Arc<Slab>) -> Self {
+        Self { idle: RefCell::default(), watch, buffers, flows, slab }
+    }
+
+    /// A connection that an earlier request used and that is still alive, as far as can be known: its receive is armed and waits.
+    pub fn reuse(&self, service: &Service, endpoint: &Endpoint) -> Option<Stream> {
+        let mut idle = self.idle.borrow_mut();
+        let shelf = idle.get_mut(&(service.id, endpoint.id)).filter(|shelf| shelf.address == endpoint.address)?;
+        while let Some((mut stream, _)) = shelf.idle.pop() {
+            if stream.reader.is_quiet() {
+                return Some(stream);
+            }
+            // Ended, or bytes that nobody asked for: not to be trusted with a request.
+            self.slab.count(Counter::PoolGone);
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request. Everything asked on it must have been answered; its receive is armed here.
+    pub fn keep(&self, service: &Service, endpoint: &Endpoint, mut stream: Stream) {
+        let mut idle = self.idle.borrow_mut();
+        let shelf = idle
+            .entry((service.id, endpoint.id))
+            .or_insert_with(|| Shelf { address: endpoint.address, idle: Vec::new() });
+        if shelf.address != endpoint.address {
+            // The id means another address since the last reload.
+            *shelf = Shelf { address: endpoint.address, idle: Vec::new() };
+        }
+        if shelf.idle.len() >= IDLE_COUNT_MAX {
+            return self.slab.count(Counter::PoolFull);
+        }
+        stream.reader.arm(self.buffers.take(MEDIUM));
+        shelf.idle.push((stream, self.watch.now()));
+    }
+
+    /// A new connection.
+    pub async fn dial(&self, service: &Service, endpoint: &Endpoint) -> Result<Stream, ConnectError> {
+        let result = self.try_dial(service, endpoint).await;
+        self.slab.count(match result {
+            Ok(_) => Counter::ConnectAccepted,
+            Err(ConnectError::Failed(_)) => Counter::ConnectFailed,
+            Err(ConnectError::Late(_)) => Counter::ConnectLate,
+            Err(ConnectError::Ours(_)) => Counter::ConnectOurs,
+        });
+        if matches!(result, Err(ConnectError::Failed(_) | ConnectError::Late(_))) {
+            endpoint.state.connect_failures.fetch_add(1, Relaxed);
+        }
+        result
+    }
+
+    async fn try_dial(&self, service: &Service, endpoint: &Endpoint) -> Result<Stream, ConnectError> {
+        let socket = Socket::dialling(endpoint.address, &self.watch).map_err(ConnectError::Ours)?;
+        self.flows.allow_shortcut(socket.as_fd(), service);
+        let timeout = service.config.connect_timeout;
+        socket.set_due(timeout, Due::End);
+        let connected = ring::connect(socket.as_raw_fd(), endpoint.address).await;
+        socket.clear_due();
+        match connected {
+            _ if socket.is_overdue() => Err(ConnectError::Late(timeout)),
+            Err(error) if is_ours(&error) => Err(ConnectError::Ours(error)),
+            Err(error) => Err(ConnectError::Failed(error)),
+            Ok(()) => Ok(Stream::new(socket)),
+        }
+    }
+
+    /// Closes unused connections that the endpoint has ended or that nobody needed for long.
+    pub fn sweep(&self) {
+        let now = self.watch.now();
+        let mut idle = self.idle.borrow_mut();
+        for shelf in idle.values_mut() {
+            shelf.idle.retain_mut(|(stream, since)| {
+                let reason = match stream.reader.is_quiet() {
+                    false => Counter::PoolGone,
+                    true if now.saturating_sub(*since) > IDLE_MAX => Counter::PoolOld,
+                    true => return true,
+                };
+                self.slab.count(reason);
+                false
+            });
+        }
+        idle.retain(|_, shelf| !shelf.idle.is_empty());
+    }
+
+    /// Closes all unused connections.
+    pub fn close_idle(&self) {
+        self.idle.borrow_mut().clear();
+    }
+}
+
+fn is_ours(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// For keys that are small numbers, given by ourselves: no peer can choose them.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // The fractional part of the golden ratio spreads consecutive numbers over all bits.
+        self.0 = (self.0.rotate_left(32) ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}

@@ -1,0 +1,5 @@
+//! Bytes to events: one file or folder per protocol, a limit on every length. Nothing here touches a socket; nothing a peer sends panics.
+
+pub mod chunked;
+pub mod edit;
+pub mod http1;

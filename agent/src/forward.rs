@@ -1,0 +1,217 @@
+//! Downstream and upstream to outcome: bodies are copied from a reader to a writer, with bounded memory.
+//!
+//! While a piece is being sent the next is being received, so that at most two buffers are in use for each direction. What was
+//! submitted last may still be in flight when a copy returns: the writer has it.
+
+use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, task::Poll};
+
+use crate::{
+    decode::chunked::{BadChunk, Decoder, Style, reframe},
+    ring::{Buf, Buffers, LARGE, Reader, SMALL, Stream, Writer},
+};
+
+/// Why a copy ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The side that sends failed.
+    #[error("receiving: {0}")]
+    Receiving(io::Error),
+    /// It ended too early.
+    #[error("ended too early")]
+    Ended,
+    /// It sent a malformed body.
+    #[error(transparent)]
+    Malformed(#[from] BadChunk),
+    /// The side that receives failed.
+    #[error("sending: {0}")]
+    Sending(io::Error),
+}
+
+/// Counts what was copied.
+pub type Count = Cell<usize>;
+
+/// A one-way copy.
+pub struct Copy<'s> {
+    /// Where the bytes come from.
+    pub from: &'s mut Reader,
+    /// Where they go.
+    pub to: &'s mut Writer,
+    /// Where buffers come from.
+    pub buffers: &'s Buffers,
+    /// Bytes copied so far.
+    pub count: &'s Count,
+}
+
+impl Copy<'_> {
+    /// Copies `left` more bytes. Returns the buffer that has what came behind them, if anything did.
+    pub async fn length(&mut self, mut left: u64) -> Result<Option<Buf>, Broken> {
+        while left > 0 {
+            let mut buf = self.receive().await?;
+            if buf.is_empty() {
+                return Err(Broken::Ended);
+            }
+            let here = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= here as u64;
+            let rest = self.split(&mut buf, here);
+            let range = buf.range();
+            self.submit(buf, range.start..range.start + here).await?;
+            if rest.is_some() {
+                return Ok(rest);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Copies a chunked body to its end. Returns the buffer that has what came behind it, if anything did.
+    pub async fn chunked(&mut self, decoder: &mut Decoder, style: Style) -> Result<Option<Buf>, Broken> {
+        while !decoder.is_done() {
+            let mut buf = self.receive().await?;
+            if buf.is_empty() {
+                return Err(Broken::Ended);
+            }
+            let piece = buf.range();
+            let reframed = reframe(decoder, buf.memory(), 0, piece.clone(), style)?;
+            let rest = self.split(&mut buf, reframed.rest - piece.start);
+            if reframed.send.is_empty() {
+                self.buffers.give(buf);
+            } else {
+                self.submit(buf, reframed.send).await?;
+            }
+            if !reframed.tail.is_empty() {
+                let tail = Buf::of(&reframed.tail);
+                let range = tail.range();
+                self.submit(tail, range).await?;
+            }
+            if rest.is_some() {
+                return Ok(rest);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Copies until the sender ends the connection.
+    pub async fn until_close(&mut self) -> Result<(), Broken> {
+        loop {
+            let buf = self.receive().await?;
+            if buf.is_empty() {
+                self.buffers.give(buf);
+                return Ok(());
+            }
+            let range = buf.range();
+            self.submit(buf, range).await?;
+        }
+    }
+
+    /// Sends what stands at `range`, once what was submitted before is sent.
+    pub async fn submit(&mut self, buf: Buf, range: std::ops::Range<usize>) -> Result<(), Broken> {
+        self.flush().await?;
+        self.count.set(self.count.get() + range.len());
+        self.to.submit(buf, range);
+        Ok(())
+    }
+
+    /// Waits until everything submitted is sent.
+    pub async fn flush(&mut self) -> Result<(), Broken> {
+        if self.to.is_sending() {
+            let (result, buf) = self.to.sent().await;
+            self.buffers.give(buf);
+            result.map_err(Broken::Sending)?;
+        }
+        Ok(())
+    }
+
+    async fn receive(&mut self) -> Result<Buf, Broken> {
+        if !self.from.is_armed() {
+            self.from.arm_now(self.buffers.take(LARGE));
+        }
+        let (result, buf) = self.from.received().await;
+        match result {
+            Ok(_) => Ok(buf),
+            Err(error) => {
+                self.buffers.give(buf);
+                Err(Broken::Receiving(error))
+            }
+        }
+    }
+
+    /// Puts what stands behind the first `bytes` into a buffer of its own: it is another message's.
+    fn split(&self, buf: &mut Buf, bytes: usize) -> Option<Buf> {
+        let rest = &buf.bytes()[bytes..];
+        (!rest.is_empty()).then(|| self.buffers.holding(rest))
+    }
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relayed {
+    /// Both sides ended cleanly.
+    Done,
+    /// The first broke off, and so was the second.
+    FirstBroke,
+    /// The second broke off, and so was the first.
+    SecondBroke,
+}
+
+/// Copies both ways until both sides have ended. An end is passed on as an end, in its direction only; a reset as a reset. `counts`
+/// are the bytes from the first to the second, and back.
+pub async fn relay(first: &mut Stream, second: &mut Stream, buffers: &Buffers, counts: (&Count, &Count)) -> Relayed {
+    let relayed = {
+        let there = Copy { from: &mut first.reader, to: &mut second.writer, buffers, count: counts.0 };
+        let back = Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1 };
+        let mut there = pin!(one_way(there, || second.socket.shut(Shutdown::Write)));
+        let mut back = pin!(one_way(back, || first.socket.shut(Shutdown::Write)));
+        let (mut there_done, mut back_done) = (false, false);
+        poll_fn(|context| {
+            if !there_done && let Poll::Ready(result) = there.as_mut().poll(context) {
+                match result {
+                    Ok(()) => there_done = true,
+                    Err(Broken::Sending(_)) => return Poll::Ready(Relayed::SecondBroke),
+                    Err(_) => return Poll::Ready(Relayed::FirstBroke),
+                }
+            }
+            if !back_done && let Poll::Ready(result) = back.as_mut().poll(context) {
+                match result {
+                    Ok(()) => back_done = true,
+                    Err(Broken::Sending(_)) => return Poll::Ready(Relayed::FirstBroke),
+                    Err(_) => return Poll::Ready(Relayed::SecondBroke),
+                }
+            }
+            if there_done && back_done { Poll::Ready(Relayed::Done) } else { Poll::Pending }
+        })
+        .await
+    };
+    if relayed != Relayed::Done {
+        first.socket.reset();
+        second.socket.reset();
+    }
+    relayed
+}
+
+async fn one_way(mut copy: Copy<'_>, end: impl FnOnce()) -> Result<(), Broken> {
+    let mut capacity = SMALL;
+    loop {
+        if !copy.from.is_armed() {
+            copy.from.arm(copy.buffers.take(capacity));
+        }
+        let buf = copy.receive().await?;
+        if buf.is_empty() {
+            copy.buffers.give(buf);
+            break;
+        }
+        capacity = fitting(&buf);
+        let range = buf.range();
+        copy.submit(buf, range).await?;
+        if capacity == SMALL {
+            // Quiet connections, of which there may be many, hold one small buffer each way.
+            copy.flush().await?;
+        }
+    }
+    copy.flush().await?;
+    end();
+    Ok(())
+}
+
+/// The size of the next buffer, judged by how this one was filled.
+fn fitting(buf: &Buf) -> usize {
+    if buf.room() == 0 || (buf.capacity() == LARGE && buf.len() > SMALL) { LARGE } else { SMALL }
+}

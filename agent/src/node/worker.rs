@@ -1,0 +1,284 @@
+//! A worker: one thread, one ring, its listeners and the connections that came through them. Work never moves to another worker.
+
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    net::TcpListener,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    thread::{Builder, JoinHandle},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::{
+    accept::{Accepted, Gate, Listener, Permit},
+    cluster::Snapshot,
+    kernel::Flows,
+    proxy::{self, Hop},
+    record::{Counter, Slab},
+    ring,
+};
+
+/// Most connections of one worker at a time. Each holds a task, a descriptor or two, and 4 KiB while idle.
+const CONNECTIONS_MAX: usize = 65_536;
+/// How long accepting rests when descriptors or memory have run out: one that is refused at once would be tried again at once.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// What a worker shares with the rest of the node.
+#[derive(Clone, Debug)]
+pub struct WorkerShared {
+    /// All services; a reload stores a new one.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The kernel half's knowledge of connections.
+    pub flows: Flows,
+    /// This worker's counts.
+    pub slab: Arc<Slab>,
+    /// Where it tells what the main thread must see to.
+    pub events: UnboundedSender<WorkerEvent>,
+}
+
+/// What a worker tells the main thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerEvent {
+    /// An endpoint could not be reached, and was set down.
+    EndpointDown {
+        /// The service's id.
+        service: u32,
+        /// The endpoint's id within the service.
+        endpoint: u32,
+    },
+}
+
+/// A listener for a worker.
+#[derive(Debug)]
+pub struct Listening {
+    /// Listening already.
+    pub socket: TcpListener,
+    /// Cookie of the network namespace in which it listens.
+    pub netns: u64,
+}
+
+enum Command {
+    Listen(Listening),
+    Unlisten(u64),
+    Drain,
+    Stop,
+}
+
+/// What both threads see of a worker.
+#[derive(Debug, Default)]
+struct Vitals {
+    connections: AtomicUsize,
+    progress: AtomicU64,
+}
+
+/// The main thread's handle of a worker.
+#[derive(Debug)]
+pub struct Worker {
+    commands: UnboundedSender<Command>,
+    vitals: Arc<Vitals>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts `worker-<index>`.
+    pub fn spawn(index: usize, shared: WorkerShared) -> io::Result<Self> {
+        let (commands, received) = unbounded_channel();
+        let vitals = Arc::<Vitals>::default();
+        let (started, outcome) = std::sync::mpsc::channel();
+        let body = {
+            let vitals = Arc::clone(&vitals);
+            move || {
+                let failed = started.clone();
+                if let Err(error) = ring::run(async move {
+                    let _ = started.send(Ok(()));
+                    run(shared, received, vitals).await;
+                }) {
+                    let _ = failed.send(Err(error));
+                }
+            }
+        };
+        let thread = Builder::new().name(format!("worker-{index}")).spawn(body)?;
+        outcome.recv().unwrap_or_else(|_| Err(io::Error::other("the worker ended before it began")))?;
+        Ok(Self { commands, vitals, thread: Some(thread) })
+    }
+
+    /// Hands it a listener.
+    pub fn listen(&self, listening: Listening) {
+        self.tell(Command::Listen(listening));
+    }
+
+    /// Closes its listeners in a network namespace; what is in their queues is still served.
+    pub fn unlisten(&self, netns: u64) {
+        self.tell(Command::Unlisten(netns));
+    }
+
+    /// Stops accepting, ends idle connections, and lets those in use end behind their response.
+    pub fn drain(&self) {
+        self.tell(Command::Drain);
+    }
+
+    /// How many connections it serves.
+    pub fn connections(&self) -> usize {
+        self.vitals.connections.load(Relaxed)
+    }
+
+    /// Grows every 250 ms at least while the worker's loop turns.
+    pub fn progress(&self) -> u64 {
+        self.vitals.progress.load(Relaxed)
+    }
+
+    /// Whether its thread has ended, which without [`Worker::stop`] is a bug.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Ends it, and whatever it still serves.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.tell(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+
+    fn tell(&self, command: Command) {
+        // A worker that has ended needs no telling.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The worker's own side of itself.
+struct Inside {
+    hop: Rc<Hop>,
+    gate: Rc<Gate>,
+    vitals: Arc<Vitals>,
+    listeners: RefCell<HashMap<u64, Vec<Rc<Listener>>>>,
+}
+
+async fn run(shared: WorkerShared, mut commands: UnboundedReceiver<Command>, vitals: Arc<Vitals>) {
+    let events = shared.events;
+    let endpoint_down = move |service, endpoint| {
+        let _ = events.send(WorkerEvent::EndpointDown { service, endpoint });
+    };
+    let hop = Rc::new(Hop::new(shared.snapshot, shared.flows, shared.slab, Box::new(endpoint_down), seed()));
+    let gate = Gate::new(CONNECTIONS_MAX);
+    let inside = Rc::new(Inside { hop, gate, vitals, listeners: RefCell::default() });
+    tokio_uring::spawn(sweep::sweep(Rc::clone(&inside)));
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Listen(listening) => inside.listen(listening),
+            Command::Unlisten(netns) => inside.unlisten(netns),
+            Command::Drain => inside.drain(),
+            Command::Stop => return inside.drain(),
+        }
+    }
+}
+
+impl Inside {
+    fn listen(self: &Rc<Self>, listening: Listening) {
+        let netns = listening.netns;
+        match Listener::new(listening.socket, netns) {
+            Ok(listener) => {
+                let listener = Rc::new(listener);
+                self.listeners.borrow_mut().entry(netns).or_default().push(Rc::clone(&listener));
+                tokio_uring::spawn(accept(Rc::clone(self), listener));
+            }
+            Err(error) => tracing::error!(netns, %error, "a listener cannot be used"),
+        }
+    }
+
+    fn unlisten(self: &Rc<Self>, netns: u64) {
+        for listener in self.listeners.borrow_mut().remove(&netns).unwrap_or_default() {
+            listener.close(|socket, peer| self.serve(socket, netns, peer, None));
+        }
+    }
+
+    fn drain(self: &Rc<Self>) {
+        let namespaces: Vec<u64> = self.listeners.borrow().keys().copied().collect();
+        namespaces.into_iter().for_each(|netns| self.unlisten(netns));
+        self.hop.drain();
+    }
+
+    fn serve(
+        self: &Rc<Self>,
+        socket: std::os::fd::OwnedFd,
+        netns: u64,
+        peer: std::net::SocketAddr,
+        permit: Option<Permit>,
+    ) {
+        let served = Served::begin(&self.vitals);
+        let hop = Rc::clone(&self.hop);
+        tokio_uring::spawn(async move {
+            proxy::serve(hop, socket, netns, peer).await;
+            drop((permit, served));
+        });
+    }
+}
+
+/// One listener's loop: a permit, then a connection.
+async fn accept(inside: Rc<Inside>, listener: Rc<Listener>) {
+    loop {
+        let permit = inside.gate.permit().await;
+        match listener.accept().await {
+            Ok(Accepted::Connection(socket, peer)) => inside.serve(socket, listener.netns, peer, Some(permit)),
+            Ok(Accepted::Closed) => return,
+            Err(error) => {
+                inside.hop.slab.count(Counter::AcceptFailed);
+                tracing::debug!(%error, "accepting failed");
+                if !is_of_one_connection(&error) {
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    }
+}
+
+/// Errors that concern the one connection that was to be accepted (accept(2)), not the listener.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::EPROTO))
+}
+
+/// A connection being served, counted until it is dropped.
+struct Served(Arc<Vitals>);
+
+impl Served {
+    fn begin(vitals: &Arc<Vitals>) -> Self {
+        // One writer: this thread.
+        vitals.connections.store(vitals.connections.load(Relaxed) + 1, Relaxed);
+        Self(Arc::clone(vitals))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.connections.store(self.0.connections.load(Relaxed) - 1, Relaxed);
+    }
+}
+
+/// Some random number: the standard library seeds its hash maps with nothing else.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}

@@ -1,0 +1,156 @@
+//! The corridor: a connection walks through the rooms in order.
+
+pub mod http;
+pub mod opaque;
+mod reach;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+};
+
+use arc_swap::{ArcSwap, Cache};
+
+use crate::{
+    balance::Balancer,
+    cluster::{Service, Snapshot},
+    config::Protocol,
+    connect::Upstreams,
+    kernel::Flows,
+    record::{Counter, Slab},
+    ring::{Buffers, Socket, Stream, Watch},
+    route::route,
+};
+
+/// What one worker has at hand to serve its connections.
+pub struct Hop {
+    /// Deadlines, and the coarse clock.
+    pub watch: Rc<Watch>,
+    /// Buffers not in use.
+    pub buffers: Rc<Buffers>,
+    /// Connections to endpoints.
+    pub upstreams: Upstreams,
+    /// What the kernel half knows of connections.
+    pub flows: Flows,
+    /// Where outcomes are counted.
+    pub slab: Arc<Slab>,
+    snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    clusters: RefCell<Clusters>,
+    endpoint_down: Box<dyn Fn(u32, u32)>,
+    is_draining: Cell<bool>,
+    chance: Cell<u64>,
+}
+
+/// A service as of one snapshot, ready for choosing an endpoint.
+pub struct Cluster {
+    /// The service.
+    pub service: Arc<Service>,
+    generation: u64,
+    balancer: Balancer,
+}
+
+/// The clusters of one snapshot that this worker has needed.
+#[derive(Default)]
+struct Clusters {
+    generation: u64,
+    by_id: HashMap<u32, Rc<Cluster>>,
+}
+
+impl Hop {
+    /// `endpoint_down` is told service and endpoint when an endpoint was found unreachable; `seed` is any random number.
+    pub fn new(
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        flows: Flows,
+        slab: Arc<Slab>,
+        endpoint_down: Box<dyn Fn(u32, u32)>,
+        seed: u64,
+    ) -> Self {
+        let (watch, buffers) = (Rc::<Watch>::default(), Rc::<Buffers>::default());
+        Self {
+            upstreams: Upstreams::new(Rc::clone(&watch), Rc::clone(&buffers), flows.clone(), Arc::clone(&slab)),
+            watch,
+            buffers,
+            flows,
+            slab,
+            snapshot: RefCell::new(Cache::new(snapshot)),
+            clusters: RefCell::default(),
+            endpoint_down,
+            is_draining: Cell::new(false),
+            chance: Cell::new(seed),
+        }
+    }
+
+    /// No more requests after those in flight; idle connections end.
+    pub fn drain(&self) {
+        self.is_draining.set(true);
+        self.watch.end_idle();
+        self.upstreams.close_idle();
+    }
+
+    /// Whether [`Hop::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.get()
+    }
+
+    /// The cluster for what a connection dialled, as of now.
+    fn cluster(&self, service: u32, dialled: SocketAddr) -> Option<Rc<Cluster>> {
+        let mut cache = self.snapshot.borrow_mut();
+        let snapshot = cache.load();
+        let mut clusters = self.clusters.borrow_mut();
+        if clusters.generation != snapshot.generation {
+            *clusters = Clusters { generation: snapshot.generation, by_id: HashMap::new() };
+        }
+        if let Some(cluster) = clusters.by_id.get(&service) {
+            return Some(Rc::clone(cluster));
+        }
+        let service = route(snapshot, service, dialled)?;
+        let weights: Vec<u32> = service.endpoints.iter().map(|endpoint| endpoint.weight).collect();
+        let cluster = Rc::new(Cluster {
+            service: Arc::clone(service),
+            generation: snapshot.generation,
+            balancer: Balancer::new(service.config.balance, &weights),
+        });
+        clusters.by_id.insert(service.id, Rc::clone(&cluster));
+        Some(cluster)
+    }
+
+    /// Brings a connection's cluster up to date; one whose service is gone stays as it was: connections live on.
+    fn refresh(&self, cluster: &mut Rc<Cluster>) {
+        let generation = self.snapshot.borrow_mut().load().generation;
+        if cluster.generation != generation
+            && let Some(current) = self.cluster(cluster.service.id, cluster.service.config.address)
+        {
+            *cluster = current;
+        }
+    }
+
+    /// 64 random bits: splitmix64 (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators", 2014).
+    fn chance(&self) -> u64 {
+        let state = self.chance.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.chance.set(state);
+        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+}
+
+/// Serves one accepted connection: what did it dial, which service is that, and then as the service's protocol wants it.
+pub async fn serve(hop: Rc<Hop>, socket: OwnedFd, netns: u64, peer: SocketAddr) {
+    let downstream = Stream::new(Socket::accepted(socket, &hop.watch));
+    hop.slab.count(Counter::Accepted);
+    let Some(original) = hop.flows.take_original(netns, peer) else {
+        return hop.slab.count(Counter::NoOriginal);
+    };
+    let Some(cluster) = hop.cluster(original.service, original.address) else {
+        return hop.slab.count(Counter::NoService);
+    };
+    let outcome = match cluster.service.config.protocol {
+        Protocol::Http => http::serve(&hop, downstream, cluster, original.address).await,
+        Protocol::Tcp => opaque::serve(&hop, downstream, cluster).await,
+    };
+    hop.slab.count(outcome);
+}

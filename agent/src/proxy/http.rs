@@ -1,0 +1,362 @@
+//! HTTP/1: requests are read one after the other, checked, passed on to an endpoint each, and answered in order.
+//!
+//! The usual request and the usual response fit into the buffer they were received in: both are edited in place and sent from there,
+//! so that a request costs four operations: receive and send on either side. Whatever is longer is streamed.
+
+mod apply;
+mod reply;
+mod request;
+mod respond;
+mod streaming;
+
+use std::{cell::Cell, future::poll_fn, io, net::Shutdown, net::SocketAddr, ops::Range, rc::Rc, task::Poll, time::Duration, time::Instant};
+
+use apply::apply;
+use reply::Reply;
+use respond::{Answer, Answered, Unanswered};
+
+use super::{
+    Cluster, Hop, opaque,
+    reach::{Tried, Upstream},
+};
+use crate::{
+    decode::{
+        chunked::{BadChunk, Decoder, Style, reframe},
+        http1::{Asked, Framing, Method, RequestHead},
+    },
+    record::{Bytes, Counter},
+    ring::{Buf, Due, MEDIUM, SMALL, Stream},
+};
+
+/// How long a refused client may go on sending what nobody reads, so that the refusal reaches it: closing at once would reset the
+/// connection, and a reset overtakes what was sent before it.
+const LINGER: Duration = Duration::from_secs(2);
+/// How much of it is read.
+const LINGER_BYTES_MAX: usize = 1 << 20;
+
+/// One client's connection.
+struct Connection<'h> {
+    hop: &'h Rc<Hop>,
+    stream: Stream,
+    cluster: Rc<Cluster>,
+    /// What the client dialled.
+    dialled: SocketAddr,
+    /// Bytes of the next request that have come already.
+    pending: Option<Buf>,
+}
+
+/// How an exchange leaves the connection.
+enum Next {
+    /// Ready for another request.
+    Request,
+    /// Over.
+    End(Counter),
+}
+
+/// A request on its way out.
+struct Outgoing {
+    /// What is sent first.
+    buf: Buf,
+    /// Where in it.
+    send: Range<usize>,
+    /// What is sent after that: the trailer fields of a body that was all there.
+    tail: Vec<u8>,
+    /// What of the body is still to come.
+    rest: Rest,
+}
+
+/// What of a body is still to come.
+enum Rest {
+    None,
+    Length(u64),
+    Chunked(Decoder),
+}
+
+/// Serves one connection to its end.
+pub async fn serve(hop: &Rc<Hop>, stream: Stream, cluster: Rc<Cluster>, dialled: SocketAddr) -> Counter {
+    let mut connection = Connection { hop, stream, cluster, dialled, pending: None };
+    loop {
+        let (buf, head) = match connection.request().await {
+            Ok(request) => request,
+            Err(request::End::Quiet(counter)) => return counter,
+            Err(request::End::Refuse(reply)) => return connection.refuse(reply).await,
+        };
+        if let Next::End(counter) = connection.exchange(buf, head).await {
+            return counter;
+        }
+    }
+}
+
+impl Connection<'_> {
+    /// Passes one request on and its response back.
+    async fn exchange(&mut self, buf: Buf, mut head: RequestHead) -> Next {
+        let began = Instant::now();
+        self.hop.refresh(&mut self.cluster);
+        if head.method == Method::Connect {
+            return Next::End(self.refuse(Reply::no_tunnels()).await);
+        }
+        if head.lacks_host {
+            head.edits.insert.extend_from_slice(format!("Host: {}\r\n", self.dialled).as_bytes());
+        }
+        let received = buf.len();
+        let outgoing = match self.outgoing(buf, &head) {
+            Ok(outgoing) => outgoing,
+            Err(bad) => return Next::End(self.refuse(Reply::malformed(bad)).await),
+        };
+        self.hop.slab.count_bytes(Bytes::DownstreamReceived, received);
+        self.hop.slab.count_bytes(Bytes::UpstreamSent, outgoing.send.len());
+        let next = if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() {
+            self.exchange_whole(outgoing.buf, outgoing.send, &head).await
+        } else {
+            // Boxed: the state of a streamed exchange is large, and most connections never need it.
+            Box::pin(self.exchange_streaming(outgoing, &head)).await
+        };
+        self.hop.slab.request_duration.observe(began.elapsed());
+        next
+    }
+
+    /// Edits the request where it stands.
+    fn outgoing(&self, buf: Buf, head: &RequestHead) -> Result<Outgoing, BadChunk> {
+        let (mut buf, head_bytes) = apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
+        let range = buf.range();
+        let body = range.start + head_bytes;
+        let here = range.end - body;
+        let (end, rest) = match head.framing {
+            Framing::None | Framing::UntilClose => (body, Rest::None),
+            Framing::Length(length) if length <= here as u64 => (body + length as usize, Rest::None),
+            Framing::Length(length) => (range.end, Rest::Length(length - here as u64)),
+            Framing::Chunked => {
+                let mut decoder = Decoder::default();
+                let reframed = reframe(&mut decoder, buf.memory(), head_bytes, body..range.end, Style::Chunks)?;
+                buf.set_start(reframed.rest);
+                let rest = if reframed.done { Rest::None } else { Rest::Chunked(decoder) };
+                return Ok(Outgoing { buf, send: reframed.send, tail: reframed.tail, rest });
+            }
+        };
+        buf.set_start(end);
+        Ok(Outgoing { buf, send: range.start..end, tail: Vec::new(), rest })
+    }
+
+    /// A request that is all there, in one buffer.
+    async fn exchange_whole(&mut self, mut buf: Buf, send: Range<usize>, head: &RequestHead) -> Next {
+        let mut tried = Tried::default();
+        let mut replayed = false;
+        loop {
+            let mut upstream = match self.hop.reach(&self.cluster, &mut tried, replayed).await {
+                Ok(upstream) => upstream,
+                Err(why) => return self.reply(Reply::unreached(why), head, buf).await,
+            };
+            if !upstream.stream.reader.is_armed() {
+                upstream.stream.reader.arm(self.hop.buffers.take(MEDIUM));
+            }
+            upstream.stream.writer.submit(buf, send.clone());
+            let (received, response) = first_answer(&mut upstream.stream, &mut self.pending).await;
+            if !matches!(received, Ok(1..)) {
+                self.hop.buffers.give(response);
+                buf = take_back(&mut upstream.stream, &mut self.pending).await;
+                if upstream.reused && head.method.is_idempotent() && !replayed {
+                    // It ended the connection as we sent: the race that any reuse runs.
+                    self.hop.slab.count(Counter::Replayed);
+                    replayed = true;
+                    continue;
+                }
+                return self.reply(Reply::no_response(), head, buf).await;
+            }
+            let uploaded = Cell::new(!upstream.stream.writer.is_sending());
+            let head_sent = Cell::new(false);
+            let answer = answer(self.hop, head, &uploaded, &head_sent);
+            let answered = answer.give(&mut upstream.stream.reader, &mut self.stream.writer, response).await;
+            let buf = take_back(&mut upstream.stream, &mut self.pending).await;
+            return self.after(upstream, answered, head, buf).await;
+        }
+    }
+
+    /// What follows when the endpoint has answered, or failed to. `buf` holds what came behind the request.
+    async fn after(
+        &mut self,
+        mut upstream: Upstream,
+        answered: Result<Answered, Unanswered>,
+        head: &RequestHead,
+        buf: Buf,
+    ) -> Next {
+        let answered = match answered {
+            Ok(answered) => answered,
+            Err(unanswered) => return self.unanswered(unanswered, head, buf).await,
+        };
+        self.hop.slab.count(outcome(answered.status));
+        if let Some(first) = answered.upgraded {
+            return Next::End(self.upgraded(&mut upstream.stream, buf, first).await);
+        }
+        if answered.reusable {
+            self.hop.keep(upstream);
+        } else {
+            drop(upstream);
+        }
+        if answered.close {
+            return Next::End(self.close(false).await);
+        }
+        self.put_back(buf);
+        Next::Request
+    }
+
+    fn put_back(&mut self, buf: Buf) {
+        if buf.is_empty() {
+            self.hop.buffers.give(buf);
+        } else {
+            self.pending = Some(buf);
+        }
+    }
+
+    async fn unanswered(&mut self, unanswered: Unanswered, head: &RequestHead, buf: Buf) -> Next {
+        match unanswered {
+            Unanswered::Bad(bad) => self.reply(Reply::bad_response(bad), head, buf).await,
+            Unanswered::Broken => {
+                self.hop.slab.count(Counter::ResponseAborted);
+                self.abort().await;
+                Next::End(Counter::UpstreamAborted)
+            }
+            Unanswered::ClientGone => {
+                self.hop.slab.count(Counter::RequestAborted);
+                Next::End(Counter::ClientAborted)
+            }
+        }
+    }
+
+    /// Breaks off within a response: what was sent arrives, and then a reset, which no client can take for the end.
+    async fn abort(&mut self) {
+        let _ = self.flush().await;
+        self.stream.socket.reset();
+    }
+
+    /// Answers a request in the endpoint's stead; the connection goes on if the client wants it to.
+    async fn reply(&mut self, reply: Reply, head: &RequestHead, buf: Buf) -> Next {
+        self.hop.slab.count(reply.counter);
+        let keep_alive = head.keep_alive && !self.hop.is_draining();
+        let says = (!keep_alive || head.is_http10).then_some(keep_alive);
+        let bytes = Buf::of(&reply.bytes(says, head.method == Method::Head));
+        if self.flush().await.is_err() {
+            return Next::End(Counter::ClientAborted);
+        }
+        let range = bytes.range();
+        self.hop.slab.count_bytes(Bytes::DownstreamSent, range.len());
+        self.stream.writer.submit(bytes, range);
+        if !keep_alive {
+            return Next::End(self.close(false).await);
+        }
+        self.put_back(buf);
+        Next::Request
+    }
+
+    /// Answers a request that is not going to be read to its end, and closes.
+    async fn refuse(&mut self, reply: Reply) -> Counter {
+        self.hop.slab.count(reply.counter);
+        let bytes = Buf::of(&reply.bytes(Some(false), false));
+        if self.flush().await.is_ok() {
+            let range = bytes.range();
+            self.hop.slab.count_bytes(Bytes::DownstreamSent, range.len());
+            self.stream.writer.submit(bytes, range);
+            self.close(true).await;
+        }
+        Counter::Refused
+    }
+
+    /// Ends the connection behind a response; lingers where the client may still be sending.
+    async fn close(&mut self, linger: bool) -> Counter {
+        if self.flush().await.is_err() {
+            return Counter::ClientAborted;
+        }
+        if linger {
+            self.stream.socket.shut(Shutdown::Write);
+            self.stream.socket.set_due(LINGER, Due::End);
+            let mut read = 0;
+            while read < LINGER_BYTES_MAX {
+                if !self.stream.reader.is_armed() {
+                    self.stream.reader.arm(self.hop.buffers.take(SMALL));
+                }
+                let (received, buf) = self.stream.reader.received().await;
+                self.hop.buffers.give(buf);
+                match received {
+                    Ok(bytes @ 1..) => read += bytes,
+                    _ => break,
+                }
+            }
+        }
+        Counter::AgentDone
+    }
+
+    /// Waits until everything submitted to the client is sent.
+    async fn flush(&mut self) -> io::Result<()> {
+        if self.stream.writer.is_sending() {
+            let (result, buf) = self.stream.writer.sent().await;
+            self.hop.buffers.give(buf);
+            result?;
+        }
+        Ok(())
+    }
+
+    /// The endpoint has switched protocols: from here on bytes are bytes.
+    async fn upgraded(&mut self, upstream: &mut Stream, after_request: Buf, after_response: Buf) -> Counter {
+        if self.flush().await.is_err() {
+            return Counter::ClientAborted;
+        }
+        for (writer, buf) in
+            [(&mut upstream.writer, after_request), (&mut self.stream.writer, after_response)]
+        {
+            if buf.is_empty() {
+                self.hop.buffers.give(buf);
+            } else {
+                let range = buf.range();
+                writer.submit(buf, range);
+            }
+        }
+        Box::pin(opaque::relay_counted(self.hop, &mut self.stream, upstream)).await
+    }
+}
+
+fn answer<'a>(hop: &'a Hop, head: &RequestHead, uploaded: &'a Cell<bool>, head_sent: &'a Cell<bool>) -> Answer<'a> {
+    Answer {
+        hop,
+        asked: Asked { head: head.method == Method::Head, websocket: head.websocket, http10: head.is_http10 },
+        keep_alive: head.keep_alive,
+        uploaded,
+        head_sent,
+    }
+}
+
+/// Waits for the first bytes of a response, or the end. The request's buffer is kept as soon as it is sent.
+async fn first_answer(stream: &mut Stream, sent: &mut Option<Buf>) -> (io::Result<usize>, Buf) {
+    poll_fn(|context| {
+        if stream.writer.is_sending()
+            && let Poll::Ready((result, buf)) = stream.writer.poll_sent(context)
+        {
+            *sent = Some(buf);
+            if result.is_err() {
+                // It may have answered all the same, before it ended; if not, this ends the wait.
+                stream.socket.shut(Shutdown::Both);
+            }
+        }
+        stream.reader.poll_received(context)
+    })
+    .await
+}
+
+/// The request's buffer, back from the kernel.
+async fn take_back(stream: &mut Stream, sent: &mut Option<Buf>) -> Buf {
+    if let Some(buf) = sent.take() {
+        return buf;
+    }
+    // Whoever has answered, or ended, reads no more of it.
+    stream.socket.shut(Shutdown::Both);
+    stream.writer.sent().await.1
+}
+
+fn outcome(status: u16) -> Counter {
+    match status {
+        101 => Counter::Upgraded,
+        200..300 => Counter::Answered2xx,
+        300..400 => Counter::Answered3xx,
+        400..500 => Counter::Answered4xx,
+        500..600 => Counter::Answered5xx,
+        _ => Counter::AnsweredOther,
+    }
+}

@@ -1,0 +1,82 @@
+//! Answers of our own: each says in a line why.
+
+use crate::{decode::http1::BadRequest, proxy::reach::Unreached, record::Counter};
+
+/// An answer of our own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Status code and reason.
+    status: &'static str,
+    /// Why, for a person.
+    why: String,
+    /// As what the request is counted.
+    pub counter: Counter,
+}
+
+impl Reply {
+    pub fn refused(bad: BadRequest) -> Self {
+        match bad {
+            BadRequest::Malformed(why) => Self::new("400 Bad Request", why, Counter::Malformed),
+            BadRequest::TooManyFields => Self::head_too_large(bad),
+            BadRequest::Version => Self::new("505 HTTP Version Not Supported", bad, Counter::OtherVersion),
+        }
+    }
+
+    pub fn malformed(why: impl ToString) -> Self {
+        Self::new("400 Bad Request", why, Counter::Malformed)
+    }
+
+    pub fn head_too_large(why: impl ToString) -> Self {
+        Self::new("431 Request Header Fields Too Large", why, Counter::HeadTooLarge)
+    }
+
+    pub fn target_too_long() -> Self {
+        Self::new("414 URI Too Long", "the request line is too long", Counter::TargetTooLong)
+    }
+
+    pub fn head_timeout() -> Self {
+        Self::new("408 Request Timeout", "the request's head did not come in time", Counter::HeadTimeout)
+    }
+
+    pub fn no_tunnels() -> Self {
+        Self::new("501 Not Implemented", "CONNECT is not served here", Counter::ConnectMethod)
+    }
+
+    pub fn unreached(why: Unreached) -> Self {
+        match why {
+            Unreached::Late(_) => Self::new("504 Gateway Timeout", why, Counter::ConnectTimeout),
+            Unreached::NoEndpoint | Unreached::NoSocket => {
+                Self::new("503 Service Unavailable", why, Counter::NoEndpoint)
+            }
+        }
+    }
+
+    pub fn bad_response(why: impl std::fmt::Display) -> Self {
+        Self::new("502 Bad Gateway", format!("the endpoint's response: {why}"), Counter::BadResponse)
+    }
+
+    pub fn no_response() -> Self {
+        let why = "the endpoint ended the connection without a response";
+        Self::new("502 Bad Gateway", why, Counter::NoResponse)
+    }
+
+    fn new(status: &'static str, why: impl ToString, counter: Counter) -> Self {
+        Self { status, why: why.to_string(), counter }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self, keep_alive: Option<bool>, without_body: bool) -> Vec<u8> {
+        let connection = match keep_alive {
+            None => "",
+            Some(true) => "connection: keep-alive\r\n",
+            Some(false) => "connection: close\r\n",
+        };
+        let body = format!("sockway: {}\n", self.why);
+        let head = format!(
+            "HTTP/1.1 {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{connection}\r\n",
+            self.status,
+            body.len()
+        );
+        [head.as_bytes(), if without_body { b"" } else { body.as_bytes() }].concat()
+    }
+}

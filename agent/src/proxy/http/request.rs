@@ -1,0 +1,130 @@
+//! Waiting for a request and reading its head.
+
+use std::{future::poll_fn, io, task::Poll, time::Duration};
+
+use super::{Connection, reply::Reply};
+use crate::{
+    decode::http1::{self, HEAD_BYTES_MAX, RequestHead},
+    record::Counter,
+    ring::{Buf, Due, SMALL},
+};
+
+/// How long a client may be silent between requests. Longer than most clients keep an unused connection, so that it is they who end
+/// it and no request meets a connection just closed.
+const IDLE: Duration = Duration::from_secs(600);
+/// From the first byte of a head to its last.
+const HEAD: Duration = Duration::from_secs(10);
+
+/// Why there is no request.
+pub enum End {
+    /// The connection ended, and nothing is to be said.
+    Quiet(Counter),
+    /// What came is no request.
+    Refuse(Reply),
+}
+
+impl Connection<'_> {
+    /// Reads the next request's head. The buffer begins with it.
+    pub(super) async fn request(&mut self) -> Result<(Buf, RequestHead), End> {
+        let mut buf = match self.pending.take() {
+            Some(buf) => buf,
+            None => self.first_bytes().await?,
+        };
+        let mut parsed = 0;
+        loop {
+            skip_empty_line(&mut buf);
+            // Again only when twice as much is there, or its end: what a client sends byte by byte costs no more than what it sends at once.
+            if buf.len() >= 2 * parsed || ends_head(&buf, parsed) {
+                parsed = buf.len();
+                match http1::request(buf.bytes()) {
+                    Ok(Some(head)) if head.bytes <= HEAD_BYTES_MAX => {
+                        self.stream.socket.clear_due();
+                        return Ok((buf, head));
+                    }
+                    Ok(None) if parsed < HEAD_BYTES_MAX => {}
+                    Ok(_) => return Err(End::Refuse(too_long(&buf))),
+                    Err(bad) => return Err(End::Refuse(Reply::refused(bad))),
+                }
+            }
+            buf = self.more(buf).await?;
+        }
+    }
+
+    /// Waits between requests.
+    async fn first_bytes(&mut self) -> Result<Buf, End> {
+        if !self.stream.reader.is_armed() {
+            self.stream.reader.arm(self.hop.buffers.take(SMALL));
+        }
+        self.stream.socket.set_due(IDLE, Due::Idle);
+        if self.hop.is_draining() {
+            // What has come already is served; nothing more will.
+            self.hop.watch.end_idle();
+        }
+        let (received, buf) = self.received().await;
+        match received {
+            Ok(1..) => {
+                self.stream.socket.clear_due();
+                Ok(buf)
+            }
+            _ => {
+                let is_ours = self.stream.socket.is_overdue();
+                Err(End::Quiet(if is_ours { Counter::Idle } else { Counter::ClientDone }))
+            }
+        }
+    }
+
+    /// Waits for more of a head.
+    async fn more(&mut self, buf: Buf) -> Result<Buf, End> {
+        let buf = match buf.room() {
+            0 => self.hop.buffers.make_room(buf).map_err(|buf| End::Refuse(too_long(&buf)))?,
+            _ => buf,
+        };
+        if !self.stream.socket.has_due() {
+            self.stream.socket.set_due(HEAD, Due::EndReceiving);
+        }
+        self.stream.reader.arm(buf);
+        let (received, buf) = self.received().await;
+        match received {
+            Ok(1..) => Ok(buf),
+            _ if self.stream.socket.is_overdue() => Err(End::Refuse(Reply::head_timeout())),
+            _ => Err(End::Quiet(Counter::ClientAborted)),
+        }
+    }
+
+    /// Receives; meanwhile the buffer of the response before comes back.
+    async fn received(&mut self) -> (io::Result<usize>, Buf) {
+        poll_fn(|context| {
+            if self.stream.writer.is_sending()
+                && let Poll::Ready((result, buf)) = self.stream.writer.poll_sent(context)
+            {
+                self.hop.buffers.give(buf);
+                if result.is_err() {
+                    self.stream.socket.shut(std::net::Shutdown::Both);
+                }
+            }
+            self.stream.reader.poll_received(context)
+        })
+        .await
+    }
+}
+
+/// One empty line before a request is overlooked (RFC 9112 section 2.2).
+fn skip_empty_line(buf: &mut Buf) {
+    if buf.bytes().starts_with(b"\r\n") {
+        buf.consume(2);
+    }
+}
+
+/// Whether the end of a head may have come behind the first `parsed` bytes.
+fn ends_head(buf: &Buf, parsed: usize) -> bool {
+    let new = &buf.bytes()[parsed.saturating_sub(3).min(buf.len())..];
+    new.windows(4).any(|window| window == b"\r\n\r\n")
+}
+
+fn too_long(buf: &Buf) -> Reply {
+    if buf.bytes().contains(&b'\n') {
+        Reply::head_too_large("the request's head is too long")
+    } else {
+        Reply::target_too_long()
+    }
+}

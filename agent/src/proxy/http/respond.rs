@@ -1,0 +1,220 @@
+//! The response, from the endpoint to the client.
+
+use std::{cell::Cell, ops::Range};
+
+use super::apply::apply;
+use crate::{
+    decode::{
+        chunked::{Decoder, Style, reframe},
+        http1::{self, Asked, BadResponse, Framing, HEAD_BYTES_MAX, ResponseHead},
+    },
+    forward::{Broken, Copy},
+    proxy::Hop,
+    record::Bytes,
+    ring::{Buf, Reader, Writer},
+};
+
+/// What must be known of the request to answer it.
+pub struct Answer<'a> {
+    pub hop: &'a Hop,
+    pub asked: Asked,
+    /// Whether the client wants to go on.
+    pub keep_alive: bool,
+    /// Whether the request was sent to its end.
+    pub uploaded: &'a Cell<bool>,
+    /// Whether any of a final response was sent.
+    pub head_sent: &'a Cell<bool>,
+}
+
+/// A response that was passed on to its end. Its last piece may still be in flight.
+#[derive(Debug)]
+pub struct Answered {
+    pub status: u16,
+    /// The client was told that the connection ends here.
+    pub close: bool,
+    /// The upstream connection can carry another request.
+    pub reusable: bool,
+    /// The protocol was switched; with what has come in the new one.
+    pub upgraded: Option<Buf>,
+}
+
+/// Why there is no whole response.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// It is not one, and nothing of it was passed on.
+    Bad(BadResponse),
+    /// It broke off.
+    Broken,
+    /// The client went away.
+    ClientGone,
+}
+
+impl Answer<'_> {
+    /// Passes a response on, of which `buf` has the first bytes.
+    pub async fn give(&self, from: &mut Reader, to: &mut Writer, buf: Buf) -> Result<Answered, Unanswered> {
+        let count = Cell::new(0);
+        let mut copy = Copy { from, to, buffers: &self.hop.buffers, count: &count };
+        let given = self.pass_on(&mut copy, buf).await;
+        self.hop.slab.count_bytes(Bytes::UpstreamReceived, count.get());
+        self.hop.slab.count_bytes(Bytes::DownstreamSent, count.get());
+        given
+    }
+
+    async fn pass_on(&self, copy: &mut Copy<'_>, mut buf: Buf) -> Result<Answered, Unanswered> {
+        loop {
+            let head;
+            (buf, head) = self.head(copy, buf).await?;
+            if head.status >= 200 || head.status == 101 {
+                return self.final_response(copy, buf, head).await;
+            }
+            buf = self.interim_response(copy, buf, &head).await?;
+        }
+    }
+
+    /// Reads on until a head is there.
+    async fn head(&self, copy: &mut Copy<'_>, mut buf: Buf) -> Result<(Buf, ResponseHead), Unanswered> {
+        let mut parsed = 0;
+        loop {
+            if !buf.is_empty() && (buf.len() >= 2 * parsed || buf.bytes().ends_with(b"\r\n\r\n")) {
+                parsed = buf.len();
+                if let Some(head) = http1::response(buf.bytes(), self.asked).map_err(Unanswered::Bad)? {
+                    return Ok((buf, head));
+                }
+                if parsed >= HEAD_BYTES_MAX {
+                    return Err(Unanswered::Bad(BadResponse("its head is too long")));
+                }
+            }
+            if buf.room() == 0 {
+                let too_long = |_| Unanswered::Bad(BadResponse("its head is too long"));
+                buf = copy.buffers.make_room(buf).map_err(too_long)?;
+            }
+            copy.from.arm(buf);
+            let (received, more) = copy.from.received().await;
+            if !matches!(received, Ok(1..)) {
+                return Err(Unanswered::Bad(BadResponse("it ended within its head")));
+            }
+            buf = more;
+        }
+    }
+
+    /// 100 Continue and its like: passed on, except to those who do not know them (RFC 9110 section 15.2).
+    async fn interim_response(
+        &self,
+        copy: &mut Copy<'_>,
+        mut buf: Buf,
+        head: &ResponseHead,
+    ) -> Result<Buf, Unanswered> {
+        if self.asked.http10 {
+            buf.consume(head.bytes);
+            return Ok(buf);
+        }
+        let rest = copy.buffers.holding(&buf.bytes()[head.bytes..]);
+        let (buf, bytes) = apply(copy.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
+        let start = buf.range().start;
+        copy.submit(buf, start..start + bytes).await.map_err(broken)?;
+        Ok(rest)
+    }
+
+    async fn final_response(
+        &self,
+        copy: &mut Copy<'_>,
+        buf: Buf,
+        mut head: ResponseHead,
+    ) -> Result<Answered, Unanswered> {
+        let style = if self.asked.http10 { Style::Bare } else { Style::Chunks };
+        let close = self.closes_after(&head, style);
+        if head.status != 101 && (close || self.asked.http10) {
+            let says: &[u8] = if close { b"connection: close\r\n" } else { b"connection: keep-alive\r\n" };
+            head.edits.insert.extend_from_slice(says);
+        }
+        let (mut buf, head_bytes) = apply(copy.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
+        let range = buf.range();
+        let body = range.start + head_bytes;
+        let mut answered = Answered {
+            status: head.status,
+            close,
+            reusable: head.keep_alive && self.uploaded.get(),
+            upgraded: None,
+        };
+        if head.status == 101 {
+            answered.upgraded = Some(copy.buffers.holding(&buf.memory()[body..range.end]));
+            copy.submit(buf, range.start..body).await.map_err(broken)?;
+            return Ok(answered);
+        }
+        let has_rest = match head.framing {
+            Framing::None => self.first(copy, buf, range.start..body).await.map(|()| range.end > body),
+            Framing::Length(length) => self.length(copy, buf, range, body, length).await,
+            Framing::UntilClose => {
+                self.first(copy, buf, range).await.map_err(broken)?;
+                copy.until_close().await.map(|()| true)
+            }
+            Framing::Chunked => self.chunked(copy, buf, range, body, style).await,
+        };
+        // Bytes behind a response belong to no request: the connection is not to be trusted any more.
+        answered.reusable &= !has_rest.map_err(broken)?;
+        Ok(answered)
+    }
+
+    fn closes_after(&self, head: &ResponseHead, style: Style) -> bool {
+        !self.keep_alive
+            || !self.uploaded.get()
+            || self.hop.is_draining()
+            || head.framing == Framing::UntilClose
+            || (head.framing == Framing::Chunked && style == Style::Bare)
+    }
+
+    async fn first(&self, copy: &mut Copy<'_>, buf: Buf, range: Range<usize>) -> Result<(), Broken> {
+        copy.submit(buf, range).await?;
+        self.head_sent.set(true);
+        Ok(())
+    }
+
+    /// Returns whether anything came behind the body.
+    async fn length(
+        &self,
+        copy: &mut Copy<'_>,
+        buf: Buf,
+        range: Range<usize>,
+        body: usize,
+        length: u64,
+    ) -> Result<bool, Broken> {
+        let here = range.end - body;
+        if length <= here as u64 {
+            let end = body + length as usize;
+            self.first(copy, buf, range.start..end).await?;
+            return Ok(range.end > end);
+        }
+        self.first(copy, buf, range).await?;
+        Ok(copy.length(length - here as u64).await?.is_some())
+    }
+
+    /// Returns whether anything came behind the body.
+    async fn chunked(
+        &self,
+        copy: &mut Copy<'_>,
+        mut buf: Buf,
+        range: Range<usize>,
+        body: usize,
+        style: Style,
+    ) -> Result<bool, Broken> {
+        let mut decoder = Decoder::default();
+        let reframed = reframe(&mut decoder, buf.memory(), body - range.start, body..range.end, style)?;
+        self.first(copy, buf, reframed.send).await?;
+        if !reframed.tail.is_empty() {
+            let tail = Buf::of(&reframed.tail);
+            let all = tail.range();
+            copy.submit(tail, all).await?;
+        }
+        if reframed.done {
+            return Ok(reframed.rest < range.end);
+        }
+        Ok(copy.chunked(&mut decoder, style).await?.is_some())
+    }
+}
+
+fn broken(broken: Broken) -> Unanswered {
+    match broken {
+        Broken::Sending(_) => Unanswered::ClientGone,
+        Broken::Receiving(_) | Broken::Ended | Broken::Malformed(_) => Unanswered::Broken,
+    }
+}

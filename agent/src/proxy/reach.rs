@@ -1,0 +1,136 @@
+//! Balance and connect, until an endpoint answers: one that cannot be reached is set down, told of, and another is tried before the
+//! client sees anything.
+
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use super::{Cluster, Hop};
+use crate::{cluster::Endpoint, connect::ConnectError, record::Counter, ring::Stream};
+
+/// Most endpoints tried for one request. With the default connect timeout of 1 s, a client waits no longer than it would by itself.
+const TRIES_MAX: usize = 8;
+
+/// A connection to an endpoint, counted as in use there until it is dropped or kept.
+pub struct Upstream {
+    /// The connection.
+    pub stream: Stream,
+    /// Whether an earlier request was answered on it.
+    pub reused: bool,
+    lease: Lease,
+}
+
+/// The place in an endpoint's count of what is in flight.
+struct Lease {
+    cluster: Rc<Cluster>,
+    endpoint: usize,
+}
+
+impl Lease {
+    fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.cluster.service.endpoints[self.endpoint]
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint().state.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Why no endpoint could be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreached {
+    /// Every one tried refused or was unreachable, or there is none.
+    #[error("no endpoint accepts connections")]
+    NoEndpoint,
+    /// The last one tried did not accept in time.
+    #[error("no endpoint accepted a connection within {0:?}")]
+    Late(Duration),
+    /// Not the endpoints' fault.
+    #[error("the agent is out of sockets")]
+    NoSocket,
+}
+
+/// The endpoints that were tried for one request.
+#[derive(Default)]
+pub struct Tried(Vec<usize>);
+
+impl Hop {
+    /// A connection to an endpoint that was not tried before: a used one if there is, unless it must be `fresh`.
+    pub(super) async fn reach(
+        &self,
+        cluster: &Rc<Cluster>,
+        tried: &mut Tried,
+        fresh: bool,
+    ) -> Result<Upstream, Unreached> {
+        let mut why = Unreached::NoEndpoint;
+        while let Some(chosen) = self.choose(cluster, tried) {
+            let endpoint = &cluster.service.endpoints[chosen];
+            let used = if fresh { None } else { self.upstreams.reuse(&cluster.service, endpoint) };
+            if let Some(stream) = used {
+                self.slab.count(Counter::UpstreamReused);
+                return Ok(lease(cluster, chosen, stream, true));
+            }
+            match self.upstreams.dial(&cluster.service, endpoint).await {
+                Ok(stream) => {
+                    self.slab.count(Counter::UpstreamFresh);
+                    return Ok(lease(cluster, chosen, stream, false));
+                }
+                Err(ConnectError::Ours(error)) => {
+                    tracing::error!(%error, "no socket for an upstream connection");
+                    return Err(Unreached::NoSocket);
+                }
+                Err(error) => {
+                    if let ConnectError::Late(timeout) = error {
+                        why = Unreached::Late(timeout);
+                    }
+                    self.set_down(&cluster.service.config.name, cluster.service.id, endpoint, &error);
+                    tried.0.push(chosen);
+                }
+            }
+        }
+        Err(why)
+    }
+
+    /// The next endpoint to try.
+    fn choose(&self, cluster: &Cluster, tried: &Tried) -> Option<usize> {
+        if tried.0.len() >= TRIES_MAX {
+            return None;
+        }
+        let endpoints = &cluster.service.endpoints;
+        let turn = || cluster.service.cursor.fetch_add(1, Relaxed);
+        let untried = |index: usize| !tried.0.contains(&index);
+        let usable = |index: usize| endpoints[index].state.usable() && untried(index);
+        // All down: any may have come back, and a wrong guess costs no more than refusing would.
+        cluster
+            .balancer
+            .choose(usable, turn, || self.chance())
+            .or_else(|| cluster.balancer.choose(untried, turn, || self.chance()))
+    }
+
+    fn set_down(&self, name: &str, service: u32, endpoint: &Endpoint, error: &ConnectError) {
+        if !endpoint.state.down.swap(true, Relaxed) {
+            tracing::info!(service = name, endpoint = %endpoint.address, %error, "endpoint is down");
+            (self.endpoint_down)(service, endpoint.id);
+        }
+    }
+
+    /// Keeps the connection of a finished exchange for the next.
+    pub(super) fn keep(&self, upstream: Upstream) {
+        let Upstream { stream, lease, .. } = upstream;
+        if !self.is_draining() {
+            self.upstreams.keep(&lease.cluster.service, lease.endpoint(), stream);
+        }
+    }
+}
+
+fn lease(cluster: &Rc<Cluster>, chosen: usize, stream: Stream, reused: bool) -> Upstream {
+    let lease = Lease { cluster: Rc::clone(cluster), endpoint: chosen };
+    let state = &lease.endpoint().state;
+    state.active.fetch_add(1, Relaxed);
+    state.total.fetch_add(1, Relaxed);
+    Upstream { stream, reused, lease }
+}

@@ -1,0 +1,46 @@
+//! SEND of a part of a buffer.
+
+use std::{
+    io,
+    ops::Range,
+    os::fd::RawFd,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use io_uring::{cqueue, opcode, types::Fd};
+use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
+
+use super::{Buf, InFlight};
+
+/// A send in flight; ready with the number of bytes that were taken and the buffer.
+pub struct Send(InFlight<Sent>);
+
+/// Sends what stands at `range` of the buffer's memory. The kernel goes on until all of it is taken (`MSG_WAITALL`), so fewer bytes
+/// mean that the next attempt fails.
+pub fn send(fd: RawFd, mut buf: Buf, range: Range<usize>) -> Send {
+    let bytes = &buf.memory()[range];
+    let entry = opcode::Send::new(Fd(fd), bytes.as_ptr(), bytes.len() as u32)
+        .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+        .build();
+    Send(UnsubmittedOneshot::new(buf, Sent, entry).submit())
+}
+
+impl Future for Send {
+    type Output = (io::Result<usize>, Buf);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+struct Sent;
+
+impl OneshotOutputTransform for Sent {
+    type Output = (io::Result<usize>, Buf);
+    type StoredData = Buf;
+
+    fn transform_oneshot_output(self, buf: Buf, entry: cqueue::Entry) -> Self::Output {
+        (super::outcome(&entry), buf)
+    }
+}

@@ -1,0 +1,106 @@
+//! A TCP socket of a worker, under its watch.
+
+use std::{
+    io,
+    mem::ManuallyDrop,
+    net::{Shutdown, SocketAddr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    rc::Rc,
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
+
+use super::{Due, Watch, close::close};
+
+/// A connected or connecting socket. Blocking, as io_uring wants it: on a non-blocking one a receive without bytes fails instead of
+/// waiting. Dropping it shuts it down first, which ends every operation on it.
+#[derive(Debug)]
+pub struct Socket {
+    fd: ManuallyDrop<OwnedFd>,
+    watch: Rc<Watch>,
+    key: usize,
+}
+
+impl Socket {
+    /// Takes an accepted socket under watch.
+    pub fn accepted(fd: OwnedFd, watch: &Rc<Watch>) -> Self {
+        let key = watch.add(fd.as_raw_fd());
+        Self { fd: ManuallyDrop::new(fd), watch: Rc::clone(watch), key }
+    }
+
+    /// A new socket for connecting to `address`.
+    pub fn dialling(address: SocketAddr, watch: &Rc<Watch>) -> io::Result<Self> {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // Heads and bodies are sent in the pieces in which they came: none must wait for the acknowledgement of the one before.
+        socket.set_tcp_nodelay(true)?;
+        Ok(Self::accepted(socket.into(), watch))
+    }
+
+    /// Sets the deadline at which the watch shuts this socket, replacing the one before.
+    pub fn set_due(&self, after: Duration, due: Due) {
+        self.watch.set(self.key, after, due);
+    }
+
+    /// No deadline.
+    pub fn clear_due(&self) {
+        self.watch.clear(self.key);
+    }
+
+    /// Whether it has a deadline.
+    pub fn has_due(&self) -> bool {
+        self.watch.has(self.key)
+    }
+
+    /// Whether a deadline has passed.
+    pub fn is_overdue(&self) -> bool {
+        self.watch.is_overdue(self.key)
+    }
+
+    /// Ends it in the given directions; operations waiting there end.
+    pub fn shut(&self, how: Shutdown) {
+        // It may be gone already, which is as good.
+        let _ = SockRef::from(&*self.fd).shutdown(how);
+    }
+
+    /// Sends RST, so that the peer cannot take what it has for the whole. Both directions are over.
+    pub fn reset(&self) {
+        let fd = SockRef::from(&*self.fd);
+        let _ = fd.set_linger(Some(Duration::ZERO));
+        // connect(AF_UNSPEC) disconnects at once. SO_LINGER alone would act at the last close, and the shutdown that ends the
+        // operations in flight before it would send a clean FIN.
+        let mut unspecified = socket2::SockAddrStorage::zeroed();
+        let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+        // SAFETY: any socket address begins like `sockaddr`, and the storage is large enough for all of them.
+        unsafe { unspecified.view_as::<libc::sockaddr>() }.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+        // SAFETY: `length` bytes of the zeroed storage are an address of family AF_UNSPEC.
+        let unspecified = unsafe { SockAddr::new(unspecified, length) };
+        let _ = fd.connect(&unspecified);
+    }
+
+    /// The error that is pending on it, if any.
+    pub fn take_error(&self) -> Option<io::Error> {
+        SockRef::from(&*self.fd).take_error().ok().flatten()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.watch.remove(self.key);
+        self.shut(Shutdown::Both);
+        // SAFETY: taken once, here, where the socket ends.
+        close(unsafe { ManuallyDrop::take(&mut self.fd) });
+    }
+}
