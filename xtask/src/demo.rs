@@ -12,6 +12,7 @@ mod stage;
 
 use std::{
     io::Write,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -36,9 +37,11 @@ use crate::{
 const NOTICE: Duration = Duration::from_secs(15);
 /// How long a stopping agent may take.
 const STOP: Duration = Duration::from_secs(15);
+/// What a shell says of a command that SIGINT ended.
+const INTERRUPTED: u8 = 130;
 
 /// Sets up, builds, becomes root, plays.
-pub fn run(stay: bool) -> Result<()> {
+pub fn run(stay: bool) -> Result<ExitCode> {
     if !root::is_prepared() {
         ready(&[Group::Demo])?;
         build::release()?;
@@ -48,17 +51,23 @@ pub fn run(stay: bool) -> Result<()> {
     let started = Instant::now();
     let stage = Stage::set_up()?;
     let mut play = Play::open(&stage)?;
-    play.act(stay).inspect_err(|error| {
-        let words = if interrupt::check().is_err() { String::new() } else { last_words(&stage) };
-        tell(format!("\n{words}The demo ended in step {}: {error:#}", play.steps));
-    })?;
+    let acted = play.act(stay);
     let steps = play.steps;
+    if interrupt::check().is_err() {
+        drop(play);
+        stage.strike()?;
+        tell(format!("\nInterrupted in step {steps}: everything is taken down again."));
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    acted.inspect_err(|error| {
+        tell(format!("\n{}\nThe demo failed in step {steps}: {error:#}", last_words(&stage)));
+    })?;
     drop(play);
     stage.strike()?;
     let left = stage.leftovers();
     ensure!(left.is_empty(), "left behind: {left:?}");
     tell(format!("\nAll {steps} steps held, in {}; nothing is left behind.", seconds(started.elapsed())));
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A line for the person who watches; one who went away does not end the demo half-way.

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => build::ebpf().map(success),
         Command::Build => build::release().map(success),
         Command::Run { config } => run::run(config.as_deref()).map(success),
-        Command::Demo { stay } => demo::run(stay).map(success),
+        Command::Demo { stay } => demo::run(stay),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Check => check::run(),
         Command::Bench(args) => measure(args),

@@ -66,9 +66,7 @@ fn may_import(room: &str, name: &str) -> bool {
         !among(NODE)
     } else if is(HANDS) {
         !among(NODE) && !among(CORRIDOR)
-    } else if is(JUDGES) {
-        !among(NODE) && !among(CORRIDOR) && !among(HANDS) && !among(JUDGES)
-    } else if is(WORDS) {
+    } else if is(JUDGES) || is(WORDS) {
         !among(NODE) && !among(CORRIDOR) && !among(HANDS) && !among(JUDGES)
     } else {
         // A room that stands in no list yet.

@@ -75,12 +75,10 @@ impl Batch {
 
 impl fmt::Display for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let answers: Vec<String> = self.answers.iter().map(|(answer, count)| format!("{count} × {answer}")).collect();
-        let failures = match &self.failures[..] {
-            [] => String::new(),
-            [first, ..] => format!("; {} FAILED: {first}", self.failures.len()),
-        };
-        write!(f, "{}{failures} (slowest {} ms)", answers.join(", "), self.slowest.as_millis())
+        let answers = self.answers.iter().map(|(answer, count)| format!("{count} × {answer}"));
+        let failures = self.failures.first().map(|first| format!("{} FAILED: {first}", self.failures.len()));
+        let parts: Vec<String> = answers.chain(failures).collect();
+        write!(f, "{} (slowest {} ms)", parts.join(", "), self.slowest.as_millis())
     }
 }
 
