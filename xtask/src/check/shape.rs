@@ -45,13 +45,9 @@ pub fn check(source: &Source) -> Vec<Finding> {
 
 fn length(source: &Source) -> Option<Finding> {
     let lines = source.text.lines().count();
-    let finding =
-        || Finding::new(&source.path, lines, "length", format!("{lines} lines: split it by idea, at most {LINES_MAX}"));
-    match lines {
-        0..=LINES_GOOD => None,
-        ..=LINES_MAX => Some(Finding { only_a_warning: true, ..finding() }),
-        _ => Some(finding()),
-    }
+    let remedy = format!("{lines} lines: split it by idea, at most {LINES_MAX}");
+    let finding = Finding::new(&source.path, lines, "length", remedy);
+    (lines > LINES_GOOD).then_some(Finding { only_a_warning: lines <= LINES_MAX, ..finding })
 }
 
 fn leftovers(source: &Source) -> Vec<Finding> {
