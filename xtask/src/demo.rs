@@ -111,7 +111,9 @@ impl<'a> Play<'a> {
         self.step("The agent is killed (SIGKILL): programs go on, straight to the endpoints", Self::lose_agent)?;
         self.step("The agent starts again and takes over what the kernel kept", Self::regain_agent)?;
         if stay {
+            // Whoever tries things may have ended any part of it: taking it down asserts nothing more.
             self.stay();
+            return Ok(());
         }
         self.step("The agent is stopped (SIGTERM), then `sockway detach` takes everything away", Self::end)
     }
