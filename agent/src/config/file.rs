@@ -69,6 +69,14 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// A file that says nothing, where something was in effect.
+    pub fn empty(name: String) -> Self {
+        let what = "is empty; to serve nothing, say `services: []`".to_owned();
+        Self::Invalid { name, problems: vec![Problem { at: Position::START, path: String::new(), what }] }
+    }
+}
+
 struct Listed<'e> {
     name: &'e str,
     problems: &'e [Problem],

@@ -105,7 +105,12 @@ fn read(path: &Path, before: Option<&str>) -> (Option<String>, Read) {
     if before == Some(&text) {
         return (Some(text), Read::Same);
     }
-    let read = file::parse(&text, &path.display().to_string());
+    let name = path.display().to_string();
+    if text.trim().is_empty() {
+        // Somebody has emptied it and is about to write: to take that for "no services" would drop them all.
+        return (Some(text), Read::Bad(ConfigError::empty(name)));
+    }
+    let read = file::parse(&text, &name);
     (Some(text), read.map_or_else(Read::Bad, |config| Read::New(Box::new(config))))
 }
 
@@ -178,9 +183,10 @@ mod tests {
             after(Some("workers: 0")).await,
             (Read::Same, Reloads { refused: 1, last_refused: true, .. })
         ));
-        assert!(matches!(after(None).await, (Read::Bad(_), Reloads { refused: 2, .. })));
+        assert!(matches!(after(Some("\n")).await, (Read::Bad(_), Reloads { refused: 2, .. })));
+        assert!(matches!(after(None).await, (Read::Bad(_), Reloads { refused: 3, .. })));
         let (read, counts) = after(Some("workers: 1")).await;
         assert!(matches!(read, Read::New(config) if config.workers == 1));
-        assert_eq!(counts, Reloads { applied: 1, refused: 2, unchanged: 2, last_refused: false });
+        assert_eq!(counts, Reloads { applied: 1, refused: 3, unchanged: 2, last_refused: false });
     }
 }

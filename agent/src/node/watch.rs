@@ -17,7 +17,10 @@ use rustix::{
     fs::inotify::{self, CreateFlags, Reader, WatchFlags},
     io::Errno,
 };
-use tokio::{net::unix::pipe, time};
+use tokio::{
+    net::unix::pipe,
+    time::{self, Instant},
+};
 
 /// Links followed, as many as Linux itself follows.
 const LINKS_MAX: usize = 40;
@@ -29,6 +32,8 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 pub struct Watch {
     path: PathBuf,
     inotify: pipe::Receiver,
+    /// When what has come in is to be looked at: kept here, so that a future dropped while it waits does not begin to wait anew.
+    look: Option<Instant>,
     /// By watch descriptor, the names in that directory that matter.
     names: HashMap<i32, HashSet<OsString>>,
 }
@@ -44,7 +49,7 @@ impl Watch {
         let path = std::path::absolute(path)?;
         // Like a pipe it is read, without blocking, when it is ready: that is all that is asked of it.
         let inotify = pipe::Receiver::from_owned_fd_unchecked(inotify)?;
-        let mut watch = Self { path, inotify, names: HashMap::new() };
+        let mut watch = Self { path, inotify, look: None, names: HashMap::new() };
         watch.aim()?;
         Ok(watch)
     }
@@ -56,8 +61,15 @@ impl Watch {
     /// When the system refuses to watch on.
     pub async fn changed(&mut self) -> io::Result<()> {
         loop {
-            self.inotify.readable().await?;
-            time::sleep(DEBOUNCE).await; // nothing is taken yet: a future dropped here finds the events again
+            let look = match self.look {
+                Some(look) => look,
+                None => {
+                    self.inotify.readable().await?;
+                    *self.look.insert(Instant::now() + DEBOUNCE)
+                }
+            };
+            time::sleep_until(look).await;
+            self.look = None;
             if self.take_events()? {
                 self.aim()?;
                 return Ok(());
@@ -206,6 +218,18 @@ mod tests {
             notices(&mut watch, new).await;
             assert_eq!(fs::read_to_string(at("f.yaml")).expect("readable"), new);
             fs::remove_dir_all(at(old)).expect("removable");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_is_noticed_however_often_the_future_is_dropped() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("f.yaml");
+        let mut watch = Watch::new(&file).expect("inotify");
+        fs::write(&file, "1").expect("writable");
+        let deadline = Instant::now() + PATIENCE;
+        while time::timeout(DEBOUNCE / 10, watch.changed()).await.is_err() {
+            assert!(Instant::now() < deadline);
         }
     }
 
