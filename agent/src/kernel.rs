@@ -63,7 +63,6 @@ const ORIGINAL_MAX_AGE_NS: u64 = 120_000_000_000;
 
 /// The kernel half, loaded and attached.
 pub struct Kernel {
-    _loaded: Loaded,
     tables: Tables,
     settings: Array<MapData, Settings>,
     heartbeat: Array<MapData, u64>,
@@ -121,7 +120,7 @@ impl Kernel {
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
         let ebpf = &mut loaded.ebpf;
-        Ok(Self {
+        let kernel = Self {
             flows: Flows::of_kernel(
                 descriptor(ebpf, "ORIGINALS")?,
                 descriptor(ebpf, "CONNS")?,
@@ -141,8 +140,10 @@ impl Kernel {
             self_test_passed,
             rules_allow,
             shortcut,
-            _loaded: loaded,
-        })
+        };
+        drop(loaded);
+        give_memory_back();
+        Ok(kernel)
     }
 
     /// Makes the kernel half balance what `snapshot` says, leaving out endpoints that are down.
@@ -306,6 +307,25 @@ fn raise_memlock() {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the call reads one struct.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+}
+
+/// Reading the kernel's BTF and loading take 20 MB for a moment, which the allocator would keep for itself.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number, and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
+/// Gives memory that was used and freed back to the system: reading the kernel's BTF takes several times what an agent at rest needs,
+/// and the C library would keep it.
+pub fn release_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number, and touches only what nobody owns.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Says once, in the log, what a shortcut that was switched on by hand changes on this kernel.
