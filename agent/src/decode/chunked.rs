@@ -133,11 +133,9 @@ impl Decoder {
 }
 
 fn extension(bytes: u32, quoted: bool, escaped: bool, byte: u8) -> Result<State, BadChunk> {
-    if bytes == EXTENSION_BYTES_MAX {
-        return Err(BadChunk("a chunk extension is too long"));
-    }
     Ok(match byte {
         b'\r' if !quoted => State::SizeLf,
+        _ if bytes == EXTENSION_BYTES_MAX => return Err(BadChunk("a chunk extension is too long")),
         b'\t' | b' '..=b'~' | 0x80.. => State::Extension {
             bytes: bytes + 1,
             quoted: quoted != (byte == b'"' && !escaped),

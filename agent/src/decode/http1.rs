@@ -232,7 +232,8 @@ fn check_host(head: &mut RequestHead, fields: &Fields<'_>, target: &str) -> Resu
 
 /// Checks the target's form; an absolute one becomes a path, and its authority the Host (RFC 9112 section 3.2.2).
 fn check_target(head: &mut RequestHead, fields: &Fields<'_>, bytes: &[u8], target: &str) -> Result<(), BadRequest> {
-    if target.starts_with('/') || head.method == Method::Connect || (target == "*" && head.method == Method::Idempotent) {
+    if target.starts_with('/') || head.method == Method::Connect || (target == "*" && head.method == Method::Idempotent)
+    {
         return Ok(());
     }
     let Some(scheme_bytes) = ["http://", "https://"]

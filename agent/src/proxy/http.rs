@@ -9,7 +9,10 @@ mod request;
 mod respond;
 mod streaming;
 
-use std::{cell::Cell, future::poll_fn, io, net::Shutdown, net::SocketAddr, ops::Range, rc::Rc, task::Poll, time::Duration, time::Instant};
+use std::{
+    cell::Cell, future::poll_fn, io, net::Shutdown, net::SocketAddr, ops::Range, rc::Rc, task::Poll, time::Duration,
+    time::Instant,
+};
 
 use apply::apply;
 use reply::Reply;
@@ -299,9 +302,7 @@ impl Connection<'_> {
         if self.flush().await.is_err() {
             return Counter::ClientAborted;
         }
-        for (writer, buf) in
-            [(&mut upstream.writer, after_request), (&mut self.stream.writer, after_response)]
-        {
+        for (writer, buf) in [(&mut upstream.writer, after_request), (&mut self.stream.writer, after_response)] {
             if buf.is_empty() {
                 self.hop.buffers.give(buf);
             } else {

@@ -185,7 +185,10 @@ impl Histogram {
 
     /// How many fell into each bucket (not cumulative), the last without a bound; and the sum.
     pub fn read(&self) -> ([u64; HISTOGRAM_BOUNDS.len() + 1], Duration) {
-        (std::array::from_fn(|bucket| self.buckets[bucket].load(Relaxed)), Duration::from_nanos(self.sum_ns.load(Relaxed)))
+        (
+            std::array::from_fn(|bucket| self.buckets[bucket].load(Relaxed)),
+            Duration::from_nanos(self.sum_ns.load(Relaxed)),
+        )
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) struct Fields<'b> {
     pub upgrade: bool,
     /// Upgrade names WebSocket and nothing else.
     pub websocket: bool,
+    upgrades: usize,
     pub expects_continue: bool,
     /// Hop by hop, always cut.
     hop: Vec<Line>,
@@ -63,6 +64,7 @@ impl<'b> Fields<'b> {
             keep_alive: false,
             upgrade: false,
             websocket: false,
+            upgrades: 0,
             expects_continue: false,
             hop: Vec::new(),
             upgrading: Vec::new(),
@@ -101,7 +103,8 @@ impl<'b> Fields<'b> {
                 self.expect = Some(line);
             }
             7 if is("upgrade") => {
-                self.websocket = self.upgrading.is_empty() && header.value.eq_ignore_ascii_case(b"websocket");
+                self.websocket = self.upgrades == 0 && header.value.eq_ignore_ascii_case(b"websocket");
+                self.upgrades += 1;
                 self.upgrading.push(line);
             }
             7 if is("trailer") => self.hop.push(line),

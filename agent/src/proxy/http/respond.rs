@@ -130,12 +130,8 @@ impl Answer<'_> {
         let (mut buf, head_bytes) = apply(copy.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
         let range = buf.range();
         let body = range.start + head_bytes;
-        let mut answered = Answered {
-            status: head.status,
-            close,
-            reusable: head.keep_alive && self.uploaded.get(),
-            upgraded: None,
-        };
+        let mut answered =
+            Answered { status: head.status, close, reusable: head.keep_alive && self.uploaded.get(), upgraded: None };
         if head.status == 101 {
             answered.upgraded = Some(copy.buffers.holding(&buf.memory()[body..range.end]));
             copy.submit(buf, range.start..body).await.map_err(broken)?;
@@ -151,7 +147,10 @@ impl Answer<'_> {
             Framing::Chunked => self.chunked(copy, buf, range, body, style).await,
         };
         // Bytes behind a response belong to no request: the connection is not to be trusted any more.
-        answered.reusable &= !has_rest.map_err(broken)?;
+        answered.reusable &= !has_rest.map_err(|why| match why {
+            Broken::Malformed(_) if !self.head_sent.get() => Unanswered::Bad(BadResponse("its body is malformed")),
+            why => broken(why),
+        })?;
         Ok(answered)
     }
 
