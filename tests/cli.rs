@@ -229,7 +229,7 @@ fn status_shows_the_running_agent() {
     }
     for by in [["--instance", agent.instance()], ["--config", &agent.config_file().to_string_lossy()]] {
         let output = sockway(&[&["status"], &by[..]].concat());
-        let said = said(&output);
+        let said = said(&output).to_lowercase();
         assert_eq!(output.status.code(), Some(0), "{said}");
         for word in ["shop/front", &service.to_string(), &web.address().to_string(), &dead.to_string(), "down"] {
             assert!(said.contains(word), "{word} is not in {said}");

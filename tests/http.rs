@@ -247,7 +247,7 @@ fn garbage_is_refused_with_400_and_the_connection_ends() {
     let Some(hop) = Hop::set() else { return };
     let cases: [&[u8]; 6] = [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS hello\r\n\r\n",
-        b"no request at all\r\n\r\n",
+        b"nonsense\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET  / HTTP/1.1\r\nHost: test\r\n\r\n",

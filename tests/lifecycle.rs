@@ -131,7 +131,8 @@ fn detach_leaves_nothing_behind() {
     let output = sockway(&["detach", "--instance", agent.instance()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(pins::all(agent.instance()).is_empty() && !pins::directory(agent.instance()).exists());
-    assert!(!own.exists() && !run_file(agent.instance()).exists());
+    assert!(!own.exists(), "its cgroup is there");
+    assert!(!run_file(agent.instance()).exists(), "its run-time file is there");
     assert!(stage.dial(service).is_err(), "programs dial as if we had never been there");
     assert!(echoes(&before, b"an open connection is an ordinary one").unwrap());
     assert!(sockway(&["detach", "--instance", agent.instance()]).status.success(), "nothing to do is no failure");

@@ -121,7 +121,7 @@ fn a_deleted_namespace_is_really_gone() {
     drop(door);
     pod.delete();
     wait::until("the kernel to destroy the namespace", wait::SOON, || !devices().contains("wire"));
-    assert_eq!(stage.ask_name(service).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "{}", agent.log());
+    assert_eq!(stage.ask_name(service).unwrap(), "host", "elsewhere the service goes on: {}", agent.log());
 }
 
 #[test]

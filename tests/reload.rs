@@ -138,7 +138,7 @@ fn a_bad_file_changes_nothing_and_is_counted() {
             Service::kernel_tcp("half", half).to(other.address()).set("balance: by_magic"),
         ])
         .yaml();
-    for (count, text) in ["services: [", &half_good, ""].into_iter().enumerate() {
+    for (count, text) in ["services: [", &half_good, "no key at all"].into_iter().enumerate() {
         agent.write_config(text);
         wait::until("the file to be refused", wait::SOON, || refused() > count as f64);
         assert_eq!(agent.generation(), generation);

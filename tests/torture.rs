@@ -52,9 +52,8 @@ impl Field {
         let config = Config::new().capture_with(&stage.clients, shortcut).capture_with(&stage.origins, shortcut);
         let mut field = Self { endpoints: Vec::new(), services: Vec::new(), config, end: stage.address() };
         field.endpoints.push(format!("client@{}", field.end));
-        let make: [(&str, fn(&str, SocketAddr) -> Service, usize); 2] =
-            [("kernel", Service::kernel_tcp, 3), ("agent", Service::agent_tcp, 1)];
-        for (mode, service_of, share) in make {
+        for (mode, share) in [("kernel", 3), ("agent", 1)] {
+            let service_of = if mode == "kernel" { Service::kernel_tcp } else { Service::agent_tcp };
             for leader in ["client", "server"] {
                 let (service, endpoints) = (stage.address(), [stage.address(), stage.address()]);
                 field.endpoints.extend(endpoints.map(|endpoint| format!("{leader}@{endpoint}")));
