@@ -196,6 +196,7 @@ impl Node {
         node.kernel.heartbeat()?;
         let home = node.namespaces.open_home(node.workers.len())?;
         node.listen(home);
+        kernel::release_free_memory();
         Ok((node, senses))
     }
 
@@ -298,6 +299,7 @@ impl Node {
                         "configuration applied"
                     );
                     senses.prober.follow(&snapshot);
+                    kernel::release_free_memory();
                 }
                 Err(error) => reloader.refused(&error),
             },

@@ -1,34 +1,35 @@
 //! What was observed at one moment -> the text that Prometheus scrapes.
 //!
 //! Nothing is kept between scrapes: each fills a recorder of its own, so that an endpoint that left the configuration leaves the text as
-//! well, and the labels are bounded by what is configured now. The facade cannot set the totals of a histogram: those are written here.
+//! well, and the labels are bounded by what is configured now. Written here and not through the facade are histograms, whose totals it cannot
+//! set, and what there is of every endpoint: a hundred thousand of them would keep its registry busy for seconds.
 
-use std::{fmt::Write, sync::atomic::Ordering};
+use std::{
+    fmt::{Display, Write},
+    sync::{Arc, atomic::Ordering},
+};
 
 use metrics::{Label, counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
+use sockway_common::service::EndpointStats;
 
 use super::observed::{Histogram, Observed, Total};
-use crate::cluster::{Endpoint, Service};
+use crate::cluster::{Endpoint, EndpointState};
 
 /// Content type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The whole text. Takes a while for a hundred thousand endpoints: not for the thread that beats the heart.
+/// The whole text. Takes some time for a hundred thousand endpoints: not for the thread that beats the heart.
 pub fn render(observed: &Observed) -> String {
     let recorder = PrometheusBuilder::new().build_recorder();
     with_local_recorder(&recorder, || {
         node(observed);
         totals("sockway_", &observed.workers_totals);
         totals("sockway_kernel_", &observed.kernel_totals);
-        for service in &observed.snapshot.services {
-            for endpoint in &service.endpoints {
-                agent_endpoint(service, endpoint);
-            }
-        }
-        kernel_endpoints(observed);
     });
     let mut text = recorder.handle().render();
+    endpoints(&mut text, observed);
+    kernel_endpoints(&mut text, observed);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);
     }
@@ -106,46 +107,57 @@ fn family_help(total: &Total, totals: &[Total]) -> String {
     family.iter().map(member_help).collect::<Vec<String>>().join(" ")
 }
 
-fn endpoint_labels(service: &Service, endpoint: impl ToString) -> Vec<Label> {
-    vec![Label::new("service", service.config.name.clone()), Label::new("endpoint", endpoint.to_string())]
-}
-
-fn agent_endpoint(service: &Service, endpoint: &Endpoint) {
-    let (labels, state) = (endpoint_labels(service, endpoint.address), &endpoint.state);
-    describe_gauge!(
-        "sockway_endpoint_up",
-        "Whether the endpoint may be chosen: 0 from its failure until it accepts a probe."
-    );
-    gauge!("sockway_endpoint_up", labels.clone()).set(flag(state.usable()));
-    describe_gauge!(
-        "sockway_endpoint_active",
-        "HTTP requests or TCP connections in flight to the endpoint through the agent."
-    );
-    gauge!("sockway_endpoint_active", labels.clone()).set(f64::from(state.active.load(Ordering::Relaxed)));
-    describe_counter!(
-        "sockway_endpoint_requests_total",
-        "HTTP requests or TCP connections that the agent sent to the endpoint."
-    );
-    counter!("sockway_endpoint_requests_total", labels.clone()).absolute(state.total.load(Ordering::Relaxed));
-    describe_counter!("sockway_endpoint_connect_failures_total", "Connects of the agent to the endpoint that failed.");
-    counter!("sockway_endpoint_connect_failures_total", labels)
-        .absolute(state.connect_failures.load(Ordering::Relaxed));
-}
-
-fn kernel_endpoints(observed: &Observed) {
-    for (service, endpoint, stats) in observed.kernel_endpoints() {
-        let labels = endpoint_labels(service, endpoint.map_or_else(|| "agent".to_owned(), |e| e.address.to_string()));
-        describe_counter!(
-            "sockway_kernel_endpoint_connects_total",
-            "Connects of programs that the kernel half sent to the endpoint, or to the agent."
-        );
-        counter!("sockway_kernel_endpoint_connects_total", labels.clone()).absolute(stats.connects);
-        describe_counter!(
-            "sockway_kernel_endpoint_connect_failures_total",
-            "Handshakes of programs with the endpoint, or with the agent, that failed."
-        );
-        counter!("sockway_kernel_endpoint_connect_failures_total", labels).absolute(stats.failures);
+/// One family with a sample for each endpoint. Names of services and addresses hold nothing that a label would have to escape.
+fn write_endpoints<'o>(
+    text: &mut String,
+    (name, kind, help): (&str, &str, &str),
+    samples: impl Iterator<Item = (&'o str, impl Display, u64)>,
+) {
+    let mut samples = samples.peekable();
+    if samples.peek().is_none() {
+        return;
     }
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (service, endpoint, value) in samples {
+        let _ = writeln!(text, "{name}{{service=\"{service}\",endpoint=\"{endpoint}\"}} {value}");
+    }
+    text.push('\n');
+}
+
+fn endpoints(text: &mut String, observed: &Observed) {
+    let mut family = |name, kind, help, value: fn(&EndpointState) -> u64| {
+        let samples = observed.snapshot.services.iter().flat_map(|service| {
+            let sample = move |endpoint: &'_ Arc<Endpoint>| {
+                (service.config.name.as_str(), endpoint.address, value(&endpoint.state))
+            };
+            service.endpoints.iter().map(sample)
+        });
+        write_endpoints(text, (name, kind, help), samples);
+    };
+    let help = "Whether the endpoint may be chosen: 0 from its failure until it accepts a probe.";
+    family("sockway_endpoint_up", "gauge", help, |state| state.usable().into());
+    let help = "HTTP requests or TCP connections in flight to the endpoint through the agent.";
+    family("sockway_endpoint_active", "gauge", help, |state| state.active.load(Ordering::Relaxed).into());
+    let help = "HTTP requests or TCP connections that the agent sent to the endpoint.";
+    family("sockway_endpoint_requests_total", "counter", help, |state| state.total.load(Ordering::Relaxed));
+    let help = "Connects of the agent to the endpoint that failed.";
+    family("sockway_endpoint_connect_failures_total", "counter", help, |state| {
+        state.connect_failures.load(Ordering::Relaxed)
+    });
+}
+
+fn kernel_endpoints(text: &mut String, observed: &Observed) {
+    let mut family = |name, help, value: fn(&EndpointStats) -> u64| {
+        let samples = observed.kernel_endpoints().map(|(service, endpoint, stats)| {
+            let endpoint = endpoint.map_or_else(|| "agent".to_owned(), |endpoint| endpoint.address.to_string());
+            (service.config.name.as_str(), endpoint, value(&stats))
+        });
+        write_endpoints(text, (name, "counter", help), samples);
+    };
+    let help = "Connects of programs that the kernel half sent to the endpoint, or to the agent.";
+    family("sockway_kernel_endpoint_connects_total", help, |stats| stats.connects);
+    let help = "Handshakes of programs with the endpoint, or with the agent, that failed.";
+    family("sockway_kernel_endpoint_connect_failures_total", help, |stats| stats.failures);
 }
 
 fn write_histogram(text: &mut String, histogram: &Histogram) {
@@ -165,15 +177,10 @@ fn write_histogram(text: &mut String, histogram: &Histogram) {
 mod tests {
     use std::{
         collections::{BTreeMap, HashSet},
-        sync::Arc,
         time::Duration,
     };
 
-    use sockway_common::{
-        counter,
-        flow::ENDPOINT_AGENT,
-        service::{EndpointKey, EndpointStats},
-    };
+    use sockway_common::{counter, flow::ENDPOINT_AGENT, service::EndpointKey};
 
     use super::*;
     use crate::{cluster::Snapshot, config::file};
@@ -294,6 +301,25 @@ mod tests {
             let name = format!("sockway_kernel_{}", counter.name());
             assert!(samples.keys().any(|series| series.starts_with(&name)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_hundred_thousand_endpoints_are_rendered_before_a_scraper_gives_up() {
+        let services: Vec<String> = (0..10_000)
+            .map(|i| {
+                let endpoints: Vec<String> = (1..=10).map(|e| format!("127.{}.{}.{e}:80", i / 250, i % 250)).collect();
+                let address = format!("10.{}.{}.1:80", i / 250, i % 250);
+                format!("{{name: s{i}, address: {address}, protocol: tcp, endpoints: [{}]}}", endpoints.join(", "))
+            })
+            .collect();
+        let config = file::parse(&format!("services: [{}]", services.join(", ")), "F").expect("a good file");
+        let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
+        let begun = std::time::Instant::now();
+        let text = render(&Observed { snapshot, ..Observed::default() });
+        let took = begun.elapsed();
+        assert!(text.contains("sockway_endpoint_up{service=\"s9999\",endpoint=\"127.39.249.10:80\"} 1\n"));
+        // Prometheus gives up after ten seconds; this is the debug build on a busy machine.
+        assert!(took < Duration::from_secs(5), "{} bytes in {took:?}", text.len());
     }
 
     #[test]
