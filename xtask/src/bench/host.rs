@@ -44,10 +44,24 @@ fn doctor(sockway: &Path) -> String {
     }
 }
 
-/// The lines about the shortcut, in one.
+/// What `auto` comes to, and the tests that did not pass. A line of doctor is a verdict, a name, and what was found.
 fn shortcut(doctor: &str) -> String {
-    let lines: Vec<&str> = doctor.lines().map(str::trim).filter(|line| line.contains("shortcut")).collect();
-    if lines.is_empty() { "unknown (doctor says nothing about it)".into() } else { lines.join("; ") }
+    let mut verdict = None;
+    let mut failed = Vec::new();
+    for line in doctor.lines() {
+        let Some((passed, rest)) = line.trim().split_once(' ') else { continue };
+        let (name, found) = rest.trim().split_once("  ").unwrap_or((rest.trim(), ""));
+        match name.strip_prefix("shortcut") {
+            Some("") => verdict = Some(found.trim()),
+            Some(_) if passed != "ok" => failed.push(name),
+            _ => {}
+        }
+    }
+    match (verdict, failed.is_empty()) {
+        (None, _) => "unknown (doctor says nothing about it)".to_owned(),
+        (Some(verdict), true) => verdict.to_owned(),
+        (Some(verdict), false) => format!("{verdict} (self-test not passed: {})", failed.join(", ")),
+    }
 }
 
 #[cfg(test)]
@@ -56,7 +70,10 @@ mod tests {
 
     #[test]
     fn the_verdict_on_the_shortcut_is_picked_from_what_doctor_says() {
-        assert_eq!(shortcut("ok kernel 6.18\n  warn shortcut: FIONREAD is 0\n"), "warn shortcut: FIONREAD is 0");
-        assert!(shortcut("ok kernel 6.18\n").starts_with("unknown"));
+        let doctor = "ok    kernel                  6.18\nok    shortcut_join           both directions\n\
+                      warn  shortcut_fionread       FIONREAD says 0\nok    shortcut                `auto` means off\n";
+        assert_eq!(shortcut(doctor), "`auto` means off (self-test not passed: shortcut_fionread)");
+        assert_eq!(shortcut("ok    shortcut                `auto` means on\n"), "`auto` means on");
+        assert!(shortcut("ok    kernel  6.18\n").starts_with("unknown"));
     }
 }

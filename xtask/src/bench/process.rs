@@ -2,14 +2,15 @@
 
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     os::{
         fd::AsRawFd,
         unix::process::{CommandExt, ExitStatusExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
-    time::Duration,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -57,7 +58,7 @@ impl Place<'_> {
 }
 
 /// Lets the calling thread, and all it starts, run on this CPU only.
-pub fn pin(cpu: usize) -> std::io::Result<()> {
+pub fn pin(cpu: usize) -> io::Result<()> {
     // SAFETY: an all-zero `cpu_set_t` is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: `CPU_SET` ignores a CPU beyond the set; the set outlives the call.
@@ -66,8 +67,8 @@ pub fn pin(cpu: usize) -> std::io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) })
 }
 
-fn check(result: libc::c_int) -> std::io::Result<()> {
-    if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A process, ended when dropped.
@@ -75,7 +76,7 @@ fn check(result: libc::c_int) -> std::io::Result<()> {
 pub struct Process {
     child: Child,
     name: String,
-    log: Option<std::path::PathBuf>,
+    log: Option<PathBuf>,
 }
 
 impl Process {
@@ -102,19 +103,17 @@ impl Process {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Self::start(command, place)?;
         let pipes = process.child.stdout.take().zip(process.child.stderr.take());
-        let (mut stdout, mut stderr) = pipes.context("a child without pipes")?;
-        // What these programs print fits into a pipe, so that waiting first and reading then cannot block them.
-        let status = process.wait(limit)?;
-        let (mut said, mut complained) = (String::new(), String::new());
-        stdout.read_to_string(&mut said)?;
-        stderr.read_to_string(&mut complained)?;
-        match status {
-            None => bail!("{} did not end within {limit:?}", process.name),
-            Some(status) if !status.success() => {
-                bail!("{} ended with {}: {}{}", process.name, say(status), said.trim(), complained.trim())
-            }
-            Some(_) => Ok(said),
+        let (stdout, stderr) = pipes.context("a child without pipes")?;
+        let (said, complained) = (collect(stdout), collect(stderr));
+        let Some(status) = process.wait(limit)? else {
+            bail!("{} did not end within {limit:?}", process.name);
+        };
+        let end = |reader: JoinHandle<io::Result<String>>| reader.join().expect("reading does not panic");
+        let (said, complained) = (end(said)?, end(complained)?);
+        if !status.success() {
+            bail!("{} ended with {}: {}{}", process.name, say(status), said.trim(), complained.trim());
         }
+        Ok(said)
     }
 
     fn start(command: &mut Command, place: &Place) -> Result<Self> {
@@ -149,12 +148,12 @@ impl Process {
         let pid = libc::pid_t::try_from(self.pid())?;
         // SAFETY: takes integers only; the child is not reaped yet, so that its id is still its own.
         check(unsafe { libc::kill(pid, libc::SIGTERM) })?;
-        let end = std::time::Instant::now() + GRACE;
-        while std::time::Instant::now() < end {
+        let end = Instant::now() + GRACE;
+        while Instant::now() < end {
             if self.child.try_wait()?.is_some() {
                 return Ok(());
             }
-            std::thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(10));
         }
         self.child.kill()?;
         self.child.wait()?;
@@ -193,6 +192,15 @@ impl Drop for Process {
     }
 }
 
+/// Reads while the process is waited for: what it says may be more than a pipe holds.
+fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<io::Result<String>> {
+    thread::spawn(move || {
+        let mut text = String::new();
+        pipe.read_to_string(&mut text)?;
+        Ok(text)
+    })
+}
+
 /// CPU time of the whole machine since it started, less idle time, time waiting for a disk and time the hypervisor took.
 pub fn machine_cpu() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
@@ -215,7 +223,7 @@ fn cpu_of(pid: u32) -> Result<Duration> {
     let mut clock = 0;
     // SAFETY: writes the clock's id into `clock`.
     let result = unsafe { libc::clock_getcpuclockid(libc::pid_t::try_from(pid)?, &mut clock) };
-    ensure!(result == 0, "{}", std::io::Error::from_raw_os_error(result));
+    ensure!(result == 0, "{}", io::Error::from_raw_os_error(result));
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes into `time`.
     check(unsafe { libc::clock_gettime(clock, &mut time) })?;
