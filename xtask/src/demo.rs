@@ -177,7 +177,10 @@ impl<'a> Play<'a> {
             failed += call(self.stage, Place::Host, Caller::Curl, L4, 1)?.failures.len();
             Ok((!self.is_up(L4, Which::Two)?).then_some(()))
         })?;
-        tell(format!("   L4: noticed after {}; connections that failed until then: {failed}", seconds(killed.elapsed())));
+        tell(format!(
+            "   L4: noticed after {}; connections that failed until then: {failed}",
+            seconds(killed.elapsed())
+        ));
         for (place, caller) in EVERYWHERE {
             self.calls(place, caller, L4, 5)?.came_from(&one(place))?;
             self.calls(place, caller, HTTP, 5)?.came_from(&one(Place::Host))?;

@@ -60,7 +60,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let done = root::complete_path().and_then(|()| run(command));
+    done.unwrap_or_else(|error| {
+        progress::say(format!("{error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Setup => setup::run().map(success),
         Command::BuildEbpf => build::ebpf().map(success),
         Command::Build => build::release().map(success),
@@ -69,11 +78,7 @@ fn main() -> ExitCode {
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Check => check::run(),
         Command::Bench(args) => measure(args),
-    };
-    done.unwrap_or_else(|error| {
-        progress::say(format!("{error:#}"));
-        ExitCode::FAILURE
-    })
+    }
 }
 
 fn measure(args: bench::Args) -> Result<ExitCode> {

@@ -1,6 +1,6 @@
 //! Becoming root where a command needs it: what can be built is built before, as the user, so that no file of the tree ends up root's.
 
-use std::{env, ffi::OsString, os::unix::process::CommandExt, process::Command};
+use std::{env, ffi::OsString, os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -8,6 +8,23 @@ use crate::{progress::say, workspace};
 
 /// Tells the re-run command that its user has set up and built already.
 pub const PREPARED: &str = "SOCKWAY_XTASK_PREPARED";
+
+/// Where Debian puts what only root needs; the `PATH` of a user, or of a root that came by plain `su`, leaves these out.
+const ROOTS_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Starts this program again if its `PATH` lacks the folders of root's programs: everything it runs is found by name.
+pub fn complete_path() -> Result<()> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    let missing: Vec<PathBuf> =
+        ROOTS_FOLDERS.iter().map(PathBuf::from).filter(|folder| !folders.contains(folder)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let path = env::join_paths(folders.into_iter().chain(missing))?;
+    let me = env::current_exe().context("cannot find this program's own file")?;
+    Err(Command::new(me).args(env::args_os().skip(1)).env("PATH", path).exec()).context("cannot start again")
+}
 
 /// Whether this process is root.
 pub fn is_root() -> bool {

@@ -15,7 +15,7 @@ const HANDS: &[&str] = &["ring", "accept", "connect", "forward", "kernel", "disc
 /// Calls the rooms in order.
 const CORRIDOR: &[&str] = &["proxy"];
 /// Starts, stops and reloads everything.
-const NODE: &[&str] = &["node"];
+const NODE: &[&str] = &["node", "command"];
 
 /// A dependency, and the places below `agent/src/` that may name it.
 const OWNED: &[(&str, &[&str])] = &[
@@ -35,7 +35,7 @@ const OWNED: &[(&str, &[&str])] = &[
 /// Opening a socket in another namespace needs what `ring` needs; the doctor asks whether the host has it.
 const RING: &[&str] = &["ring", "accept", "connect", "forward", "node/worker", "kernel/namespace", "kernel/doctor"];
 /// What a person wrote, and what the admin address and the run-time file show.
-const SERDE: &[&str] = &["config/file", "node", "record/observed"];
+const SERDE: &[&str] = &["config/file", "node", "record/observed", "command/status"];
 
 pub fn check(source: &Source) -> Vec<Finding> {
     let mut findings = rooms(source);
