@@ -40,6 +40,11 @@ pub fn polls(stream: &TcpStream, events: PollFlags, milliseconds: u16) -> bool {
     poll(&mut entries, PollTimeout::from(milliseconds)).is_ok_and(|count| count > 0)
 }
 
+/// Whether the peer has ended its direction, whatever may still wait to be read.
+pub fn half_closed(stream: &TcpStream) -> bool {
+    polls(stream, PollFlags::from_bits_retain(libc::POLLRDHUP), 0)
+}
+
 /// How many bytes TCP has sent on it (`tcpi_bytes_sent` of `TCP_INFO`).
 pub fn sent_by_tcp(stream: &TcpStream) -> io::Result<u64> {
     /// Where `tcpi_bytes_sent` stands in `struct tcp_info` (include/uapi/linux/tcp.h), since 4.19.

@@ -71,15 +71,8 @@ impl Client {
     fn once(&self, seed: u64, leader: Side, address: SocketAddr, nonblocking: bool, life: &Life) -> Result<(), String> {
         life.phase("connect");
         self.watch.count(if nonblocking { "connect non-blocking" } else { "connect blocking" });
-        let (socket, seed) = match begin(seed, leader, address, nonblocking, life) {
-            Ok(begun) => begun,
-            // A server that leads and resets may be that quick, also before the connect has returned.
-            Err(error) if leader == Side::Server && error.kind() == io::ErrorKind::ConnectionReset => {
-                self.watch.count("reset before the seed was read");
-                return Ok(());
-            }
-            Err(error) => return Err(format!("connecting or reading the seed failed: {error}")),
-        };
+        let begun = begin(seed, leader, address, nonblocking, life);
+        let (socket, seed) = begun.map_err(|error| format!("connecting or reading the seed failed: {error}"))?;
         let plan = Plan::of(seed, leader);
         life.plan(plan);
         self.watch.count(format_args!("{leader:?} leads"));

@@ -8,6 +8,9 @@ use super::stream::{Stream, mix};
 const BYTES_MAX: f64 = 8.0 * 1024.0 * 1024.0;
 /// Largest single read or write.
 const PIECE_MAX: f64 = 256.0 * 1024.0;
+/// Most that goes to a reader that splices. More than waits in a receive queue may fall back to TCP, and splice would then take the
+/// bytes that came by TCP before the redirected ones (trap T2, stated in `shortcut.rs`): no program can defend itself against that.
+const SPLICED_MAX: u64 = 65_536;
 /// A direction takes at most about this many reads or writes: a megabyte byte by byte would only heat the room.
 const PIECES_MAX: u64 = 4_000;
 
@@ -115,13 +118,15 @@ impl Plan {
     pub fn of(seed: u64, leader: Side) -> Self {
         let mut dice = Dice { state: seed, rolls: 0 };
         let (up, down) = (dice.amount(), dice.amount());
-        let end = dice.end();
+        let end = dice.end(leader);
         let (up, down) = match (end, leader) {
             (End::WriteAndClose, Side::Client) => (up, 0),
             (End::WriteAndClose, Side::Server) => (0, down),
             _ => (up, down),
         };
         let (client, server) = (dice.manner(up, down), dice.manner(down, up));
+        let capped = |bytes: u64, reader| if reader == Reader::Splice { bytes.min(SPLICED_MAX) } else { bytes };
+        let (up, down) = (capped(up, server.reader), capped(down, client.reader));
         Self { seed, leader, end, up, down, client, server }
     }
 
@@ -186,13 +191,15 @@ impl Dice {
         self.magnitude(max)
     }
 
-    fn end(&mut self) -> End {
+    fn end(&mut self, leader: Side) -> End {
         match self.below(12) {
             0..=4 => End::Both,
             5..=6 => End::First(Side::Client),
             7..=8 => End::First(Side::Server),
             9..=10 => End::WriteAndClose,
-            _ => End::Reset(if self.below(2) == 0 { Side::Client } else { Side::Server }),
+            // Not the side that leads: a reset with the first bytes is a refused connection to whoever dials, and an endpoint that
+            // refuses is probed, which would look like a client that says nothing.
+            _ => End::Reset(leader.other()),
         }
     }
 

@@ -207,25 +207,25 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Redirected bytes cannot be spliced on this kernel: it says EAGAIN although there is something to read (trap T2).
+    /// Splice sees only what came by TCP (trap T2): where redirected bytes wait, it says EAGAIN or even that this is the end. So neither
+    /// is believed until `recv` has said it, too.
     fn splice(&mut self, size: usize) -> nix::Result<usize> {
         let Some((out, into)) = &self.pipe else { return Err(Errno::EBADF) };
-        match splice(self.socket, None, into, None, size.min(64 * 1024), SpliceFFlags::SPLICE_F_NONBLOCK) {
-            Ok(0) => Ok(0),
+        let said = match splice(self.socket, None, into, None, size.min(64 * 1024), SpliceFFlags::SPLICE_F_NONBLOCK) {
+            Ok(0) => "splice said the end",
             Ok(count) => {
                 let mut out = std::fs::File::from(out.try_clone().map_err(|_| Errno::EMFILE)?);
                 out.read_exact(&mut self.buffer[..count]).map_err(|_| Errno::EIO)?;
-                Ok(count)
+                return Ok(count);
             }
-            Err(Errno::EAGAIN) => {
-                let count = self.receive(size, MsgFlags::MSG_DONTWAIT);
-                if count.is_ok_and(|count| count > 0) {
-                    self.watch.count("splice said EAGAIN and recv then read");
-                }
-                count
-            }
-            Err(error) => Err(error),
+            Err(Errno::EAGAIN) => "splice said EAGAIN",
+            Err(error) => return Err(error),
+        };
+        let count = self.receive(size, MsgFlags::MSG_DONTWAIT);
+        if count.is_ok_and(|count| count > 0) {
+            self.watch.count(format_args!("{said} and recv then read"));
         }
+        count
     }
 }
 
