@@ -310,22 +310,12 @@ fn raise_memlock() {
 }
 
 /// Reading the kernel's BTF and loading take 20 MB for a moment, which the allocator would keep for itself.
-fn give_memory_back() {
+pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes a number, and may be called at any time.
     unsafe {
         libc::malloc_trim(0)
     };
-}
-
-/// Gives memory that was used and freed back to the system: reading the kernel's BTF takes several times what an agent at rest needs,
-/// and the C library would keep it.
-pub fn release_free_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number, and touches only what nobody owns.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Says once, in the log, what a shortcut that was switched on by hand changes on this kernel.

@@ -191,12 +191,15 @@ impl Node {
             Senses::new(hear, events.listen().map_err(failed)?, questions, reloader, &snapshot).map_err(failed)?;
         let pulse = Pulse::new(workers.len(), Instant::now());
         let mut node = Self { config, kernel, namespaces, snapshot: current, workers, slabs, pulse, not_ready: None };
+        if let Some(log) = node.kernel.take_log() {
+            tokio::spawn(log.forward());
+        }
         // Services before listeners: ids that an agent before this one left in the tables must reach no worker of ours.
         node.kernel.apply(&snapshot)?;
         node.kernel.heartbeat()?;
         let home = node.namespaces.open_home(node.workers.len())?;
         node.listen(home);
-        kernel::release_free_memory();
+        kernel::give_memory_back();
         Ok((node, senses))
     }
 
@@ -204,6 +207,7 @@ impl Node {
         match news {
             News::Beat => self.beat()?,
             News::Scan => self.scan(),
+            News::Sweep => self.sweep(),
             News::Worker(WorkerEvent::EndpointDown { service, endpoint }) => {
                 if senses.prober.failed(service, endpoint) {
                     self.apply_current();
@@ -263,6 +267,13 @@ impl Node {
         }
     }
 
+    fn sweep(&mut self) {
+        let swept = self.kernel.sweep();
+        if swept > 0 {
+            tracing::debug!(swept, "original destinations that nobody fetched are removed");
+        }
+    }
+
     fn listen(&self, opened: Opened) {
         tracing::info!(netns = opened.netns, found = opened.found, "network namespace is served");
         for (worker, share) in self.workers.iter().zip(opened.workers) {
@@ -299,7 +310,7 @@ impl Node {
                         "configuration applied"
                     );
                     senses.prober.follow(&snapshot);
-                    kernel::release_free_memory();
+                    kernel::give_memory_back();
                 }
                 Err(error) => reloader.refused(&error),
             },

@@ -18,6 +18,7 @@ pub fn run(which: &Which) -> Result<u8, Failure> {
             running.pid
         );
     }
+    runfile::remove_dead(Path::new(runfile::DIRECTORY), &instance);
     match kernel::detach(&capture, &instance) {
         Ok(0) => println!("nothing was attached for instance {instance}"),
         Ok(pins) => {

@@ -111,6 +111,14 @@ pub fn find(directory: &Path, instance: &str) -> Option<Running> {
     }
 }
 
+/// Removes the file of an agent that did not live to do it.
+pub fn remove_dead(directory: &Path, instance: &str) {
+    if path(directory, instance).exists() {
+        // Taken and dropped: a living agent's is not to be had.
+        let _ = Runfile::take(directory, instance);
+    }
+}
+
 fn path(directory: &Path, instance: &str) -> PathBuf {
     directory.join(format!("{instance}.json"))
 }
@@ -162,5 +170,17 @@ mod tests {
         let mut runfile = Runfile::take(directory.path(), "a").expect("nobody holds it");
         runfile.write(&running()).expect("writable");
         assert_eq!(find(directory.path(), "a"), Some(running()));
+    }
+
+    #[test]
+    fn a_dead_agents_file_is_removed_and_a_living_ones_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("a.json"), "{}").expect("writable");
+        let _living = Runfile::take(directory.path(), "b").expect("free");
+        for instance in ["a", "b", "c"] {
+            remove_dead(directory.path(), instance);
+        }
+        let left = ["a", "b", "c"].map(|instance| path(directory.path(), instance).exists());
+        assert_eq!(left, [false, true, false]);
     }
 }

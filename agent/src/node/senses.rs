@@ -25,6 +25,9 @@ const BEAT: Duration = Duration::from_millis(250);
 /// A look at every captured process, for network namespaces that no event told of, and for those that are gone.
 const SCAN: Duration = Duration::from_secs(2);
 
+/// What a connect published and nobody fetched takes room in a table of bounded size, but not in a hurry.
+const SWEEP: Duration = Duration::from_secs(30);
+
 /// Something happened.
 #[derive(Debug)]
 pub enum News {
@@ -32,6 +35,8 @@ pub enum News {
     Beat,
     /// Time to look for network namespaces.
     Scan,
+    /// Time to remove what was published and not fetched.
+    Sweep,
     /// A worker tells.
     Worker(WorkerEvent),
     /// The kernel half tells.
@@ -50,6 +55,7 @@ pub enum News {
 pub struct Senses {
     beat: Interval,
     scan: Interval,
+    sweep: Interval,
     workers: mpsc::UnboundedReceiver<WorkerEvent>,
     kernel: EventStream,
     questions: mpsc::Receiver<Question>,
@@ -82,6 +88,7 @@ impl Senses {
         Ok(Self {
             beat: every(BEAT),
             scan: every(SCAN),
+            sweep: every(SWEEP),
             workers,
             kernel,
             questions,
@@ -102,6 +109,7 @@ impl Senses {
                 _ = self.interrupt.recv() => return News::Stop(SignalKind::interrupt().as_raw_value()),
                 _ = self.beat.tick() => return News::Beat,
                 _ = self.scan.tick() => return News::Scan,
+                _ = self.sweep.tick() => return News::Sweep,
                 Some(event) = self.workers.recv() => return News::Worker(event),
                 Ok(event) = self.kernel.next() => return News::Kernel(event),
                 () = self.prober.changed() => return News::Endpoint,

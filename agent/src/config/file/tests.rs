@@ -96,6 +96,19 @@ fn the_commented_example_of_the_default_file_is_good() {
 }
 
 #[test]
+fn the_config_map_of_the_daemon_set_is_good() {
+    let manifest = include_str!("../../../deploy/daemonset.yaml");
+    let (_, rest) = manifest.split_once("config.yaml: |\n").expect("it holds a configuration");
+    let (text, _) = rest.split_once("---").expect("another object follows");
+    let config = parse(text, "F").expect("a good file");
+    assert_eq!(config.capture.rules[0].path, PathBuf::from("/kubepods.slice"));
+    // What Kubernetes reads of it is YAML too.
+    let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(manifest).expect("YAML");
+    assert_eq!(objects.len(), 3);
+    assert_eq!(objects[2]["spec"]["template"]["spec"]["hostNetwork"], true);
+}
+
+#[test]
 fn an_absent_key_and_an_empty_one_are_the_same() {
     for text in ["services:\n", "capture:\n", "admin:\n", "instance: ~\n", "{}"] {
         assert_eq!(parse(text, "F").expect(text), parse("", "F").expect("good"));
