@@ -1,4 +1,4 @@
-//! What the configuration means: checked, complete, every default filled in. What a person wrote is in [`file`].
+//! What the configuration means: checked, complete, every default filled in. What a person wrote is in [`mod@file`].
 
 pub mod file;
 

@@ -1,23 +1,89 @@
-//! Sockway's agent.
+//! Sockway's agent: the user half of a transparent proxy for Linux hosts. The kernel half is the crate `ebpf`; what the two agree on is
+//! `common`.
+//!
+//! # The path
+//!
+//! ```text
+//!  program                                                                          endpoint
+//!     │ connect(10.96.0.10:80)                                                          ▲
+//!     ▼                                                                                 │
+//!  connect hook ── no service ──────────────────────────────────────────────────────────┤ untouched
+//!  (kernel half)── kernel service, or no agent that lives ── one of its endpoints ──────┤ no cost per packet
+//!     │                                                                                 │
+//!     │ agent service: 127.0.0.1:PORT in the program's own network namespace            │
+//!     ▼                                                                                 │
+//!   accept → (kernel: what was dialled?) → route → decode → balance → connect → forward ┘
+//!                                                                         │
+//!                                                                       record
+//! ```
+//!
+//! A connection walks through rooms, and each room is a file (or a folder behind a front-door file) named after what happens there:
+//!
+//! | room | takes | gives | when it says no |
+//! |---|---|---|---|
+//! | [`kernel`] | an agent's listener and a client's address | what the client dialled | unknown: close |
+//! | [`accept`] | a permit, then a listener | a connection | accepts no more until a permit comes back |
+//! | [`route`] | the original destination, the snapshot | a service | its service is gone: close |
+//! | [`decode`] | bytes | heads, bodies, ends | malformed: a local reply that says why |
+//! | [`balance`] | weights and usable endpoints, a counter or chance | an endpoint | none is usable: all are |
+//! | [`connect`] | an endpoint | a connection, pooled or new | it does not accept: the next endpoint |
+//! | [`forward`] | two connections | an outcome | an error that knows its side |
+//! | [`record`] | an outcome | counters | never |
+//!
+//! [`proxy`] is the corridor that calls them in order. [`ring`] is how all of them move bytes: operations on io_uring. [`health`] judges
+//! the endpoints beside the path. [`node`] starts, reloads and ends it all on the main thread, and [`command`] is what a person at a
+//! terminal asks. [`config`] and [`cluster`] are the words that everybody uses.
+//!
+//! # Who may import whom
+//!
+//! `command` → `node` → `proxy` → hands and judges → `cluster`, `config` → `common`. Hands touch the world and judge nothing: `kernel`
+//! (the only door to eBPF), `ring`, `accept`, `connect`, `forward`, `record`. Judges get bytes, time and chance as arguments and give
+//! values back: `decode`, `route`, `balance`, `health`. A judge imports no hand and no other judge. `cargo xtask check` reads the `use`
+//! lines.
+//!
+//! # Threads
+//!
+//! The main thread runs a single-threaded tokio: signals, configuration, the kernel half's events, network namespaces, probes, the admin
+//! endpoint. `worker-0…N` each run one io_uring with their own listeners (`SO_REUSEPORT`), buffers, upstream pools and counters. Work
+//! never moves between workers; the main thread is never on the path. What is node-wide (an endpoint's health, its requests in flight)
+//! is shared atomics in [`cluster`]; the configuration in effect is one immutable [`cluster::Snapshot`], swapped whole.
+//!
+//! # Invariants
+//!
+//! 1. Judges never read clock, network or chance.
+//! 2. Between accept and record no lock is taken and nothing blocks.
+//! 3. No read, write or accept in flight on the ring is dropped: a deadline shuts the socket, and the operation ends by itself.
+//! 4. In doubt the kernel half passes. A dead or hung agent never stops a program's new connections: the hook looks for a listener with
+//!    our tag and for a fresh heartbeat at each connect, and balances by itself otherwise.
+//! 5. Every queue, table, buffer and retry has a bound, in the configuration or as a constant with a reason.
+//! 6. Nothing a peer sends can panic us.
+//! 7. What is taken is given back by dropping it: permits, gauges, connections.
+//! 8. A configuration takes effect whole or not at all, and a refused one says why with file, line and key.
 #![deny(unsafe_code)]
 
-// words
+// Words.
 pub mod cluster;
 pub mod config;
-// what a person asks, and the node
+
+// The node, and what a person asks of it.
 pub mod command;
 pub mod node;
-// the corridor
+
+// The corridor.
 pub mod proxy;
-// the rooms, in path order
-pub mod accept;
-pub mod balance;
-pub mod connect;
-pub mod decode;
-pub mod forward;
-pub mod health;
+
+// The rooms, in path order.
 pub mod kernel;
-pub mod record;
 #[allow(unsafe_code)] // operations on descriptors and addresses that the kernel fills in
 pub mod ring;
+
+pub mod accept;
+pub mod decode;
 pub mod route;
+
+pub mod balance;
+pub mod health;
+
+pub mod connect;
+pub mod forward;
+pub mod record;

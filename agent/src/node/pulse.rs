@@ -10,7 +10,7 @@ const HUNG: Duration = Duration::from_millis(1500);
 /// What is worth a line in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// This worker has not progressed for [`HUNG`].
+    /// This worker has not progressed for 1.5 s.
     Hung(usize),
     /// It progresses again.
     Recovered(usize),
