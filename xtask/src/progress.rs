@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::workspace;
 
 /// How often a long step says that it is alive when nobody sees its own progress.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(8);
+pub const SIGN_OF_LIFE: Duration = Duration::from_secs(8);
 /// How often a child is looked at.
 const POLL: Duration = Duration::from_millis(50);
 /// How much of a failed step's log is shown.

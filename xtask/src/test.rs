@@ -1,8 +1,10 @@
 //! `cargo xtask test`: every test of the workspace, those of the whole agent with real peers included.
 
 use std::{
-    io::{BufRead, BufReader},
-    process::{Command, ExitCode, Stdio},
+    io::{self, BufRead, BufReader, Write},
+    process::{ChildStdout, Command, ExitCode, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
     time::Instant,
 };
 
@@ -10,7 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     build::{self, locked},
-    progress::{say, seconds, streamed},
+    progress::{SIGN_OF_LIFE, say, seconds, streamed},
     root,
     setup::{Group, compiler::cargo, ready},
     workspace,
@@ -30,15 +32,29 @@ pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     command.args(locked()).arg("--no-fail-fast").args(filter);
     command.env("SOCKWAY_BIN", workspace::agent_binary());
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
-    let mut sums = Sums::default();
-    for line in BufReader::new(child.stdout.take().context("cargo's output is a pipe")?).lines() {
-        let line = line?;
-        println!("{line}");
-        sums.read(&line);
-    }
+    let sums = pass_on(child.stdout.take().context("cargo's output is a pipe")?);
     let status = child.wait()?;
     say(format!("{sums}, in {}", seconds(started.elapsed())));
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Passes cargo's lines on and adds them up; says that it goes on when none comes for long.
+fn pass_on(output: ChildStdout) -> Sums {
+    let started = Instant::now();
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let mut sums = Sums::default();
+    loop {
+        match lines.recv_timeout(SIGN_OF_LIFE) {
+            Ok(line) => {
+                // Whoever read them may have gone: the tests end in order all the same.
+                let _ = writeln!(io::stdout(), "{line}");
+                sums.read(&line);
+            }
+            Err(RecvTimeoutError::Timeout) => say(format!("… testing, {}", seconds(started.elapsed()))),
+            Err(RecvTimeoutError::Disconnected) => return sums,
+        }
+    }
 }
 
 fn cargo_test() -> Command {
