@@ -30,8 +30,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 use dial::Part;
+use goal::Goal;
 use host::Host;
 use report::Report;
+use sample::Placement;
 use scenario::Scenario;
 
 /// A goal was not reached, with `--strict`.
@@ -61,6 +63,9 @@ pub struct Args {
     /// Only these ways: direct, direct-2core, sockway, sockway+shortcut, nginx, haproxy, envoy
     #[arg(long = "way", value_name = "NAME", num_args = 1.., value_parser = way::ALL)]
     ways: Vec<String>,
+    /// Only this placement: free or pinned
+    #[arg(long, value_name = "NAME", value_parser = ["free", "pinned"])]
+    placement: Option<String>,
     /// Be the client of `connect`
     #[arg(long, hide = true)]
     dial: bool,
@@ -85,12 +90,23 @@ pub struct Bench {
     /// Envoy, if it could be had.
     pub envoy: PathBuf,
     ways: Vec<String>,
+    placement: Option<String>,
 }
 
 impl Bench {
     /// Whether the user wants to see this way.
     pub fn wants(&self, way: &str) -> bool {
         self.ways.is_empty() || !way::ALL.contains(&way) || self.ways.iter().any(|name| name == way)
+    }
+
+    /// Whether the user wants to see this placement.
+    pub fn places(&self, placement: Placement) -> bool {
+        self.placement.as_ref().is_none_or(|name| name == placement.name())
+    }
+
+    /// Whether everything that a goal speaks of is wanted.
+    fn judges(&self, goal: &Goal) -> bool {
+        self.places(goal.placement) && goal.needs().into_iter().all(|way| self.wants(way))
     }
 }
 
@@ -125,6 +141,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         sockway: workspace::agent_binary(),
         envoy: workspace::kept().join("tools/envoy/bin/envoy"),
         ways: args.ways,
+        placement: args.placement,
     };
     for scenario in &scenarios {
         measure(&bench, scenario, &mut report)?;
@@ -145,7 +162,7 @@ fn measure(bench: &Bench, scenario: &Scenario, report: &mut Report) -> Result<()
         interrupt::check()?;
         take.could_not_run(&error);
     }
-    take.conclude(scenario, |way| bench.wants(way));
+    take.conclude(scenario, |goal| bench.judges(goal));
     Ok(())
 }
 

@@ -11,6 +11,8 @@ pub struct Host {
     pub kernel: String,
     /// How many CPUs this process may use.
     pub cores: usize,
+    /// The congestion control of new sockets: some of them pace, at a cost to every way alike.
+    pub congestion_control: String,
     /// What the self-test of the running kernel says about the shortcut.
     pub shortcut: String,
 }
@@ -19,7 +21,8 @@ impl Host {
     /// Looks at this machine; `sockway` is asked for its self-test.
     pub fn look(sockway: &Path) -> Result<Self> {
         Ok(Self {
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's version")?.trim().to_owned(),
+            kernel: sysctl("kernel/osrelease")?,
+            congestion_control: sysctl("net/ipv4/tcp_congestion_control")?,
             cores: thread::available_parallelism()?.get(),
             shortcut: doctor(sockway),
         })
@@ -28,12 +31,15 @@ impl Host {
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "kernel {}, {} cores; client, origin and proxy share them; shortcut: {}",
-            self.kernel, self.cores, self.shortcut
-        )
+        writeln!(f, "kernel {}, {} cores, TCP {}", self.kernel, self.cores, self.congestion_control)?;
+        writeln!(f, "client, proxy and origin share this machine")?;
+        write!(f, "shortcut: {}", self.shortcut)
     }
+}
+
+fn sysctl(name: &str) -> Result<String> {
+    let path = format!("/proc/sys/{name}");
+    Ok(fs::read_to_string(&path).context(path)?.trim().to_owned())
 }
 
 fn doctor(sockway: &Path) -> String {

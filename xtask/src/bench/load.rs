@@ -46,7 +46,7 @@ const SHORTCUT: &str = "127.66.0.2:80";
 impl Load {
     /// Measures every way in both placements.
     pub fn run(&self, bench: &Bench, take: &mut Take) -> Result<()> {
-        for placement in [Placement::Free, Placement::Pinned] {
+        for placement in [Placement::Free, Placement::Pinned].into_iter().filter(|placement| bench.places(*placement)) {
             if placement == Placement::Pinned && bench.cores < 2 {
                 take.skip("pinned: there is only one core");
                 continue;

@@ -68,7 +68,7 @@ impl Report {
     /// The last JSON line: where this was measured, every ratio, every goal.
     pub fn close(mut self, host: &Host) -> Result<()> {
         let last = json!({
-            "kernel": host.kernel, "cores": host.cores, "shortcut": host.shortcut, "ratios": self.ratios, "goals": self.goals,
+            "kernel": host.kernel, "cores": host.cores, "congestion_control": host.congestion_control, "shortcut": host.shortcut, "ratios": self.ratios, "goals": self.goals,
         });
         self.line(&last)?;
         if let Some(mut json) = self.json {
@@ -126,12 +126,12 @@ impl Take<'_> {
         self.report.failed = true;
     }
 
-    /// The tables of this scenario and the verdicts on its goals; `wants` says which ways the user asked for.
-    pub fn conclude(self, scenario: &Scenario, wants: impl Fn(&str) -> bool) {
+    /// The tables of this scenario and the verdicts on its goals; `judges` says which of them the user asked for.
+    pub fn conclude(self, scenario: &Scenario, judges: impl Fn(&Goal) -> bool) {
         for placement in [Placement::Free, Placement::Pinned] {
             self.table(scenario, placement);
         }
-        for goal in scenario.goals.iter().filter(|goal| goal.needs().into_iter().all(&wants)) {
+        for goal in scenario.goals.iter().filter(|goal| judges(goal)) {
             self.report.goals.push(judge(self.scenario, goal, &self.samples));
             match goal.judge(&self.samples) {
                 None => {
