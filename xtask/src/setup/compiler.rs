@@ -190,12 +190,10 @@ fn install_compiler() -> Result<()> {
     say(
         "the kernel half needs a Rust compiler that takes unstable flags, and the source of its library; there is none yet",
     );
-    if packages::is_known(DEBIAN[0])? {
-        packages::install(DEBIAN, "Debian has one that is kept current")?;
-        if system().is_some() {
-            return Ok(());
-        }
-        say("Debian's compiler has an LLVM that bpf-linker does not know: trying rustup's nightly");
+    match install_debians() {
+        Ok(true) => return Ok(()),
+        Ok(false) => say("apt has no compiler that will do: trying rustup's nightly"),
+        Err(error) => say(format!("Debian's compiler could not be installed, trying rustup's nightly: {error:#}")),
     }
     if find_program("rustup").is_none() {
         bail!("there is no rustup either: install it (https://rustup.rs), or Debian's {}", DEBIAN.join(" "));
@@ -204,6 +202,15 @@ fn install_compiler() -> Result<()> {
     say(format!("running rustup {}", arguments.join(" ")));
     logged("installing rustup's nightly", "nightly", Command::new("rustup").args(arguments))
         .context("cannot install rustup's nightly with rust-src")
+}
+
+/// Whether Debian's compiler is there now, and will do: an older release's has an LLVM that bpf-linker does not know.
+fn install_debians() -> Result<bool> {
+    if !packages::is_known(DEBIAN[0])? {
+        return Ok(false);
+    }
+    packages::install(DEBIAN, "Debian has one that is kept current")?;
+    Ok(system().is_some())
 }
 
 #[cfg(test)]
