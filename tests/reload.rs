@@ -237,7 +237,7 @@ fn round_robin_stays_exact_after_a_reload() {
             Service::kernel_tcp("web", service).to_all(origins[..count].iter().map(|origin| origin.address()))
         ])
     };
-    let agent = Agent::start(&to(3));
+    let agent = Agent::start(&to(1));
     for count in [3, 4, 2, 4] {
         agent.reload(&to(count));
         let before: Vec<usize> = origins.iter().map(|origin| origin.accepted()).collect();

@@ -1,29 +1,25 @@
-//! The shortcut: bytes go socket to socket, bounded and in order; off where this kernel's deviations would show; and what those are today.
+//! The shortcut: bytes go socket to socket, bounded and in order; off where this kernel's deviations would show (`deviations.rs`).
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     process::Command,
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::{
-    fcntl::{SpliceFFlags, splice},
-    poll::PollFlags,
-    sys::socket::{MsgFlags, recv},
-    unistd::pipe,
-};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use sockway_tests::{
     agent::{self, Agent, sockway},
     config::{Config, Service},
     door::Door,
     netns::{Netns, Veth},
     origin::{Origin, echoes, read_name},
+    pair::{Pair, accept, fill},
     peers::{self, Nginx, Redis, Wrk},
     process::{self, Room},
-    socket::{half_closed, polls, queued, readable, sent_by_tcp, set_low_water},
+    socket::sent_by_tcp,
     stage::Stage,
     wait,
     web::pattern,
@@ -33,61 +29,12 @@ const BYTES: &str = "sockway_kernel_shortcut_bytes_total";
 const MESSAGES: &str = "sockway_kernel_shortcut_messages_total";
 const FALLBACKS: &str = "sockway_kernel_shortcut_fallbacks_total";
 
-/// Clients and origins captured, the shortcut on for both.
-fn both_on(stage: &Stage) -> Config {
-    Config::new().capture_with(&stage.clients, "on").capture_with(&stage.origins, "on")
-}
-
-/// Two programs' sockets, joined by the shortcut.
-struct Pair {
-    client: TcpStream,
-    server: TcpStream,
-    agent: Agent,
-    service: SocketAddr,
-    listener: TcpListener,
-    stage: Stage,
-}
-
-impl Pair {
-    fn join() -> Option<Self> {
-        let stage = Stage::set()?;
-        let (service, endpoint) = (stage.address(), stage.address());
-        let listener = stage.origin().listen(endpoint).unwrap();
-        let agent = Agent::start(
-            &both_on(&stage).service(Service::kernel_tcp("pair", service).to(endpoint).set("shortcut: on")),
-        );
-        let client = stage.dial(service).unwrap();
-        let server = accept(&listener);
-        let pair = Self { client, server, agent, service, listener, stage };
-        // The first bytes tell whether they are joined; from here on both queues are empty.
-        assert!(pair.redirects(b"first"), "{}", pair.agent.metrics().text());
-        Some(pair)
-    }
-
-    /// Sends a message up and says whether it went socket to socket.
-    fn redirects(&self, message: &[u8]) -> bool {
-        let before = self.agent.metric(BYTES, &[]);
-        (&self.client).write_all(message).unwrap();
-        let mut back = vec![0; message.len()];
-        (&self.server).read_exact(&mut back).unwrap();
-        assert_eq!(back, message);
-        self.agent.metric(BYTES, &[]) == before + message.len() as f64
-    }
-}
-
-fn accept(listener: &TcpListener) -> TcpStream {
-    let (stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(wait::SOON)).unwrap();
-    stream.set_write_timeout(Some(wait::SOON)).unwrap();
-    stream
-}
-
 #[test]
 fn bytes_between_two_programs_go_from_socket_to_socket_both_ways() {
     let Some(stage) = Stage::set() else { return };
     let (origin, service) = (stage.echo("origin"), stage.address());
     let pair = Service::kernel_tcp("pair", service).to(origin.address()).set("shortcut: on");
-    let agent = Agent::start(&both_on(&stage).service(pair));
+    let agent = Agent::start(&stage.config_with_shortcut().service(pair));
     let mut stream = stage.dial(service).unwrap();
     assert_eq!(read_name(&mut stream).unwrap(), "origin");
     for _ in 0..100 {
@@ -104,7 +51,7 @@ fn both_legs_of_an_http_call_take_the_shortcut() {
     let Some(stage) = Stage::set() else { return };
     let (web, service) = (stage.web("web"), stage.address());
     let http = Service::http("web", service).to(web.address()).set("shortcut: on");
-    let agent = Agent::start(&both_on(&stage).service(http));
+    let agent = Agent::start(&stage.config_with_shortcut().service(http));
     let mut session = stage.session(service);
     for _ in 0..100 {
         assert_eq!(session.get("/bytes/1000").unwrap().body, pattern(1_000));
@@ -120,7 +67,7 @@ fn an_opaque_connection_takes_the_shortcut_on_both_legs() {
     let Some(stage) = Stage::set() else { return };
     let (origin, service) = (stage.echo("origin"), stage.address());
     let tcp = Service::agent_tcp("tcp", service).to(origin.address()).set("shortcut: on");
-    let agent = Agent::start(&both_on(&stage).service(tcp));
+    let agent = Agent::start(&stage.config_with_shortcut().service(tcp));
     let mut stream = stage.dial(service).unwrap();
     assert_eq!(read_name(&mut stream).unwrap(), "origin");
     for _ in 0..100 {
@@ -184,161 +131,6 @@ fn auto_means_what_the_self_test_of_the_running_kernel_says() {
 }
 
 #[test]
-fn on_says_once_in_the_log_which_deviations_it_takes() {
-    let Some(stage) = Stage::set() else { return };
-    let (origin, service) = (stage.echo("origin"), stage.address());
-    let service = Service::kernel_tcp("pair", service).to(origin.address()).set("shortcut: on");
-    let config = both_on(&stage).service(service.clone());
-    let agent = Agent::start(&config);
-    agent.reload(&config.with_services([service.set("connect_timeout_ms: 999")]));
-    let log = agent.log();
-    let metrics = agent.metrics();
-    for check in
-        ["join", "fionread", "splice", "blocking_read", "order", "bound"].map(|name| format!("shortcut_{name}"))
-    {
-        let failed = metrics.get("sockway_kernel_capability", &[("name", &check)]) == 0.0;
-        let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains(&check)).count();
-        assert_eq!(warnings, usize::from(failed), "{check}: {log}");
-    }
-}
-
-#[test]
-fn fionread_is_right_for_bytes_that_took_the_shortcut() {
-    let Some(pair) = Pair::join() else { return };
-    (&pair.client).write_all(&[1; 1_500]).unwrap();
-    wait::until("the bytes to arrive", wait::SOON, || readable(&pair.server));
-    assert_eq!(queued(&pair.server).unwrap(), 1_500);
-}
-
-#[test]
-fn fionread_does_not_see_bytes_that_came_by_tcp_on_this_kernel() {
-    let Some(pair) = Pair::join() else { return };
-    // Past the bound, bytes go by TCP. The redirected ones are read first; then only the others are left.
-    let sent = fill(&pair.client);
-    assert!(pair.agent.metric(FALLBACKS, &[("reason", "full")]) >= 1.0);
-    let mut buffer = vec![0; 16_384];
-    let mut received = 0;
-    let mut unseen = false;
-    while received < sent && !unseen {
-        unseen = queued(&pair.server).unwrap() == 0 && readable(&pair.server);
-        received += (&pair.server).read(&mut buffer).unwrap();
-    }
-    assert!(unseen, "this kernel mends FIONREAD of an enrolled socket (trap T1): revisit the self-test");
-}
-
-#[test]
-fn splice_cannot_receive_redirected_bytes_on_this_kernel() {
-    let Some(pair) = Pair::join() else { return };
-    let (_out, into) = pipe().unwrap();
-    (&pair.client).write_all(b"spliced?").unwrap();
-    wait::until("the bytes to arrive", wait::SOON, || readable(&pair.server));
-    pair.server.set_nonblocking(true).unwrap();
-    let result = splice(&pair.server, None, &into, None, 100, SpliceFFlags::SPLICE_F_NONBLOCK);
-    assert_eq!(
-        result,
-        Err(nix::Error::EAGAIN),
-        "this kernel mends splice of redirected bytes (trap T2): revisit the self-test"
-    );
-    let mut bytes = [0; 8];
-    (&pair.server).read_exact(&mut bytes).unwrap();
-    assert_eq!(&bytes, b"spliced?", "recv reads what splice did not");
-}
-
-#[test]
-fn splice_takes_the_end_for_the_end_although_redirected_bytes_wait_on_this_kernel() {
-    let Some(pair) = Pair::join() else { return };
-    let (_out, into) = pipe().unwrap();
-    (&pair.client).write_all(b"spliced?").unwrap();
-    pair.client.shutdown(Shutdown::Write).unwrap();
-    wait::until("the end to arrive", wait::SOON, || half_closed(&pair.server));
-    pair.server.set_nonblocking(true).unwrap();
-    let result = splice(&pair.server, None, &into, None, 100, SpliceFFlags::SPLICE_F_NONBLOCK);
-    assert_eq!(result, Ok(0), "this kernel mends the end that splice sees (trap T2): revisit the self-test");
-    let mut bytes = Vec::new();
-    (&pair.server).read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes, b"spliced?", "recv reads what splice would have lost");
-}
-
-#[test]
-fn splice_overtakes_redirected_bytes_after_the_fallback_on_this_kernel() {
-    let Some(pair) = Pair::join() else { return };
-    let (out, into) = pipe().unwrap();
-    let sent = fill(&pair.client);
-    let count = splice(&pair.server, None, &into, None, 4_096, SpliceFFlags::SPLICE_F_NONBLOCK).unwrap();
-    let mut bytes = vec![0; count];
-    std::fs::File::from(out).read_exact(&mut bytes).unwrap();
-    // What a program that splices loses with `shortcut: on`, and why `auto` asks the self-test: these are later bytes than the first.
-    let first = pattern(sent);
-    assert_ne!(bytes, first[..count], "this kernel mends the order of splice (trap T2): revisit the self-test");
-}
-
-#[test]
-fn a_read_with_waitall_returns_short_on_this_kernel() {
-    let Some(pair) = Pair::join() else { return };
-    let patience = Duration::from_secs(2);
-    pair.server.set_read_timeout(Some(patience)).unwrap();
-    (&pair.client).write_all(&[1; 20]).unwrap();
-    let start = Instant::now();
-    let count = recv(std::os::fd::AsRawFd::as_raw_fd(&pair.server), &mut [0; 100], MsgFlags::MSG_WAITALL).unwrap();
-    assert_eq!(count, 20);
-    assert!(start.elapsed() < patience, "this kernel mends MSG_WAITALL on redirected bytes: revisit the self-test");
-}
-
-#[test]
-fn so_rcvlowat_is_not_honoured_on_this_kernel() {
-    let Some(pair) = Pair::join() else { return };
-    set_low_water(&pair.server, 1_000).unwrap();
-    (&pair.client).write_all(&[1; 20]).unwrap();
-    assert!(
-        polls(&pair.server, PollFlags::POLLIN, 500),
-        "this kernel mends SO_RCVLOWAT on redirected bytes: revisit the self-test"
-    );
-}
-
-#[test]
-fn tcp_info_does_not_see_redirected_bytes_on_this_kernel() {
-    let Some(pair) = Pair::join() else { return };
-    for _ in 0..100 {
-        assert!(pair.redirects(&[1; 1_000]));
-    }
-    let sent = sent_by_tcp(&pair.client).unwrap();
-    assert_eq!(sent, 0, "this kernel mends TCP_INFO of the shortcut (trap T12): say so in the README");
-}
-
-#[test]
-fn peeking_works_as_ever() {
-    let Some(pair) = Pair::join() else { return };
-    (&pair.client).write_all(b"twice").unwrap();
-    wait::until("the bytes to arrive", wait::SOON, || readable(&pair.server));
-    let mut bytes = [0; 5];
-    for _ in 0..3 {
-        assert_eq!(pair.server.peek(&mut bytes).unwrap(), 5);
-        assert_eq!(&bytes, b"twice");
-    }
-    assert!(pair.redirects(b"") || readable(&pair.server));
-    (&pair.server).read_exact(&mut bytes).unwrap();
-    assert!(!readable(&pair.server));
-}
-
-/// Writes without a reader until the socket takes no more; gives how much it took.
-fn fill(client: &TcpStream) -> usize {
-    client.set_nonblocking(true).unwrap();
-    let bytes = pattern(64 << 20);
-    let mut sent = 0;
-    // A third of a second without room: nobody reads, so none will come.
-    while polls(client, PollFlags::POLLOUT, 300) {
-        match (&*client).write(&bytes[sent..(sent + 65_536).min(bytes.len())]) {
-            Ok(count) => sent += count,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => panic!("writing failed after {sent} bytes: {error}"),
-        }
-        assert!(sent < bytes.len(), "no bound: {sent} bytes are queued and nobody reads");
-    }
-    client.set_nonblocking(false).unwrap();
-    sent
-}
-
-#[test]
 fn a_slow_reader_is_bounded_and_gets_every_byte_in_order() {
     let Some(pair) = Pair::join() else { return };
     let sent = fill(&pair.client);
@@ -368,13 +160,11 @@ fn a_slow_reader_is_bounded_and_gets_every_byte_in_order() {
 fn a_writer_at_the_bound_is_woken_when_the_reader_reads() {
     let Some(pair) = Pair::join() else { return };
     let sent = fill(&pair.client);
-    let epoll = nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::empty()).unwrap();
-    let flags = nix::sys::epoll::EpollFlags::EPOLLOUT | nix::sys::epoll::EpollFlags::EPOLLET;
-    epoll.add(&pair.client, nix::sys::epoll::EpollEvent::new(flags, 0)).unwrap();
-    let mut events = [nix::sys::epoll::EpollEvent::empty()];
-    let wait = |events: &mut [_], milliseconds: u16| {
-        epoll.wait(events, nix::sys::epoll::EpollTimeout::from(milliseconds)).unwrap()
-    };
+    let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+    let flags = EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+    epoll.add(&pair.client, EpollEvent::new(flags, 0)).unwrap();
+    let mut events = [EpollEvent::empty()];
+    let wait = |events: &mut [_], milliseconds: u16| epoll.wait(events, EpollTimeout::from(milliseconds)).unwrap();
     assert_eq!(wait(&mut events, 200), 0, "there is no room");
 
     let mut rest = sent;
@@ -410,7 +200,8 @@ fn two_thousand_connections_that_write_and_close_at_once_arrive_whole() {
     let collect = || Origin::collect(stage.origin().listen(stage.address()).unwrap());
     let ((first, first_lines), (second, second_lines)): ((Origin, Arc<Mutex<Vec<String>>>), _) = (collect(), collect());
     let agent = Agent::start(
-        &both_on(&stage)
+        &stage
+            .config_with_shortcut()
             .service(Service::kernel_tcp("kernel", kernel).to(first.address()).set("shortcut: on"))
             .service(Service::agent_tcp("agent", through_agent).to(second.address()).set("shortcut: on")),
     );
@@ -485,8 +276,9 @@ fn programs_in_different_pods_take_the_shortcut() {
     let endpoint = SocketAddr::new(wire.right.into(), 8080);
     let _origin = Origin::echo(server.listen(endpoint).unwrap(), "right");
     let service = SocketAddr::from(([10, 254, 0, 1], 80));
-    let agent =
-        Agent::start(&both_on(&stage).service(Service::kernel_tcp("pods", service).to(endpoint).set("shortcut: on")));
+    let agent = Agent::start(
+        &stage.config_with_shortcut().service(Service::kernel_tcp("pods", service).to(endpoint).set("shortcut: on")),
+    );
     let stream = client.dial(service).unwrap();
     assert_eq!(read_name(&mut &stream).unwrap(), "right");
     for _ in 0..20 {
@@ -501,8 +293,9 @@ fn ipv6_pairs_take_the_shortcut() {
     let Some(stage) = Stage::set() else { return };
     let (endpoint, service) = (stage.addresses.next_v6(), stage.addresses.next_v6());
     let _origin = stage.echo_at("six", endpoint);
-    let agent =
-        Agent::start(&both_on(&stage).service(Service::kernel_tcp("six", service).to(endpoint).set("shortcut: on")));
+    let agent = Agent::start(
+        &stage.config_with_shortcut().service(Service::kernel_tcp("six", service).to(endpoint).set("shortcut: on")),
+    );
     let mut stream = stage.dial(service).unwrap();
     assert_eq!(read_name(&mut stream).unwrap(), "six");
     assert!(echoes(&stream, &[1; 10_000]).unwrap());
@@ -517,7 +310,8 @@ fn real_programs_do_not_notice_the_shortcut() {
     let _nginx = Nginx::start(Room::of(&stage.origins), stage.origin(), nginx, "nginx");
     let _redis = Redis::start(Room::of(&stage.origins), redis);
     let agent = Agent::start(
-        &both_on(&stage)
+        &stage
+            .config_with_shortcut()
             .service(Service::kernel_tcp("kernel", kernel).to(nginx).set("shortcut: on"))
             .service(Service::http("http", http).to(nginx).set("shortcut: on"))
             .service(Service::kernel_tcp("redis", pipe).to(redis).set("shortcut: on")),

@@ -8,6 +8,7 @@
 //! - [`agent`]: the binary under test, from start to the last trace it leaves;
 //! - [`origin`], [`web`]: endpoints that say their name, in threads of the test;
 //! - [`peers`]: real programs: curl, python3, wrk, nginx, redis;
+//! - [`pair`]: two sockets joined by the shortcut;
 //! - [`door`]: sockets made and connected inside a cgroup and a namespace, handed to the test;
 //! - [`cgroup`], [`netns`], [`process`]: what the kernel separates programs by; all gone when dropped;
 //! - [`address`], [`answer`], [`metrics`], [`pins`], [`socket`], [`wait`]: the small things.
@@ -24,6 +25,7 @@ pub mod door;
 pub mod metrics;
 pub mod netns;
 pub mod origin;
+pub mod pair;
 pub mod peers;
 pub mod pins;
 pub mod process;

@@ -47,6 +47,11 @@ impl Stage {
         Config::new().capture(&self.clients)
     }
 
+    /// A configuration that captures clients and origins, with `shortcut: on` for both.
+    pub fn config_with_shortcut(&self) -> Config {
+        Config::new().capture_with(&self.clients, "on").capture_with(&self.origins, "on")
+    }
+
     /// An address that nobody listens on: a service's, or an endpoint's to be.
     pub fn address(&self) -> SocketAddr {
         self.addresses.next()
