@@ -88,7 +88,8 @@ impl Prober {
                 Some(ended) = self.in_flight.join_next() => {
                     let Ok((key, result)) = ended else { continue };
                     count(&mut self.results, result);
-                    if self.judge(key, |health, now| health.probed(result, now)).is_some() {
+                    if let Some(change) = self.judge(key, |health, now| health.probed(result, now)) {
+                        self.say(key, change, result);
                         return;
                     }
                 }
@@ -115,7 +116,18 @@ impl Prober {
         }
     }
 
-    /// Lets `verdict` judge the endpoint, then acts on it: state, log line, next probe.
+    /// Only of what probes found: a worker that could not connect has said so, with the reason.
+    fn say(&self, (service, endpoint): Key, change: Change, result: Probed) {
+        let Some(service) = self.snapshot.by_id(service) else { return };
+        let Some(endpoint) = service.endpoints.iter().find(|found| found.id == endpoint) else { return };
+        let (service, endpoint) = (&service.config.name, endpoint.address);
+        match change {
+            Change::Up => tracing::info!(service, %endpoint, "endpoint is up"),
+            Change::Down => tracing::info!(service, %endpoint, probe = ?result, "endpoint is down"),
+        }
+    }
+
+    /// Lets `verdict` judge the endpoint, then acts on it: state, next probe.
     fn judge(&mut self, key: Key, verdict: impl FnOnce(&mut Health, Instant) -> Option<Change>) -> Option<Change> {
         let now = Instant::now();
         if !self.watched.contains_key(&key) {
@@ -126,7 +138,7 @@ impl Prober {
         let before = watched.health.due();
         let change = verdict(&mut watched.health, now);
         if let Some(change) = change {
-            watched.become_(change);
+            watched.endpoint.state.down.store(change == Change::Down, Ordering::Relaxed);
         }
         let after = watched.health.due();
         if before != after {
@@ -145,17 +157,6 @@ impl Prober {
         let endpoint = service.endpoints.iter().find(|found| found.id == endpoint)?;
         let health = Health::new(service.config.probe_interval, false, now);
         Some(Watched { health, service: Arc::clone(service), endpoint: Arc::clone(endpoint) })
-    }
-}
-
-impl Watched {
-    fn become_(&self, change: Change) {
-        let (service, address) = (&self.service.config.name, self.endpoint.address);
-        self.endpoint.state.down.store(change == Change::Down, Ordering::Relaxed);
-        match change {
-            Change::Up => tracing::info!(service, endpoint = %address, "endpoint is up"),
-            Change::Down => tracing::info!(service, endpoint = %address, "endpoint is down"),
-        }
     }
 }
 
@@ -179,5 +180,92 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::config::file;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn snapshot(endpoint: SocketAddr, more: &str, previous: &Snapshot) -> Arc<Snapshot> {
+        let text =
+            format!("services: [{{name: a, address: 10.0.0.1:80, protocol: tcp, endpoints: ['{endpoint}'] {more}}}]");
+        Arc::new(Snapshot::build(&file::parse(&text, "F").expect("a good file"), previous))
+    }
+
+    fn following(snapshot: &Arc<Snapshot>) -> Prober {
+        let mut prober = Prober::default();
+        prober.follow(snapshot);
+        prober
+    }
+
+    fn only(snapshot: &Snapshot) -> (u32, &Arc<Endpoint>) {
+        (snapshot.services[0].id, &snapshot.services[0].endpoints[0])
+    }
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bindable");
+        let address = listener.local_addr().expect("bound");
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_failed_is_down_until_it_accepts() {
+        let (listener, address) = listener();
+        drop(listener);
+        let snapshot = snapshot(address, "", &Snapshot::default());
+        let mut prober = following(&snapshot);
+        let (service, endpoint) = only(&snapshot);
+        assert!(prober.failed(service, endpoint.id), "it is news");
+        assert!(!prober.failed(service, endpoint.id), "it is news once");
+        assert!(!endpoint.state.usable());
+        assert!(time::timeout(Duration::from_millis(150), prober.changed()).await.is_err(), "nothing listens yet");
+        assert!(prober.results().refused > 0);
+        let _listener = TcpListener::bind(address).expect("free again");
+        time::timeout(PATIENCE, prober.changed()).await.expect("it is found");
+        assert!(endpoint.state.usable());
+        assert!(prober.watched.is_empty() && prober.due.is_empty(), "there is no more reason to probe it");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_is_only_suspected_stays_up_if_it_accepts() {
+        let (_listener, address) = listener();
+        let snapshot = snapshot(address, "", &Snapshot::default());
+        let mut prober = following(&snapshot);
+        let (service, endpoint) = only(&snapshot);
+        prober.suspected(service, endpoint.id);
+        assert!(time::timeout(Duration::from_millis(200), prober.changed()).await.is_err());
+        assert_eq!((prober.results().accepted, endpoint.state.usable()), (1, true));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_with_an_interval_is_found_dead_by_itself() {
+        let (listener, address) = listener();
+        drop(listener);
+        let snapshot = snapshot(address, ", probe_interval_ms: 50", &Snapshot::default());
+        let mut prober = following(&snapshot);
+        time::timeout(PATIENCE, prober.changed()).await.expect("it is found");
+        assert!(!only(&snapshot).1.state.usable());
+    }
+
+    #[tokio::test]
+    async fn a_reload_keeps_what_is_down_and_forgets_what_is_gone() {
+        let (listener, address) = listener();
+        drop(listener);
+        let first = snapshot(address, "", &Snapshot::default());
+        let mut prober = following(&first);
+        let (service, endpoint) = only(&first);
+        prober.failed(service, endpoint.id);
+        let second = snapshot(address, ", connect_timeout_ms: 10", &first);
+        prober.follow(&second);
+        assert_eq!((prober.watched.len(), prober.due.len()), (1, 1));
+        prober.follow(&Arc::default());
+        assert!(prober.watched.is_empty() && prober.due.is_empty());
+        assert!(!prober.failed(service, endpoint.id), "nobody knows it any more");
     }
 }
