@@ -18,7 +18,10 @@ pub enum News {
 
 /// The workers' progress so far.
 #[derive(Debug)]
-pub struct Pulse(Vec<Seen>);
+pub struct Pulse {
+    workers: Vec<Seen>,
+    judged: Instant,
+}
 
 #[derive(Debug)]
 struct Seen {
@@ -30,18 +33,23 @@ struct Seen {
 impl Pulse {
     /// Workers that have just begun.
     pub fn new(workers: usize, now: Instant) -> Self {
-        Self((0..workers).map(|_| Seen { progress: 0, since: now, told: false }).collect())
+        let workers = (0..workers).map(|_| Seen { progress: 0, since: now, told: false }).collect();
+        Self { workers, judged: now }
     }
 
     /// Whether all of these workers live, and what is worth telling.
     pub fn judge(&mut self, progress: impl Iterator<Item = u64>, now: Instant) -> (bool, Vec<News>) {
         let (mut alive, mut news) = (true, Vec::new());
-        for (index, (seen, progress)) in self.0.iter_mut().zip(progress).enumerate() {
+        // Was the whole process stopped, or the machine? Then no worker is to blame for that time.
+        let lost = (now - self.judged).saturating_sub(STILL_MAX);
+        self.judged = now;
+        for (index, (seen, progress)) in self.workers.iter_mut().zip(progress).enumerate() {
             if seen.progress != progress {
                 let told = std::mem::take(&mut seen.told);
                 news.extend(told.then_some(News::Recovered(index)));
                 (seen.progress, seen.since) = (progress, now);
             }
+            seen.since = (seen.since + lost).min(now);
             let still = now - seen.since;
             alive &= still <= STILL_MAX;
             if still >= HUNG && !seen.told {
@@ -74,5 +82,14 @@ mod tests {
             let judged = pulse.judge(progress.into_iter(), begun + Duration::from_millis(after));
             assert_eq!(judged, (alive, news.to_vec()), "after {after} ms");
         }
+    }
+
+    #[test]
+    fn no_worker_is_blamed_for_the_time_that_the_whole_process_stood_still() {
+        let begun = Instant::now();
+        let mut pulse = Pulse::new(1, begun);
+        assert_eq!(pulse.judge([0].into_iter(), begun + Duration::from_secs(60)), (true, vec![]));
+        assert_eq!(pulse.judge([0].into_iter(), begun + Duration::from_millis(60_250)), (false, vec![]));
+        assert_eq!(pulse.judge([1].into_iter(), begun + Duration::from_millis(60_500)), (true, vec![]));
     }
 }
