@@ -17,6 +17,7 @@ use sockway_tests::{
     origin::{Origin, echoes, read_name},
     peers::{self, Nginx, Redis},
     process::{self, Room},
+    socket::disconnect,
     stage::Stage,
     wait,
 };
@@ -228,6 +229,44 @@ fn a_socket_may_be_connected_elsewhere_after_it_was_refused() {
         assert_eq!(read_name(&mut stream).unwrap(), name);
         assert_eq!(stream.peer_addr().unwrap(), then, "not the address of the connect before");
     }
+}
+
+#[test]
+fn a_socket_may_be_disconnected_and_connected_elsewhere() {
+    let Some(stage) = Stage::set() else { return };
+    let (first, plain) = (stage.echo("service"), stage.echo("plain"));
+    let (kernel, through_agent) = (stage.address(), stage.address());
+    let _agent = Agent::start(
+        &stage
+            .config()
+            .service(Service::kernel_tcp("kernel", kernel).to(first.address()))
+            .service(Service::agent_tcp("agent", through_agent).to(first.address())),
+    );
+    let mut stream = stage.dial(kernel).unwrap();
+    // Trap T30: the same socket again and again, as services and not, each time with nothing left of the time before.
+    for (then, name) in
+        [(plain.address(), "plain"), (through_agent, "service"), (plain.address(), "plain"), (kernel, "service")]
+    {
+        disconnect(&stream).unwrap();
+        stream = stage.client().redial(stream.as_fd(), then).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), then);
+        stream.set_read_timeout(Some(wait::SOON)).unwrap();
+        assert_eq!(read_name(&mut stream).unwrap(), name);
+    }
+}
+
+#[test]
+fn an_agent_service_may_have_endpoints_of_the_other_family() {
+    let Some(stage) = Stage::set() else { return };
+    let (four, six) = (stage.echo("four"), stage.echo_at("six", stage.addresses.next_v6()));
+    let service = stage.address();
+    let both = Service::agent_tcp("both", service).to(four.address()).to(six.address());
+    let mut agent = Agent::start(&stage.config().service(both));
+    assert_eq!(tally(&names(&stage, service, 10)), BTreeMap::from([("four", 5), ("six", 5)]));
+    // The kernel cannot turn an IPv4 socket into an IPv6 one: by itself it takes the endpoints of the socket's own family.
+    agent.sigkill();
+    wait::until("the agent's listeners to be gone", wait::SOON, || stage.ask_name(service).is_ok());
+    assert_eq!(tally(&names(&stage, service, 10)), BTreeMap::from([("four", 10)]));
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::{
 
 use sockway_tests::{
     agent::Agent,
-    answer::{Answer, Session, read_answer},
+    answer::{Answer, Session, read_answer, read_head},
     config::Service,
+    origin::echoes,
     peers,
     process::Room,
     stage::Stage,
@@ -230,6 +231,24 @@ fn hop_by_hop_headers_stay_on_their_hop() {
     for name in ["x-private:", "keep-alive:", "proxy-connection:", "te:"] {
         assert!(!seen.lines().any(|line| line.starts_with(name)), "{name} went on: {seen}");
     }
+}
+
+#[test]
+fn a_websocket_is_passed_through_in_both_directions() {
+    let Some(hop) = Hop::set() else { return };
+    let mut stream = hop.stage.dial(hop.service).unwrap();
+    stream
+        .write_all(
+            b"GET /upgrade HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        )
+        .unwrap();
+    let head = read_head(&mut BufReader::with_capacity(1, &stream)).unwrap().unwrap();
+    assert_eq!(head.word(1), "101", "{head:?}");
+    assert_eq!(head.get("upgrade"), Some("websocket"));
+    assert!(echoes(&stream, &pattern(300_000)).unwrap());
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]

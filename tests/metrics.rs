@@ -3,7 +3,14 @@
 use std::{io::Write, time::Duration};
 
 use sockway_common::counter;
-use sockway_tests::{agent::Agent, config::Service, metrics::Metrics, origin::read_name, stage::Stage, wait};
+use sockway_tests::{
+    agent::{Agent, sockway},
+    config::Service,
+    metrics::Metrics,
+    origin::read_name,
+    stage::Stage,
+    wait,
+};
 
 #[test]
 fn every_metric_has_a_help_line_and_a_type() {
@@ -157,10 +164,19 @@ fn the_admin_endpoint_answers_while_a_client_of_it_hangs() {
 }
 
 #[test]
-fn self_test_results_are_metrics() {
+fn self_test_results_are_metrics_and_lines_of_doctor() {
     let Some(stage) = Stage::set() else { return };
     let agent = Agent::start(&stage.config());
     let metrics = agent.metrics();
-    assert!(metrics.has("sockway_kernel_capability", &[]), "{}", metrics.text());
     assert_eq!(metrics.type_of("sockway_kernel_capability"), Some("gauge"));
+    let doctor = sockway(&["doctor"]);
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    let names = metrics.values_of("sockway_kernel_capability", "name");
+    assert!(names.len() >= 5, "{names:?}");
+    for name in names {
+        let passed = metrics.get("sockway_kernel_capability", &[("name", name)]) == 1.0;
+        let line = doctor.lines().find(|line| line.split_whitespace().nth(1) == Some(name));
+        let line = line.unwrap_or_else(|| panic!("no line for {name} in {doctor}"));
+        assert_eq!(line.starts_with("ok"), passed, "{line}");
+    }
 }

@@ -19,7 +19,7 @@ use sockway_tests::{
     pair::{Pair, accept, fill},
     peers::{self, Nginx, Redis, Wrk},
     process::{self, Room},
-    socket::sent_by_tcp,
+    socket::{disconnect, sent_by_tcp},
     stage::Stage,
     wait,
     web::pattern,
@@ -227,6 +227,23 @@ fn a_reset_breaks_a_joined_pair_like_any_other() {
     drop(pair.client);
     let error = (&pair.server).read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_joined_socket_may_be_disconnected_and_joined_again() {
+    let Some(mut pair) = Pair::join() else { return };
+    for _ in 0..5 {
+        disconnect(&pair.client).unwrap();
+        let again = pair.stage.client().redial(std::os::fd::AsFd::as_fd(&pair.client), pair.service).unwrap();
+        (pair.client, pair.server) = (again, accept(&pair.listener));
+        // Joined or not (the kernel may refuse to enrol a socket twice), every byte arrives, both ways.
+        pair.redirects(b"up");
+        (&pair.server).write_all(b"down").unwrap();
+        let mut back = [0; 4];
+        pair.client.set_read_timeout(Some(wait::SOON)).unwrap();
+        (&pair.client).read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"down");
+    }
 }
 
 #[test]

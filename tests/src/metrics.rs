@@ -37,6 +37,11 @@ impl Metrics {
         self.matching(name, labels).next().is_some()
     }
 
+    /// The values that a label takes on the samples of a name.
+    pub fn values_of<'a>(&'a self, name: &'a str, label: &'a str) -> Vec<&'a str> {
+        self.matching(name, &[]).filter_map(|sample| sample.labels.get(label)).map(String::as_str).collect()
+    }
+
     /// Every metric's name, each once, in order.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.samples.iter().map(|sample| sample.name.as_str()).collect();

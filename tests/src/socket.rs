@@ -45,6 +45,16 @@ pub fn half_closed(stream: &TcpStream) -> bool {
     polls(stream, PollFlags::from_bits_retain(libc::POLLRDHUP), 0)
 }
 
+/// Ends a connection so that the socket may be connected again (`connect` to `AF_UNSPEC`).
+pub fn disconnect(stream: &TcpStream) -> io::Result<()> {
+    // SAFETY: all zeroes is a valid address of the family AF_UNSPEC.
+    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the kernel reads one address of the given length.
+    let result = unsafe { libc::connect(stream.as_raw_fd(), &raw const nowhere, length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// How many bytes TCP has sent on it (`tcpi_bytes_sent` of `TCP_INFO`).
 pub fn sent_by_tcp(stream: &TcpStream) -> io::Result<u64> {
     /// Where `tcpi_bytes_sent` stands in `struct tcp_info` (include/uapi/linux/tcp.h), since 4.19.

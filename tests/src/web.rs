@@ -40,6 +40,7 @@ struct Shared {
 /// | `/status/N` | that status and an empty body |
 /// | `/gate` | the first half of 1000 bytes, and the rest when the gate is opened |
 /// | `/close` | its name, with `Connection: close` |
+/// | `/upgrade` | 101, and from then on whatever it is sent |
 /// | `/cut` | half of the promised bytes, then the end of the connection |
 #[derive(Debug)]
 pub struct Web {
@@ -132,6 +133,14 @@ fn answer(stream: &TcpStream, head: &Head, body: Vec<u8>, own: &str, name: &str,
         "until-close" => {
             write(stream, &format!("HTTP/1.1 200 OK\r\n{own}Connection: close\r\n\r\n"))?;
             (&*stream).write_all(&pattern(number))?;
+            return Ok(false);
+        }
+        "upgrade" => {
+            write(
+                stream,
+                &format!("HTTP/1.1 101 Switching Protocols\r\n{own}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+            )?;
+            io::copy(&mut &*stream, &mut &*stream)?;
             return Ok(false);
         }
         "close" => {
