@@ -46,6 +46,14 @@ impl Reloader {
         self.counts
     }
 
+    /// Begins to read if the text is another than the one the agent started with: it may have changed before anybody watched.
+    pub fn catch_up(&mut self) {
+        // A pipe is read once.
+        if self.path.is_file() && file::text(&self.path).ok() != self.text {
+            self.begin();
+        }
+    }
+
     /// Begins to read, not on this thread: a file of ten thousand services takes longer than a heartbeat.
     pub fn begin(&mut self) {
         if self.reading.is_some() {
@@ -153,6 +161,19 @@ mod tests {
         assert_eq!(kept, ["instance", "workers", "admin.address", "capture"]);
         assert_eq!(config, Config { drain_timeout: Duration::from_millis(6), ..old.clone() });
         assert_eq!(keep_fixed(&old, old.clone()), (old.clone(), vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_change_before_anybody_watched_is_caught_up_with() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("f.yaml");
+        fs::write(&path, "workers: 1").expect("writable");
+        let mut same = Reloader::new(path.clone(), "workers: 1".into());
+        same.catch_up();
+        assert!(same.reading.is_none());
+        let mut changed = Reloader::new(path, "workers: 2".into());
+        changed.catch_up();
+        assert!(matches!(changed.ended().await, Read::New(config) if config.workers == 1));
     }
 
     #[tokio::test]

@@ -79,10 +79,13 @@ impl Senses {
         workers: mpsc::UnboundedReceiver<WorkerEvent>,
         kernel: EventStream,
         questions: mpsc::Receiver<Question>,
-        reloader: Option<Reloader>,
+        mut reloader: Option<Reloader>,
         snapshot: &Arc<Snapshot>,
     ) -> io::Result<Self> {
         let file = reloader.as_ref().and_then(|reloader| watch(reloader.path()));
+        if let Some(reloader) = &mut reloader {
+            reloader.catch_up();
+        }
         let mut prober = Prober::default();
         prober.follow(snapshot);
         Ok(Self {
