@@ -107,12 +107,16 @@ impl Stage {
     }
 }
 
+/// Says something that must be seen although the test passes: written in one piece, past the test runner's capture.
+pub fn tell(text: &str) {
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
 /// Whether root tests may run here; says loudly when they are skipped, and panics when they cannot run.
 pub fn allowed() -> bool {
     if env::var_os("SOCKWAY_SKIP_ROOT").is_some_and(|value| value == "1") {
         let current = thread::current();
-        // Written past the test runner's capture, which would hide it.
-        let _ = writeln!(io::stderr(), "SKIPPED (SOCKWAY_SKIP_ROOT=1): {}", current.name().unwrap_or("a test"));
+        tell(&format!("SKIPPED (SOCKWAY_SKIP_ROOT=1): {}", current.name().unwrap_or("a test")));
         return false;
     }
     assert!(
