@@ -116,7 +116,8 @@ impl Kernel {
         settings.set(0, current, 0).map_err(services::map_error("SETTINGS"))?;
         attach(&mut loaded, &pins, &rules, &own, self_test_passed)?;
 
-        let rules_allow = offsets.is_ok() && rules.iter().any(|(_, rule)| flows::allows(rule.shortcut, self_test_passed));
+        let rules_allow =
+            offsets.is_ok() && rules.iter().any(|(_, rule)| flows::allows(rule.shortcut, self_test_passed));
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
         let ebpf = &mut loaded.ebpf;
@@ -237,8 +238,12 @@ pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
     let pins = Pins::new(&capture.bpffs, instance);
     let removed = pins.remove().map_err(|source| KernelError::Pin { path: pins.links(), source })?;
     if let Ok(mount) = cgroup_mount(capture) {
-        // Busy while an agent runs in it, absent when it never did: both are well.
-        let _ = fs::remove_dir(own_cgroup(&mount, instance));
+        let own = own_cgroup(&mount, instance);
+        if cgroup::current(&mount).is_ok_and(|current| current == own) {
+            cgroup::enter(&mount).map_err(|source| KernelError::Cgroup { path: mount, source })?;
+        }
+        // Busy while another agent runs in it, absent when none ever did: both are well.
+        let _ = fs::remove_dir(own);
     }
     Ok(removed)
 }
@@ -387,9 +392,12 @@ impl KernelError {
             Self::NotBuilt => "build with `cargo xtask build`, which embeds it".into(),
             Self::Abi { .. } => "build both halves from one source with `cargo xtask build`".into(),
             Self::PinnedAbi { .. } => {
-                "stop the other version and take its pins away with `sockway detach`, or run the version that made them".into()
+                "stop the other version and take its pins away with `sockway detach`, or run the version that made them"
+                    .into()
             }
-            Self::NoCgroup => "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified, or set capture.cgroup_mount".into(),
+            Self::NoCgroup => {
+                "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified, or set capture.cgroup_mount".into()
+            }
             Self::Cgroup { .. } => "make the cgroup, or correct capture.cgroups in the configuration".into(),
             Self::Bpffs { .. } => "mount it by hand: mount -t bpf bpf /sys/fs/bpf".into(),
             Self::Load { .. } | Self::Program { .. } | Self::Attach { .. } => {

@@ -12,7 +12,8 @@ pub fn check_object(object: &[u8]) -> Result<(), KernelError> {
     let stamp = section(object, ABI_SECTION).ok_or_else(|| KernelError::Abi {
         what: format!("the kernel half has no section `{ABI_SECTION}`, this agent speaks version {ABI_VERSION}"),
     })?;
-    let words: Vec<u32> = stamp.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
+    let words: Vec<u32> =
+        stamp.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
     compare(&words).map_err(|what| KernelError::Abi { what })
 }
 
@@ -50,9 +51,9 @@ pub fn check_pinned(settings: &Path) -> Result<(), KernelError> {
     match pinned.map(|pinned| pinned.abi_version) {
         // Zero: an agent that died between making the map and writing it.
         None | Some(0 | ABI_VERSION) => Ok(()),
-        Some(theirs) => {
-            Err(unreadable(format!("the pinned kernel half speaks version {theirs}, this agent speaks version {ABI_VERSION}")))
-        }
+        Some(theirs) => Err(unreadable(format!(
+            "the pinned kernel half speaks version {theirs}, this agent speaks version {ABI_VERSION}"
+        ))),
     }
 }
 
@@ -92,7 +93,10 @@ mod tests {
         let mut words = ABI_STAMP;
         words[0] += 1;
         let message = compare(&words).unwrap_err();
-        assert_eq!(message, format!("abi version: the kernel half says {}, this agent says {ABI_VERSION}", ABI_VERSION + 1));
+        assert_eq!(
+            message,
+            format!("abi version: the kernel half says {}, this agent says {ABI_VERSION}", ABI_VERSION + 1)
+        );
         assert!(compare(&ABI_STAMP[..3]).unwrap_err().contains("unknown to the kernel half"));
     }
 

@@ -34,7 +34,8 @@ pub enum Verdict {
 const KERNEL_MIN: (u32, u32) = (5, 15);
 
 /// `CAP_NET_ADMIN`, `CAP_SYS_ADMIN`, `CAP_PERFMON`, `CAP_BPF` of `include/uapi/linux/capability.h`.
-const CAPABILITIES: [(&str, u32); 4] = [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+const CAPABILITIES: [(&str, u32); 4] =
+    [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
 /// Looks at this host, and tries the kernel half in a scratch cgroup.
 pub fn examine(capture: &Capture, instance: &str) -> Vec<Finding> {
@@ -57,8 +58,10 @@ fn kernel() -> Finding {
     let release = release.trim();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    let old = (version < KERNEL_MIN)
-        .then_some((Verdict::Warn, "Linux 5.15 or later is recommended; the checks below tell what this one really does"));
+    let old = (version < KERNEL_MIN).then_some((
+        Verdict::Warn,
+        "Linux 5.15 or later is recommended; the checks below tell what this one really does",
+    ));
     finding("kernel", release, old)
 }
 
@@ -72,7 +75,11 @@ fn built() -> Finding {
 fn btf() -> Finding {
     match offsets::of_running_kernel() {
         Ok(_) => finding("btf", offsets::VMLINUX, None),
-        Err(why) => finding("btf", why, Some((Verdict::Warn, "a kernel with CONFIG_DEBUG_INFO_BTF; without it the shortcut stays off"))),
+        Err(why) => finding(
+            "btf",
+            why,
+            Some((Verdict::Warn, "a kernel with CONFIG_DEBUG_INFO_BTF; without it the shortcut stays off")),
+        ),
     }
 }
 
@@ -97,7 +104,11 @@ fn io_uring() -> Finding {
         Err(error) => {
             let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
             let detail = format!("{error} (kernel.io_uring_disabled = {})", disabled.trim());
-            finding("io_uring", detail, Some((Verdict::Missing, "sysctl kernel.io_uring_disabled=0; Linux 6.0 or later")))
+            finding(
+                "io_uring",
+                detail,
+                Some((Verdict::Missing, "sysctl kernel.io_uring_disabled=0; Linux 6.0 or later")),
+            )
         }
     }
 }
@@ -117,7 +128,11 @@ fn bpffs(path: &Path) -> Finding {
 fn cgroup_v2(mount: Option<&Path>) -> Finding {
     match mount {
         Some(mount) => finding("cgroup v2", mount.display().to_string(), None),
-        None => finding("cgroup v2", "not mounted", Some((Verdict::Missing, "mount -t cgroup2 none /sys/fs/cgroup/unified"))),
+        None => finding(
+            "cgroup v2",
+            "not mounted",
+            Some((Verdict::Missing, "mount -t cgroup2 none /sys/fs/cgroup/unified")),
+        ),
     }
 }
 

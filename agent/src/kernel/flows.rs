@@ -29,7 +29,12 @@ pub struct Flows(Arc<Source>);
 enum Source {
     /// No kernel half: every connection is taken to have dialled this.
     Off(OriginalDst),
-    Kernel { originals: OwnedFd, conns: OwnedFd, shortcut: Arc<AtomicBool>, auto: bool },
+    Kernel {
+        originals: OwnedFd,
+        conns: OwnedFd,
+        shortcut: Arc<AtomicBool>,
+        auto: bool,
+    },
 }
 
 impl Flows {

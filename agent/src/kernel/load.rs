@@ -10,11 +10,11 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{
         CgroupAttachMode, CgroupSockAddr, Program, SkMsg, SockOps,
-        links::{FdLink, PinnedLink},
+        links::FdLink,
     },
 };
 
-use super::{KernelError, abi, sys};
+use super::{KernelError, abi, pins, sys};
 
 /// The kernel half, unless this binary was built without it. Aligned as aya wants it.
 #[cfg(sockway_ebpf)]
@@ -79,7 +79,8 @@ impl Loaded {
         }
         let mut ebpf = loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
         for (name, program) in ebpf.programs_mut() {
-            load_program(program).map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?;
+            load_program(program)
+                .map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?;
         }
         Ok(Self { ebpf })
     }
@@ -90,7 +91,11 @@ impl Loaded {
         let fd = aya::maps::SockHash::<_, u64>::try_from(map)
             .and_then(|map| map.fd().try_clone().map_err(aya::maps::MapError::IoError))
             .map_err(|source| KernelError::Map { name: SHORTCUT_MAP, source: Box::new(source) })?;
-        let failed = |source| KernelError::Attach { hook: "send_direct".into(), to: SHORTCUT_MAP.into(), source: Box::new(source) };
+        let failed = |source| KernelError::Attach {
+            hook: "send_direct".into(),
+            to: SHORTCUT_MAP.into(),
+            source: Box::new(source),
+        };
         let program: &mut SkMsg = self.program("send_direct")?.try_into().map_err(failed)?;
         let link = program.attach(&fd).map_err(failed)?;
         // aya would detach it on drop (trap T39), and the kernel does so when the last descriptor of the map is closed.
@@ -108,7 +113,12 @@ impl Loaded {
     }
 
     /// Attaches to `cgroup` only what watches sockets: for the agent's own, which are never captured but take part in the shortcut.
-    pub fn attach_sockets(&mut self, cgroup: &Path, allow: bool, pins: Option<&Path>) -> Result<Vec<FdLink>, KernelError> {
+    pub fn attach_sockets(
+        &mut self,
+        cgroup: &Path,
+        allow: bool,
+        pins: Option<&Path>,
+    ) -> Result<Vec<FdLink>, KernelError> {
         let program = if allow { "allow_shortcut" } else { "deny_shortcut" };
         self.attach_hooks(cgroup, &[(program, "sockops")], pins)
     }
@@ -129,10 +139,13 @@ impl Loaded {
             {
                 continue;
             }
-            let failed = |source| KernelError::Attach { hook: program.into(), to: cgroup.display().to_string(), source };
+            let failed =
+                |source| KernelError::Attach { hook: program.into(), to: cgroup.display().to_string(), source };
             let link = attach_to_cgroup(self.program(program)?, file.as_fd()).map_err(failed)?;
             match path {
-                Some(path) => drop(link.pin(&path).map_err(|source| KernelError::PinLink { path, source: Box::new(source) })?),
+                Some(path) => {
+                    drop(link.pin(&path).map_err(|source| KernelError::PinLink { path, source: Box::new(source) })?)
+                }
                 None => links.push(link),
             }
         }
@@ -166,8 +179,7 @@ pub fn unpin_others(links: &Path, kept: &[u64]) -> std::io::Result<()> {
         let name = entry.file_name();
         let id = name.to_str().and_then(|name| name.split_once('-')).and_then(|(id, _)| id.parse::<u64>().ok());
         if id.is_none_or(|id| !kept.contains(&id)) {
-            drop(PinnedLink::from_pin(entry.path()).ok());
-            fs::remove_file(entry.path())?;
+            pins::remove_link(&entry.path())?;
         }
     }
     Ok(())
@@ -183,7 +195,10 @@ fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError
     }
 }
 
-fn attach_to_cgroup(program: &mut Program, cgroup: BorrowedFd<'_>) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
+fn attach_to_cgroup(
+    program: &mut Program,
+    cgroup: BorrowedFd<'_>,
+) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
     // A link of a cgroup is always "multi", whatever another has on this cgroup, above or below it (trap T32), and the kernel refuses
     // flags that say so (`cgroup_bpf_link_attach`); aya's name for "no flags" is `Single`.
     let mode = CgroupAttachMode::Single;

@@ -69,7 +69,11 @@ impl<'a> Btf<'a> {
         let data = bytes.get(header..)?;
         let strings = data.get(strings_at..strings_at.checked_add(strings_len)?)?;
         let mut rest = data.get(types_at..types_at.checked_add(types_len)?)?;
-        let mut btf = Btf { strings, types: vec![Type { kind: 0, bit_fields: false, target: 0, members: &[] }], structs: HashMap::new() };
+        let mut btf = Btf {
+            strings,
+            types: vec![Type { kind: 0, bit_fields: false, target: 0, members: &[] }],
+            structs: HashMap::new(),
+        };
         while !rest.is_empty() {
             let (name, info, target) = (word(rest, 0)?, word(rest, 4)?, word(rest, 8)?);
             let (kind, count) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
@@ -175,7 +179,11 @@ mod tests {
 
     #[test]
     fn garbage_is_no_btf() {
-        for bytes in [&b""[..], b"\x9f\xeb", &[0x9f, 0xeb, 1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 9, 9, 9, 9, 0, 0, 0, 0, 1, 1, 1, 1]] {
+        for bytes in [
+            &b""[..],
+            b"\x9f\xeb",
+            &[0x9f, 0xeb, 1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 9, 9, 9, 9, 0, 0, 0, 0, 1, 1, 1, 1],
+        ] {
             assert!(Btf::parse(bytes).is_none());
         }
     }

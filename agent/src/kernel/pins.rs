@@ -3,10 +3,11 @@
 use std::{
     ffi::CString,
     fs, io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
-use super::KernelError;
+use super::{KernelError, sys};
 
 /// The pins of one instance.
 #[derive(Clone, Debug)]
@@ -47,19 +48,22 @@ impl Pins {
 
     /// Whether anything of this instance is pinned.
     pub fn exist(&self) -> bool {
-        [self.maps(), self.links()].iter().any(|path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()))
+        [self.maps(), self.links()]
+            .iter()
+            .any(|path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()))
     }
 
-    /// Takes everything away: links first, so that no program runs without its maps. How many pins there were.
+    /// Takes everything away, and no hook runs when it returns: links first, so that no program runs without its maps. How many pins
+    /// there were.
     pub fn remove(&self) -> io::Result<usize> {
         let mut removed = 0;
-        for directory in [self.links(), self.maps()] {
+        for (directory, remove) in [(self.links(), remove_link as fn(&Path) -> io::Result<()>), (self.maps(), remove_map)] {
             let entries = match fs::read_dir(&directory) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 entries => entries?,
             };
             for entry in entries {
-                fs::remove_file(entry?.path())?;
+                remove(&entry?.path())?;
                 removed += 1;
             }
             fs::remove_dir(&directory)?;
@@ -69,6 +73,18 @@ impl Pins {
             _ => Ok(removed),
         }
     }
+}
+
+/// Takes a pinned link out of its hook and its pin away. One that cannot be detached (its cgroup is gone) goes with its pin.
+pub fn remove_link(path: &Path) -> io::Result<()> {
+    if let Err(error) = sys::pinned(path).and_then(|link| sys::detach_link(link.as_fd())) {
+        tracing::debug!(%error, pin = %path.display(), "a link was not detached before its pin was removed");
+    }
+    fs::remove_file(path)
+}
+
+fn remove_map(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)
 }
 
 /// Whether a BPF file system is mounted at `path`.

@@ -95,13 +95,15 @@ impl Tables {
         }
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        let endpoints: Vec<u32> = service.endpoints.iter().map(|endpoint| endpoint.id).chain([ENDPOINT_AGENT]).collect();
+        let endpoints: Vec<u32> =
+            service.endpoints.iter().map(|endpoint| endpoint.id).chain([ENDPOINT_AGENT]).collect();
         self.prepare(service, &endpoints)?;
         for (slot, value) in slots.iter().enumerate() {
             let key = SlotKey { service: service.id, generation, slot: slot as u32 };
             self.slots.insert(key, value.sealed(&key), 0).map_err(map_error("SLOTS"))?;
         }
-        let entry = service::Service { id: service.id, generation, slots: slots.len() as u32, flags, seal: 0 }.sealed(&address);
+        let entry =
+            service::Service { id: service.id, generation, slots: slots.len() as u32, flags, seal: 0 }.sealed(&address);
         self.services.insert(address, entry, 0).map_err(map_error("SERVICES"))?;
         let written = Written { id: service.id, flags, slots, generation, endpoints: endpoints.clone() };
         if let Some(old) = old {
@@ -145,7 +147,8 @@ impl Tables {
     fn clear_strangers(&mut self) {
         let live: HashSet<(u32, u32)> = self.written.values().map(|written| (written.id, written.generation)).collect();
         let ids: HashSet<u32> = live.iter().map(|(id, _)| *id).collect();
-        let stale: Vec<Address> = self.services.keys().flatten().filter(|address| !self.written.contains_key(address)).collect();
+        let stale: Vec<Address> =
+            self.services.keys().flatten().filter(|address| !self.written.contains_key(address)).collect();
         for address in stale {
             let _ = self.services.remove(&address);
         }

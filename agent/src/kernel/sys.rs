@@ -17,6 +17,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// The arm of `union bpf_attr` that element calls use (`include/uapi/linux/bpf.h`).
 #[repr(C)]
@@ -41,6 +42,11 @@ struct LinkUpdateAttr {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+#[repr(C)]
+struct LinkDetachAttr {
+    link_fd: u32,
 }
 
 fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<RawFd> {
@@ -109,4 +115,9 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &attr).map(|_| ())
+}
+
+/// Takes a link's program out of its hook, at once: unlinking the last pin does so only some time after. Needs Linux 5.9.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &LinkDetachAttr { link_fd: link.as_raw_fd() as u32 }).map(|_| ())
 }
