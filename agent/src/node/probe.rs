@@ -145,10 +145,27 @@ impl Prober {
             before.map(|at| self.due.remove(&(at, key)));
             self.due.extend(after.map(|at| (at, key)));
         }
+        let address = watched.endpoint.address;
         if after.is_none() {
             self.watched.remove(&key);
         }
+        if change == Some(Change::Down) {
+            self.suspect_elsewhere(address, key);
+        }
         change
+    }
+
+    /// What is down in one service is probably down in every other that has the same address.
+    fn suspect_elsewhere(&mut self, address: SocketAddr, known: Key) {
+        let snapshot = Arc::clone(&self.snapshot);
+        for service in &snapshot.services {
+            for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.address == address) {
+                let key = (service.id, endpoint.id);
+                if key != known && endpoint.state.usable() {
+                    self.suspected(key.0, key.1);
+                }
+            }
+        }
     }
 
     /// Begins to watch an endpoint that there was no reason to watch until now.
@@ -251,6 +268,19 @@ mod tests {
         let mut prober = following(&snapshot);
         time::timeout(PATIENCE, prober.changed()).await.expect("it is found");
         assert!(!only(&snapshot).1.state.usable());
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_failed_in_one_service_is_found_down_in_the_others() {
+        let (listener, address) = listener();
+        drop(listener);
+        let more = format!("}}, {{name: b, address: 10.0.0.2:80, protocol: tcp, endpoints: ['{address}']");
+        let snapshot = snapshot(address, &more, &Snapshot::default());
+        let mut prober = following(&snapshot);
+        let (service, endpoint) = only(&snapshot);
+        prober.failed(service, endpoint.id);
+        time::timeout(PATIENCE, prober.changed()).await.expect("it is found");
+        assert!(!snapshot.services[1].endpoints[0].state.usable());
     }
 
     #[tokio::test]
