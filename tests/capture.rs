@@ -191,6 +191,56 @@ fn descendants_of_a_captured_cgroup_are_captured() {
 }
 
 #[test]
+fn nested_rules_capture_a_connection_once() {
+    let Some(stage) = Stage::set() else { return };
+    let origins = ["a", "b", "c"].map(|name| stage.echo(name));
+    let (kernel, through_agent) = (stage.address(), stage.address());
+    let pod = stage.clients.child("pod");
+    let config = stage
+        .config()
+        .capture(&pod)
+        .service(Service::kernel_tcp("kernel", kernel).to_all(origins.iter().map(Origin::address)))
+        .service(Service::agent_tcp("agent", through_agent).to_all(origins.iter().map(Origin::address)));
+    let agent = Agent::start(&config);
+    let door = Door::open(Room::of(&pod));
+    // The hooks of both cgroups see each connect (trap T32): only one may take its turn.
+    for service in [kernel, through_agent] {
+        let names: Vec<String> = (0..9).map(|_| read_name(&mut door.dial(service).unwrap()).unwrap()).collect();
+        assert_eq!(tally(&names), BTreeMap::from([("a", 3), ("b", 3), ("c", 3)]), "{names:?}");
+        assert_eq!(door.dial(service).unwrap().peer_addr().unwrap(), service);
+    }
+    let verdict = |verdict| agent.metric("sockway_kernel_connects_total", &[("verdict", verdict)]);
+    assert_eq!((verdict("balanced"), verdict("agent"), verdict("not_service")), (10.0, 10.0, 0.0));
+    drop((agent, door));
+}
+
+#[test]
+fn data_that_goes_with_the_connect_arrives() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = stage.echo("fast");
+    let (kernel, through_agent) = (stage.address(), stage.address());
+    let agent = Agent::start(
+        &stage
+            .config()
+            .service(Service::kernel_tcp("kernel", kernel).to(origin.address()))
+            .service(Service::agent_tcp("agent", through_agent).to(origin.address())),
+    );
+    // MSG_FASTOPEN: sendto() is the connect(), which is captured all the same.
+    let program = "import socket, sys\n\
+        s = socket.socket()\n\
+        s.sendto(b'early', 0x20000000, (sys.argv[1], int(sys.argv[2])))\n\
+        s.shutdown(socket.SHUT_WR)\n\
+        print(b''.join(iter(lambda: s.recv(100), b'')))\n";
+    for service in [kernel, through_agent] {
+        let (ip, port) = (service.ip().to_string(), service.port().to_string());
+        assert_eq!(peers::python(Room::of(&stage.clients), program, &[&ip, &port]), "b'fast\\nearly'\n");
+    }
+    for verdict in ["balanced", "agent"] {
+        assert_eq!(agent.metric("sockway_kernel_connects_total", &[("verdict", verdict)]), 1.0);
+    }
+}
+
+#[test]
 fn udp_to_a_services_address_is_not_touched() {
     let Some(stage) = Stage::set() else { return };
     let origin = stage.echo("behind");

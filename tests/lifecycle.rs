@@ -139,6 +139,30 @@ fn detach_leaves_nothing_behind() {
 }
 
 #[test]
+fn an_agent_that_was_told_so_takes_everything_away_when_it_ends() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, kernel, through_agent) = (stage.echo("origin"), stage.address(), stage.address());
+    let config = stage
+        .config()
+        .service(Service::kernel_tcp("kernel", kernel).to(origin.address()))
+        .service(Service::agent_tcp("agent", through_agent).to(origin.address()));
+    let mut agent = Agent::start_detaching(&config);
+    let mut streams = [kernel, through_agent].map(|service| stage.dial(service).unwrap());
+    streams.iter_mut().for_each(|stream| assert_eq!(read_name(stream).unwrap(), "origin"));
+
+    agent.sigterm();
+    // What is open finishes before anything is taken away.
+    streams.iter().for_each(|stream| assert!(echoes(stream, &[1; 100_000]).unwrap()));
+    let [before, through] = streams;
+    drop(through);
+    assert_eq!(agent.wait().code(), Some(0), "{}", agent.log());
+    assert!(!pins::directory(agent.instance()).exists() && !run_file(agent.instance()).exists());
+    assert!(!cgroup::mount().join(format!("sockway-agent-{}", agent.instance())).exists(), "its cgroup is there");
+    assert!(stage.dial(kernel).is_err() && stage.dial(through_agent).is_err());
+    assert!(echoes(&before, b"ordinary").unwrap());
+}
+
+#[test]
 fn the_config_file_names_what_is_detached_as_well() {
     let Some(stage) = Stage::set() else { return };
     let (origin, service) = (stage.echo("origin"), stage.address());

@@ -103,6 +103,28 @@ fn one_no_is_enough() {
 }
 
 #[test]
+fn one_no_is_enough_where_rules_nest() {
+    for (outer, inner, joined) in [("on", "on", true), ("on", "off", false), ("off", "on", false)] {
+        let Some(stage) = Stage::set() else { return };
+        let (origin, service) = (stage.echo("origin"), stage.address());
+        let pod = stage.clients.child("pod");
+        let config = Config::new()
+            .capture_with(&stage.clients, outer)
+            .capture_with(&pod, inner)
+            .capture_with(&stage.origins, "on");
+        let agent = Agent::start(
+            &config.service(Service::kernel_tcp("pair", service).to(origin.address()).set("shortcut: on")),
+        );
+        let door = Door::open(Room::of(&pod));
+        let stream = door.dial(service).unwrap();
+        assert_eq!(read_name(&mut &stream).unwrap(), "origin");
+        assert!(echoes(&stream, &[1; 10_000]).unwrap());
+        assert_eq!(agent.metric(BYTES, &[]) > 0.0, joined, "{outer} outside, {inner} inside");
+        drop((agent, door));
+    }
+}
+
+#[test]
 fn auto_means_what_the_self_test_of_the_running_kernel_says() {
     let Some(stage) = Stage::set() else { return };
     let (origin, service) = (stage.echo("origin"), stage.address());

@@ -54,7 +54,22 @@ impl Agent {
     /// Starts an agent with a file that is already there; `directory` is removed with the agent.
     #[track_caller]
     pub fn start_with(room: Room<'_>, instance: &str, directory: TempDir, file: &Path) -> Self {
-        let mut process = Process::spawn(room, command_of(&["run", "--config", &file.to_string_lossy()]));
+        Self::launch(room, instance, directory, file, &[])
+    }
+
+    /// Starts an agent that takes everything it pinned away when it ends (`--detach-on-exit`).
+    #[track_caller]
+    pub fn start_detaching(config: &Config) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let file = directory.path().join("sockway.yaml");
+        fs::write(&file, config.yaml()).expect("the configuration");
+        Self::launch(Room::default(), config.instance(), directory, &file, &["--detach-on-exit"])
+    }
+
+    #[track_caller]
+    fn launch(room: Room<'_>, instance: &str, directory: TempDir, file: &Path, options: &[&str]) -> Self {
+        let file = file.to_string_lossy();
+        let mut process = Process::spawn(room, command_of(&[&["run", "--config", &file], options].concat()));
         let netns = room.netns();
         let admin = wait_ready(&mut process, netns.as_ref(), instance);
         Self { instance: instance.to_owned(), directory, process, netns, admin }
