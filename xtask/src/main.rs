@@ -54,7 +54,11 @@ enum Command {
         filter: Option<String>,
     },
     /// Formatting, lints, and the rules of the house
-    Check,
+    Check {
+        /// Only the rules of the house: a second instead of minutes
+        #[arg(long)]
+        rules: bool,
+    },
     /// Measure against the programs that do the same
     Bench(bench::Args),
 }
@@ -76,7 +80,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run { config } => run::run(config.as_deref()).map(success),
         Command::Demo { stay } => demo::run(stay),
         Command::Test { filter } => test::run(filter.as_deref()),
-        Command::Check => check::run(),
+        Command::Check { rules: true } => check::rules(),
+        Command::Check { rules: false } => check::run(),
         Command::Bench(args) => measure(args),
     }
 }
