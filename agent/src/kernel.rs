@@ -27,7 +27,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use sockway_common::{
     ABI_VERSION,
@@ -236,6 +236,7 @@ impl Kernel {
 /// When a pin cannot be removed.
 pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
     let pins = Pins::new(&capture.bpffs, instance);
+    switch_shortcut_off(&pins.maps().join("SETTINGS"));
     let removed = pins.remove().map_err(|source| KernelError::Pin { path: pins.links(), source })?;
     if let Ok(mount) = cgroup_mount(capture) {
         let own = own_cgroup(&mount, instance);
@@ -246,6 +247,14 @@ pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
         let _ = fs::remove_dir(own);
     }
     Ok(removed)
+}
+
+/// Sockets that are enrolled keep the program they have for as long as they live: it falls back to TCP at the next message.
+fn switch_shortcut_off(settings: &Path) {
+    let Ok(mut settings) = MapData::from_pin(settings).map(Map::Array).and_then(Array::<_, Settings>::try_from) else { return };
+    if let Ok(current) = settings.get(&0, 0) {
+        let _ = settings.set(0, Settings { flags: 0, ..current }, 0);
+    }
 }
 
 /// Whether anything is pinned for `instance`.
@@ -301,7 +310,7 @@ fn own_cgroup(mount: &Path, instance: &str) -> PathBuf {
 fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
     let map = ebpf.map(name).ok_or(KernelError::NoMap { name })?;
     let data = match map {
-        aya::maps::Map::HashMap(data) | aya::maps::Map::SkStorage(data) => data,
+        Map::HashMap(data) | Map::SkStorage(data) => data,
         _ => return Err(KernelError::NoMap { name }),
     };
     data.fd().as_fd().try_clone_to_owned().map_err(|source| KernelError::Map { name, source: Box::new(source.into()) })

@@ -80,4 +80,6 @@ counters! {
     FallbackFull = "shortcut_fallbacks_total" ["reason" = "full"],
     /// Directions that fell back to TCP because the peer is gone.
     FallbackGone = "shortcut_fallbacks_total" ["reason" = "gone"],
+    /// Directions that fell back to TCP because the shortcut was switched off.
+    FallbackOff = "shortcut_fallbacks_total" ["reason" = "off"],
 }

@@ -42,7 +42,7 @@ pub fn dial_v4(ctx: SockAddrContext) -> i32 {
     if let Verdict::Redirect { to, .. } = &verdict {
         socket::redirect_v4(ctx.sock_addr, to);
     }
-    count::one(verdict.counter());
+    verdict.count();
     ALLOW
 }
 
@@ -54,7 +54,7 @@ pub fn dial_v6(ctx: SockAddrContext) -> i32 {
     if let Verdict::Redirect { to, .. } = &verdict {
         socket::redirect_v6(ctx.sock_addr, to);
     }
-    count::one(verdict.counter());
+    verdict.count();
     ALLOW
 }
 
@@ -64,13 +64,16 @@ enum Verdict {
     Pass(Counter),
     /// To another address.
     Redirect { to: Address, counter: Counter },
+    /// Untouched, and counted before: the hook of a nearer cgroup has put this address in.
+    Settled,
 }
 
 impl Verdict {
     #[inline(always)]
-    fn counter(&self) -> Counter {
+    fn count(&self) {
         match self {
-            Verdict::Pass(counter) | Verdict::Redirect { counter, .. } => *counter,
+            Verdict::Pass(counter) | Verdict::Redirect { counter, .. } => count::one(*counter),
+            Verdict::Settled => {}
         }
     }
 }
@@ -80,22 +83,25 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
     match try_dial(ctx, dialled) {
         Ok((to, counter)) => Verdict::Redirect { to, counter },
         Err(counter) => {
-            forget_earlier(ctx, dialled);
+            if is_settled(ctx, dialled) {
+                return Verdict::Settled;
+            }
             Verdict::Pass(counter)
         }
     }
 }
 
-/// A socket may be connected again: what an earlier connect() left must not answer for this one (trap T30). But what the hook of a
-/// nearer cgroup has just put there stays.
+/// Whether the hook of a nearer cgroup has just put this address in. If not, what an earlier connect() of this socket left must not
+/// answer for this one (trap T30), and is forgotten.
 #[inline(always)]
-fn forget_earlier(ctx: &SockAddrContext, dialled: &Address) {
+fn is_settled(ctx: &SockAddrContext, dialled: &Address) -> bool {
     let socket = socket::of_addr(ctx.sock_addr);
-    if let Some(conn) = socket::stored(&CONNS, socket)
-        && (conn.flags & conn_flags::DIALLING == 0 || conn.actual != *dialled)
-    {
-        socket::forget(&CONNS, socket);
+    let Some(conn) = socket::stored(&CONNS, socket) else { return false };
+    if conn.flags & conn_flags::DIALLING != 0 && conn.actual == *dialled {
+        return true;
     }
+    socket::forget(&CONNS, socket);
+    false
 }
 
 #[inline(always)]

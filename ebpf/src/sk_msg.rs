@@ -9,6 +9,7 @@ use aya_ebpf::{
     programs::SkMsgContext,
 };
 use sockway_common::{
+    capture::{Settings, settings_flags},
     counter::Counter,
     flow::{Half, half_state},
 };
@@ -38,10 +39,14 @@ pub fn send_direct(ctx: SkMsgContext) -> u32 {
 
 #[inline(always)]
 fn try_direct(ctx: &SkMsgContext, half: &mut Half) -> Result<(), Counter> {
-    if half.state == half_state::WAITING {
-        meet(half)?;
+    let settings = SETTINGS.get(0).ok_or(Counter::FallbackOff)?;
+    if settings.flags & settings_flags::SHORTCUT == 0 {
+        return Err(Counter::FallbackOff);
     }
-    check_peer(half)?;
+    if half.state == half_state::WAITING {
+        meet(half, settings)?;
+    }
+    check_peer(half, settings)?;
     if SHORTCUT.redirect_msg(ctx, &mut half.peer_cookie, u64::from(BPF_F_INGRESS)) != i64::from(SK_PASS) {
         return Err(Counter::FallbackGone);
     }
@@ -52,9 +57,8 @@ fn try_direct(ctx: &SkMsgContext, half: &mut Half) -> Result<(), Counter> {
 
 /// The client's first message: has the server been enrolled? If not, these bytes go through TCP, and so must all that follow.
 #[inline(always)]
-fn meet(half: &mut Half) -> Result<(), Counter> {
+fn meet(half: &mut Half, settings: &Settings) -> Result<(), Counter> {
     let key = half.key;
-    let settings = SETTINGS.get(0).ok_or(Counter::FallbackGone)?;
     let Some(meeting) = MEETINGS.get_ptr(&key) else { return Err(Counter::FallbackEarly) };
     // SAFETY: copied once; the memory may be another's by now, which is why the socket itself is asked below.
     let meeting = unsafe { core::ptr::read_volatile(meeting) };
@@ -80,8 +84,7 @@ fn meet(half: &mut Half) -> Result<(), Counter> {
 
 /// The peer must be the socket we met, with room in its receive queue: an ingress redirect knows no bound of its own (trap T13).
 #[inline(always)]
-fn check_peer(half: &Half) -> Result<(), Counter> {
-    let settings = SETTINGS.get(0).ok_or(Counter::FallbackGone)?;
+fn check_peer(half: &Half, settings: &Settings) -> Result<(), Counter> {
     let cookie: u64 = socket::peek(half.peer_sock, settings.offsets.cookie).ok_or(Counter::FallbackGone)?;
     if cookie != half.peer_cookie {
         return Err(Counter::FallbackGone);

@@ -8,10 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, Program, SkMsg, SockOps,
-        links::FdLink,
-    },
+    programs::{CgroupAttachMode, CgroupSockAddr, Program, SkMsg, SockOps, links::FdLink},
 };
 
 use super::{KernelError, abi, pins, sys};

@@ -57,7 +57,9 @@ impl Pins {
     /// there were.
     pub fn remove(&self) -> io::Result<usize> {
         let mut removed = 0;
-        for (directory, remove) in [(self.links(), remove_link as fn(&Path) -> io::Result<()>), (self.maps(), remove_map)] {
+        for (directory, remove) in
+            [(self.links(), remove_link as fn(&Path) -> io::Result<()>), (self.maps(), remove_map)]
+        {
             let entries = match fs::read_dir(&directory) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 entries => entries?,

@@ -76,13 +76,8 @@ pub fn blocking_read(bench: &mut Bench) -> Result<String, String> {
     let done = AtomicBool::new(false);
     let spurious = thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            let mut byte = [0];
-            loop {
-                match (&client).read(&mut byte) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                    _ => return false,
-                }
-            }
+            let read = (&client).read(&mut [0]);
+            read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
         });
         let drain = scope.spawn(|| drain_until(&server, &done));
         let until = Instant::now() + Duration::from_millis(20);
