@@ -64,7 +64,10 @@ pub fn splice(bench: &mut Bench) -> Result<String, String> {
     };
     match moved {
         7 => Ok("splice() moves bytes of the shortcut".into()),
-        -1 => Err(format!("splice() of bytes that are there: {}", io::Error::last_os_error())),
+        -1 => Err(format!(
+            "splice() does not see bytes of the shortcut ({}): a program that receives by it loses bytes",
+            io::Error::last_os_error()
+        )),
         moved => Err(format!("splice() moved {moved} of 7 bytes")),
     }
 }
