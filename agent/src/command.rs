@@ -6,7 +6,11 @@ pub mod doctor;
 pub mod run;
 pub mod status;
 
-use std::path::Path;
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    path::Path,
+};
 
 use crate::config::{Capture, Config, ConfigError, file};
 
@@ -73,6 +77,11 @@ fn instance(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err("write 1 to 32 of a-z, 0-9 and -".to_owned()),
     }
+}
+
+/// Prints an answer. Who reads may have seen enough (`| head`): that is no failure of ours.
+fn say(text: impl Display) {
+    let _ = write!(io::stdout().lock(), "{text}");
 }
 
 /// Rows under a heading, every column as wide as its widest cell.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Failure;
+use super::{Failure, say};
 use crate::{
     config::{Config, Mode, Service, Shortcut, file},
     node::runfile,
@@ -26,7 +26,7 @@ pub struct Check {
 /// With everything that is wrong with the file.
 pub fn run(check: &Check) -> Result<u8, Failure> {
     let config = file::read(&check.file)?;
-    print!("{}", describe(&config, &check.file));
+    say(describe(&config, &check.file));
     Ok(0)
 }
 

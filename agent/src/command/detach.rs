@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Failure, Which};
+use super::{Failure, Which, say};
 use crate::{kernel, node::runfile};
 
 /// Takes away what is pinned; nothing being there is well.
@@ -20,10 +20,10 @@ pub fn run(which: &Which) -> Result<u8, Failure> {
     }
     runfile::remove_dead(Path::new(runfile::DIRECTORY), &instance);
     match kernel::detach(&capture, &instance) {
-        Ok(0) => println!("nothing was attached for instance {instance}"),
-        Ok(pins) => {
-            println!("instance {instance} detached: {pins} pins removed; every connection goes on as plain TCP")
-        }
+        Ok(0) => say(format_args!("nothing was attached for instance {instance}\n")),
+        Ok(pins) => say(format_args!(
+            "instance {instance} detached: {pins} pins removed; every connection goes on as plain TCP\n"
+        )),
         Err(error) => {
             let remedy = error.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
             return Err(Failure::new(error.exit_code(), format!("sockway: {error}{remedy}")));

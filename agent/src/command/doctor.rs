@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::{Failure, UNAVAILABLE, Which, table};
+use super::{Failure, UNAVAILABLE, Which, say, table};
 use crate::{
     kernel::doctor::{self, Finding, Verdict},
     node::runfile,
@@ -22,7 +22,7 @@ pub fn run(which: &Which) -> Result<u8, Failure> {
     let (instance, capture) = which.find()?;
     let mut findings = doctor::examine(&capture, &instance);
     findings.extend([descriptors(), run_directory(Path::new(runfile::DIRECTORY)), agent(&instance)]);
-    print!("{}", tell(&findings));
+    say(tell(&findings));
     match findings.iter().filter(|finding| finding.verdict == Verdict::Missing).count() {
         0 => Ok(0),
         missing => Err(Failure::new(UNAVAILABLE, format!("sockway: {missing} of these the agent cannot do without"))),

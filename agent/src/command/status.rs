@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Failure, OS_ERROR, UNAVAILABLE, Which, table};
+use super::{Failure, OS_ERROR, UNAVAILABLE, Which, say, table};
 use crate::{kernel, node::runfile};
 
 /// How long an agent may take to answer before it counts as hung.
@@ -51,16 +51,16 @@ pub fn run(status: &Status) -> Result<u8, Failure> {
         |error| Failure::new(OS_ERROR, format!("sockway: what answers at http://{admin} is no agent: {error}"));
     if status.json {
         let value: Value = serde_json::from_str(&text).map_err(unclear)?;
-        println!("{value:#}");
+        say(format_args!("{value:#}\n"));
     } else {
-        print!("{}", tell(&serde_json::from_str(&text).map_err(unclear)?));
+        say(tell(&serde_json::from_str(&text).map_err(unclear)?));
     }
     Ok(0)
 }
 
 fn not_running(instance: &str, pinned: bool, json: bool) -> Failure {
     if json {
-        println!("{:#}", json!({ "instance": instance, "running": false, "attached": pinned }));
+        say(format_args!("{:#}\n", json!({ "instance": instance, "running": false, "attached": pinned })));
     }
     let rest = if pinned {
         "its kernel half is attached: services balanced in the kernel go on (`sockway detach` takes it away)"
