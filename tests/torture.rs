@@ -12,6 +12,7 @@ use std::{
 use sockway_tests::{
     agent::{self, Agent},
     config::{Config, Service},
+    netns::{Netns, Veth},
     process::{Process, Room},
     stage::{Stage, tell},
     wait,
@@ -37,48 +38,65 @@ fn start(room: Room<'_>, arguments: &[String]) -> Process {
     Process::spawn(room, command)
 }
 
-/// Endpoints, each with who leads the connections there, and the services in front of them in the same form.
-struct Field {
+/// Where a torture takes place, and what it goes through.
+struct Field<'a> {
+    client: Room<'a>,
+    server: Room<'a>,
+    /// Endpoints, each with who leads the connections there.
     endpoints: Vec<String>,
+    /// The services in front of them, in the same form, each as often as its share.
     services: Vec<String>,
     config: Config,
     /// Where the server is told that all is done.
     end: SocketAddr,
 }
 
-impl Field {
+impl<'a> Field<'a> {
+    fn new(client: Room<'a>, server: Room<'a>, config: Config, end: SocketAddr) -> Self {
+        let endpoints = vec![format!("client@{end}")];
+        Self { client, server, endpoints, services: Vec::new(), config, end }
+    }
+
     /// Three quarters of the connections are balanced in the kernel, one quarter goes through the agent.
-    fn lay_out(stage: &Stage, shortcut: &'static str) -> Self {
+    fn on_this_host(stage: &'a Stage, shortcut: &'static str) -> Self {
         let config = Config::new().capture_with(&stage.clients, shortcut).capture_with(&stage.origins, shortcut);
-        let mut field = Self { endpoints: Vec::new(), services: Vec::new(), config, end: stage.address() };
-        field.endpoints.push(format!("client@{}", field.end));
-        for (mode, share) in [("kernel", 3), ("agent", 1)] {
-            let service_of = if mode == "kernel" { Service::kernel_tcp } else { Service::agent_tcp };
-            for leader in ["client", "server"] {
-                let (service, endpoints) = (stage.address(), [stage.address(), stage.address()]);
-                field.endpoints.extend(endpoints.map(|endpoint| format!("{leader}@{endpoint}")));
-                field.services.extend(vec![format!("{leader}@{service}"); share]);
-                let service = service_of(&format!("{mode}-{leader}"), service).to_all(endpoints);
-                field.config = field.config.service(service.set(&format!("shortcut: {shortcut}")));
-            }
+        let mut field = Self::new(Room::of(&stage.clients), Room::of(&stage.origins), config, stage.address());
+        for leader in ["client", "server"] {
+            let address = || stage.address();
+            let kernel = Service::kernel_tcp(&format!("kernel-{leader}"), field.share(leader, 3, address()));
+            field.add(kernel, shortcut, leader, [address(), address()]);
+            let agent = Service::agent_tcp(&format!("agent-{leader}"), field.share(leader, 1, address()));
+            field.add(agent, shortcut, leader, [address(), address()]);
         }
         field
+    }
+
+    /// Gives a service's address its share of the connections.
+    fn share(&mut self, leader: &str, share: usize, service: SocketAddr) -> SocketAddr {
+        self.services.extend(vec![format!("{leader}@{service}"); share]);
+        service
+    }
+
+    fn add(&mut self, service: Service, shortcut: &str, leader: &str, endpoints: [SocketAddr; 2]) {
+        self.endpoints.extend(endpoints.map(|endpoint| format!("{leader}@{endpoint}")));
+        let service = service.set(&format!("shortcut: {shortcut}")).to_all(endpoints);
+        self.config = self.config.clone().service(service);
     }
 }
 
 /// Runs the two programs against each other and gives what the client counted.
-fn torture(stage: &Stage, field: &Field, seconds: u64, seed: u64) -> String {
+fn torture(field: &Field<'_>, seconds: u64, seed: u64) -> String {
     let words = |first: &[&str], rest: &[String]| -> Vec<String> {
         first.iter().map(|word| (*word).to_owned()).chain(rest.iter().cloned()).collect()
     };
     let seed = seed.to_string();
-    let mut server = start(Room::of(&stage.origins), &words(&["torture-server", &seed], &field.endpoints));
+    let mut server = start(field.server, &words(&["torture-server", &seed], &field.endpoints));
     wait::until("the torturing server to listen", wait::SOON, || {
         server.stdout().contains("ready") || server.ended().is_some()
     });
     let (threads, end, seconds_word) = (THREADS.to_string(), field.end.to_string(), seconds.to_string());
     let first = ["torture-client", &seed, &seconds_word, &threads, &end];
-    let mut client = start(Room::of(&stage.clients), &words(&first, &field.services));
+    let mut client = start(field.client, &words(&first, &field.services));
     // The programs' own watchdogs end them long before this.
     let client_status = client.wait(Duration::from_secs(seconds + 120));
     let told = |process: &Process| format!("{}{}", process.stdout(), process.stderr());
@@ -93,9 +111,9 @@ fn torture(stage: &Stage, field: &Field, seconds: u64, seed: u64) -> String {
 fn every_byte_and_every_end_arrives_however_programs_use_the_shortcut() {
     let Some(stage) = Stage::set() else { return };
     let (seconds, seed) = (seconds(), seed());
-    let field = Field::lay_out(&stage, "on");
+    let field = Field::on_this_host(&stage, "on");
     let agent = Agent::start(&field.config);
-    let counted = torture(&stage, &field, seconds, seed);
+    let counted = torture(&field, seconds, seed);
 
     let count = |what: &str| {
         let line = counted.lines().find_map(|line| line.trim().strip_suffix(what)?.trim().parse::<u64>().ok());
@@ -114,10 +132,29 @@ fn every_byte_and_every_end_arrives_however_programs_use_the_shortcut() {
 }
 
 #[test]
+fn every_byte_and_every_end_arrives_between_two_pods() {
+    let Some(stage) = Stage::set() else { return };
+    let (left, right) = (Netns::new(), Netns::new());
+    let wire = Veth::between(&left, &right);
+    let (client, server) = (Room::of(&stage.clients).inside(&left), Room::of(&stage.origins).inside(&right));
+    let endpoint = |port: u16| SocketAddr::new(wire.right.into(), port);
+    let mut field = Field::new(client, server, stage.config_with_shortcut(), endpoint(1));
+    for (index, leader) in [(1_u8, "client"), (2, "server")] {
+        // No namespace has a route to a service's address: what gets through was captured.
+        let service = field.share(leader, 1, SocketAddr::from(([10, 254, 0, index], 80)));
+        let ports = u16::from(index) * 1_000;
+        field.add(Service::kernel_tcp(leader, service), "on", leader, [endpoint(ports), endpoint(ports + 1)]);
+    }
+    let agent = Agent::start(&field.config);
+    torture(&field, seconds().div_ceil(6), seed());
+    assert!(agent.metric("sockway_kernel_shortcut_bytes_total", &[]) > 1e5);
+}
+
+#[test]
 fn the_same_torture_without_the_shortcut_shows_what_is_not_its_doing() {
     let Some(stage) = Stage::set() else { return };
-    let field = Field::lay_out(&stage, "off");
+    let field = Field::on_this_host(&stage, "off");
     let agent = Agent::start(&field.config);
-    torture(&stage, &field, seconds().div_ceil(10), seed());
+    torture(&field, seconds().div_ceil(10), seed());
     assert_eq!(agent.metric("sockway_kernel_shortcut_bytes_total", &[]), 0.0);
 }
