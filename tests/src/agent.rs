@@ -29,6 +29,7 @@ const START_TIME_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Agent {
     instance: String,
+    binary: PathBuf,
     directory: TempDir,
     process: Process,
     netns: Option<File>,
@@ -69,10 +70,12 @@ impl Agent {
     #[track_caller]
     fn launch(room: Room<'_>, instance: &str, directory: TempDir, file: &Path, options: &[&str]) -> Self {
         let file = file.to_string_lossy();
-        let mut process = Process::spawn(room, command_of(&[&["run", "--config", &file], options].concat()));
-        let netns = room.netns();
-        let admin = wait_ready(&mut process, netns.as_ref(), instance);
-        Self { instance: instance.to_owned(), directory, process, netns, admin }
+        let process = Process::spawn(room, command_of(&[&["run", "--config", &file], options].concat()));
+        let (instance, binary, nowhere) = (instance.to_owned(), binary(), SocketAddr::from(([0, 0, 0, 0], 0)));
+        // Whole before it is waited for: an agent that never gets ready is taken away like any other.
+        let mut agent = Self { instance, binary, directory, process, netns: room.netns(), admin: nowhere };
+        agent.admin = wait_ready(&mut agent.process, agent.netns.as_ref(), &agent.instance);
+        agent
     }
 
     /// Starts it once more, beside the test and with the same file, after [`Agent::sigkill`] or [`Agent::sigterm`].
@@ -198,9 +201,10 @@ impl Drop for Agent {
         if std::thread::panicking() {
             eprintln!("---- log of agent {}\n{}----", self.instance, self.log());
         }
-        let output = sockway(&["detach", "--instance", &self.instance]);
-        if !output.status.success() {
-            eprintln!("sockway detach --instance {}: {}", self.instance, String::from_utf8_lossy(&output.stderr));
+        // Nothing here may panic: the test may be about to, and what is pinned would stay.
+        let output = Command::new(&self.binary).args(["detach", "--instance", &self.instance]).output();
+        if !output.as_ref().is_ok_and(|output| output.status.success()) {
+            eprintln!("sockway detach --instance {}: {output:?}", self.instance);
         }
     }
 }
