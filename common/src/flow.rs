@@ -119,8 +119,8 @@ pub struct Half {
     pub peer_sock: u64,
     /// One of [`half_state`].
     pub state: u32,
-    /// Zero.
-    pub zero: u32,
+    /// Bytes that may wait in the peer's receive queue, set when the two met (trap T13).
+    pub limit_bytes: u32,
 }
 
 /// Values of [`Half::state`]: it only ever grows (trap T6: bytes that passed through TCP must not be overtaken).

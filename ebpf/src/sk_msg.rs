@@ -46,7 +46,7 @@ fn try_direct(ctx: &SkMsgContext, half: &mut Half) -> Result<(), Counter> {
     if half.state == half_state::WAITING {
         meet(half, settings)?;
     }
-    check_peer(half, settings)?;
+    check_room(half, settings)?;
     if SHORTCUT.redirect_msg(ctx, &mut half.peer_cookie, u64::from(BPF_F_INGRESS)) != i64::from(SK_PASS) {
         return Err(Counter::FallbackGone);
     }
@@ -78,21 +78,15 @@ fn meet(half: &mut Half, settings: &Settings) -> Result<(), Counter> {
     }
     half.peer_cookie = meeting.server_cookie;
     half.peer_sock = meeting.server_sock;
+    half.limit_bytes = socket::receive_limit(half.peer_sock, settings);
     half.state = half_state::JOINED;
     Ok(())
 }
 
-/// The peer must be the socket we met, with room in its receive queue: an ingress redirect knows no bound of its own (trap T13).
+/// There must be room in the peer's receive queue: an ingress redirect knows no bound of its own (trap T13). A peer that is gone may
+/// answer anything here, since its memory may be another's by now; whether it is gone the lookup by its cookie tells (trap T17).
 #[inline(always)]
-fn check_peer(half: &Half, settings: &Settings) -> Result<(), Counter> {
-    let cookie: u64 = socket::peek(half.peer_sock, settings.offsets.cookie).ok_or(Counter::FallbackGone)?;
-    if cookie != half.peer_cookie {
-        return Err(Counter::FallbackGone);
-    }
+fn check_room(half: &Half, settings: &Settings) -> Result<(), Counter> {
     let queued: i32 = socket::peek(half.peer_sock, settings.offsets.rmem_alloc).ok_or(Counter::FallbackGone)?;
-    let limit: i32 = socket::peek(half.peer_sock, settings.offsets.rcvbuf).ok_or(Counter::FallbackGone)?;
-    if queued as u32 > (limit as u32).min(settings.shortcut_bytes_max) {
-        return Err(Counter::FallbackFull);
-    }
-    Ok(())
+    if queued as u32 > half.limit_bytes { Err(Counter::FallbackFull) } else { Ok(()) }
 }

@@ -180,7 +180,8 @@ fn on_accepted(ctx: &SockOpsContext, allowed: bool) {
 /// A half that has fallen back keeps an outer cgroup's program from enrolling this socket.
 #[inline(always)]
 fn refuse_accepted(ctx: &SockOpsContext) {
-    let mut half = Half { key: accepted_key(ctx), peer_cookie: 0, peer_sock: 0, state: half_state::FALLBACK, zero: 0 };
+    let mut half =
+        Half { key: accepted_key(ctx), peer_cookie: 0, peer_sock: 0, state: half_state::FALLBACK, limit_bytes: 0 };
     let _ = socket::store(&HALVES, socket::of_ops(ctx.ops), &mut half);
 }
 
@@ -204,6 +205,7 @@ fn enrol_server(ctx: &SockOpsContext) -> Result<(), Counter> {
     let (half, sock) = new_half(ctx, settings, key, half_state::FALLBACK)?;
     half.peer_cookie = meeting.client_cookie;
     half.peer_sock = meeting.client_sock;
+    half.limit_bytes = socket::receive_limit(half.peer_sock, settings);
     let mut cookie = cookie(ctx);
     enrol(ctx, &mut cookie).map_err(|_| Counter::ShortcutRefused)?;
     half.state = half_state::JOINED;
@@ -230,7 +232,7 @@ fn new_half(
     state: u32,
 ) -> Result<(&'static mut Half, u64), Counter> {
     let socket = socket::of_ops(ctx.ops);
-    let mut half = Half { key, peer_cookie: 0, peer_sock: 0, state, zero: 0 };
+    let mut half = Half { key, peer_cookie: 0, peer_sock: 0, state, limit_bytes: 0 };
     let half = socket::store(&HALVES, socket, &mut half).ok_or(Counter::ShortcutRefused)?;
     // The verifier lets nobody calculate with a socket pointer; written into a map value and read back it is a number.
     // SAFETY: a field of a map value that this hook holds.

@@ -187,3 +187,10 @@ pub fn is_peer(sock: u64, cookie: u64, local: &Address, remote: &Address, sequen
         && peek::<u32>(sock, offsets.ports) == Some(ports)
         && peek::<u32>(sock, offsets.rcv_nxt) == Some(sequence)
 }
+
+/// Bytes that may wait in a socket's receive queue: its receive buffer, at most what the settings say.
+#[inline(always)]
+pub fn receive_limit(sock: u64, settings: &Settings) -> u32 {
+    let buffer: i32 = peek(sock, settings.offsets.rcvbuf).unwrap_or(0);
+    (buffer as u32).min(settings.shortcut_bytes_max)
+}
