@@ -5,22 +5,25 @@ use std::{
     future::poll_fn,
     io,
     net::{SocketAddr, TcpListener},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     rc::Rc,
     task::{Poll, Waker},
 };
 
 use socket2::SockRef;
+use tokio::{io::unix::AsyncFd, sync::Notify};
 
 use crate::ring;
 
-/// A listener of one worker in one network namespace.
+/// A listener of one worker in one network namespace. It waits in the runtime's epoll set and is never in the ring's hands: a ring is
+/// torn down some time after its process was killed, and until then a listener held by it would take connections that nobody serves.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    socket: AsyncFd<TcpListener>,
     /// Cookie of the network namespace in which it listens.
     pub netns: u64,
     is_closing: Cell<bool>,
+    closing: Notify,
 }
 
 /// What came of waiting for a connection.
@@ -35,47 +38,45 @@ pub enum Accepted {
 impl Listener {
     /// Over a listening socket.
     pub fn new(socket: TcpListener, netns: u64) -> io::Result<Self> {
-        // io_uring waits only on blocking sockets; accepted ones inherit TCP_NODELAY from their listener.
-        socket.set_nonblocking(false)?;
+        socket.set_nonblocking(true)?;
+        // Accepted sockets inherit it: no piece of a response waits for the acknowledgement of the one before.
         SockRef::from(&socket).set_tcp_nodelay(true)?;
-        Ok(Self { socket, netns, is_closing: Cell::new(false) })
+        let socket = ring::of_listener(socket)?;
+        Ok(Self { socket, netns, is_closing: Cell::new(false), closing: Notify::new() })
     }
 
-    /// Waits for the next connection. Never dropped while it waits: [`Listener::close`] ends it.
+    /// Waits for the next connection.
     pub async fn accept(&self) -> io::Result<Accepted> {
-        if !self.is_closing.get() {
-            match ring::accept(self.socket.as_raw_fd()).await {
+        loop {
+            if self.is_closing.get() {
+                return Ok(Accepted::Closed);
+            }
+            let mut ready = tokio::select! {
+                biased;
+                () = self.closing.notified() => return Ok(Accepted::Closed),
+                ready = self.socket.readable() => ready?,
+            };
+            match self.accept_queued() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) => return Err(error),
                 Ok((socket, peer)) => return Ok(Accepted::Connection(socket, peer)),
-                Err(error) if !self.is_closing.get() => return Err(error),
-                Err(_) => {}
             }
-        }
-        self.accept_queued()
-    }
-
-    /// Takes what is in the queue already: shutting the listener would reset it.
-    fn accept_queued(&self) -> io::Result<Accepted> {
-        let accepted = self.socket.accept();
-        match accepted {
-            Ok((socket, peer)) => {
-                socket.set_nonblocking(false)?;
-                Ok(Accepted::Connection(socket.into(), peer))
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.accept_queued(),
-            Err(_) => Ok(Accepted::Closed),
         }
     }
 
-    /// Ends accepting; connections that are established already are still given out before [`Accepted::Closed`].
+    /// Takes one that is in the queue already. The socket is a blocking one, as the ring wants it: on others its operations do not wait.
+    fn accept_queued(&self) -> io::Result<(OwnedFd, SocketAddr)> {
+        let (socket, peer) = self.socket.get_ref().accept()?;
+        Ok((socket.into(), peer))
+    }
+
+    /// Ends accepting; connections that are established already are still given to `serve`: closing the listener would reset them.
     pub fn close(&self, mut serve: impl FnMut(OwnedFd, SocketAddr)) {
-        if self.is_closing.replace(true) || self.socket.set_nonblocking(true).is_err() {
-            return;
-        }
-        while let Ok(Accepted::Connection(socket, peer)) = self.accept_queued() {
+        self.is_closing.set(true);
+        while let Ok((socket, peer)) = self.accept_queued() {
             serve(socket, peer);
         }
-        // Ends the accept in flight.
-        let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Both);
+        self.closing.notify_one();
     }
 }
 

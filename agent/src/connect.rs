@@ -16,12 +16,12 @@ use crate::{
     cluster::{Endpoint, Service},
     kernel::Flows,
     record::{Counter, Slab},
-    ring::{self, Buffers, Due, MEDIUM, Socket, Stream, Watch},
+    ring::{self, Due, Socket, Stream, Watch},
 };
 
 /// How long an unused connection is kept. Below the 60 s that many servers keep theirs, so that it is we who end it.
 const IDLE_MAX: Duration = Duration::from_secs(55);
-/// Most unused connections kept to one endpoint by one worker; each holds a receive buffer.
+/// Most unused connections kept to one endpoint by one worker; each holds a descriptor at both ends.
 const IDLE_COUNT_MAX: usize = 256;
 
 /// Why an endpoint could not be reached.
@@ -42,7 +42,6 @@ pub enum ConnectError {
 pub struct Upstreams {
     idle: RefCell<HashMap<(u32, u32), Shelf, BuildHasherDefault<IdHasher>>>,
     watch: Rc<Watch>,
-    buffers: Rc<Buffers>,
     flows: Flows,
     slab: Arc<Slab>,
 }
@@ -55,11 +54,11 @@ struct Shelf {
 
 impl Upstreams {
     /// None yet.
-    pub fn new(watch: Rc<Watch>, buffers: Rc<Buffers>, flows: Flows, slab: Arc<Slab>) -> Self {
-        Self { idle: RefCell::default(), watch, buffers, flows, slab }
+    pub fn new(watch: Rc<Watch>, flows: Flows, slab: Arc<Slab>) -> Self {
+        Self { idle: RefCell::default(), watch, flows, slab }
     }
 
-    /// A connection that an earlier request used and that is still alive, as far as can be known: its receive is armed and waits.
+    /// A connection that an earlier request used and that is still alive, as far as can be known.
     pub fn reuse(&self, service: &Service, endpoint: &Endpoint) -> Option<Stream> {
         let mut idle = self.idle.borrow_mut();
         let shelf = idle.get_mut(&(service.id, endpoint.id)).filter(|shelf| shelf.address == endpoint.address)?;
@@ -73,8 +72,8 @@ impl Upstreams {
         None
     }
 
-    /// Keeps a connection for the next request. Everything asked on it must have been answered; its receive is armed here.
-    pub fn keep(&self, service: &Service, endpoint: &Endpoint, mut stream: Stream) {
+    /// Keeps a connection for the next request. Everything asked on it must have been answered.
+    pub fn keep(&self, service: &Service, endpoint: &Endpoint, stream: Stream) {
         let mut idle = self.idle.borrow_mut();
         let shelf = idle
             .entry((service.id, endpoint.id))
@@ -86,7 +85,6 @@ impl Upstreams {
         if shelf.idle.len() >= IDLE_COUNT_MAX {
             return self.slab.count(Counter::PoolFull);
         }
-        stream.reader.arm(self.buffers.take(MEDIUM));
         shelf.idle.push((stream, self.watch.now()));
     }
 
@@ -116,7 +114,7 @@ impl Upstreams {
             _ if socket.is_overdue() => Err(ConnectError::Late(timeout)),
             Err(error) if is_ours(&error) => Err(ConnectError::Ours(error)),
             Err(error) => Err(ConnectError::Failed(error)),
-            Ok(()) => Ok(Stream::new(socket)),
+            Ok(()) => Stream::new(socket).map_err(ConnectError::Ours),
         }
     }
 

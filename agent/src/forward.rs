@@ -122,7 +122,7 @@ impl Copy<'_> {
 
     async fn receive(&mut self) -> Result<Buf, Broken> {
         if !self.from.is_armed() {
-            self.from.arm_now(self.buffers.take(LARGE));
+            self.from.arm(self.buffers.take(LARGE));
         }
         let (result, buf) = self.from.received().await;
         match result {

@@ -6,10 +6,10 @@
 //!
 //! Nothing here judges: bytes go in and out, errors are the kernel's own.
 
-mod accept;
 mod buf;
 mod close;
 mod connect;
+mod readiness;
 mod recv;
 mod runtime;
 mod send;
@@ -17,9 +17,9 @@ mod socket;
 mod stream;
 mod watch;
 
-pub use accept::accept;
 pub use buf::{Buf, Buffers, HEADROOM, LARGE, MEDIUM, SMALL};
 pub use connect::connect;
+pub use readiness::of_listener;
 pub use runtime::run;
 pub use socket::Socket;
 pub use stream::{Reader, Stream, Writer};

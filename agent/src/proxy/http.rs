@@ -37,6 +37,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How much of it is read.
 const LINGER_BYTES_MAX: usize = 1 << 20;
 
+/// How often a request that got no byte of a response is sent again: once for the reused connection, once for another endpoint.
+const REPLAYS_MAX: usize = 2;
+
 /// One client's connection.
 struct Connection<'h> {
     hop: &'h Rc<Hop>,
@@ -46,6 +49,31 @@ struct Connection<'h> {
     dialled: SocketAddr,
     /// Bytes of the next request that have come already.
     pending: Option<Buf>,
+}
+
+/// The agent's own share of a request's duration: the time in which neither side is waited for.
+struct OwnTime {
+    spent: Duration,
+    since: Instant,
+}
+
+impl OwnTime {
+    fn since(began: Instant) -> Self {
+        Self { spent: Duration::ZERO, since: began }
+    }
+
+    fn pause(&mut self) {
+        self.spent += self.since.elapsed();
+    }
+
+    fn resume(&mut self) {
+        self.since = Instant::now();
+    }
+
+    fn total(mut self) -> Duration {
+        self.pause();
+        self.spent
+    }
 }
 
 /// How an exchange leaves the connection.
@@ -94,6 +122,7 @@ impl Connection<'_> {
     /// Passes one request on and its response back.
     async fn exchange(&mut self, buf: Buf, mut head: RequestHead) -> Next {
         let began = Instant::now();
+        let own = self.hop.samples_own_time().then(|| OwnTime::since(began));
         self.hop.refresh(&mut self.cluster);
         if head.method == Method::Connect {
             return Next::End(self.refuse(Reply::no_tunnels()).await);
@@ -109,7 +138,7 @@ impl Connection<'_> {
         self.hop.slab.count_bytes(Bytes::DownstreamReceived, received);
         self.hop.slab.count_bytes(Bytes::UpstreamSent, outgoing.send.len());
         let next = if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() {
-            self.exchange_whole(outgoing.buf, outgoing.send, &head).await
+            self.exchange_whole(outgoing.buf, outgoing.send, &head, own).await
         } else {
             // Boxed: the state of a streamed exchange is large, and most connections never need it.
             Box::pin(self.exchange_streaming(outgoing, &head)).await
@@ -141,26 +170,39 @@ impl Connection<'_> {
     }
 
     /// A request that is all there, in one buffer.
-    async fn exchange_whole(&mut self, mut buf: Buf, send: Range<usize>, head: &RequestHead) -> Next {
+    async fn exchange_whole(
+        &mut self,
+        mut buf: Buf,
+        send: Range<usize>,
+        head: &RequestHead,
+        mut own: Option<OwnTime>,
+    ) -> Next {
         let mut tried = Tried::default();
-        let mut replayed = false;
+        // Whether an endpoint did accept, but gave no response.
+        let (mut replays, mut is_mute) = (0, false);
         loop {
-            let mut upstream = match self.hop.reach(&self.cluster, &mut tried, replayed).await {
+            let mut upstream = match self.hop.reach(&self.cluster, &mut tried, replays > 0).await {
                 Ok(upstream) => upstream,
+                Err(_) if is_mute => return self.reply(Reply::no_response(), head, buf).await,
                 Err(why) => return self.reply(Reply::unreached(why), head, buf).await,
             };
             if !upstream.stream.reader.is_armed() {
                 upstream.stream.reader.arm(self.hop.buffers.take(MEDIUM));
             }
             upstream.stream.writer.submit(buf, send.clone());
-            let (received, response) = first_answer(&mut upstream.stream, &mut self.pending).await;
+            let (received, response) = first_answer(&mut upstream.stream, &mut self.pending, &mut own).await;
             if !matches!(received, Ok(1..)) {
                 self.hop.buffers.give(response);
                 buf = take_back(&mut upstream.stream, &mut self.pending).await;
-                if upstream.reused && head.method.is_idempotent() && !replayed {
-                    // It ended the connection as we sent: the race that any reuse runs.
+                if head.method.is_idempotent() && replays < REPLAYS_MAX {
+                    // A reused connection may have ended as we sent: the race that any reuse runs. One that was just made says more
+                    // of the endpoint: another is asked.
+                    if !upstream.reused {
+                        is_mute = true;
+                        tried.add(&upstream);
+                    }
                     self.hop.slab.count(Counter::Replayed);
-                    replayed = true;
+                    replays += 1;
                     continue;
                 }
                 return self.reply(Reply::no_response(), head, buf).await;
@@ -169,6 +211,11 @@ impl Connection<'_> {
             let head_sent = Cell::new(false);
             let answer = answer(self.hop, head, &uploaded, &head_sent);
             let answered = answer.give(&mut upstream.stream.reader, &mut self.stream.writer, response).await;
+            if let Some(own) = own
+                && self.flush().await.is_ok()
+            {
+                self.hop.slab.overhead.observe(own.total());
+            }
             let buf = take_back(&mut upstream.stream, &mut self.pending).await;
             return self.after(upstream, answered, head, buf).await;
         }
@@ -325,12 +372,17 @@ fn answer<'a>(hop: &'a Hop, head: &RequestHead, uploaded: &'a Cell<bool>, head_s
 }
 
 /// Waits for the first bytes of a response, or the end. The request's buffer is kept as soon as it is sent.
-async fn first_answer(stream: &mut Stream, sent: &mut Option<Buf>) -> (io::Result<usize>, Buf) {
-    poll_fn(|context| {
+async fn first_answer(
+    stream: &mut Stream,
+    sent: &mut Option<Buf>,
+    own: &mut Option<OwnTime>,
+) -> (io::Result<usize>, Buf) {
+    let received = poll_fn(|context| {
         if stream.writer.is_sending()
             && let Poll::Ready((result, buf)) = stream.writer.poll_sent(context)
         {
             *sent = Some(buf);
+            own.iter_mut().for_each(OwnTime::pause);
             if result.is_err() {
                 // It may have answered all the same, before it ended; if not, this ends the wait.
                 stream.socket.shut(Shutdown::Both);
@@ -338,7 +390,9 @@ async fn first_answer(stream: &mut Stream, sent: &mut Option<Buf>) -> (io::Resul
         }
         stream.reader.poll_received(context)
     })
-    .await
+    .await;
+    own.iter_mut().for_each(OwnTime::resume);
+    received
 }
 
 /// The request's buffer, back from the kernel.

@@ -58,6 +58,13 @@ pub enum Unreached {
 #[derive(Default)]
 pub struct Tried(Vec<usize>);
 
+impl Tried {
+    /// Counts the endpoint of a connection that was made, and was no good, among them.
+    pub fn add(&mut self, upstream: &Upstream) {
+        self.0.push(upstream.lease.endpoint);
+    }
+}
+
 impl Hop {
     /// A connection to an endpoint that was not tried before: a used one if there is, unless it must be `fresh`.
     pub(super) async fn reach(

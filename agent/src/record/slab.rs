@@ -40,6 +40,8 @@ counters! {
     AcceptFailed = "accept_errors_total" [],
     /// Connections closed because nothing is known of what they dialled.
     NoOriginal = "connections_closed_total" ["reason" = "no_original_destination"],
+    /// Connections closed because the kernel could not watch another.
+    NoMemory = "connections_closed_total" ["reason" = "no_memory"],
     /// Connections closed because the service they dialled is gone.
     NoService = "connections_closed_total" ["reason" = "no_service"],
     /// HTTP connections that the client ended between exchanges.

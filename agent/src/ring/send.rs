@@ -3,12 +3,13 @@
 use std::{
     io,
     ops::Range,
-    os::fd::RawFd,
+    os::fd::{BorrowedFd, RawFd},
     pin::Pin,
     task::{Context, Poll},
 };
 
 use io_uring::{cqueue, opcode, types::Fd};
+use socket2::SockRef;
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 use super::{Buf, InFlight};
@@ -24,6 +25,13 @@ pub fn send(fd: RawFd, mut buf: Buf, range: Range<usize>) -> Send {
         .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
         .build();
     Send(UnsubmittedOneshot::new(buf, Sent, entry).submit())
+}
+
+/// Sends what the socket has room for, without waiting.
+pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the caller is a half of a `Stream`, which owns the socket and closes it only when it is itself dropped.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    SockRef::from(&fd).send_with_flags(bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
 }
 
 impl Future for Send {

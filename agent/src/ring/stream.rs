@@ -9,10 +9,13 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
+use tokio::io::unix::AsyncFd;
+
 use super::{
     Buf, Socket,
-    recv::{Likely, Recv, recv},
-    send::{Send, send},
+    readiness::{self, Borrowed},
+    recv::{has_news, recv_now},
+    send::{Send, send, send_now},
 };
 
 /// Both directions of a connection. The halves can be borrowed apart: one task may relay both ways.
@@ -27,50 +30,60 @@ pub struct Stream {
 
 impl Stream {
     /// Over a connected socket.
-    pub fn new(socket: Socket) -> Self {
+    pub fn new(socket: Socket) -> io::Result<Self> {
         let fd = socket.as_raw_fd();
-        Self { reader: Reader { fd, armed: None }, writer: Writer { fd, sending: None, rest: 0..0 }, socket }
+        // SAFETY: the halves of a stream are dropped before its socket, in the order of the fields.
+        let readiness = unsafe { readiness::of_socket(fd) }?;
+        Ok(Self { reader: Reader { readiness, armed: None }, writer: Writer { fd, sending: None, rest: 0..0 }, socket })
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Before the operations are dropped with the halves: they end, and no byte is swallowed that anybody could still want.
+        // Before a send in flight is dropped with its half: it ends.
         self.socket.shut(Shutdown::Both);
     }
 }
 
-/// The receiving half. A receive is armed ahead of need: it tells at once that bytes have come, or that the peer is gone.
+/// The receiving half. It waits in the epoll set in which tokio-uring's runtime waits for the ring, and then takes what is there with
+/// recv(2): for messages that come one at a time that is cheaper than a RECV each (half of what receiving costs), and nobody who is
+/// silent holds memory in the kernel's hands.
 pub struct Reader {
-    fd: RawFd,
-    armed: Option<Recv>,
+    readiness: AsyncFd<Borrowed>,
+    armed: Option<Buf>,
 }
 
 impl Reader {
-    /// Submits the receive for what the peer sends next.
+    /// Prepares to receive into the free part of `buf`, which must not be empty (0 bytes would look like the end).
     pub fn arm(&mut self, buf: Buf) {
-        debug_assert!(self.armed.is_none());
-        self.armed = Some(recv(self.fd, buf, Likely::Later));
+        debug_assert!(self.armed.is_none() && buf.room() > 0);
+        self.armed = Some(buf);
     }
 
-    /// As [`Reader::arm`], when the bytes are probably there already: the middle of a long body.
-    pub fn arm_now(&mut self, buf: Buf) {
-        debug_assert!(self.armed.is_none());
-        self.armed = Some(recv(self.fd, buf, Likely::Now));
-    }
-
-    /// Whether a receive is armed.
+    /// Whether a buffer is prepared.
     pub fn is_armed(&self) -> bool {
         self.armed.is_some()
     }
 
-    /// Whether the armed receive still waits: the peer has neither sent nor ended anything, as far as the ring has told.
-    pub fn is_quiet(&mut self) -> bool {
-        let mut context = Context::from_waker(Waker::noop());
-        self.armed.is_some() && self.poll_received(&mut context).is_pending()
+    /// Receives what is there already; false when that is nothing, or the end.
+    pub fn receive_now(&mut self, buf: &mut Buf) -> bool {
+        buf.room() > 0 && recv_now(self.readiness.as_raw_fd(), buf).is_ok_and(|bytes| bytes > 0)
     }
 
-    /// Waits for the armed receive: bytes now at the end of the buffer, 0 when the peer has ended.
+    /// Whether the peer has neither sent nor ended anything, as far as epoll has told.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        while let Poll::Ready(ready) = self.readiness.poll_read_ready(&mut context) {
+            let Ok(mut ready) = ready else { return false };
+            if has_news(self.readiness.as_raw_fd()) {
+                return false;
+            }
+            ready.clear_ready();
+        }
+        true
+    }
+
+    /// Waits for bytes, now at the end of the buffer; 0 when the peer has ended.
     pub async fn received(&mut self) -> (io::Result<usize>, Buf) {
         poll_fn(|context| self.poll_received(context)).await
     }
@@ -78,12 +91,19 @@ impl Reader {
     /// As [`Reader::received`].
     pub fn poll_received(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<usize>, Buf)> {
         loop {
-            let armed = self.armed.as_mut().expect("a receive is armed");
-            let (result, buf) = ready!(std::pin::Pin::new(armed).poll(context));
-            self.armed = None;
-            match result {
-                // A socket on the kernel's shortcut may say so of a wait that was cut short (trap T3): never an answer.
-                Err(error) if is_again(&error) => self.arm(buf),
+            let ready = ready!(self.readiness.poll_read_ready(context));
+            let mut buf = self.armed.take().expect("a buffer is prepared");
+            let mut ready = match ready {
+                Ok(ready) => ready,
+                Err(error) => return Poll::Ready((Err(error), buf)),
+            };
+            match recv_now(self.readiness.as_raw_fd(), &mut buf) {
+                // Only this says that all was taken. A short receive does not: a socket on the kernel's shortcut has two queues.
+                // And it may be said of a wait that was cut short (trap T3): never an answer.
+                Err(error) if is_again(&error) => {
+                    self.armed = Some(buf);
+                    ready.clear_ready();
+                }
                 result => return Poll::Ready((result, buf)),
             }
         }
@@ -93,16 +113,33 @@ impl Reader {
 /// The sending half.
 pub struct Writer {
     fd: RawFd,
-    sending: Option<Send>,
+    sending: Option<Sending>,
     rest: Range<usize>,
+}
+
+/// What was submitted and not yet awaited.
+enum Sending {
+    /// The kernel took it, or refused to, at once.
+    Over(io::Result<()>, Buf),
+    InFlight(Send),
 }
 
 impl Writer {
     /// Submits what stands at `range` of the buffer's memory. What was submitted before must have been awaited.
-    pub fn submit(&mut self, buf: Buf, range: Range<usize>) {
+    ///
+    /// send(2) tries first, and nearly always takes all: an operation would do the same work at the same moment, and cost a completion
+    /// and a turn of the loop on top. What the socket has no room for goes to the ring.
+    pub fn submit(&mut self, mut buf: Buf, range: Range<usize>) {
         debug_assert!(self.sending.is_none());
-        self.rest = range.clone();
-        self.sending = Some(send(self.fd, buf, range));
+        self.rest = range;
+        self.sending = Some(match send_now(self.fd, &buf.memory()[self.rest.clone()]) {
+            Ok(bytes) if bytes == self.rest.len() => Sending::Over(Ok(()), buf),
+            Err(error) if !is_again(&error) => Sending::Over(Err(error), buf),
+            some => {
+                self.rest.start += some.unwrap_or(0);
+                Sending::InFlight(send(self.fd, buf, self.rest.clone()))
+            }
+        });
     }
 
     /// Whether something was submitted and not yet awaited.
@@ -118,18 +155,24 @@ impl Writer {
     /// As [`Writer::sent`].
     pub fn poll_sent(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<()>, Buf)> {
         loop {
-            let sending = self.sending.as_mut().expect("something was submitted");
+            let sending = match self.sending.take().expect("something was submitted") {
+                Sending::Over(result, buf) => return Poll::Ready((result, buf)),
+                Sending::InFlight(sending) => self.sending.insert(Sending::InFlight(sending)),
+            };
+            let Sending::InFlight(sending) = sending else { continue };
             let (result, buf) = ready!(std::pin::Pin::new(sending).poll(context));
-            self.sending = None;
             match result {
                 Ok(bytes) => self.rest.start += bytes,
                 Err(error) if is_again(&error) => {}
-                Err(error) => return Poll::Ready((Err(error), buf)),
+                Err(error) => {
+                    self.sending = None;
+                    return Poll::Ready((Err(error), buf));
+                }
             }
-            if self.rest.is_empty() {
-                return Poll::Ready((Ok(()), buf));
-            }
-            self.sending = Some(send(self.fd, buf, self.rest.clone()));
+            self.sending = Some(match self.rest.is_empty() {
+                true => Sending::Over(Ok(()), buf),
+                false => Sending::InFlight(send(self.fd, buf, self.rest.clone())),
+            });
         }
     }
 }

@@ -128,6 +128,10 @@ impl Answer<'_> {
             head.edits.insert.extend_from_slice(says);
         }
         let (mut buf, head_bytes) = apply(copy.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
+        if matches!(head.framing, Framing::Length(_)) && buf.len() == head_bytes {
+            // Many servers write the head and the body one right after the other: both then leave here in one piece.
+            copy.from.receive_now(&mut buf);
+        }
         let range = buf.range();
         let body = range.start + head_bytes;
         let mut answered =
