@@ -251,7 +251,9 @@ pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
 
 /// Sockets that are enrolled keep the program they have for as long as they live: it falls back to TCP at the next message.
 fn switch_shortcut_off(settings: &Path) {
-    let Ok(mut settings) = MapData::from_pin(settings).map(Map::Array).and_then(Array::<_, Settings>::try_from) else { return };
+    let Ok(mut settings) = MapData::from_pin(settings).map(Map::Array).and_then(Array::<_, Settings>::try_from) else {
+        return;
+    };
     if let Ok(current) = settings.get(&0, 0) {
         let _ = settings.set(0, Settings { flags: 0, ..current }, 0);
     }

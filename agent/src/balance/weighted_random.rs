@@ -15,8 +15,9 @@ pub fn columns(weights: &[u32]) -> Vec<Column> {
     let count = weights.len();
     let total: f64 = weights.iter().map(|weight| f64::from((*weight).max(1))).sum();
     let mut share: Vec<f64> = weights.iter().map(|weight| f64::from((*weight).max(1)) * count as f64 / total).collect();
-    let mut columns: Vec<Column> =
-        (0..count).map(|index| Column { threshold: u32::MAX, alias: u32::try_from(index).unwrap_or(u32::MAX) }).collect();
+    let mut columns: Vec<Column> = (0..count)
+        .map(|index| Column { threshold: u32::MAX, alias: u32::try_from(index).unwrap_or(u32::MAX) })
+        .collect();
     let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..count).partition(|index| share[*index] < 1.0);
     while let (Some(low), Some(high)) = (small.pop(), large.last().copied()) {
         columns[low] = Column {

@@ -173,7 +173,7 @@ mod tests {
             return;
         }
         let offsets = of_running_kernel().unwrap();
-        assert!(offsets.cookie > 0 && offsets.cookie % 8 == 0);
+        assert!(offsets.cookie > 0 && offsets.cookie.is_multiple_of(8));
         assert!(offsets.rmem_alloc > offsets.cookie && offsets.rcvbuf > offsets.cookie);
     }
 
