@@ -94,10 +94,11 @@ fn new_connections_of_an_agent_service_work_at_once_when_the_agent_is_killed_und
     for _ in 0..200 {
         assert_eq!(stage.session(service).get("/").unwrap().text(), "nginx\n");
     }
-    // What was in flight through the agent ended with it; wrk dials again, and is served by the kernel's choice.
+    // What was in flight through the agent ended with it, and so may what wrk dials while the kernel still takes the process down: a few
+    // errors for each of its connections. Then it is served by the kernel's choice.
     let load = wrk.report();
     assert_eq!(load.bad_answers, 0, "{load:?}");
-    assert!(load.socket_errors <= 32, "one error for each connection that the agent held: {load:?}");
+    assert!(load.socket_errors <= 16 * 8, "{load:?}");
 }
 
 #[test]
@@ -109,7 +110,7 @@ fn a_hung_agent_loses_its_connections_to_the_kernel_within_moments() {
     assert_eq!(stage.ask_name(service).unwrap(), "origin");
     let before = origin.accepted();
 
-    agent.signal(Signal::SIGSTOP);
+    agent.stop();
     // Its listener still takes connections into the backlog, so only the age of the heartbeat (2 s) tells the kernel.
     let stopped = std::time::Instant::now();
     wait::until("the kernel to balance by itself", Duration::from_secs(10), || {
@@ -141,7 +142,7 @@ fn connections_in_the_agent_live_on_when_it_was_only_stopped_for_a_while() {
     let mut stream = stage.dial(service).unwrap();
     assert_eq!(read_name(&mut stream).unwrap(), "origin");
 
-    agent.signal(Signal::SIGSTOP);
+    agent.stop();
     std::io::Write::write_all(&mut stream, b"patience").unwrap();
     agent.signal(Signal::SIGCONT);
     let mut back = [0; 8];

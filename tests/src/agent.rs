@@ -172,6 +172,20 @@ impl Agent {
         self.process.signal(signal);
     }
 
+    /// Stops it (SIGSTOP) and waits until each of its threads stands still: the signal alone promises no moment.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        wait::until("every thread to stand still", wait::SOON, || {
+            let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("a running agent");
+            threads.flatten().all(|thread| {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                // The state is the first word behind the name, which ends with the last parenthesis.
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+            })
+        });
+    }
+
     /// Kills it as the kernel does when memory is short, and waits until it is gone.
     pub fn sigkill(&mut self) {
         self.process.kill();
