@@ -141,12 +141,24 @@ impl Take<'_> {
                 Some(verdict) => {
                     let word = if verdict.pass { "PASS " } else { "BELOW" };
                     println!("  {word}  {}: {}{}", goal.say(), range(verdict.spread), over(goal, verdict.over));
+                    self.doubt(goal);
                     self.report.below |= !verdict.pass;
                 }
             }
         }
         self.report.ratios.extend(ratios(self.scenario, &self.samples));
         println!();
+    }
+
+    /// What others spent counts as the machine's, for the way that is judged and for the one it is set against.
+    fn doubt(&self, goal: &Goal) {
+        let noise = |way| self.samples.spread(goal.placement, way, Figure::Foreign).map_or(0.0, |spread| spread.median);
+        if goal.figure != Figure::MachineCpu || goal.needs().into_iter().map(noise).fold(0.0, f64::max) <= NOISE {
+            return;
+        }
+        if let Some(own) = (Goal { figure: Figure::OwnCpu, ..*goal }).judge(&self.samples) {
+            println!("         other programs are in this figure; the scenario's own processes: {}", range(own.spread));
+        }
     }
 
     fn table(&self, scenario: &Scenario, placement: Placement) {
