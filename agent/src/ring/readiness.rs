@@ -3,7 +3,7 @@
 use std::{
     io,
     net::TcpListener,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -14,21 +14,33 @@ pub fn of_listener(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }.map_err(io::Error::from)
 }
 
+/// A stream's socket, to wait until it can be read.
+pub(super) fn of_socket(socket: Borrowed) -> io::Result<AsyncFd<Borrowed>> {
+    // SAFETY: who made `socket` keeps the descriptor open for as long; it is always the same.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
+}
+
 /// A descriptor that somebody else owns.
 pub(super) struct Borrowed(RawFd);
+
+impl Borrowed {
+    /// # Safety
+    ///
+    /// The descriptor must stay open until this is dropped.
+    pub unsafe fn new(fd: RawFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsFd for Borrowed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: it is open: see `Borrowed::new`.
+        unsafe { BorrowedFd::borrow_raw(self.0) }
+    }
+}
 
 impl AsRawFd for Borrowed {
     fn as_raw_fd(&self) -> RawFd {
         self.0
     }
-}
-
-/// A stream's socket.
-///
-/// # Safety
-///
-/// The descriptor must stay open until what is returned is dropped.
-pub(super) unsafe fn of_socket(socket: RawFd) -> io::Result<AsyncFd<Borrowed>> {
-    // SAFETY: the caller keeps it open; it is always the same.
-    unsafe { AsyncFd::register_with_interest(Borrowed(socket), Interest::READABLE) }.map_err(io::Error::from)
 }

@@ -1,23 +1,20 @@
-//! recv(2) into the free part of a buffer, without waiting.
+//! recv(2) into the free part of a buffer, without waiting. By rustix, whose system calls are no cancellation points: libc's cost two
+//! atomic operations each.
 
-use std::{io, os::fd::RawFd};
+use std::{io, os::fd::BorrowedFd};
+
+use rustix::net::{RecvFlags, recv};
 
 use super::Buf;
 
 /// Receives what is there; 0 bytes: the peer has ended.
-pub fn recv_now(fd: RawFd, buf: &mut Buf) -> io::Result<usize> {
-    let spare = buf.spare();
-    // SAFETY: the kernel writes at most `spare.len()` bytes into memory that is ours to fill.
-    let received = unsafe { libc::recv(fd, spare.as_mut_ptr().cast(), spare.len(), libc::MSG_DONTWAIT) };
-    let bytes = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+pub fn recv_now(socket: BorrowedFd<'_>, buf: &mut Buf) -> io::Result<usize> {
+    let (bytes, _) = recv(socket, buf.spare(), RecvFlags::DONTWAIT)?;
     buf.filled(bytes);
     Ok(bytes)
 }
 
 /// Whether there is anything to receive: bytes, the end, or an error. Leaves it there.
-pub fn has_news(fd: RawFd) -> bool {
-    let mut byte = 0_u8;
-    // SAFETY: the kernel writes at most the one byte.
-    let received = unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT | libc::MSG_PEEK) };
-    received >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
+pub fn has_news(socket: BorrowedFd<'_>) -> bool {
+    recv(socket, &mut [0_u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK) != Err(rustix::io::Errno::AGAIN)
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use io_uring::{cqueue, opcode, types::Fd};
-use socket2::SockRef;
+use rustix::net::SendFlags;
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 use super::{Buf, InFlight};
@@ -27,11 +27,9 @@ pub fn send(fd: RawFd, mut buf: Buf, range: Range<usize>) -> Send {
     Send(UnsubmittedOneshot::new(buf, Sent, entry).submit())
 }
 
-/// Sends what the socket has room for, without waiting.
-pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: the caller is a half of a `Stream`, which owns the socket and closes it only when it is itself dropped.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    SockRef::from(&fd).send_with_flags(bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+/// Sends what the socket has room for, without waiting. By rustix, as [`super::recv`].
+pub fn send_now(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 impl Future for Send {

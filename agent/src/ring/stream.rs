@@ -5,7 +5,7 @@ use std::{
     io,
     net::Shutdown,
     ops::Range,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -31,10 +31,11 @@ pub struct Stream {
 impl Stream {
     /// Over a connected socket.
     pub fn new(socket: Socket) -> io::Result<Self> {
-        let fd = socket.as_raw_fd();
-        // SAFETY: the halves of a stream are dropped before its socket, in the order of the fields.
-        let readiness = unsafe { readiness::of_socket(fd) }?;
-        Ok(Self { reader: Reader { readiness, armed: None }, writer: Writer { fd, sending: None, rest: 0..0 }, socket })
+        // SAFETY: the halves are dropped before the socket, in the order of the stream's fields.
+        let half = || unsafe { Borrowed::new(socket.as_raw_fd()) };
+        let reader = Reader { readiness: readiness::of_socket(half())?, armed: None, is_drained: true };
+        let writer = Writer { socket: half(), sending: None, rest: 0..0 };
+        Ok(Self { reader, writer, socket })
     }
 }
 
@@ -51,6 +52,8 @@ impl Drop for Stream {
 pub struct Reader {
     readiness: AsyncFd<Borrowed>,
     armed: Option<Buf>,
+    /// Everything that had come when epoll last told of news has been taken.
+    is_drained: bool,
 }
 
 impl Reader {
@@ -67,7 +70,7 @@ impl Reader {
 
     /// Receives what is there already; false when that is nothing, or the end.
     pub fn receive_now(&mut self, buf: &mut Buf) -> bool {
-        buf.room() > 0 && recv_now(self.readiness.as_raw_fd(), buf).is_ok_and(|bytes| bytes > 0)
+        buf.room() > 0 && recv_now(self.readiness.get_ref().as_fd(), buf).is_ok_and(|bytes| bytes > 0)
     }
 
     /// Whether the peer has neither sent nor ended anything, as far as epoll has told.
@@ -75,7 +78,7 @@ impl Reader {
         let mut context = Context::from_waker(Waker::noop());
         while let Poll::Ready(ready) = self.readiness.poll_read_ready(&mut context) {
             let Ok(mut ready) = ready else { return false };
-            if has_news(self.readiness.as_raw_fd()) {
+            if has_news(self.readiness.get_ref().as_fd()) {
                 return false;
             }
             ready.clear_ready();
@@ -97,22 +100,29 @@ impl Reader {
                 Ok(ready) => ready,
                 Err(error) => return Poll::Ready((Err(error), buf)),
             };
-            match recv_now(self.readiness.as_raw_fd(), &mut buf) {
-                // Only this says that all was taken. A short receive does not: a socket on the kernel's shortcut has two queues.
-                // And it may be said of a wait that was cut short (trap T3): never an answer.
-                Err(error) if is_again(&error) => {
+            let result = recv_now(self.readiness.get_ref().as_fd(), &mut buf);
+            match &result {
+                // May be said of a wait that was cut short (trap T3): never an answer.
+                Err(error) if is_again(error) => {
                     self.armed = Some(buf);
+                    self.is_drained = true;
                     ready.clear_ready();
+                    continue;
                 }
-                result => return Poll::Ready((result, buf)),
+                // Less than there is room for, after a time when nothing was left: that was all, and the next wait needs no vain
+                // attempt. Not so after a receive that left something: a socket on the kernel's shortcut has two queues, and bytes
+                // are in both when the first has been full (trap T6).
+                Ok(1..) if buf.room() > 0 && self.is_drained => ready.clear_ready(),
+                _ => self.is_drained = false,
             }
+            return Poll::Ready((result, buf));
         }
     }
 }
 
 /// The sending half.
 pub struct Writer {
-    fd: RawFd,
+    socket: Borrowed,
     sending: Option<Sending>,
     rest: Range<usize>,
 }
@@ -132,12 +142,12 @@ impl Writer {
     pub fn submit(&mut self, mut buf: Buf, range: Range<usize>) {
         debug_assert!(self.sending.is_none());
         self.rest = range;
-        self.sending = Some(match send_now(self.fd, &buf.memory()[self.rest.clone()]) {
+        self.sending = Some(match send_now(self.socket.as_fd(), &buf.memory()[self.rest.clone()]) {
             Ok(bytes) if bytes == self.rest.len() => Sending::Over(Ok(()), buf),
             Err(error) if !is_again(&error) => Sending::Over(Err(error), buf),
             some => {
                 self.rest.start += some.unwrap_or(0);
-                Sending::InFlight(send(self.fd, buf, self.rest.clone()))
+                Sending::InFlight(send(self.socket.as_raw_fd(), buf, self.rest.clone()))
             }
         });
     }
@@ -171,7 +181,7 @@ impl Writer {
             }
             self.sending = Some(match self.rest.is_empty() {
                 true => Sending::Over(Ok(()), buf),
-                false => Sending::InFlight(send(self.fd, buf, self.rest.clone())),
+                false => Sending::InFlight(send(self.socket.as_raw_fd(), buf, self.rest.clone())),
             });
         }
     }
