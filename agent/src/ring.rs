@@ -1,8 +1,13 @@
-//! The hands on io_uring: one file per operation, each a one-shot of our own on the tokio-uring runtime.
+//! The hands on the sockets of a worker, on tokio-uring: one file per operation.
 //!
-//! An operation owns its buffer until the kernel is done with it. None in flight is ever dropped while its socket lives: tokio-uring
-//! cannot cancel one, so a dropped receive would stay armed and swallow bytes. What ends an operation early is its socket being shut:
-//! [`Stream`] does so when it is dropped, and [`Watch`] when a deadline has passed.
+//! Who waits for bytes or connections waits in the runtime's epoll set, and takes what is there with a plain system call: for messages
+//! that come one at a time that was measured to cost half of a RECV each, the silent hold no memory in the kernel's hands, and no ring
+//! holds a listener after its process was killed. Sends are tried at once. What must wait in the kernel itself goes to the ring:
+//! CONNECT, a SEND for which the socket has no room, and CLOSE, which comes behind them.
+//!
+//! An operation on the ring owns its buffer until the kernel is done with it. None in flight is ever dropped while its socket lives:
+//! tokio-uring cannot cancel one. What ends an operation early is its socket being shut: [`Stream`] does so when it is dropped, and
+//! [`Watch`] when a deadline has passed.
 //!
 //! Nothing here judges: bytes go in and out, errors are the kernel's own.
 

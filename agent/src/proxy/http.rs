@@ -1,7 +1,7 @@
 //! HTTP/1: requests are read one after the other, checked, passed on to an endpoint each, and answered in order.
 //!
 //! The usual request and the usual response fit into the buffer they were received in: both are edited in place and sent from there,
-//! so that a request costs four operations: receive and send on either side. Whatever is longer is streamed.
+//! so that a request costs four system calls: receive and send on either side. Whatever is longer is streamed.
 
 mod apply;
 mod reply;

@@ -1,4 +1,4 @@
-//! SEND of a part of a buffer.
+//! Sending a part of a buffer: send(2) at once, and a SEND on the ring for what the socket has no room for.
 
 use std::{
     io,

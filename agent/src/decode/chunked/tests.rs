@@ -4,8 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Body, trailer fields and what follows, of bytes given in pieces.
-fn decode<'p>(pieces: impl Iterator<Item = &'p [u8]>) -> Result<Option<(Vec<u8>, Vec<u8>, Vec<u8>)>, BadChunk> {
+/// Body, trailer fields and what follows; `None` while the body is not complete.
+type Decoded = Result<Option<(Vec<u8>, Vec<u8>, Vec<u8>)>, BadChunk>;
+
+fn decode<'p>(pieces: impl Iterator<Item = &'p [u8]>) -> Decoded {
     let (mut decoder, mut body, mut rest) = (Decoder::default(), Vec::new(), Vec::new());
     for piece in pieces {
         let mut at = 0;
@@ -23,7 +25,7 @@ fn decode<'p>(pieces: impl Iterator<Item = &'p [u8]>) -> Result<Option<(Vec<u8>,
     Ok(decoder.is_done().then(|| (body, decoder.trailers().to_vec(), rest)))
 }
 
-fn whole(bytes: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>, Vec<u8>)>, BadChunk> {
+fn whole(bytes: &[u8]) -> Decoded {
     decode(std::iter::once(bytes))
 }
 

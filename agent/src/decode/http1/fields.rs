@@ -93,11 +93,7 @@ impl<'b> Fields<'b> {
         // The lengths first: most fields are none of these.
         match header.name.len() {
             2 if is("te") && !header.value.eq_ignore_ascii_case(b"trailers") => self.hop.push(line),
-            4 if is_request && is("host") => {
-                if self.host.replace((header.value, line)).is_some() {
-                    return Err("more than one Host");
-                }
-            }
+            4 if is_request && is("host") => self.read_host(header.value, line)?,
             6 if is("expect") => {
                 self.expects_continue |= header.value.eq_ignore_ascii_case(b"100-continue");
                 self.expect = Some(line);
@@ -120,6 +116,13 @@ impl<'b> Fields<'b> {
             _ => {}
         }
         Ok(false)
+    }
+
+    fn read_host(&mut self, value: &'b [u8], line: Line) -> Result<(), &'static str> {
+        match self.host.replace((value, line)) {
+            None => Ok(()),
+            Some(_) => Err("more than one Host"),
+        }
     }
 
     fn read_connection(&mut self, value: &[u8], line: Line) -> bool {

@@ -145,7 +145,7 @@ fn malformed_lines_are_refused() {
         b"GET / HTTP/1.1\r\nHost: a\r\nX\xc3\xa9: 1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nX(: 1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nX\0: 1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\02\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\x002\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r2\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\n\r\n",

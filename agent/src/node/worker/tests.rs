@@ -134,7 +134,7 @@ impl Client {
     }
 
     /// Everything to the end; an error is the connection's.
-    fn to_end(&mut self) -> std::io::Result<Vec<u8>> {
+    fn rest(&mut self) -> std::io::Result<Vec<u8>> {
         while self.more()? > 0 {}
         Ok(std::mem::take(&mut self.1))
     }

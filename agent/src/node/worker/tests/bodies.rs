@@ -110,7 +110,7 @@ fn bodies_of_any_length_come_down_whole() {
         let mut other = hop.client();
         other.send(format!("GET /close/{length} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert!(other.until("\r\n\r\n").contains("connection: close"));
-        assert!(other.to_end().unwrap() == body, "{length}");
+        assert!(other.rest().unwrap() == body, "{length}");
     }
 }
 
@@ -122,7 +122,7 @@ fn a_client_of_http_1_0_gets_a_bare_body() {
     client.send("GET /chunked/20000 HTTP/1.0\r\n\r\n");
     let head = client.until("\r\n\r\n");
     assert!(head.contains("connection: close") && !head.to_lowercase().contains("chunked"), "{head}");
-    assert_eq!(client.to_end().unwrap().len(), 20_000);
+    assert_eq!(client.rest().unwrap().len(), 20_000);
     let mut client = hop.client();
     for _ in 0..2 {
         client.send("GET /length/3 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
@@ -182,14 +182,14 @@ fn a_final_response_before_the_body_ends_the_connection() {
     let origin = Origin::new(|mut client, _| {
         client.until("\r\n\r\n");
         client.send("HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno");
-        let _ = client.to_end();
+        let _ = client.rest();
     });
     let hop = Hop::http(&origin);
     let mut client = hop.client();
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
     let head = client.until("\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 413") && head.contains("connection: close"), "{head}");
-    assert_eq!(client.to_end().unwrap(), b"no");
+    assert_eq!(client.rest().unwrap(), b"no");
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn an_early_response_reaches_a_client_that_is_still_sending() {
     let origin = Origin::new(|mut client, _| {
         client.until("\r\n\r\n");
         client.send("HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno");
-        let _ = client.to_end();
+        let _ = client.rest();
     });
     let hop = Hop::http(&origin);
     let mut client = hop.client();

@@ -53,7 +53,7 @@ fn an_endpoint_that_does_not_accept_in_time_is_a_504() {
     let hop = Hop::of(Protocol::Http, &[address]);
     let mut client = hop.client();
     client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-    let reply = String::from_utf8(client.to_end().unwrap()).unwrap();
+    let reply = String::from_utf8(client.rest().unwrap()).unwrap();
     assert!(reply.starts_with("HTTP/1.1 504 ") && reply.contains("connection: close"), "{reply}");
 }
 
@@ -109,7 +109,7 @@ fn a_broken_response_never_looks_whole() {
         let mut client = hop.client();
         client.send(GET);
         client.until("half");
-        assert!(client.to_end().is_err(), "{response:?}");
+        assert!(client.rest().is_err(), "{response:?}");
         assert_eq!(hop.counted(Counter::UpstreamAborted), 1);
     }
 }
@@ -126,7 +126,7 @@ fn a_reset_within_a_body_without_length_is_passed_on_as_one() {
     let mut client = hop.client();
     client.send("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n?");
     client.until("half");
-    assert!(client.to_end().is_err());
+    assert!(client.rest().is_err());
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn what_is_no_response_is_a_502() {
         let hop = Hop::http(&origin);
         let mut client = hop.client();
         client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        let reply = String::from_utf8(client.to_end().unwrap()).unwrap();
+        let reply = String::from_utf8(client.rest().unwrap()).unwrap();
         assert!(reply.starts_with("HTTP/1.1 502 "), "{response:?}: {reply}");
     }
 }

@@ -19,11 +19,11 @@ fn a_drain_ends_idle_connections_and_finishes_the_others() {
     busy.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n");
     wait_for(|| hop.slab.counted(Counter::UpstreamFresh) == 2 || hop.slab.counted(Counter::UpstreamReused) == 1);
     hop.worker.drain();
-    assert_eq!(idle.to_end().unwrap(), b"");
+    assert_eq!(idle.rest().unwrap(), b"");
     busy.send("go");
     let head = busy.until("\r\n\r\n");
     assert!(head.contains("connection: close"), "{head}");
-    assert_eq!(busy.to_end().unwrap(), b"hi");
+    assert_eq!(busy.rest().unwrap(), b"hi");
     wait_for(|| hop.worker.connections() == 0);
     assert!(TcpStream::connect(hop.address).is_err());
 }
@@ -65,5 +65,5 @@ fn progress_is_shown_and_stopping_ends_everything() {
     wait_for(|| hop.worker.progress() > progress + 2);
     assert!(!hop.worker.is_finished());
     hop.worker.stop();
-    assert!(client.to_end().is_ok_and(|rest| rest.is_empty()));
+    assert!(client.rest().is_ok_and(|rest| rest.is_empty()));
 }

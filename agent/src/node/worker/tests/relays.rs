@@ -9,7 +9,7 @@ fn a_websocket_becomes_a_relay() {
         client.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst");
         assert_eq!(client.exactly(5), b"hello");
         client.send("world");
-        assert_eq!(client.to_end().unwrap(), b"");
+        assert_eq!(client.rest().unwrap(), b"");
     });
     let hop = Hop::http(&origin);
     let mut client = hop.client();
@@ -18,7 +18,7 @@ fn a_websocket_becomes_a_relay() {
     assert!(head.contains("Connection: Upgrade") && head.contains("Upgrade: websocket"), "{head}");
     assert_eq!(client.exactly(10), b"firstworld");
     client.0.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(client.to_end().unwrap(), b"");
+    assert_eq!(client.rest().unwrap(), b"");
     assert_eq!(hop.counted(Counter::RelayDone), 1);
 }
 
@@ -26,7 +26,7 @@ fn a_websocket_becomes_a_relay() {
 fn a_relay_passes_on_ends_one_by_one() {
     let origin = Origin::new(|mut client, _| {
         client.send("banner");
-        let body = client.to_end().unwrap();
+        let body = client.rest().unwrap();
         client.send(format!("{}", body.len()));
     });
     let hop = Hop::of(Protocol::Tcp, &[origin.address]);
@@ -34,7 +34,7 @@ fn a_relay_passes_on_ends_one_by_one() {
     assert_eq!(client.exactly(6), b"banner");
     client.send(vec![b'x'; 3_000_000]);
     client.0.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(client.to_end().unwrap(), b"3000000");
+    assert_eq!(client.rest().unwrap(), b"3000000");
     assert_eq!(hop.counted(Counter::RelayDone), 1);
 }
 
@@ -44,7 +44,7 @@ fn a_relay_passes_on_a_reset() {
     let told = Arc::clone(&seen);
     let origin = Origin::new(move |mut client, _| {
         client.send("banner");
-        *told.lock().unwrap() = Some(client.to_end().is_err());
+        *told.lock().unwrap() = Some(client.rest().is_err());
     });
     let hop = Hop::of(Protocol::Tcp, &[origin.address]);
     let mut client = hop.client();

@@ -69,7 +69,7 @@ fn refusals_say_why_and_close() {
     ] {
         let mut client = hop.client();
         client.send(&request);
-        let reply = String::from_utf8(client.to_end().unwrap()).unwrap();
+        let reply = String::from_utf8(client.rest().unwrap()).unwrap();
         assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{reply}");
         assert!(reply.contains("\r\nconnection: close\r\n") && reply.contains("\r\n\r\nsockway: "), "{reply}");
     }
