@@ -40,13 +40,14 @@ pub fn send_direct(ctx: SkMsgContext) -> u32 {
 #[inline(always)]
 fn try_direct(ctx: &SkMsgContext, half: &mut Half) -> Result<(), Counter> {
     let settings = SETTINGS.get(0).ok_or(Counter::FallbackOff)?;
-    if settings.flags & settings_flags::SHORTCUT == 0 {
-        return Err(Counter::FallbackOff);
-    }
+    let is_off = settings.flags & settings_flags::SHORTCUT == 0;
     if half.state == half_state::WAITING {
+        if is_off {
+            return Err(Counter::FallbackOff);
+        }
         meet(half, settings)?;
     }
-    check_room(half, settings)?;
+    check_room(half, settings, is_off)?;
     if SHORTCUT.redirect_msg(ctx, &mut half.peer_cookie, u64::from(BPF_F_INGRESS)) != i64::from(SK_PASS) {
         return Err(Counter::FallbackGone);
     }
@@ -85,8 +86,16 @@ fn meet(half: &mut Half, settings: &Settings) -> Result<(), Counter> {
 
 /// There must be room in the peer's receive queue: an ingress redirect knows no bound of its own (trap T13). A peer that is gone may
 /// answer anything here, since its memory may be another's by now; whether it is gone the lookup by its cookie tells (trap T17).
+///
+/// A shortcut that was switched off ends when the queue is empty: a reader woken once, for bytes of both ways, would stop after the first.
 #[inline(always)]
-fn check_room(half: &Half, settings: &Settings) -> Result<(), Counter> {
+fn check_room(half: &Half, settings: &Settings, is_off: bool) -> Result<(), Counter> {
     let queued: i32 = socket::peek(half.peer_sock, settings.offsets.rmem_alloc).ok_or(Counter::FallbackGone)?;
-    if queued as u32 > half.limit_bytes { Err(Counter::FallbackFull) } else { Ok(()) }
+    if is_off && queued == 0 {
+        Err(Counter::FallbackOff)
+    } else if queued as u32 > half.limit_bytes {
+        Err(Counter::FallbackFull)
+    } else {
+        Ok(())
+    }
 }
