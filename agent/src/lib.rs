@@ -23,14 +23,14 @@
 //! |---|---|---|---|
 //! | [`kernel`] | an agent's listener and a client's address | what the client dialled | unknown: close |
 //! | [`accept`] | a permit, then a listener | a connection | accepts no more until a permit comes back |
-//! | [`route`] | the original destination, the snapshot | a service | its service is gone: close |
+//! | [`route`] | the original destination, the snapshot | a service | its service was removed meanwhile: close |
 //! | [`decode`] | bytes | heads, bodies, ends | malformed: a local reply that says why |
 //! | [`balance`] | weights and usable endpoints, a counter or chance | an endpoint | none is usable: all are |
 //! | [`connect`] | an endpoint | a connection, pooled or new | it does not accept: the next endpoint |
 //! | [`forward`] | two connections | an outcome | an error that knows its side |
 //! | [`record`] | an outcome | counters | never |
 //!
-//! [`proxy`] is the corridor that calls them in order. [`ring`] is how all of them move bytes: operations on io_uring. [`health`] judges
+//! [`proxy`] is the corridor that calls them in order. [`ring`] is how all of them move bytes, on tokio-uring. [`health`] judges
 //! the endpoints beside the path. [`node`] starts, reloads and ends it all on the main thread, and [`command`] is what a person at a
 //! terminal asks. [`config`] and [`cluster`] are the words that everybody uses.
 //!

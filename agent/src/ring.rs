@@ -1,8 +1,9 @@
 //! The hands on the sockets of a worker, on tokio-uring: one file per operation.
 //!
 //! Who waits for bytes or connections waits in the runtime's epoll set, and takes what is there with a plain system call: for messages
-//! that come one at a time that was measured to cost half of a RECV each, the silent hold no memory in the kernel's hands, and no ring
-//! holds a listener after its process was killed. Sends are tried at once. What must wait in the kernel itself goes to the ring:
+//! that come one at a time that was measured to cost half of a RECV each (a 1 KiB request through the agent: 1.2 µs of receiving for
+//! 2.4; Linux 6.18, `cargo xtask bench l7-h1`), because tokio-uring itself waits in epoll, and each completion interrupts that wait once
+//! before it is seen. The silent hold no memory in the kernel's hands, and no ring holds a listener after its process was killed. Sends are tried at once. What must wait in the kernel itself goes to the ring:
 //! CONNECT, a SEND for which the socket has no room, and CLOSE, which comes behind them.
 //!
 //! An operation on the ring owns its buffer until the kernel is done with it. None in flight is ever dropped while its socket lives:
