@@ -55,7 +55,7 @@ impl Origin {
         })
     }
 
-    /// Keeps the first line of every connection, says nothing.
+    /// Keeps the first line of every connection, says nothing. A connection without one is no client's: the agent probes that way.
     pub fn collect(listener: TcpListener) -> (Self, Arc<Mutex<Vec<String>>>) {
         let lines: Arc<Mutex<Vec<String>>> = Arc::default();
         let origin = Self::start(listener, {
@@ -63,7 +63,9 @@ impl Origin {
             move |stream, _| {
                 let mut line = String::new();
                 BufReader::new(stream).read_line(&mut line)?;
-                lines.lock().expect("no thread panics with it").push(line.trim_end().to_owned());
+                if !line.is_empty() {
+                    lines.lock().expect("no thread panics with it").push(line.trim_end().to_owned());
+                }
                 Ok(())
             }
         });
