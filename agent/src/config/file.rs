@@ -38,6 +38,7 @@ const INSTANCE_CHARS_MAX: usize = 32; // a cgroup, a directory of bpffs and a fi
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
 const WORKERS_MAX: u32 = 1024; // four times the cores of the largest hosts sold
 const DRAIN_TIMEOUT_MS_MAX: u32 = 3_600_000;
+const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
 const CONNECT_TIMEOUT_MS_MAX: u32 = 120_000; // Linux itself gives up after about two minutes (tcp_syn_retries = 6)
 const PROBE_INTERVAL_MS_MAX: u32 = 3_600_000;
 const WEIGHT_MAX: u32 = 65_535;
@@ -305,7 +306,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         shortcut: section.or("shortcut", Shortcut::default, |field, p| field.choice(&SHORTCUTS, p), problems),
         connect_timeout_ms: section.or(
             "connect_timeout_ms",
-            || 1_000,
+            || CONNECT_TIMEOUT_MS,
             |field, p| field.integer(1..=CONNECT_TIMEOUT_MS_MAX, p),
             problems,
         ),

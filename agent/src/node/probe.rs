@@ -21,6 +21,8 @@ use crate::{
 
 /// Probes in flight: each holds a socket for at most its service's connect timeout. What is due beyond it waits its turn.
 const IN_FLIGHT_MAX: usize = 256;
+/// Longest wait for one probe: an endpoint that takes longer to accept is no better than one that refuses.
+const PATIENCE_MAX: Duration = Duration::from_secs(1);
 
 /// Ids of a service and of one of its endpoints.
 type Key = (u32, u32);
@@ -111,7 +113,8 @@ impl Prober {
         {
             self.due.pop_first();
             let Some(watched) = self.watched.get(&key) else { continue };
-            let (address, patience) = (watched.endpoint.address, watched.service.config.connect_timeout);
+            let (address, patience) =
+                (watched.endpoint.address, watched.service.config.connect_timeout.min(PATIENCE_MAX));
             self.in_flight.spawn(async move { (key, probe(address, patience).await) });
         }
     }
