@@ -109,7 +109,7 @@ mod tests {
             "captures  programs in cgroup / and below; shortcut if this kernel passes the self-test\n",
             "services  1\n",
             "a at 10.0.0.1:80, http: through the agent",
-            "round_robin, no shortcut, connect timeout 1s, probed after failures\n",
+            "round_robin, no shortcut, connect timeout 5s, probed after failures\n",
             "     66.67 %  10.0.0.2:80\n     33.33 %  10.0.0.3:80\n",
         ] {
             assert!(told.contains(part), "{part:?} in {told}");
