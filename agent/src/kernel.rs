@@ -412,7 +412,7 @@ impl KernelError {
             Self::Cgroup { .. } => "make the cgroup, or correct capture.cgroups in the configuration".into(),
             Self::Bpffs { .. } => "mount it by hand: mount -t bpf bpf /sys/fs/bpf".into(),
             Self::Load { .. } | Self::Program { .. } | Self::Attach { .. } => {
-                "`sockway doctor` tells what this kernel lacks; Linux 5.15 or later with BTF is needed".into()
+                "`sockway doctor` tells what this kernel lacks; Linux 6.0 or later with BTF is needed".into()
             }
             _ => return None,
         })

@@ -1,7 +1,7 @@
 //! What this host has and lacks: kernel, BTF, cgroup v2, bpffs, io_uring, capabilities; then the self-test. Each missing thing with its
 //! remedy.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Instant};
 
 use super::{cgroup, flows, load, offsets, pins, selftest};
 use crate::config::{Capture, Shortcut};
@@ -31,7 +31,7 @@ pub enum Verdict {
 }
 
 /// Oldest kernel that is known to have everything that is needed.
-const KERNEL_MIN: (u32, u32) = (5, 15);
+const KERNEL_MIN: (u32, u32) = (6, 0);
 
 /// `CAP_NET_ADMIN`, `CAP_SYS_ADMIN`, `CAP_PERFMON`, `CAP_BPF` of `include/uapi/linux/capability.h`.
 const CAPABILITIES: [(&str, u32); 4] =
@@ -60,7 +60,7 @@ fn kernel() -> Finding {
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let old = (version < KERNEL_MIN).then_some((
         Verdict::Warn,
-        "Linux 5.15 or later is recommended; the checks below tell what this one really does",
+        "Linux 6.0 or later is needed, for io_uring; the checks below tell what this one really does",
     ));
     finding("kernel", release, old)
 }
@@ -137,7 +137,9 @@ fn cgroup_v2(mount: Option<&Path>) -> Finding {
 }
 
 fn self_test(mount: &Path, instance: &str) -> Vec<Finding> {
+    let begun = Instant::now();
     let capabilities = selftest::run(mount, instance);
+    let took = begun.elapsed().as_millis();
     let auto = flows::allows(Shortcut::Auto, selftest::allows_shortcut(&capabilities));
     let mut findings: Vec<Finding> = capabilities
         .into_iter()
@@ -146,12 +148,12 @@ fn self_test(mount: &Path, instance: &str) -> Vec<Finding> {
             let bad = if shortcut {
                 (Verdict::Warn, "none needed: `shortcut: auto` stays off; `on` takes this deviation")
             } else {
-                (Verdict::Missing, "see the detail; Linux 5.15 or later with cgroup v2 and BPF is needed")
+                (Verdict::Missing, "see the detail; Linux 6.0 or later with cgroup v2 and BPF is needed")
             };
             finding(capability.name, capability.detail, (!capability.passed).then_some(bad))
         })
         .collect();
-    let verdict = if auto { "`auto` means on" } else { "`auto` means off" };
-    findings.push(finding("shortcut", verdict, None));
+    let verdict = if auto { "on" } else { "off" };
+    findings.push(finding("shortcut", format!("`auto` means {verdict}; the self-test took {took} ms"), None));
     findings
 }
