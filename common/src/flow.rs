@@ -5,6 +5,8 @@
 
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
+/// `IPPROTO_UDP`.
+pub const UDP: u8 = 17;
 
 /// An address that a program dials, or an endpoint: IP, port and protocol.
 #[repr(C)]
@@ -14,7 +16,7 @@ pub struct Address {
     pub ip: [u32; 4],
     /// The port in network order.
     pub port: u16,
-    /// IP protocol number; [`TCP`].
+    /// IP protocol number; [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Zero: keys are compared byte by byte.
     pub zero: u8,
@@ -34,6 +36,13 @@ impl Address {
     #[inline(always)]
     pub const fn v6(ip: [u32; 4], port: u16) -> Self {
         Self { ip, port, protocol: TCP, zero: 0 }
+    }
+
+    /// The same IP and port of another protocol.
+    #[inline(always)]
+    pub const fn of(mut self, protocol: u8) -> Self {
+        self.protocol = protocol;
+        self
     }
 
     /// Whether this is an IPv4 address, mapped.
@@ -57,10 +66,26 @@ pub struct Conn {
     pub endpoint: u32,
     /// Network namespace of the program (`bpf_get_netns_cookie`).
     pub netns: u64,
+    /// Who dialled, as limits, affinity and hashes know it; see [`crate::service`].
+    pub source: u64,
+    /// When it dialled, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub dialled_ns: u64,
+    /// What was reserved for it and is to be given back once, bits of [`held`]. Cleared atomically: two hooks may end one socket at once.
+    pub held: u64,
     /// Bits of [`conn_flags`].
     pub flags: u32,
-    /// Zero.
-    pub zero: u32,
+    /// The process that dialled, in the initial pid namespace.
+    pub pid: u32,
+}
+
+/// Bits of [`Conn::held`].
+pub mod held {
+    /// One of the service's open connections.
+    pub const SERVICE: u64 = 1;
+    /// One of the source's open connections.
+    pub const SOURCE: u64 = 1 << 1;
+    /// One of the endpoint's open connections.
+    pub const ENDPOINT: u64 = 1 << 2;
 }
 
 /// Value of [`Conn::endpoint`] when the socket was sent to the agent.
@@ -161,7 +186,7 @@ pub struct Original {
 
 const _: () = {
     assert!(size_of::<Address>() == 20);
-    assert!(size_of::<Conn>() == 64);
+    assert!(size_of::<Conn>() == 88);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Meeting>() == 32);
     assert!(size_of::<Half>() == 72);

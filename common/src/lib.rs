@@ -17,7 +17,7 @@ mod pod;
 pub mod service;
 
 /// Version of everything in this crate. The agent refuses an object or a pinned map of another version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Stamp that the kernel half carries in the ELF section [`ABI_SECTION`], so that the agent can compare before it loads anything:
 /// the version, then the size of every shared type in the order of [`ABI_NAMES`].

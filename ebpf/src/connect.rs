@@ -163,8 +163,12 @@ fn remember(
         service: service.id,
         endpoint,
         netns: netns(ctx),
+        source: netns(ctx),
+        // SAFETY: plain helper without arguments.
+        dialled_ns: unsafe { bpf_ktime_get_ns() },
+        held: 0,
         flags: shortcut | conn_flags::DIALLING,
-        zero: 0,
+        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
     };
     socket::store(&CONNS, socket::of_addr(ctx.sock_addr), &mut conn).map(|_| ()).ok_or(Counter::ConnectNoStorage)
 }

@@ -77,8 +77,11 @@ impl Flows {
             service: service.id,
             endpoint: ENDPOINT_AGENT,
             netns: 0,
+            source: 0,
+            dialled_ns: 0,
+            held: 0,
             flags: conn_flags::SHORTCUT | conn_flags::AGENT,
-            zero: 0,
+            pid: 0,
         };
         // Without it the connection goes through TCP, which is always right.
         if let Err(error) = sys::store(conns.as_fd(), socket, &conn) {
