@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Draft,
     section::{Path, Position, Problems},
+    service::Draft,
 };
 use crate::config::Mode;
 

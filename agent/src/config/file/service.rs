@@ -1,0 +1,180 @@
+//! What programs dial, and who answers.
+
+use std::net::SocketAddr;
+
+use super::{
+    BALANCES, MODES, PROTOCOLS, SHORTCUTS,
+    conflicts::Conflicts,
+    milliseconds,
+    section::{Field, Path, Position, Problems, Section, shown},
+    tree::{Node, Value},
+};
+use crate::config::{Balance, Endpoint, Mode, Protocol, Service, Shortcut};
+
+const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
+const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
+const CONNECT_TIMEOUT_MS_MAX: u32 = 120_000; // Linux itself gives up after about two minutes (tcp_syn_retries = 6)
+const PROBE_INTERVAL_MS_MAX: u32 = 3_600_000;
+const WEIGHT_MAX: u32 = 65_535;
+
+pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Service>> {
+    let items = field.list(problems)?;
+    let mut conflicts = Conflicts::default();
+    let services = items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| {
+            let draft = draft(item, &Path::Item(&field.path, index), problems)?;
+            conflicts.add(index, &draft);
+            draft.settle()
+        })
+        .collect();
+    conflicts.report(&field.path, problems);
+    Some(services)
+}
+
+/// One service as far as it could be read: what is wrong with one key must not hide what is wrong with another.
+pub(super) struct Draft {
+    pub(super) name: Option<(Position, String)>,
+    pub(super) address: Option<(Position, SocketAddr)>,
+    pub(super) protocol: Option<Protocol>,
+    pub(super) mode: Option<Option<Mode>>,
+    pub(super) balance: Option<Balance>,
+    pub(super) shortcut: Option<Shortcut>,
+    pub(super) connect_timeout_ms: Option<u32>,
+    pub(super) probe_interval_ms: Option<Option<u32>>,
+    pub(super) endpoints: Vec<EndpointDraft>,
+}
+
+/// One endpoint that could be read.
+pub(super) struct EndpointDraft {
+    pub(super) at: Position,
+    pub(super) index: usize,
+    pub(super) short: bool,
+    pub(super) endpoint: Endpoint,
+}
+
+impl Draft {
+    pub(super) fn mode(&self) -> Option<Mode> {
+        let by_protocol = self.protocol.map(|protocol| match protocol {
+            Protocol::Tcp => Mode::Kernel,
+            Protocol::Http => Mode::Agent,
+        });
+        self.mode?.or(by_protocol)
+    }
+
+    fn settle(self) -> Option<Service> {
+        Some(Service {
+            mode: self.mode()?,
+            name: self.name?.1,
+            address: self.address?.1,
+            protocol: self.protocol?,
+            balance: self.balance?,
+            shortcut: self.shortcut?,
+            connect_timeout: milliseconds(self.connect_timeout_ms?),
+            probe_interval: self.probe_interval_ms?.map(milliseconds),
+            endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
+        })
+    }
+}
+
+fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft> {
+    let keys = [
+        "name",
+        "address",
+        "protocol",
+        "mode",
+        "balance",
+        "shortcut",
+        "connect_timeout_ms",
+        "probe_interval_ms",
+        "endpoints",
+    ];
+    let section = Section::open(item, path, &keys, problems)?;
+    let placed = |field: &Field<'_>| field.node.at;
+    let name = section.require("name", "write a name that no other service has", problems);
+    let address = section.require("address", "write the IP:PORT that programs dial", problems);
+    let protocol = section.require("protocol", "write tcp or http", problems);
+    let endpoints = section.require("endpoints", "list at least one IP:PORT", problems);
+    let read = endpoints.map(|field| endpoint_drafts(&field, problems)).unwrap_or_default();
+    Some(Draft {
+        name: name.and_then(|field| Some((placed(&field), service_name(&field, problems)?))),
+        address: address.and_then(|field| Some((placed(&field), dialled_address(&field, problems)?))),
+        protocol: protocol.and_then(|field| field.choice(&PROTOCOLS, problems)),
+        mode: section.or("mode", || None, |field, p| field.choice(&MODES, p).map(Some), problems),
+        balance: section.or("balance", || Balance::RoundRobin, |field, p| field.choice(&BALANCES, p), problems),
+        shortcut: section.or("shortcut", Shortcut::default, |field, p| field.choice(&SHORTCUTS, p), problems),
+        connect_timeout_ms: section.or(
+            "connect_timeout_ms",
+            || CONNECT_TIMEOUT_MS,
+            |field, p| field.integer(1..=CONNECT_TIMEOUT_MS_MAX, p),
+            problems,
+        ),
+        probe_interval_ms: section.or(
+            "probe_interval_ms",
+            || None,
+            |field, p| field.integer(1..=PROBE_INTERVAL_MS_MAX, p).map(Some),
+            problems,
+        ),
+        endpoints: read,
+    })
+}
+
+fn service_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+    let text = field.text(problems)?;
+    let fits = (1..=NAME_CHARS_MAX).contains(&text.len());
+    if fits && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) {
+        return Some(text.to_owned());
+    }
+    let what =
+        format!("\"{}\" is no service name; write 1 to {NAME_CHARS_MAX} of A-Z, a-z, 0-9 and . _ - /", shown(text));
+    field.refuse(what, problems);
+    None
+}
+
+/// An address that a program can connect to.
+fn dialled_address(field: &Field<'_>, problems: &mut Problems) -> Option<SocketAddr> {
+    let address = field.address(false, problems)?;
+    let ip = address.ip();
+    let wrong = if ip.is_unspecified() {
+        "means \"any address\", which is none to connect to"
+    } else if ip.is_multicast() || ip == std::net::Ipv4Addr::BROADCAST {
+        "is for many receivers, which TCP does not have"
+    } else {
+        return Some(address);
+    };
+    field.refuse(format!("{ip} {wrong}; write the address of one host"), problems);
+    None
+}
+
+fn endpoint_drafts(field: &Field<'_>, problems: &mut Problems) -> Vec<EndpointDraft> {
+    let Some(items) = field.list(problems) else { return Vec::new() };
+    if items.is_empty() {
+        field.refuse("has no endpoint; list at least one IP:PORT", problems);
+    }
+    let mut drafts = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        let field = Field { node: item, path: Path::Item(&field.path, index) };
+        drafts.extend(endpoint_draft(&field, index, problems));
+    }
+    drafts
+}
+
+fn endpoint_draft(field: &Field<'_>, index: usize, problems: &mut Problems) -> Option<EndpointDraft> {
+    if let Value::Text(_) = field.node.value {
+        let address = dialled_address(field, problems)?;
+        return Some(EndpointDraft {
+            at: field.node.at,
+            index,
+            short: true,
+            endpoint: Endpoint { address, weight: 1 },
+        });
+    }
+    let section = Section::open(field.node, &field.path, &["address", "weight"], problems)?;
+    let weight = section.or("weight", || 1, |field, p| field.integer(1..=WEIGHT_MAX, p), problems);
+    let address_field = section.require("address", "write IP:PORT", problems)?;
+    let address = dialled_address(&address_field, problems)?;
+    // A wrong weight is already noted: the address still takes part in the search for conflicts.
+    let endpoint = Endpoint { address, weight: weight.unwrap_or(1) };
+    Some(EndpointDraft { at: address_field.node.at, index, short: false, endpoint })
+}
