@@ -1,29 +1,29 @@
-//! Torture of the shortcut: for a minute, thousands of connections used in every way a program can, every byte and every end checked.
+//! Torture for a short while on each field: connections used in every way a program can, every byte and every end checked. The long run
+//! is `cargo xtask torture`.
 //!
-//! `SOCKWAY_TORTURE_SECONDS` says how long (60), `SOCKWAY_TORTURE_SEED` repeats the plans of an earlier run.
+//! `SOCKWAY_TORTURE_SECONDS` says how long the first field takes (30), `SOCKWAY_TORTURE_SEED` repeats the plans of an earlier run.
 
 use std::{
     env,
-    net::SocketAddr,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
     process::Command,
+    thread,
     time::{Duration, SystemTime},
 };
 
 use sockway_tests::{
-    agent::{self, Agent},
-    config::{Config, Service},
-    netns::{Netns, Veth},
+    address::Block,
+    agent,
     process::{Process, Room},
-    stage::{Stage, tell},
+    stage::tell,
+    torture::{self, Field, Order, Tally},
     wait,
 };
 
-/// How many connections are open at once.
-const THREADS: usize = 16;
-
 fn seconds() -> u64 {
     env::var("SOCKWAY_TORTURE_SECONDS")
-        .map_or(60, |seconds| seconds.parse().expect("SOCKWAY_TORTURE_SECONDS is a number"))
+        .map_or(30, |seconds| seconds.parse().expect("SOCKWAY_TORTURE_SECONDS is a number"))
 }
 
 fn seed() -> u64 {
@@ -32,129 +32,121 @@ fn seed() -> u64 {
         .map_or_else(|_| fresh(), |seed| seed.parse().expect("SOCKWAY_TORTURE_SEED is a number"))
 }
 
-fn start(room: Room<'_>, arguments: &[String]) -> Process {
-    let mut command = Command::new(agent::probe());
-    command.args(arguments);
-    Process::spawn(room, command)
-}
-
-/// Where a torture takes place, and what it goes through.
-struct Field<'a> {
-    client: Room<'a>,
-    server: Room<'a>,
-    /// Endpoints, each with who leads the connections there.
-    endpoints: Vec<String>,
-    /// The services in front of them, in the same form, each as often as its share.
-    services: Vec<String>,
-    config: Config,
-    /// Where the server is told that all is done.
-    end: SocketAddr,
-}
-
-impl<'a> Field<'a> {
-    fn new(client: Room<'a>, server: Room<'a>, config: Config, end: SocketAddr) -> Self {
-        let endpoints = vec![format!("client@{end}")];
-        Self { client, server, endpoints, services: Vec::new(), config, end }
-    }
-
-    /// Three quarters of the connections are balanced in the kernel, one quarter goes through the agent.
-    fn on_this_host(stage: &'a Stage, shortcut: &'static str) -> Self {
-        let config = Config::new().capture_with(&stage.clients, shortcut).capture_with(&stage.origins, shortcut);
-        let mut field = Self::new(Room::of(&stage.clients), Room::of(&stage.origins), config, stage.address());
-        for leader in ["client", "server"] {
-            let address = || stage.address();
-            let kernel = Service::kernel_tcp(&format!("kernel-{leader}"), field.share(leader, 3, address()));
-            field.add(kernel, shortcut, leader, [address(), address()]);
-            let agent = Service::agent_tcp(&format!("agent-{leader}"), field.share(leader, 1, address()));
-            field.add(agent, shortcut, leader, [address(), address()]);
-        }
-        field
-    }
-
-    /// Gives a service's address its share of the connections.
-    fn share(&mut self, leader: &str, share: usize, service: SocketAddr) -> SocketAddr {
-        self.services.extend(vec![format!("{leader}@{service}"); share]);
-        service
-    }
-
-    fn add(&mut self, service: Service, shortcut: &str, leader: &str, endpoints: [SocketAddr; 2]) {
-        self.endpoints.extend(endpoints.map(|endpoint| format!("{leader}@{endpoint}")));
-        let service = service.set(&format!("shortcut: {shortcut}")).to_all(endpoints);
-        self.config = self.config.clone().service(service);
-    }
-}
-
-/// Runs the two programs against each other and gives what the client counted.
-fn torture(field: &Field<'_>, seconds: u64, seed: u64) -> String {
-    let words = |first: &[&str], rest: &[String]| -> Vec<String> {
-        first.iter().map(|word| (*word).to_owned()).chain(rest.iter().cloned()).collect()
-    };
-    let seed = seed.to_string();
-    let mut server = start(field.server, &words(&["torture-server", &seed], &field.endpoints));
-    wait::until("the torturing server to listen", wait::SOON, || {
-        server.stdout().contains("ready") || server.ended().is_some()
-    });
-    let (threads, end, seconds_word) = (THREADS.to_string(), field.end.to_string(), seconds.to_string());
-    let first = ["torture-client", &seed, &seconds_word, &threads, &end];
-    let mut client = start(field.client, &words(&first, &field.services));
-    // The programs' own watchdogs end them long before this.
-    let client_status = client.wait(Duration::from_secs(seconds + 120));
-    let told = |process: &Process| format!("{}{}", process.stdout(), process.stderr());
-    assert!(client_status.success(), "seed {seed}\nclient: {}\nserver: {}", told(&client), told(&server));
-    let server_status = server.wait(Duration::from_secs(120));
-    assert!(server_status.success(), "seed {seed}\nclient: {}\nserver: {}", told(&client), told(&server));
-    tell(&format!("seed {seed}\nclient:\n{}server:\n{}", client.stdout(), server.stdout()));
-    client.stdout()
+/// Tortures a field for a while; `None` where root tests are switched off. Every field sees some hundred transfers at least, or the
+/// torture was none.
+#[track_caller]
+fn torture(field: &str, seconds: u64) -> Option<Tally> {
+    let field = Field::named(field).expect("a field of this name");
+    let order = Order { seed: seed(), first: 0, transfers: 1 << 40, seconds_max: Some(seconds), interrupted: || false };
+    let tally = torture::run(field, &order)?;
+    assert!(tally.is_clean(), "{tally}");
+    tell(&tally.to_string());
+    assert!(tally.transfers >= 10 * seconds && tally.elapsed >= Duration::from_secs(seconds), "hardly any: {tally}");
+    Some(tally)
 }
 
 #[test]
 fn every_byte_and_every_end_arrives_however_programs_use_the_shortcut() {
-    let Some(stage) = Stage::set() else { return };
-    let (seconds, seed) = (seconds(), seed());
-    let field = Field::on_this_host(&stage, "on");
-    let agent = Agent::start(&field.config);
-    let counted = torture(&field, seconds, seed);
+    let Some(tally) = torture("shortcut", seconds()) else { return };
+    assert!(tally.redirected_bytes as f64 > 2e5 * seconds() as f64 && tally.fallbacks > 0, "{tally}");
+}
 
-    let count = |what: &str| {
-        let line = counted.lines().find_map(|line| line.trim().strip_suffix(what)?.trim().parse::<u64>().ok());
-        line.unwrap_or(0)
-    };
-    assert!(count("  connections") >= 20 * seconds, "hardly any torture: {counted}");
-    let metrics = agent.metrics();
-    let kernel = |name: &str| metrics.get(&format!("sockway_kernel_{name}"), &[]);
-    tell(&format!(
-        "shortcut: {} MB in {} messages, {} fallbacks",
-        kernel("shortcut_bytes_total") / 1e6,
-        kernel("shortcut_messages_total"),
-        kernel("shortcut_fallbacks_total")
-    ));
-    assert!(kernel("shortcut_bytes_total") > 2e5 * seconds as f64 && kernel("shortcut_fallbacks_total") > 0.0);
+#[test]
+fn every_byte_and_every_end_arrives_over_ipv6() {
+    let Some(tally) = torture("ipv6", seconds().div_ceil(6)) else { return };
+    assert!(tally.redirected_bytes > 100_000, "{tally}");
 }
 
 #[test]
 fn every_byte_and_every_end_arrives_between_two_pods() {
-    let Some(stage) = Stage::set() else { return };
-    let (left, right) = (Netns::new(), Netns::new());
-    let wire = Veth::between(&left, &right);
-    let (client, server) = (Room::of(&stage.clients).inside(&left), Room::of(&stage.origins).inside(&right));
-    let endpoint = |port: u16| SocketAddr::new(wire.right.into(), port);
-    let mut field = Field::new(client, server, stage.config_with_shortcut(), endpoint(1));
-    for (index, leader) in [(1_u8, "client"), (2, "server")] {
-        // No namespace has a route to a service's address: what gets through was captured.
-        let service = field.share(leader, 1, SocketAddr::from(([10, 254, 0, index], 80)));
-        let ports = u16::from(index) * 1_000;
-        field.add(Service::kernel_tcp(leader, service), "on", leader, [endpoint(ports), endpoint(ports + 1)]);
-    }
-    let agent = Agent::start(&field.config);
-    torture(&field, seconds().div_ceil(6), seed());
-    assert!(agent.metric("sockway_kernel_shortcut_bytes_total", &[]) > 1e5);
+    let Some(tally) = torture("pods", seconds().div_ceil(6)) else { return };
+    assert!(tally.redirected_bytes > 100_000, "{tally}");
+}
+
+#[test]
+fn every_byte_and_every_end_arrives_through_the_agent() {
+    let Some(tally) = torture("relay", seconds().div_ceil(6)) else { return };
+    assert_eq!(tally.redirected_messages, 0, "{tally}");
+}
+
+#[test]
+fn every_byte_and_every_end_arrives_through_the_agent_with_the_shortcut() {
+    let Some(tally) = torture("agent", seconds().div_ceil(6)) else { return };
+    assert!(tally.redirected_bytes > 100_000, "{tally}");
+}
+
+#[test]
+fn connections_balanced_in_the_kernel_lose_nothing_while_the_agent_is_killed_over_and_over() {
+    let Some(tally) = torture("killed", seconds().div_ceil(3)) else { return };
+    assert!(tally.agent_kills >= 2, "{tally}");
 }
 
 #[test]
 fn the_same_torture_without_the_shortcut_shows_what_is_not_its_doing() {
-    let Some(stage) = Stage::set() else { return };
-    let field = Field::on_this_host(&stage, "off");
-    let agent = Agent::start(&field.config);
-    torture(&field, seconds().div_ceil(10), seed());
-    assert_eq!(agent.metric("sockway_kernel_shortcut_bytes_total", &[]), 0.0);
+    let Some(tally) = torture("off", seconds().div_ceil(6)) else { return };
+    assert_eq!(tally.redirected_messages, 0, "{tally}");
+}
+
+/// What a meddler does to the first piece of at least 16 bytes that goes up; whether it lets anything pass after that.
+type Meddling = fn(&mut Vec<u8>) -> bool;
+
+/// Passes one way on, all but once as it should.
+fn pass(mut from: &TcpStream, mut to: &TcpStream, mut meddling: Option<Meddling>) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let mut piece = buffer[..count].to_vec();
+        let goes_on = count < 16 || meddling.take().is_none_or(|meddle| meddle(&mut piece));
+        if to.write_all(&piece).is_err() || !goes_on {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// What client and server say of one transfer when somebody between them meddles with it.
+fn told_of(meddling: Meddling) -> String {
+    let addresses = Block::take();
+    let (server, end) = (addresses.next(), addresses.next());
+    let between = TcpListener::bind(addresses.next()).expect("a free address");
+    let dialled = between.local_addr().expect("its address");
+    thread::spawn(move || {
+        let (client, _) = between.accept().expect("a client");
+        let server = TcpStream::connect(server).expect("the server");
+        thread::scope(|scope| {
+            scope.spawn(|| pass(&client, &server, Some(meddling)));
+            pass(&server, &client, None);
+        });
+    });
+    let start = |words: &[&str], addresses: &[String]| {
+        let mut command = Command::new(agent::probe());
+        command.args(words).args(addresses);
+        Process::spawn(Room::default(), command)
+    };
+    // Of seed 1, number 4: the client leads, 6327 bytes go up, both sides half-close when they are done.
+    let mut serving = start(&["torture-server", "1", "4"], &[format!("client@{server}"), format!("client@{end}")]);
+    wait::until("the server to listen", wait::SOON, || serving.stdout().contains("ready"));
+    let client = ["torture-client", "1", "4", "1", "0", "1", &end.to_string()].map(str::to_owned);
+    let mut client = start(&client.each_ref().map(String::as_str), &[format!("client@{dialled}")]);
+    client.wait(wait::SOON);
+    assert!(!serving.wait(wait::SOON).success(), "the server found nothing wrong: {}", serving.stdout());
+    serving.stdout() + &serving.stderr()
+}
+
+#[test]
+fn one_bit_that_is_not_what_was_sent_is_found_and_named_by_number() {
+    let told = told_of(|piece| {
+        piece[9] ^= 1;
+        true
+    });
+    assert!(told.contains("           1  wrong bytes\n") && told.contains("transfer 4, Server"), "{told}");
+}
+
+#[test]
+fn an_end_that_comes_too_early_is_found_and_named_by_number() {
+    let told = told_of(|piece| {
+        piece.pop();
+        false
+    });
+    assert!(told.contains("           1  wrong bytes\n") && told.contains("transfer 4, Server"), "{told}");
+    assert!(told.contains("the end came after"), "{told}");
 }

@@ -254,9 +254,12 @@ pub fn binary() -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no sockway below {}; {HOW_TO_RUN}", target().display())).clone()
 }
 
-/// `sockway-probe`, which cargo builds beside the tests.
+/// `sockway-probe`, which cargo builds beside the tests; or this program, when it is that.
 pub fn probe() -> PathBuf {
-    let test = env::current_exe().expect("this test's own path");
+    let test = env::current_exe().expect("this program's own path");
+    if test.file_name().is_some_and(|name| name == "sockway-probe") {
+        return test;
+    }
     let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
     profile.join("sockway-probe")
 }

@@ -9,6 +9,7 @@
 //! - [`origin`], [`web`]: endpoints that say their name, in threads of the test;
 //! - [`peers`]: real programs: curl, python3, wrk, nginx, redis;
 //! - [`pair`]: two sockets joined by the shortcut;
+//! - [`torture`]: connections used in every way, on every path;
 //! - [`door`]: sockets made and connected inside a cgroup and a namespace, handed to the test;
 //! - [`cgroup`], [`netns`], [`process`]: what the kernel separates programs by; all gone when dropped;
 //! - [`address`], [`answer`], [`metrics`], [`pins`], [`socket`], [`wait`]: the small things.
@@ -31,5 +32,6 @@ pub mod pins;
 pub mod process;
 pub mod socket;
 pub mod stage;
+pub mod torture;
 pub mod wait;
 pub mod web;

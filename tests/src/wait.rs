@@ -39,3 +39,17 @@ pub fn throughout(what: &str, span: Duration, mut look: impl FnMut() -> bool) {
         thread::sleep(PAUSE);
     }
 }
+
+/// Looks until it is true, and says so; false when `patience` is at its end.
+pub fn whether(patience: Duration, mut look: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if look() {
+            return true;
+        }
+        if start.elapsed() >= patience {
+            return false;
+        }
+        thread::sleep(PAUSE);
+    }
+}

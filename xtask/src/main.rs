@@ -14,6 +14,7 @@ mod root;
 mod run;
 mod setup;
 mod test;
+mod torture;
 mod workspace;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -61,6 +62,8 @@ enum Command {
     },
     /// Measure against the programs that do the same
     Bench(bench::Args),
+    /// Try every path on the running kernel with every way to use a socket, every byte and every end checked
+    Torture(torture::Args),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check { rules: true } => check::rules(),
         Command::Check { rules: false } => check::run(),
         Command::Bench(args) => measure(args),
+        Command::Torture(args) => torture::run(args),
     }
 }
 

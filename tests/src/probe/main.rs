@@ -2,7 +2,7 @@
 //!
 //! - `door` (see [`sockway_tests::door`]): makes sockets where it runs and hands them to the test;
 //! - `burst`: connects, writes and closes at once, as fast as the kernel goes;
-//! - `torture-server`, `torture-client`: every way to use a socket, every byte checked.
+//! - `torture-server`, `torture-client`: every way to use a socket, every byte checked; `torture` runs them on every kind of path.
 
 mod burst;
 mod door;
@@ -17,7 +17,8 @@ fn main() -> ExitCode {
         Some((command, rest)) if command == "burst" => burst::run(rest),
         Some((command, rest)) if command == "torture-server" => torture::server::run(rest),
         Some((command, rest)) if command == "torture-client" => torture::client::run(rest),
-        _ => Err("usage: sockway-probe door | burst … | torture-server … | torture-client …".into()),
+        Some((command, rest)) if command == "torture" => torture::conduct::run(rest),
+        _ => Err("usage: sockway-probe door | burst … | torture-server … | torture-client … | torture …".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! What happens on one connection: everything is drawn from its seed, and nothing from anywhere else.
+//! What happens on one connection: everything is drawn from the run's seed and its number, and nothing from anywhere else.
 
 use std::net::SocketAddr;
 
@@ -97,9 +97,11 @@ pub enum End {
 /// One connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
+    /// Which transfer this is.
+    pub number: u64,
     /// What everything is drawn from.
     pub seed: u64,
-    /// Who sends the seed.
+    /// Who sends the number.
     pub leader: Side,
     /// How it ends.
     pub end: End,
@@ -114,9 +116,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan that belongs to a seed.
-    pub fn of(seed: u64, leader: Side) -> Self {
-        let mut dice = Dice { state: seed, rolls: 0 };
+    /// The plan of a transfer in the run of this seed.
+    pub fn of(run: u64, number: u64) -> Self {
+        let seed = mix(run.wrapping_add(mix(number)));
+        let leader = leader(run, number);
+        let mut dice = Dice::of(seed);
         let (up, down) = (dice.amount(), dice.amount());
         let end = dice.end(leader);
         let (up, down) = match (end, leader) {
@@ -127,7 +131,7 @@ impl Plan {
         let (client, server) = (dice.manner(up, down), dice.manner(down, up));
         let capped = |bytes: u64, reader| if reader == Reader::Splice { bytes.min(SPLICED_MAX) } else { bytes };
         let (up, down) = (capped(up, server.reader), capped(down, client.reader));
-        Self { seed, leader, end, up, down, client, server }
+        Self { number, seed, leader, end, up, down, client, server }
     }
 
     /// How a side does its part.
@@ -144,6 +148,11 @@ impl Plan {
     pub fn stream(&self, side: Side) -> Stream {
         Stream::new(mix(self.seed ^ side as u64))
     }
+}
+
+/// Who leads a transfer in the run of this seed.
+pub fn leader(run: u64, number: u64) -> Side {
+    if Dice::of(mix(run ^ mix(number))).below(2) == 0 { Side::Client } else { Side::Server }
 }
 
 impl Side {
@@ -221,5 +230,23 @@ impl Dice {
             late_ms: if self.below(12) == 0 { self.below(250) } else { 0 },
             lazy: self.below(10) == 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_gives_the_same_plans_and_another_gives_others() {
+        let told = |run| (0..100).map(|number| format!("{:?}", Plan::of(run, number))).collect::<Vec<_>>();
+        assert_eq!(told(1), told(1));
+        assert_ne!(told(1), told(2));
+    }
+
+    #[test]
+    fn either_side_leads_about_half_of_the_transfers() {
+        let led = (0..10_000).filter(|number| leader(3, *number) == Side::Server).count();
+        assert!((4_700..5_300).contains(&led), "{led} of 10000");
     }
 }

@@ -21,7 +21,7 @@ use super::{
     plan::{Dice, Manner, Reader, Waiter},
     stream::{Stream, mix},
     wait::{Ready, Waiting},
-    watch::{Life, Watch},
+    watch::{Fault, Life, Watch},
 };
 
 /// What may be wrong with what was read.
@@ -226,6 +226,15 @@ impl<'a> Reading<'a> {
             self.watch.count(format_args!("{said} and recv then read"));
         }
         count
+    }
+}
+
+impl From<Wrong> for Fault {
+    fn from(wrong: Wrong) -> Self {
+        match wrong {
+            Wrong::Socket(..) => Self::end(wrong),
+            _ => Self::Bytes(wrong.to_string()),
+        }
     }
 }
 

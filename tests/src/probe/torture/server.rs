@@ -1,10 +1,10 @@
-//! The accepting side: `torture-server SEED LEADER@ADDRESS …` listens on all addresses; `client` or `server` leads there.
+//! The accepting side: `torture-server SEED FIRST LEADER@ADDRESS …` listens on all addresses; `client` or `server` leads there.
+//! Where it leads it gives the numbers, from FIRST on those that are its own, in the order in which connections come.
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex,
         mpsc::{self, Sender},
     },
     thread,
@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     LIFE_MAX,
-    plan::{Dice, Plan, Side},
+    plan::{self, Dice, Plan, Side},
     stream::mix,
     talk,
     watch::Watch,
@@ -22,8 +22,11 @@ use crate::Outcome;
 
 /// Runs until the client says that all is done, then prints what was counted; fails if anything did.
 pub fn run(arguments: &[String]) -> Outcome {
-    let [seed, addresses @ ..] = arguments else { return Err("torture-server SEED LEADER@ADDRESS…".into()) };
-    let server = Arc::new(Server { seed: seed.parse()?, serial: AtomicU64::new(0), watch: Watch::start(Side::Server) });
+    let [seed, first, addresses @ ..] = arguments else {
+        return Err("torture-server SEED FIRST LEADER@ADDRESS…".into());
+    };
+    let watch = Watch::start(Side::Server);
+    let server = Arc::new(Server { seed: seed.parse()?, next: Mutex::new(first.parse()?), watch });
     let (done, wait_done) = mpsc::channel();
     for address in addresses {
         let (leader, address) = Side::and_address(address)?;
@@ -35,12 +38,13 @@ pub fn run(arguments: &[String]) -> Outcome {
     wait_done.recv()?;
     server.settle();
     print!("{}", server.watch.report());
-    if server.watch.counted("failed") > 0 { Err("some connections failed".into()) } else { Ok(()) }
+    if server.watch.has_faults() { Err("some transfers failed".into()) } else { Ok(()) }
 }
 
 struct Server {
     seed: u64,
-    serial: AtomicU64,
+    /// Where to look for the next number.
+    next: Mutex<u64>,
     watch: Arc<Watch>,
 }
 
@@ -59,17 +63,17 @@ impl Server {
 
     fn serve(&self, socket: TcpStream, peer: SocketAddr, leader: Side, done: &Sender<()>) {
         let life = self.watch.begin(Side::Server, peer.to_string());
-        life.phase("seed");
-        let seed = match leader {
+        life.phase("number");
+        let number = match leader {
             Side::Client => talk::follow(&socket),
             Side::Server => {
-                let seed = mix(self.seed ^ mix(self.serial.fetch_add(1, Ordering::Relaxed)));
-                talk::lead(&socket, seed).map(|()| Some(seed))
+                let number = self.take_number();
+                talk::lead(&socket, number).map(|()| Some(number))
             }
         };
-        match seed {
-            Ok(Some(seed)) => {
-                let plan = Plan::of(seed, leader);
+        match number {
+            Ok(Some(number)) => {
+                let plan = Plan::of(self.seed, number);
                 life.plan(plan);
                 match talk::converse(socket, &plan, Side::Server, &life, &self.watch) {
                     Ok(()) => self.watch.end(&life),
@@ -77,22 +81,33 @@ impl Server {
                 }
             }
             Ok(None) => {
-                self.watch.end(&life);
+                self.watch.forget(&life);
                 let _ = done.send(());
             }
             Err(error) => {
-                // An end before the seed is the client's last word where the server leads, or a probe that only looks whether we live.
-                self.watch.count(format_args!("no seed: {error}"));
-                self.watch.end(&life);
+                // A probe that only looks whether we live; of a transfer the client has more to say.
+                self.watch.count(format_args!("no number: {error}"));
+                self.watch.forget(&life);
             }
         }
+    }
+
+    /// The next number that this side leads.
+    fn take_number(&self) -> u64 {
+        let mut next = self.next.lock().expect("no thread panics with it");
+        while plan::leader(self.seed, *next) != Side::Server {
+            *next += 1;
+        }
+        *next += 1;
+        *next - 1
     }
 
     /// The client is done with its connections; what is left on this side takes moments.
     fn settle(&self) {
         let start = Instant::now();
-        while self.watch.living() > 0 && start.elapsed() < LIFE_MAX {
+        while self.watch.count_living() > 0 && start.elapsed() < LIFE_MAX {
             thread::sleep(Duration::from_millis(10));
         }
+        self.watch.give_up();
     }
 }

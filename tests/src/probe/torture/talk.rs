@@ -12,22 +12,22 @@ use socket2::SockRef;
 use super::{
     END,
     plan::{End, Plan, Side, Waiter},
-    read::{self, Wrong},
-    watch::{Life, Watch},
+    read,
+    watch::{Fault, Life, Watch},
     write,
 };
 
-/// Sends the seed as the side that leads.
-pub fn lead(mut socket: &TcpStream, seed: u64) -> io::Result<()> {
-    socket.write_all(&seed.to_le_bytes())
+/// Sends the number as the side that leads.
+pub fn lead(mut socket: &TcpStream, number: u64) -> io::Result<()> {
+    socket.write_all(&number.to_le_bytes())
 }
 
-/// Reads the seed as the side that follows; `None` is the client's word that all is done.
+/// Reads the number as the side that follows; `None` is the client's word that all is done.
 pub fn follow(mut socket: &TcpStream) -> io::Result<Option<u64>> {
-    let mut seed = [0; 8];
+    let mut number = [0; 8];
     let mut done = 0;
-    while done < seed.len() {
-        match socket.read(&mut seed[done..]) {
+    while done < number.len() {
+        match socket.read(&mut number[done..]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => done += count,
             // A blocking read of an enrolled socket may say EAGAIN (trap T3).
@@ -35,19 +35,19 @@ pub fn follow(mut socket: &TcpStream) -> io::Result<Option<u64>> {
             Err(error) => return Err(error),
         }
     }
-    let seed = u64::from_le_bytes(seed);
-    Ok((seed != END).then_some(seed))
+    let number = u64::from_le_bytes(number);
+    Ok((number != END).then_some(number))
 }
 
-/// Does a side's part. The seed has been exchanged.
-pub fn converse(socket: TcpStream, plan: &Plan, side: Side, life: &Life, watch: &Watch) -> Result<(), String> {
+/// Does a side's part. The number has been exchanged.
+pub fn converse(socket: TcpStream, plan: &Plan, side: Side, life: &Life, watch: &Watch) -> Result<(), Fault> {
     let manner = plan.manner(side);
     let kinds = (manner.writer, manner.reader, manner.waiter);
     watch.count(format_args!("{:?}", plan.end));
     watch.count(format_args!("writer {:?}", kinds.0));
     watch.count(format_args!("reader {:?}", kinds.1));
     watch.count(format_args!("waiter {:?}", kinds.2));
-    socket.set_nonblocking(manner.waiter != Waiter::Blocking).map_err(|error| error.to_string())?;
+    socket.set_nonblocking(manner.waiter != Waiter::Blocking).map_err(Fault::end)?;
     let part = Part { socket: &socket, plan, side, life, watch };
     match plan.end {
         End::Both => part.both()?,
@@ -76,43 +76,44 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    fn both(&self) -> Result<(), String> {
+    fn both(&self) -> Result<(), Fault> {
         self.life.phase("both");
         thread::scope(|scope| {
             let writing = scope.spawn(|| self.write());
             let read = self.read();
-            writing.join().map_err(|_| "the writing thread panicked".to_owned())??;
+            writing.join().map_err(|_| Fault::end("the writing thread panicked"))??;
             read
         })
     }
 
-    fn write(&self) -> Result<(), String> {
+    fn write(&self) -> Result<(), Fault> {
         self.write_bytes(self.plan.sends(self.side))?;
-        self.socket.shutdown(Shutdown::Write).map_err(|error| format!("half-closing failed: {error}"))
+        self.socket.shutdown(Shutdown::Write).map_err(|error| Fault::end(format_args!("half-closing failed: {error}")))
     }
 
-    fn write_bytes(&self, length: u64) -> Result<(), String> {
+    fn write_bytes(&self, length: u64) -> Result<(), Fault> {
         self.life.phase("write");
         let bytes = self.plan.stream(self.side);
         write::all(self.socket, bytes, length, self.plan.manner(self.side), self.life)
-            .map_err(|error| format!("writing failed: {error}"))
+            .map_err(|error| Fault::end(format_args!("writing failed: {error}")))
     }
 
-    fn read(&self) -> Result<(), String> {
+    fn read(&self) -> Result<(), Fault> {
         self.life.phase("read");
         let other = self.side.other();
         let (bytes, length) = (self.plan.stream(other), self.plan.sends(other));
-        read::all(self.socket, bytes, length, self.plan.manner(self.side), self.life, self.watch)
-            .map_err(|wrong| wrong.to_string())
+        read::all(self.socket, bytes, length, self.plan.manner(self.side), self.life, self.watch).map_err(Fault::from)
     }
 
-    fn reset(&self) -> Result<(), String> {
+    fn reset(&self) -> Result<(), Fault> {
         self.write_bytes(self.plan.sends(self.side) / 2)?;
-        SockRef::from(self.socket).set_linger(Some(Duration::ZERO)).map_err(|error| format!("SO_LINGER: {error}"))
+        SockRef::from(self.socket)
+            .set_linger(Some(Duration::ZERO))
+            .map_err(|error| Fault::end(format_args!("SO_LINGER: {error}")))
     }
 
     /// Writes until it fails and reads until it breaks off: how many bytes get through before a reset is nobody's promise.
-    fn be_reset(&self) -> Result<(), String> {
+    fn be_reset(&self) -> Result<(), Fault> {
         self.life.phase("be reset");
         let other = self.side.other();
         let (bytes, length, manner) = (self.plan.stream(other), self.plan.sends(other), self.plan.manner(self.side));
@@ -121,7 +122,7 @@ impl Part<'_> {
             let read = read::until_broken(self.socket, bytes, length, manner, self.life, self.watch);
             // A writer that waits for room would wait for ever if the reset was seen as the end only.
             let _ = self.socket.shutdown(Shutdown::Both);
-            read.map_err(|wrong: Wrong| wrong.to_string())
+            read.map_err(Fault::from)
         })
     }
 }

@@ -20,10 +20,31 @@ use super::{
 /// How many failures are told in full: a kernel that loses bytes loses them in thousands of connections.
 const TOLD_MAX: u64 = 12;
 
+/// What may go wrong with a transfer, besides that it never ends.
+#[derive(Debug)]
+pub enum Fault {
+    /// Other bytes came than were sent, or not as many.
+    Bytes(String),
+    /// It did not begin or end as planned: an error.
+    End(String),
+}
+
+impl Fault {
+    /// It did not begin or end as planned.
+    pub fn end(what: impl Display) -> Self {
+        Self::End(what.to_string())
+    }
+}
+
 /// One side's connections and counts.
 #[derive(Debug, Default)]
 pub struct Watch {
     counts: Mutex<BTreeMap<String, u64>>,
+    transfers: AtomicU64,
+    bytes: AtomicU64,
+    wrong_bytes: AtomicU64,
+    lost_ends: AtomicU64,
+    hangs: AtomicU64,
     living: Mutex<BTreeMap<u64, Arc<Life>>>,
     serial: AtomicU64,
 }
@@ -67,49 +88,93 @@ impl Watch {
         life
     }
 
-    /// A connection has ended as planned.
+    /// A transfer has ended as planned.
     pub fn end(&self, life: &Life) {
-        self.living.lock().expect("no thread panics with it").remove(&life.serial);
+        self.transfers.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(life.received.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.forget(life);
     }
 
-    /// A connection has not gone as planned: tells it on standard error.
-    pub fn fail(&self, life: &Life, what: &dyn Display) {
-        self.count("failed");
-        if self.counted("failed") <= TOLD_MAX {
-            eprintln!("FAILED: {what}: {}", life.describe());
+    /// A transfer has not gone as planned: tells it on standard error.
+    pub fn fail(&self, life: &Life, fault: &Fault) {
+        let (kind, what, count) = match fault {
+            Fault::Bytes(what) => ("wrong bytes", what, &self.wrong_bytes),
+            Fault::End(what) => ("lost end", what, &self.lost_ends),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        if self.faults() <= TOLD_MAX {
+            eprintln!("{kind}: {what}: {}", life.describe());
         }
         self.end(life);
     }
 
-    /// What was counted, a line each.
-    pub fn report(&self) -> String {
-        let counts = self.counts.lock().expect("no thread panics with it");
-        counts.iter().map(|(what, count)| format!("{count:>9}  {what}\n")).collect()
+    /// No transfer: a connection that nobody meant.
+    pub fn forget(&self, life: &Life) {
+        self.living.lock().expect("no thread panics with it").remove(&life.serial);
     }
 
-    /// How often something was counted.
-    pub fn counted(&self, what: &str) -> u64 {
-        self.counts.lock().expect("no thread panics with it").get(what).copied().unwrap_or(0)
+    /// Whether any transfer has not gone as planned.
+    pub fn has_faults(&self) -> bool {
+        self.faults() > 0
+    }
+
+    /// Whoever is still under watch never ends: tells and counts it.
+    pub fn give_up(&self) {
+        let living = self.living();
+        self.tell_hanging(&living);
+    }
+
+    /// What was counted, a line each.
+    pub fn report(&self) -> String {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let sums = [
+            ("transfers", count(&self.transfers)),
+            ("bytes", count(&self.bytes)),
+            ("wrong bytes", count(&self.wrong_bytes)),
+            ("lost ends", count(&self.lost_ends)),
+            ("hangs", count(&self.hangs)),
+        ];
+        let counts = self.counts.lock().expect("no thread panics with it");
+        let all = sums.into_iter().chain(counts.iter().map(|(what, count)| (what.as_str(), *count)));
+        all.map(|(what, count)| format!("{count:>12}  {what}\n")).collect()
+    }
+
+    fn faults(&self) -> u64 {
+        [&self.wrong_bytes, &self.lost_ends, &self.hangs].map(|count| count.load(Ordering::Relaxed)).iter().sum()
     }
 
     /// How many connections are under watch.
-    pub fn living(&self) -> usize {
-        self.living.lock().expect("no thread panics with it").len()
+    pub fn count_living(&self) -> usize {
+        self.living().len()
+    }
+
+    fn living(&self) -> Vec<Arc<Life>> {
+        self.living.lock().expect("no thread panics with it").values().cloned().collect()
     }
 
     fn keep_watch(&self, side: Side, patience: Duration) {
         loop {
             thread::sleep(Duration::from_millis(250));
-            let living: Vec<Arc<Life>> =
-                self.living.lock().expect("no thread panics with it").values().cloned().collect();
-            let hanging: Vec<_> = living.iter().filter(|life| life.born.elapsed() > patience).collect();
-            hanging.iter().for_each(|life| eprintln!("HANGS: {}", life.describe()));
+            let hanging: Vec<_> = self.living().into_iter().filter(|life| life.born.elapsed() > patience).collect();
+            self.tell_hanging(&hanging);
             match (hanging.is_empty(), side) {
                 (true, _) => {}
-                (false, Side::Client) => process::exit(3),
+                (false, Side::Client) => {
+                    print!("{}", self.report());
+                    process::exit(3)
+                }
                 // Told once; the client decides when it is over.
                 (false, Side::Server) => return,
             }
+        }
+    }
+
+    /// One that has all its bytes and waits for the end has lost that; any other hangs.
+    fn tell_hanging(&self, hanging: &[Arc<Life>]) {
+        for life in hanging {
+            let (kind, count) = if life.has_all() { ("lost end", &self.lost_ends) } else { ("hangs", &self.hangs) };
+            count.fetch_add(1, Ordering::Relaxed);
+            eprintln!("{kind}: {}", life.describe());
         }
     }
 }
@@ -125,11 +190,19 @@ impl Life {
         self.told.lock().expect("no thread panics with it").0 = Some(plan);
     }
 
+    /// Whether it has received every byte that it was to receive, and nothing is left but to see the end.
+    fn has_all(&self) -> bool {
+        let (plan, phase) = *self.told.lock().expect("no thread panics with it");
+        let received = self.received.load(Ordering::Relaxed);
+        phase == "read" && plan.is_some_and(|plan| received == plan.sends(self.side.other()))
+    }
+
     fn describe(&self) -> String {
         let (plan, phase) = *self.told.lock().expect("no thread panics with it");
+        let number = plan.map_or_else(|| "of no number yet".to_owned(), |plan| plan.number.to_string());
         let moved = (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed));
         format!(
-            "{:?} of {} for {:?} in phase {phase}: sent {}, received {} of {plan:?}",
+            "transfer {number}, {:?} of {} for {:?} in phase {phase}: sent {}, received {} of {plan:?}",
             self.side,
             self.name,
             self.born.elapsed(),
