@@ -1,37 +1,49 @@
 //! The kernel half's per-CPU counters: one for each way a hook can end. The discriminant is the index in the array.
 
+/// An enum of counters, each with its metric's name, labels and help: its discriminant is its index where counts are kept.
+///
+/// The two halves count by the same rule and keep their counts in different places: a per-CPU array here, a worker's slab there.
+#[macro_export]
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal [$($label:literal = $value:literal)*],)+) => {
-        /// One way a hook can end.
+    (
+        $(#[$about:meta])+ $counter:ident:
+        $($(#[doc = $doc:literal])+ $variant:ident = $name:literal [$($label:literal = $value:literal),*],)+
+    ) => {
+        $(#[$about])+
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+        pub enum $counter { $($(#[doc = $doc])+ $variant,)+ }
 
-        /// Every counter, in the order of their indexes.
-        pub const ALL: &[Counter] = &[$(Counter::$variant,)+];
-        /// How many counters there are.
-        pub const COUNT: usize = ALL.len();
+        impl $counter {
+            /// All of them, in the order of their indexes.
+            pub const ALL: &'static [$counter] = &[$($counter::$variant,)+];
 
-        impl Counter {
-            /// Metric name without the prefix `sockway_kernel_`.
+            /// Name of the metric, without the prefix that all of them have.
             pub const fn name(self) -> &'static str {
-                match self { $(Counter::$variant => $name,)+ }
+                match self { $($counter::$variant => $name,)+ }
             }
 
             /// Labels of the metric.
             pub const fn labels(self) -> &'static [(&'static str, &'static str)] {
-                match self { $(Counter::$variant => &[$(($label, $value))*],)+ }
+                match self { $($counter::$variant => &[$(($label, $value)),*],)+ }
             }
 
             /// What it counts, in a sentence.
             pub const fn help(self) -> &'static str {
-                match self { $(Counter::$variant => concat!($($doc,)+),)+ }
+                match self { $($counter::$variant => concat!($($doc,)+),)+ }
             }
         }
     };
 }
 
+/// Every counter, in the order of their indexes.
+pub const ALL: &[Counter] = Counter::ALL;
+/// How many counters there are.
+pub const COUNT: usize = ALL.len();
+
 counters! {
+    /// One way a hook can end. The prefix of the metrics is `sockway_kernel_`.
+    Counter:
     /// connect() of an address that is no service: untouched.
     ConnectNotService = "connects_total" ["verdict" = "not_service"],
     /// connect() by the agent itself: untouched.

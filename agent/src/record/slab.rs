@@ -5,35 +5,9 @@ use std::{
     time::Duration,
 };
 
-macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal [$($label:literal = $value:literal)*],)+) => {
-        /// One way a connection, a request or a step of it can end.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
-
-        impl Counter {
-            /// All of them.
-            pub const ALL: &[Counter] = &[$(Counter::$variant,)+];
-
-            /// Metric name without the prefix `sockway_`.
-            pub const fn name(self) -> &'static str {
-                match self { $(Counter::$variant => $name,)+ }
-            }
-
-            /// Labels of the metric.
-            pub const fn labels(self) -> &'static [(&'static str, &'static str)] {
-                match self { $(Counter::$variant => &[$(($label, $value)),*],)+ }
-            }
-
-            /// What it counts, in a sentence.
-            pub const fn help(self) -> &'static str {
-                match self { $(Counter::$variant => concat!($($doc,)+),)+ }
-            }
-        }
-    };
-}
-
-counters! {
+sockway_common::counters! {
+    /// One way a connection, a request or a step of it can end. The prefix of the metrics is `sockway_`.
+    Counter:
     /// Connections accepted.
     Accepted = "connections_opened_total" [],
     /// Accepting failed: this process or host is out of descriptors or memory.
