@@ -34,9 +34,16 @@ pub struct Offsets {
     pub ports: u32,
     /// `tcp_sock.rcv_nxt`.
     pub rcv_nxt: u32,
+    /// `sock.sk_err`.
+    pub error: u32,
+    /// `sock.__sk_common.skc_flags`, whose bit [`SOCK_DONE`] says that a FIN has come in.
+    pub flags: u32,
     /// Zero: fills the layout to a multiple of eight.
     pub zero: u32,
 }
+
+/// Number of the bit in a socket's flags (`enum sock_flags` of `include/net/sock.h`).
+pub const SOCK_DONE: u32 = 1;
 
 /// Bits of [`Settings::flags`].
 pub mod settings_flags {
@@ -82,7 +89,7 @@ pub mod event_kind {
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 56);
+    assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Listener>() == 4);
     assert!(size_of::<Event>() == 24);
 };

@@ -72,6 +72,12 @@ counters! {
     HandshakeFailed = "handshakes_failed_total" [],
     /// Events that found no room in the ring buffer.
     EventLost = "events_lost_total" [],
+    /// Flows reported to a watcher.
+    FlowReported = "flows_total" ["result" = "reported"],
+    /// Flows not reported because the watcher had set a rate, and there were more.
+    FlowOverRate = "flows_total" ["result" = "over_rate"],
+    /// Flows not reported because the watcher was slow to read: no room in the ring buffer.
+    FlowLost = "flows_total" ["result" = "lost"],
     /// Sockets enrolled for the shortcut at the dialling end.
     ShortcutClient = "shortcut_sockets_total" ["result" = "client"],
     /// Sockets enrolled for the shortcut at the accepting end: pairs joined.

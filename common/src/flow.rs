@@ -76,6 +76,14 @@ pub struct Conn {
     pub flags: u32,
     /// The process that dialled, in the initial pid namespace.
     pub pid: u32,
+    /// From the dial to the end of the handshake, in µs; 0 until then.
+    pub connect_us: u32,
+    /// The connect hook's verdict: a [`crate::counter::Counter`].
+    pub verdict: u32,
+    /// Cgroup of the process that dialled, if somebody watched (see [`crate::watch`]).
+    pub cgroup: u64,
+    /// Its command, if somebody watched; else all zero.
+    pub command: [u8; 16],
 }
 
 /// Bits of [`Conn::held`].
@@ -101,6 +109,8 @@ pub mod conn_flags {
     pub const AGENT: u32 = 1 << 2;
     /// `connect()` is under way: where capture rules nest, the hook of the outer cgroup runs next, on the address that was put in.
     pub const DIALLING: u32 = 1 << 3;
+    /// Its end has been counted: where capture rules nest, the hook of the outer cgroup sees it too.
+    pub const ENDED: u32 = 1 << 4;
 }
 
 /// One direction's identity on the wire, the same seen from both ends: addresses and the two initial sequence numbers.
@@ -186,7 +196,7 @@ pub struct Original {
 
 const _: () = {
     assert!(size_of::<Address>() == 20);
-    assert!(size_of::<Conn>() == 88);
+    assert!(size_of::<Conn>() == 120);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Meeting>() == 32);
     assert!(size_of::<Half>() == 72);

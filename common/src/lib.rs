@@ -4,6 +4,8 @@
 //! - [`service`]: what the kernel half needs to balance a service by itself;
 //! - [`capture`]: what the agent tells the kernel half: settings, its listeners, and what the kernel half tells back: events;
 //! - [`counter`]: the kernel half's per-CPU counters, one for each way a hook can end;
+//! - [`latency`]: histograms that the hooks count;
+//! - [`watch`]: who watches flows, and what the hooks tell about each;
 //! - `pod`: the only `unsafe impl aya::Pod`s, behind the feature `user`.
 //!
 //! `no_std`, no padding, every size asserted: a change of layout is a change of [`ABI_VERSION`].
@@ -12,12 +14,14 @@
 pub mod capture;
 pub mod counter;
 pub mod flow;
+pub mod latency;
 #[cfg(feature = "user")]
 mod pod;
 pub mod service;
+pub mod watch;
 
 /// Version of everything in this crate. The agent refuses an object or a pinned map of another version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Stamp that the kernel half carries in the ELF section [`ABI_SECTION`], so that the agent can compare before it loads anything:
 /// the version, then the size of every shared type in the order of [`ABI_NAMES`].
@@ -36,11 +40,14 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
     size_of::<capture::Settings>() as u32,
     size_of::<capture::Listener>() as u32,
     size_of::<capture::Event>() as u32,
+    size_of::<service::EndpointStats>() as u32,
+    size_of::<watch::Watch>() as u32,
+    size_of::<watch::Flow>() as u32,
     counter::COUNT as u32,
 ];
 
 /// What each word of [`ABI_STAMP`] is, for the message of a mismatch.
-pub const ABI_NAMES: [&str; 15] = [
+pub const ABI_NAMES: [&str; 18] = [
     "abi version",
     "flow::Address",
     "flow::Conn",
@@ -55,6 +62,9 @@ pub const ABI_NAMES: [&str; 15] = [
     "capture::Settings",
     "capture::Listener",
     "capture::Event",
+    "service::EndpointStats",
+    "watch::Watch",
+    "watch::Flow",
     "number of counters",
 ];
 

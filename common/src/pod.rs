@@ -1,6 +1,6 @@
 //! The only `unsafe impl aya::Pod`s: every type here is `repr(C)`, `Copy`, free of padding (sizes asserted beside it) and of pointers.
 
-use crate::{capture, flow, service};
+use crate::{capture, flow, service, watch};
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {
@@ -27,4 +27,8 @@ pod!(
     capture::Settings,
     capture::Listener,
     capture::Event,
+    watch::Watch,
+    watch::Reported,
+    watch::Flow,
+    watch::Name,
 );

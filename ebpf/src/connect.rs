@@ -22,7 +22,7 @@ use sockway_common::{
 use crate::{
     count, event,
     maps::{CONNS, CURSORS, ENDPOINT_STATS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SERVICES, SETTINGS, SLOTS},
-    socket,
+    socket, watch,
 };
 
 /// The hook lets `connect()` go on.
@@ -117,19 +117,19 @@ fn try_dial(ctx: &SockAddrContext, dialled: &Address) -> Result<(Address, Counte
     }
     let service = &service_at(dialled).ok_or(Counter::ConnectNotService)?;
 
-    let (to, endpoint, counter) = if service.flags & service_flags::AGENT != 0 {
+    let (agent, counter) = if service.flags & service_flags::AGENT != 0 {
         match agent_address(ctx, settings, dialled, service) {
-            Ok(to) => (to, ENDPOINT_AGENT, Counter::ConnectAgent),
-            Err(why) => {
-                let (to, endpoint) = choose(dialled, service).ok_or(Counter::ConnectNoEndpoint)?;
-                (to, endpoint, why)
-            }
+            Ok(to) => (Some((to, ENDPOINT_AGENT)), Counter::ConnectAgent),
+            Err(why) => (None, why),
         }
     } else {
-        let (to, endpoint) = choose(dialled, service).ok_or(Counter::ConnectNoEndpoint)?;
-        (to, endpoint, Counter::ConnectBalanced)
+        (None, Counter::ConnectBalanced)
     };
-    remember(ctx, dialled, &to, service, endpoint)?;
+    let Some((to, endpoint)) = agent.or_else(|| choose(dialled, service)) else {
+        watch::not_dialled(dialled, service.id, netns(ctx), Counter::ConnectNoEndpoint);
+        return Err(Counter::ConnectNoEndpoint);
+    };
+    remember(ctx, dialled, &to, service, endpoint, counter)?;
     count_endpoint(service.id, endpoint);
     Ok((to, counter))
 }
@@ -155,6 +155,7 @@ fn remember(
     to: &Address,
     service: &Service,
     endpoint: u32,
+    verdict: Counter,
 ) -> Result<(), Counter> {
     let shortcut = if service.flags & service_flags::SHORTCUT != 0 { conn_flags::SHORTCUT } else { 0 };
     let mut conn = Conn {
@@ -169,8 +170,14 @@ fn remember(
         held: 0,
         flags: shortcut | conn_flags::DIALLING,
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        connect_us: 0,
+        verdict: verdict as u32,
+        cgroup: 0,
+        command: [0; 16],
     };
-    socket::store(&CONNS, socket::of_addr(ctx.sock_addr), &mut conn).map(|_| ()).ok_or(Counter::ConnectNoStorage)
+    let conn = socket::store(&CONNS, socket::of_addr(ctx.sock_addr), &mut conn).ok_or(Counter::ConnectNoStorage)?;
+    watch::note_who(conn);
+    Ok(())
 }
 
 /// An endpoint of the service; `None` when there is none to choose. The agent may have swapped the table since the service was read:

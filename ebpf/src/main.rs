@@ -4,6 +4,7 @@
 //! - [`connect`]: a program dials: pass, balance, or hand to the agent;
 //! - [`peer`]: a program asks whom it dialled;
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
+//! - [`watch`]: a flow has ended, and somebody watches;
 //! - [`sk_msg`]: an enrolled socket sends: to the peer's socket, or through TCP.
 //!
 //! Programs and maps are pinned and outlive the agent.
@@ -20,6 +21,7 @@ mod peer;
 mod sk_msg;
 mod sock_ops;
 mod socket;
+mod watch;
 
 /// What the agent compares with its own before it loads this object.
 #[unsafe(no_mangle)]

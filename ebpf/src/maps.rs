@@ -12,6 +12,7 @@ use sockway_common::{
     counter,
     flow::{Address, Conn, FlowKey, Half, Meeting, Original, OriginalKey},
     service::{EndpointKey, EndpointStats, Service, Slot, SlotKey},
+    watch::{Name, Reported, Watch},
 };
 
 /// `BPF_F_NO_PREALLOC`: sparse tables take memory as they fill (trap T40).
@@ -88,6 +89,22 @@ pub static HALVES: SkStorage<Half> = SkStorage::new();
 /// Enrolled sockets by cookie. 131 072 sockets (about 0.84 KiB of kernel memory each); when full sockets are not enrolled.
 #[map]
 pub static SHORTCUT: SockHash<u64> = SockHash::with_max_entries(131_072, 0);
+
+/// Watcher writes and renews, hooks read. One entry, because a ring buffer has one reader.
+#[map]
+pub static WATCH: Array<Watch> = Array::with_max_entries(1, 0);
+
+/// Hooks write, watcher reads. Half a second at 5 000 flows a second; a flow that finds no room is counted, and the watcher told.
+#[map]
+pub static FLOWS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
+
+/// Hooks count what they reported to the watcher, each CPU for itself.
+#[map]
+pub static REPORTED: PerCpuArray<Reported> = PerCpuArray::with_max_entries(1, 0);
+
+/// Agent writes, by service id; no hook reads. Who looks at the tables while no agent runs learns the services' names here.
+#[map]
+pub static NAMES: HashMap<u32, Name> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
 /// Key of [`SYNS`]: the client's and the server's address.
 #[repr(C)]

@@ -82,6 +82,10 @@ impl Flows {
             held: 0,
             flags: conn_flags::SHORTCUT | conn_flags::AGENT,
             pid: 0,
+            connect_us: 0,
+            verdict: 0,
+            cgroup: 0,
+            command: [0; 16],
         };
         // Without it the connection goes through TCP, which is always right.
         if let Err(error) = sys::store(conns.as_fd(), socket, &conn) {

@@ -30,6 +30,8 @@ fn read() -> Result<Offsets, String> {
         is_mptcp: btf.bit_offset("tcp_sock", &["is_mptcp"]).map_or(0, |bits| bits / 8),
         ports: need("sock_common", &["skc_dport"])?,
         rcv_nxt: need("tcp_sock", &["rcv_nxt"])?,
+        error: need("sock", &["sk_err"])?,
+        flags: need("sock_common", &["skc_flags"])?,
         zero: 0,
     })
 }

@@ -14,6 +14,7 @@ use aya::{
 use sockway_common::{
     flow::{Address, ENDPOINT_AGENT},
     service::{self, EndpointKey, EndpointStats, Slot, SlotKey, service_flags},
+    watch::Name,
 };
 
 use super::{KernelError, flows};
@@ -29,6 +30,7 @@ pub struct Tables {
     slots: BpfHashMap<MapData, SlotKey, Slot>,
     cursors: BpfHashMap<MapData, u32, u64>,
     stats: PerCpuHashMap<MapData, EndpointKey, EndpointStats>,
+    names: BpfHashMap<MapData, u32, Name>,
     written: HashMap<Address, Written>,
     generation: u32,
     cpus: usize,
@@ -58,6 +60,7 @@ impl Tables {
             slots: table(ebpf, "SLOTS")?,
             cursors: table(ebpf, "CURSORS")?,
             stats: table(ebpf, "ENDPOINT_STATS")?,
+            names: table(ebpf, "NAMES")?,
             written: HashMap::new(),
             generation,
             cpus: aya::util::nr_cpus().map_err(|(path, source)| KernelError::Cpus { path, source })?,
@@ -118,6 +121,10 @@ impl Tables {
         if service.config.balance == Balance::RoundRobin && self.cursors.get(&service.id, 0).is_err() {
             self.cursors.insert(service.id, 0, 0).map_err(map_error("CURSORS"))?;
         }
+        let name = Name::new(&service.config.name);
+        if self.names.get(&service.id, 0).ok() != Some(name) {
+            self.names.insert(service.id, name, 0).map_err(map_error("NAMES"))?;
+        }
         for endpoint in endpoints {
             let key = EndpointKey { service: service.id, endpoint: *endpoint };
             if self.stats.get(&key, 0).is_err() {
@@ -140,6 +147,7 @@ impl Tables {
         }
         if kept.is_empty() {
             let _ = self.cursors.remove(&old.id);
+            let _ = self.names.remove(&old.id);
         }
     }
 
@@ -161,6 +169,10 @@ impl Tables {
         for id in stale {
             let _ = self.cursors.remove(&id);
         }
+        let stale: Vec<u32> = self.names.keys().flatten().filter(|id| !ids.contains(id)).collect();
+        for id in stale {
+            let _ = self.names.remove(&id);
+        }
         let stale: Vec<EndpointKey> = self.stats.keys().flatten().filter(|key| !ids.contains(&key.service)).collect();
         for key in stale {
             let _ = self.stats.remove(&key);
@@ -173,10 +185,8 @@ impl Tables {
             .iter()
             .flatten()
             .map(|(key, values)| {
-                let sum = values.iter().fold(EndpointStats::default(), |sum, value| EndpointStats {
-                    connects: sum.connects + value.connects,
-                    failures: sum.failures + value.failures,
-                });
+                let mut sum = EndpointStats::default();
+                values.iter().for_each(|value| sum.add(value));
                 (key, sum)
             })
             .collect()

@@ -196,7 +196,7 @@ mod tests {
         endpoint.state.down.store(true, Ordering::Relaxed);
         endpoint.state.total.store(7, Ordering::Relaxed);
         let key = |endpoint| EndpointKey { service: snapshot.services[0].id, endpoint };
-        let stats = |connects, failures| EndpointStats { connects, failures };
+        let stats = |connects, failures| EndpointStats { connects, failures, ..EndpointStats::default() };
         let total = |(index, counter): (usize, &counter::Counter)| Total {
             name: counter.name(),
             labels: counter.labels(),

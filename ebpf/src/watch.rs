@@ -1,0 +1,182 @@
+//! Tells whoever watches (`sockway flows`) about flows that have ended. Nobody watching is the rule: then it costs one look at an array.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_submit,
+        generated::{bpf_get_current_cgroup_id, bpf_get_current_comm},
+    },
+    programs::SockOpsContext,
+};
+use sockway_common::{
+    capture::SOCK_DONE,
+    counter::Counter,
+    flow::{Address, Conn, ENDPOINT_AGENT},
+    watch::{ERROR_UNKNOWN, Flow, Reported, SLICE_NS, Watch, cause, flow_flags},
+};
+
+use crate::{
+    count,
+    maps::{FLOWS, REPORTED, SETTINGS, WATCH},
+    socket,
+};
+
+/// Notes of a program that dials what will not be found out later, when it may be gone: its command and its cgroup.
+#[inline(always)]
+pub fn note_who(conn: &mut Conn) {
+    if watching(conn.dialled_ns).is_none() {
+        return;
+    }
+    name_program(conn);
+}
+
+#[inline(always)]
+fn name_program(conn: &mut Conn) {
+    // SAFETY: the helper writes as many bytes as it is told; the other takes no arguments.
+    unsafe {
+        bpf_get_current_comm(conn.command.as_mut_ptr().cast(), size_of_val(&conn.command) as u32);
+        conn.cgroup = bpf_get_current_cgroup_id();
+    }
+}
+
+/// A `connect()` that did not dial what it could have: the verdict says why.
+#[inline(always)]
+pub fn not_dialled(dialled: &Address, service: u32, netns: u64, verdict: Counter) {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let Some(flow) = begin(service, pid, dialled) else { return };
+    // SAFETY: a reserved record, of which all that is not zero is written here.
+    unsafe {
+        let conn = &mut (*flow).conn;
+        (conn.original, conn.actual) = (*dialled, *dialled);
+        (conn.service, conn.endpoint) = (service, ENDPOINT_AGENT);
+        (conn.netns, conn.pid, conn.verdict) = (netns, pid, verdict as u32);
+        conn.dialled_ns = bpf_ktime_get_ns();
+        name_program(conn);
+        (*flow).ended_ns = conn.dialled_ns;
+        (*flow).cause = cause::NOT_DIALLED;
+        submit(flow);
+    }
+}
+
+/// A TCP socket that has left `state` and is closed now.
+#[inline(always)]
+pub fn closed(ctx: &SockOpsContext, conn: &Conn, state: u32) {
+    let Some(flow) = begin(conn.service, conn.pid, &conn.actual) else { return };
+    // SAFETY: a reserved record; the context's fields are read one by one, as the verifier wants it.
+    unsafe {
+        (*flow).conn = *conn;
+        (*flow).ended_ns = bpf_ktime_get_ns();
+        (*flow).received_bytes = ptr::read_volatile(&raw const (*ctx.ops).bytes_received);
+        (*flow).sent_bytes = ptr::read_volatile(&raw const (*ctx.ops).bytes_acked);
+        (*flow).rtt_us = rtt_us(ctx);
+        (*flow).retransmits = retransmits(ctx);
+        (*flow).state = state;
+        ptr::write(&raw mut (*flow).local, socket::local(ctx));
+        look_inside(flow, socket::of_ops(ctx.ops));
+        submit(flow);
+    }
+}
+
+/// Smoothed round-trip time of the context's socket, in µs.
+#[inline(always)]
+pub fn rtt_us(ctx: &SockOpsContext) -> u32 {
+    // The kernel keeps eight times as much.
+    // SAFETY: one field of the hook's context.
+    unsafe { ptr::read_volatile(&raw const (*ctx.ops).srtt_us) >> 3 }
+}
+
+/// Segments that the context's socket has sent again.
+#[inline(always)]
+pub fn retransmits(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: one field of the hook's context.
+    unsafe { ptr::read_volatile(&raw const (*ctx.ops).total_retrans) }
+}
+
+/// The watcher, if there is one at `now`.
+#[inline(always)]
+fn watching(now: u64) -> Option<&'static Watch> {
+    WATCH.get(0).filter(|watch| watch.until_ns > now)
+}
+
+/// A record of the ring buffer, all zero, if there is a watcher who wants to see the flow.
+#[inline(always)]
+fn begin(service: u32, pid: u32, endpoint: &Address) -> Option<*mut Flow> {
+    let watch = WATCH.get(0)?;
+    if watch.until_ns == 0 || !watch.wants(service, pid, endpoint) {
+        return None;
+    }
+    // SAFETY: plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if watch.until_ns <= now || !within_rate(watch, now) {
+        return None;
+    }
+    let Some(mut record) = FLOWS.reserve::<Flow>(0) else {
+        count::one(Counter::FlowLost);
+        return None;
+    };
+    let flow = record.as_mut_ptr();
+    // The record is given back by `submit`, from its address.
+    core::mem::forget(record);
+    // SAFETY: as long as a `Flow`, in which every bit pattern is valid.
+    unsafe { ptr::write_bytes(flow, 0, 1) };
+    Some(flow)
+}
+
+/// # Safety
+///
+/// `flow` comes from [`begin`] and is not used afterwards.
+#[inline(always)]
+unsafe fn submit(flow: *mut Flow) {
+    // The reader looks by itself: waking it would cost each flow more than everything else here.
+    // SAFETY: by the caller.
+    unsafe { bpf_ringbuf_submit(flow.cast(), u64::from(BPF_RB_NO_WAKEUP)) };
+    count::one(Counter::FlowReported);
+}
+
+/// Whether this CPU may report another flow in the slice of time that runs.
+#[inline(always)]
+fn within_rate(watch: &Watch, now: u64) -> bool {
+    let Some(reported) = REPORTED.get_ptr_mut(0) else { return false };
+    let slice = now / SLICE_NS;
+    // SAFETY: this CPU's element; see `count::add`.
+    unsafe {
+        if (*reported).slice != slice {
+            *reported = Reported { slice, flows: 0 };
+        }
+        if (*reported).flows >= u64::from(watch.flows_max) {
+            count::one(Counter::FlowOverRate);
+            return false;
+        }
+        (*reported).flows += 1;
+    }
+    true
+}
+
+/// Why the socket was closed, and whether its peer's FIN had come in: fields that no context shows.
+///
+/// # Safety
+///
+/// `flow` comes from [`begin`].
+#[inline(always)]
+unsafe fn look_inside(flow: *mut Flow, sk: *mut core::ffi::c_void) {
+    // SAFETY: by the caller.
+    unsafe {
+        (*flow).error = ERROR_UNKNOWN;
+        let Some(settings) = SETTINGS.get(0) else { return };
+        if settings.offsets.error == 0 || sk.is_null() {
+            return;
+        }
+        // The verifier lets nobody calculate with a socket pointer; written into the record and read back it is a number.
+        let field = &raw mut (*flow).shortcut_received_bytes;
+        ptr::write_volatile(field.cast::<*mut core::ffi::c_void>(), sk);
+        let address = ptr::read_volatile(field);
+        ptr::write_volatile(field, 0);
+        (*flow).error = socket::peek::<u32>(address, settings.offsets.error).unwrap_or(ERROR_UNKNOWN);
+        let flags: u64 = socket::peek(address, settings.offsets.flags).unwrap_or(0);
+        if flags & 1 << SOCK_DONE != 0 {
+            (*flow).flags |= flow_flags::FIN_RECEIVED;
+        }
+    }
+}
