@@ -62,7 +62,11 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             shortcut: Shortcut::Off,
             connect_timeout: Duration::from_secs(1),
             probe_interval: None,
-            endpoints: origins.iter().map(|address| Endpoint { address: *address, weight: 1 }).collect(),
+            endpoint_drain: None,
+            endpoints: origins
+                .iter()
+                .map(|address| Endpoint { address: *address, weight: 1, is_draining: false })
+                .collect(),
         }],
     }
 }

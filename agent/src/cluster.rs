@@ -8,19 +8,21 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use crate::config;
 
 /// All services at one moment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Counts reloads that took effect, from 1.
     pub generation: u64,
     /// In the order of the configuration.
     pub services: Vec<Arc<Service>>,
+    /// Endpoints that take no new connections, and may still have old ones.
+    pub leaving: Vec<Leaving>,
     by_address: HashMap<SocketAddr, Arc<Service>>,
     by_id: HashMap<u32, Arc<Service>>,
     next_service_id: u32,
@@ -33,10 +35,21 @@ pub struct Service {
     pub id: u32,
     /// What was configured.
     pub config: config::Service,
-    /// In the order of the configuration; addresses are unique.
+    /// Those that take new connections, in the order of the configuration; addresses are unique.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Cursor of round robin, node-wide.
     pub cursor: Arc<AtomicUsize>,
+}
+
+/// An endpoint that is set to drain, or that the configuration no longer lists (or its service), until its connections are gone.
+#[derive(Clone, Debug)]
+pub struct Leaving {
+    /// The service's id.
+    pub service: u32,
+    /// What was configured for the service when it last was.
+    pub config: Arc<config::Service>,
+    /// The endpoint; its id stays its own meanwhile.
+    pub endpoint: Arc<Endpoint>,
 }
 
 /// One address of a cluster, with the state that every worker and the kernel half share.
@@ -63,6 +76,34 @@ pub struct EndpointState {
     pub total: AtomicU64,
     /// Connects by the agent that failed.
     pub connect_failures: AtomicU64,
+    /// A [`Stage`], as a number.
+    stage: AtomicU8,
+}
+
+/// How far an endpoint is on its way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stage {
+    /// Takes new connections.
+    #[default]
+    Active,
+    /// Takes none; those it has may go on for a while.
+    Draining,
+    /// Those it still has are being ended.
+    Dead,
+    /// It has none any more.
+    Gone,
+}
+
+impl Stage {
+    /// The field's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Dead | Self::Gone => "dead",
+        }
+    }
 }
 
 impl EndpointState {
@@ -70,37 +111,98 @@ impl EndpointState {
     pub fn usable(&self) -> bool {
         !self.down.load(Ordering::Relaxed)
     }
+
+    /// How far it is on its way out.
+    pub fn stage(&self) -> Stage {
+        [Stage::Active, Stage::Draining, Stage::Dead, Stage::Gone][usize::from(self.stage.load(Ordering::Relaxed))]
+    }
+
+    /// Sets how far it is on its way out.
+    pub fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Relaxed);
+    }
 }
 
 impl Snapshot {
-    /// Builds the snapshot that follows `previous`, taking over ids and state by service name and endpoint address.
+    /// Builds the snapshot that follows `previous`, taking over ids and state by service name and endpoint address. Endpoints that were
+    /// there and no longer are, leave.
     pub fn build(config: &config::Config, previous: &Snapshot) -> Snapshot {
         let old: HashMap<&str, &Arc<Service>> =
             previous.services.iter().map(|service| (service.config.name.as_str(), service)).collect();
+        let leaving_before = previous.leaving_by_service();
         let mut next_service_id = previous.next_service_id.max(1);
-        let services: Vec<Arc<Service>> = config
-            .services
-            .iter()
-            .map(|service| {
-                let old = old.get(service.name.as_str()).copied();
-                let id = old.map_or_else(
-                    || {
-                        next_service_id += 1;
-                        next_service_id - 1
-                    },
-                    |old| old.id,
-                );
-                Arc::new(Service {
-                    id,
-                    endpoints: build_endpoints(&service.endpoints, old.map_or(&[], |old| &old.endpoints)),
-                    cursor: old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default(),
-                    config: service.clone(),
-                })
-            })
-            .collect();
+        let mut leaving = Vec::new();
+        let mut services = Vec::with_capacity(config.services.len());
+        for service in &config.services {
+            let old = old.get(service.name.as_str()).copied();
+            let id = old.map_or_else(
+                || {
+                    next_service_id += 1;
+                    next_service_id - 1
+                },
+                |old| old.id,
+            );
+            let known: Vec<&Arc<Endpoint>> = old
+                .iter()
+                .flat_map(|old| &old.endpoints)
+                .chain(leaving_before.get(&id).into_iter().flatten().map(|leaving| &leaving.endpoint))
+                .collect();
+            let (active, draining) = build_endpoints(&service.endpoints, &known);
+            leaving.extend(leave(id, service, &active, draining, &known));
+            services.push(Arc::new(Service {
+                id,
+                endpoints: active,
+                cursor: old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default(),
+                config: service.clone(),
+            }));
+        }
+        let by_id: HashMap<u32, Arc<Service>> =
+            services.iter().map(|service| (service.id, Arc::clone(service))).collect();
+        leaving.extend(previous.orphans(&by_id));
         let by_address = services.iter().map(|service| (service.config.address, Arc::clone(service))).collect();
-        let by_id = services.iter().map(|service| (service.id, Arc::clone(service))).collect();
-        Snapshot { generation: previous.generation + 1, services, by_address, by_id, next_service_id }
+        Snapshot { generation: previous.generation + 1, services, leaving, by_address, by_id, next_service_id }
+    }
+
+    /// The same without the endpoints that have left for good.
+    pub fn without_gone(&self) -> Snapshot {
+        let mut snapshot = self.clone();
+        snapshot.leaving.retain(Leaving::is_there);
+        snapshot
+    }
+
+    /// An endpoint by the ids of its service and itself, with what was configured for the service; one that leaves too.
+    pub fn endpoint(&self, service: u32, endpoint: u32) -> Option<(&config::Service, &Arc<Endpoint>)> {
+        let active = self.by_id(service).and_then(|service| {
+            let found = service.endpoints.iter().find(|found| found.id == endpoint)?;
+            Some((&service.config, found))
+        });
+        active.or_else(|| {
+            let is_it = |leaving: &&Leaving| leaving.service == service && leaving.endpoint.id == endpoint;
+            self.leaving.iter().find(is_it).map(|leaving| (&*leaving.config, &leaving.endpoint))
+        })
+    }
+
+    fn leaving_by_service(&self) -> HashMap<u32, Vec<&Leaving>> {
+        let mut found: HashMap<u32, Vec<&Leaving>> = HashMap::new();
+        for leaving in &self.leaving {
+            found.entry(leaving.service).or_default().push(leaving);
+        }
+        found
+    }
+
+    /// The endpoints of services that are not among `kept`.
+    fn orphans(&self, kept: &HashMap<u32, Arc<Service>>) -> Vec<Leaving> {
+        let removed = self.services.iter().filter(|service| !kept.contains_key(&service.id)).flat_map(|service| {
+            let config = Arc::new(service.config.clone());
+            let leave = move |endpoint: &Arc<Endpoint>| Leaving {
+                service: service.id,
+                config: Arc::clone(&config),
+                endpoint: Arc::clone(endpoint),
+            };
+            service.endpoints.iter().map(leave)
+        });
+        let before = self.leaving.iter().filter(|leaving| !kept.contains_key(&leaving.service)).cloned();
+        removed.chain(before).filter(Leaving::is_there).collect()
     }
 
     /// The service that programs dial at `address`.
@@ -114,23 +216,56 @@ impl Snapshot {
     }
 }
 
-fn build_endpoints(configured: &[config::Endpoint], old: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
-    let mut next_id = old.iter().map(|endpoint| endpoint.id + 1).max().unwrap_or(0);
-    configured
+impl Leaving {
+    /// Whether connections to it may be left.
+    fn is_there(&self) -> bool {
+        self.endpoint.state.stage() != Stage::Gone
+    }
+}
+
+/// The configured endpoints of one service: those that take new connections, and those that are set to drain.
+fn build_endpoints(
+    configured: &[config::Endpoint],
+    known: &[&Arc<Endpoint>],
+) -> (Vec<Arc<Endpoint>>, Vec<Arc<Endpoint>>) {
+    let mut next_id = known.iter().map(|endpoint| endpoint.id + 1).max().unwrap_or(0);
+    let (mut active, mut draining) = (Vec::with_capacity(configured.len()), Vec::new());
+    for endpoint in configured {
+        let kept = known.iter().find(|known| known.address == endpoint.address);
+        let id = kept.map_or_else(
+            || {
+                next_id += 1;
+                next_id - 1
+            },
+            |kept| kept.id,
+        );
+        let state = kept.map(|kept| Arc::clone(&kept.state)).unwrap_or_default();
+        let built = Arc::new(Endpoint { id, address: endpoint.address, weight: endpoint.weight, state });
+        if endpoint.is_draining { &mut draining } else { &mut active }.push(built);
+    }
+    (active, draining)
+}
+
+/// What leaves a service that stays: what is set to drain, and what was known and is not listed any more.
+fn leave(
+    service: u32,
+    config: &config::Service,
+    active: &[Arc<Endpoint>],
+    draining: Vec<Arc<Endpoint>>,
+    known: &[&Arc<Endpoint>],
+) -> Vec<Leaving> {
+    let listed = |known: &Arc<Endpoint>| active.iter().chain(&draining).any(|endpoint| endpoint.id == known.id);
+    let unlisted: Vec<Arc<Endpoint>> = known
         .iter()
-        .map(|endpoint| {
-            let kept = old.iter().find(|old| old.address == endpoint.address);
-            let id = kept.map_or_else(
-                || {
-                    next_id += 1;
-                    next_id - 1
-                },
-                |kept| kept.id,
-            );
-            let state = kept.map(|kept| Arc::clone(&kept.state)).unwrap_or_default();
-            Arc::new(Endpoint { id, address: endpoint.address, weight: endpoint.weight, state })
-        })
-        .collect()
+        .filter(|known| !listed(known) && known.state.stage() != Stage::Gone)
+        .map(|known| Arc::clone(known))
+        .collect();
+    if draining.is_empty() && unlisted.is_empty() {
+        return Vec::new();
+    }
+    let config = Arc::new(config.clone());
+    let leave = |endpoint| Leaving { service, config: Arc::clone(&config), endpoint };
+    draining.into_iter().chain(unlisted).map(leave).collect()
 }
 
 #[cfg(test)]
@@ -157,6 +292,25 @@ mod tests {
             assert!(Arc::ptr_eq(service, snapshot.by_id(service.id).expect("by id")));
         }
         assert!(snapshot.by_id(99).is_none());
+    }
+
+    #[test]
+    fn what_is_listed_no_more_leaves_until_it_is_gone_and_its_id_is_not_given_again() {
+        let first = snapshot(&[("a", 1, &[1, 2]), ("b", 2, &[7])], &Snapshot::default());
+        let second = snapshot(&[("a", 1, &[1, 3])], &first);
+        let leaving = |snapshot: &Snapshot| -> Vec<(u32, u32)> {
+            snapshot.leaving.iter().map(|leaving| (leaving.service, leaving.endpoint.id)).collect()
+        };
+        let (a, b) = (first.services[0].id, first.services[1].id);
+        assert_eq!(leaving(&second), [(a, 1), (b, 0)]);
+        assert_eq!(second.services[0].endpoints[1].id, 2);
+        assert_eq!(second.endpoint(a, 1).expect("leaves").1.address, first.services[0].endpoints[1].address);
+        let third = snapshot(&[("a", 1, &[1, 2])], &second);
+        assert_eq!(third.services[0].endpoints[1].id, 1, "it came back as what it was");
+        assert_eq!(leaving(&third), [(a, 2), (b, 0)]);
+        third.leaving.iter().for_each(|leaving| leaving.endpoint.state.set_stage(Stage::Gone));
+        assert_eq!(leaving(&third.without_gone()), []);
+        assert_eq!(leaving(&snapshot(&[("a", 1, &[1, 2])], &third)), []);
     }
 
     #[test]

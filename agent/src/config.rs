@@ -74,6 +74,8 @@ pub struct Service {
     pub connect_timeout: Duration,
     /// How often every endpoint is probed by a TCP connect; `None` probes only those that failed, until they accept again.
     pub probe_interval: Option<Duration>,
+    /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.
+    pub endpoint_drain: Option<Duration>,
     /// At least one; addresses are unique.
     pub endpoints: Vec<Endpoint>,
 }
@@ -85,6 +87,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Its share of the connections or requests: weight over the sum of weights. At least 1.
     pub weight: u32,
+    /// Takes no new connections, and those that it has end when their time is over.
+    pub is_draining: bool,
 }
 
 /// What is spoken on a service's connections.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    cluster::{Endpoint, Service},
+    cluster::{Endpoint, EndpointState, Service, Stage},
     kernel::Flows,
     record::{Counter, Slab},
     ring::{self, Due, Socket, Stream, Watch},
@@ -49,7 +49,14 @@ pub struct Upstreams {
 /// The unused connections to one endpoint, the last used on top.
 struct Shelf {
     address: SocketAddr,
+    state: Arc<EndpointState>,
     idle: Vec<(Stream, Duration)>,
+}
+
+impl Shelf {
+    fn of(endpoint: &Endpoint) -> Self {
+        Self { address: endpoint.address, state: Arc::clone(&endpoint.state), idle: Vec::new() }
+    }
 }
 
 impl Upstreams {
@@ -75,12 +82,10 @@ impl Upstreams {
     /// Keeps a connection for the next request. Everything asked on it must have been answered.
     pub fn keep(&self, service: &Service, endpoint: &Endpoint, stream: Stream) {
         let mut idle = self.idle.borrow_mut();
-        let shelf = idle
-            .entry((service.id, endpoint.id))
-            .or_insert_with(|| Shelf { address: endpoint.address, idle: Vec::new() });
+        let shelf = idle.entry((service.id, endpoint.id)).or_insert_with(|| Shelf::of(endpoint));
         if shelf.address != endpoint.address {
             // The id means another address since the last reload.
-            *shelf = Shelf { address: endpoint.address, idle: Vec::new() };
+            *shelf = Shelf::of(endpoint);
         }
         if shelf.idle.len() >= IDLE_COUNT_MAX {
             return self.slab.count(Counter::PoolFull);
@@ -104,7 +109,8 @@ impl Upstreams {
     }
 
     async fn try_dial(&self, service: &Service, endpoint: &Endpoint) -> Result<Stream, ConnectError> {
-        let socket = Socket::dialling(endpoint.address, &self.watch).map_err(ConnectError::Ours)?;
+        let socket = Socket::dialling(endpoint.address, &self.watch, owner(service.id, endpoint.id))
+            .map_err(ConnectError::Ours)?;
         self.flows.allow_shortcut(socket.as_fd(), service);
         let timeout = service.config.connect_timeout;
         socket.set_due(timeout, Due::End);
@@ -123,6 +129,9 @@ impl Upstreams {
         let now = self.watch.now();
         let mut idle = self.idle.borrow_mut();
         for shelf in idle.values_mut() {
+            if shelf.state.stage() != Stage::Active {
+                shelf.idle.clear();
+            }
             shelf.idle.retain_mut(|(stream, since)| {
                 let reason = match stream.reader.is_quiet() {
                     false => Counter::PoolGone,
@@ -136,10 +145,21 @@ impl Upstreams {
         idle.retain(|_, shelf| !shelf.idle.is_empty());
     }
 
+    /// Ends every connection to an endpoint, used or not.
+    pub fn end(&self, service: u32, endpoint: u32) {
+        self.idle.borrow_mut().remove(&(service, endpoint));
+        self.watch.end_owned(owner(service, endpoint));
+    }
+
     /// Closes all unused connections.
     pub fn close_idle(&self) {
         self.idle.borrow_mut().clear();
     }
+}
+
+/// Whose a socket is, for the watch. Service ids begin at 1.
+fn owner(service: u32, endpoint: u32) -> u64 {
+    u64::from(service) << 32 | u64::from(endpoint)
 }
 
 fn is_ours(error: &io::Error) -> bool {

@@ -16,6 +16,7 @@ mod offsets;
 mod pins;
 mod selftest;
 mod services;
+mod sockets;
 mod sys;
 
 use std::{
@@ -43,6 +44,7 @@ pub use self::{
     log::KernelLog,
     namespace::{Changes, Listening, Namespaces, Opened},
     selftest::Capability,
+    sockets::{Sockets, Target, Visited, holders},
 };
 use self::{load::Loaded, pins::Pins, services::Tables};
 use crate::{
@@ -77,6 +79,7 @@ pub struct Kernel {
     namespaces: Option<Namespaces>,
     log: Option<KernelLog>,
     originals: HashMap<MapData, OriginalKey, Original>,
+    sockets: Sockets,
 }
 
 impl Kernel {
@@ -131,6 +134,7 @@ impl Kernel {
             events: Some(Events::new(ebpf)?),
             log: KernelLog::new(ebpf),
             originals: services::table(ebpf, "ORIGINALS")?,
+            sockets: Sockets::new(descriptor(ebpf, "CONNS")?),
             namespaces: Some(Namespaces::new(ebpf, rules.iter().map(|(path, _)| path.clone()).collect())?),
             tables: Tables::new(ebpf)?,
             heartbeat: services::table(ebpf, "HEARTBEAT")?,
@@ -188,6 +192,15 @@ impl Kernel {
     /// What the workers ask about single connections.
     pub fn flows(&self) -> Flows {
         self.flows.clone()
+    }
+
+    /// The sockets of the host that hooks have pointed at endpoints.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors have run out.
+    pub fn sockets(&self) -> io::Result<Sockets> {
+        self.sockets.try_clone()
     }
 
     /// What the self-test of the running kernel found.

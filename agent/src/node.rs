@@ -8,6 +8,7 @@ pub mod drain;
 pub mod probe;
 pub mod pulse;
 pub mod reload;
+pub mod retire;
 pub mod runfile;
 pub mod senses;
 pub mod watch;
@@ -30,6 +31,7 @@ use self::{
     admin::{Answer, Question},
     pulse::Pulse,
     reload::{Read, Reloader},
+    retire::{Retired, Retirer},
     runfile::{Runfile, RunfileError, Running},
     senses::{News, Senses},
     worker::{Listening, Worker, WorkerEvent, WorkerShared},
@@ -187,8 +189,9 @@ impl Node {
         let workers = spawn_workers(&slabs, &kernel, &current, &tell)?;
         let reloader = source.map(|(path, text)| Reloader::new(path, text));
         let failed = |source| NodeError::System { what: "listening to signals and events", source };
-        let senses =
-            Senses::new(hear, events.listen().map_err(failed)?, questions, reloader, &snapshot).map_err(failed)?;
+        let retirer = Retirer::new(kernel.sockets().map_err(failed)?);
+        let senses = Senses::new(hear, events.listen().map_err(failed)?, questions, reloader, retirer, &snapshot)
+            .map_err(failed)?;
         let pulse = Pulse::new(workers.len(), Instant::now());
         let mut node = Self { config, kernel, namespaces, snapshot: current, workers, slabs, pulse, not_ready: None };
         if let Some(log) = node.kernel.take_log() {
@@ -220,6 +223,8 @@ impl Node {
                 }
             }
             News::Endpoint => self.apply_current(),
+            News::Retired(Retired::Dead(dead)) => self.end(&dead),
+            News::Retired(Retired::Gone) => self.forget_gone(),
             News::Read(read) => self.reload(read, senses),
             News::Asked(question) => self.answer(question, senses),
             News::Stop(_) => {}
@@ -296,6 +301,19 @@ impl Node {
         }
     }
 
+    /// Ends the agent's own connections to endpoints whose time is over.
+    fn end(&self, dead: &[(u32, u32)]) {
+        for worker in &self.workers {
+            dead.iter().for_each(|(service, endpoint)| worker.end_endpoint(*service, *endpoint));
+        }
+    }
+
+    /// Forgets endpoints that have left without a connection remaining.
+    fn forget_gone(&mut self) {
+        self.snapshot.store(Arc::new(self.snapshot.load().without_gone()));
+        self.apply_current();
+    }
+
     fn reload(&mut self, read: Read, senses: &mut Senses) {
         let Some(reloader) = &mut senses.reloader else { return };
         match read {
@@ -310,6 +328,7 @@ impl Node {
                         "configuration applied"
                     );
                     senses.prober.follow(&snapshot);
+                    senses.retirer.follow(&snapshot, Instant::now());
                     kernel::give_memory_back();
                 }
                 Err(error) => reloader.refused(&error),

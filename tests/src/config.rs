@@ -92,7 +92,7 @@ pub struct Service {
     name: String,
     address: SocketAddr,
     keys: Vec<String>,
-    endpoints: Vec<(SocketAddr, u32)>,
+    endpoints: Vec<String>,
 }
 
 impl Service {
@@ -129,7 +129,13 @@ impl Service {
 
     /// Adds an endpoint with a weight.
     pub fn weighted(mut self, address: SocketAddr, weight: u32) -> Self {
-        self.endpoints.push((address, weight));
+        self.endpoints.push(format!("{{ address: '{address}', weight: {weight} }}"));
+        self
+    }
+
+    /// Adds an endpoint with more keys, `state: draining` for example.
+    pub fn to_with(mut self, address: SocketAddr, keys: &str) -> Self {
+        self.endpoints.push(format!("{{ address: '{address}', {keys} }}"));
         self
     }
 
@@ -144,8 +150,8 @@ impl Service {
             let _ = writeln!(text, "    {key}");
         }
         text.push_str("    endpoints:\n");
-        for (address, weight) in &self.endpoints {
-            let _ = writeln!(text, "      - {{ address: \"{address}\", weight: {weight} }}");
+        for endpoint in &self.endpoints {
+            let _ = writeln!(text, "      - {endpoint}");
         }
         text
     }

@@ -98,6 +98,14 @@ struct Answer {
     connects: Connects,
     shortcut: Shortcut,
     services: Vec<Service>,
+    leaving: Vec<Leaving>,
+}
+
+/// An endpoint that takes no new connections.
+#[derive(Debug, Deserialize)]
+struct Leaving {
+    service: String,
+    endpoint: Endpoint,
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,6 +135,7 @@ struct Service {
 struct Endpoint {
     address: String,
     weight: u32,
+    state: String,
     up: bool,
     active: u64,
     total: u64,
@@ -164,25 +173,28 @@ fn tell(answer: &Answer) -> String {
         ["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "WEIGHT", "ACTIVE", "TOTAL", "FAILURES"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     rows.extend(answer.services.iter().flat_map(service_rows));
+    rows.extend(answer.leaving.iter().map(leaving_row));
     text + &table(&rows)
+}
+
+fn leaving_row(leaving: &Leaving) -> Vec<String> {
+    let Leaving { service, endpoint } = leaving;
+    let nothing = String::new;
+    [vec![service.clone(), nothing(), nothing(), nothing()], endpoint_cells(endpoint, &endpoint.state)].concat()
+}
+
+fn endpoint_cells(endpoint: &Endpoint, state: &str) -> Vec<String> {
+    let numbers = [u64::from(endpoint.weight), endpoint.active, endpoint.total, endpoint.failures];
+    [endpoint.address.clone(), state.to_owned()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
 }
 
 /// One row for each endpoint; the service stands in the first.
 fn service_rows(service: &Service) -> Vec<Vec<String>> {
     let row = |(index, endpoint): (usize, &Endpoint)| {
         let first = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
-        vec![
-            first(&service.name),
-            first(&service.address),
-            first(&service.mode),
-            first(&service.protocol),
-            endpoint.address.clone(),
-            if endpoint.up { "up" } else { "DOWN" }.to_owned(),
-            endpoint.weight.to_string(),
-            endpoint.active.to_string(),
-            endpoint.total.to_string(),
-            endpoint.failures.to_string(),
-        ]
+        let service =
+            vec![first(&service.name), first(&service.address), first(&service.mode), first(&service.protocol)];
+        [service, endpoint_cells(endpoint, if endpoint.up { "up" } else { "DOWN" })].concat()
     };
     service.endpoints.iter().enumerate().map(row).collect()
 }

@@ -47,6 +47,9 @@ const MODES: [(&str, Mode); 2] = [("kernel", Mode::Kernel), ("agent", Mode::Agen
 const BALANCES: [(&str, Balance); 2] =
     [("round_robin", Balance::RoundRobin), ("weighted_random", Balance::WeightedRandom)];
 
+/// States of an endpoint; true is draining.
+const STATES: [(&str, bool); 2] = [("active", false), ("draining", true)];
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

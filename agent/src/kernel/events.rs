@@ -7,7 +7,7 @@ use aya::{
 use sockway_common::capture::{self, event_kind};
 use tokio::io::unix::AsyncFd;
 
-use super::{KernelError, services};
+use super::{KernelError, services, sys};
 
 /// Something that the hooks noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,11 +75,7 @@ impl EventStream {
 }
 
 fn parse(bytes: &[u8]) -> Option<Event> {
-    if bytes.len() != size_of::<capture::Event>() {
-        return None;
-    }
-    // SAFETY: as long as the type, which takes every bit pattern; read unaligned.
-    let event: capture::Event = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
+    let event: capture::Event = sys::from_bytes(bytes)?;
     match event.kind {
         event_kind::UNSEEN_NAMESPACE => Some(Event::UnseenNamespace { netns: event.netns, pid: event.pid }),
         event_kind::CONNECT_FAILED => {

@@ -24,7 +24,7 @@ use aya::{
 use socket2::{Domain, Protocol, Socket, Type};
 use sockway_common::capture::{LISTENER_TAG, Listener};
 
-use super::{KernelError, services};
+use super::{KernelError, services, sys};
 
 /// Accept queue of one listener; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -228,10 +228,7 @@ impl Inside {
 
 /// Runs on a thread of its own, which ends after it: a thread that has changed its namespace is of no other use.
 fn open_inside(namespace: &File, workers: usize) -> io::Result<Inside> {
-    // SAFETY: the descriptor is a namespace file's; the call changes this thread only.
-    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    sys::enter_netns(namespace.as_fd())?;
     let v4 = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), workers)?;
     // No IPv6 in this namespace, or none at all: IPv4 alone is served.
     let v6 = listen(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers).unwrap_or_default();
@@ -305,6 +302,24 @@ fn named() -> Vec<PathBuf> {
         .map(|entry| entry.path())
         .filter(|path| fs::metadata(path).is_ok_and(|meta| Some(meta.dev()) == device))
         .collect()
+}
+
+/// Every network namespace in which a process lives or that has a name, each once. What vanishes meanwhile is left out.
+///
+/// # Errors
+///
+/// When there is no list of processes.
+pub(super) fn every() -> io::Result<Vec<File>> {
+    fs::metadata("/proc/self/ns/net")?;
+    let mut paths = named();
+    for_each_process(|process| paths.push(process.join("ns/net")));
+    let (mut seen, mut found) = (HashSet::new(), Vec::new());
+    for path in paths {
+        if inode(&path).is_some_and(|inode| seen.insert(inode)) {
+            found.extend(File::open(&path));
+        }
+    }
+    Ok(found)
 }
 
 fn inode(path: &Path) -> Option<u64> {

@@ -306,3 +306,65 @@ fn parse(body: &[u8]) -> Option<(SocketId, &[u8])> {
 fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn target(endpoint: &str, is_udp: bool) -> Target {
+        Target {
+            service: "10.0.0.1:80".parse().expect("an address"),
+            endpoint: endpoint.parse().expect("an address"),
+            is_udp,
+        }
+    }
+
+    fn conn(endpoint: &str, flags: u32) -> Conn {
+        let address = |text: &str| flows::address(text.parse().expect("an address"));
+        Conn {
+            original: address("10.0.0.1:80"),
+            actual: address(endpoint),
+            service: 7,
+            endpoint: 8,
+            netns: 0,
+            source: 0,
+            dialled_ns: 0,
+            held: 0,
+            flags,
+            pid: 0,
+        }
+    }
+
+    #[test]
+    fn a_connection_is_a_targets_only_if_service_endpoint_and_protocol_are() {
+        let dead = target("10.0.0.2:80", false);
+        assert!(dead.is_of(&conn("10.0.0.2:80", 0)));
+        assert!(!dead.is_of(&conn("10.0.0.3:80", 0)));
+        assert!(!dead.is_of(&conn("10.0.0.2:80", conn_flags::AGENT)));
+        assert!(!target("10.0.0.2:80", true).is_of(&conn("10.0.0.2:80", 0)));
+        assert!(!Target { service: "10.0.0.9:80".parse().expect("an address"), ..dead }.is_of(&conn("10.0.0.2:80", 0)));
+    }
+
+    #[test]
+    fn the_value_of_a_map_is_found_in_a_message() {
+        let id = [3; SOCKET_ID];
+        let storage = attribute(STORAGE, &[attribute(2, &[1; 4]), attribute(STORAGE_VALUE, b"value...")].concat());
+        let mut body = vec![0; MESSAGE];
+        body[MESSAGE_ID_AT..][..SOCKET_ID].copy_from_slice(&id);
+        body.extend(attribute(15, &[9]));
+        body.extend(attribute(STORAGES | libc::NLA_F_NESTED as u16, &storage));
+        assert_eq!(parse(&body), Some((id, &b"value..."[..])));
+        assert_eq!(parse(&body[..MESSAGE]), None, "a socket that the map holds nothing for");
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_read_beyond_its_end(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for message in messages(&bytes) {
+                let _ = (parse(message.body), error_of(message.body));
+            }
+        }
+    }
+}

@@ -121,3 +121,18 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &LinkDetachAttr { link_fd: link.as_raw_fd() as u32 }).map(|_| ())
 }
+
+/// A value that the kernel wrote into bytes; `None` if there are too few of them.
+pub fn from_bytes<V: Pod>(bytes: &[u8]) -> Option<V> {
+    // SAFETY: there are enough bytes, read unaligned; `Pod` types take every bit pattern.
+    (bytes.len() >= size_of::<V>()).then(|| unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+/// Moves this thread, and nothing else of the process, into a network namespace.
+pub fn enter_netns(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes a descriptor, and changes this thread only.
+    match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,6 +1,11 @@
 //! All that the main thread waits for, as one stream of news.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -12,6 +17,7 @@ use super::{
     admin::Question,
     probe::Prober,
     reload::{Read, Reloader},
+    retire::{Retired, Retirer},
     watch::Watch,
     worker::WorkerEvent,
 };
@@ -43,6 +49,8 @@ pub enum News {
     Kernel(Event),
     /// An endpoint went up or down.
     Endpoint,
+    /// Endpoints on their way out have come further.
+    Retired(Retired),
     /// The configuration was read again.
     Read(Read),
     /// The admin endpoint asks.
@@ -65,6 +73,8 @@ pub struct Senses {
     interrupt: Signal,
     /// Probes endpoints.
     pub prober: Prober,
+    /// Ends what is connected to endpoints that left.
+    pub retirer: Retirer,
     /// Reads the configuration again; absent when it came from no file.
     pub reloader: Option<Reloader>,
 }
@@ -80,6 +90,7 @@ impl Senses {
         kernel: EventStream,
         questions: mpsc::Receiver<Question>,
         mut reloader: Option<Reloader>,
+        mut retirer: Retirer,
         snapshot: &Arc<Snapshot>,
     ) -> io::Result<Self> {
         let file = reloader.as_ref().and_then(|reloader| watch(reloader.path()));
@@ -88,6 +99,7 @@ impl Senses {
         }
         let mut prober = Prober::default();
         prober.follow(snapshot);
+        retirer.follow(snapshot, Instant::now());
         Ok(Self {
             beat: every(BEAT),
             scan: every(SCAN),
@@ -100,6 +112,7 @@ impl Senses {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             prober,
+            retirer,
             reloader,
         })
     }
@@ -116,6 +129,7 @@ impl Senses {
                 Some(event) = self.workers.recv() => return News::Worker(event),
                 Ok(event) = self.kernel.next() => return News::Kernel(event),
                 () = self.prober.changed() => return News::Endpoint,
+                retired = self.retirer.changed() => return News::Retired(retired),
                 read = ended(&mut self.reloader) => return News::Read(read),
                 Some(question) = self.questions.recv() => return News::Asked(question),
                 _ = self.hangup.recv() => self.read_again("SIGHUP"),

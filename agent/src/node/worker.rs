@@ -72,6 +72,7 @@ pub struct Listening {
 enum Command {
     Listen(Listening),
     Unlisten(u64),
+    End { service: u32, endpoint: u32 },
     Drain,
     Stop,
 }
@@ -122,6 +123,11 @@ impl Worker {
     /// Closes its listeners in a network namespace; what is in their queues is still served.
     pub fn unlisten(&self, netns: u64) {
         self.tell(Command::Unlisten(netns));
+    }
+
+    /// Ends its connections to an endpoint, whatever goes on there.
+    pub fn end_endpoint(&self, service: u32, endpoint: u32) {
+        self.tell(Command::End { service, endpoint });
     }
 
     /// Stops accepting, ends idle connections, and lets those in use end behind their response.
@@ -190,6 +196,7 @@ async fn run(shared: WorkerShared, mut commands: UnboundedReceiver<Command>, vit
         match command {
             Command::Listen(listening) => inside.listen(listening),
             Command::Unlisten(netns) => inside.unlisten(netns),
+            Command::End { service, endpoint } => inside.hop.upstreams.end(service, endpoint),
             Command::Drain => inside.drain(),
             Command::Stop => return inside.drain(),
         }

@@ -8,7 +8,12 @@ use std::{
 };
 
 use super::{Cluster, Hop};
-use crate::{cluster::Endpoint, connect::ConnectError, record::Counter, ring::Stream};
+use crate::{
+    cluster::{Endpoint, Stage},
+    connect::ConnectError,
+    record::Counter,
+    ring::Stream,
+};
 
 /// Most endpoints tried for one request. With the default connect timeout of 1 s, a client waits no longer than it would by itself.
 const TRIES_MAX: usize = 8;
@@ -128,7 +133,7 @@ impl Hop {
     /// Keeps the connection of a finished exchange for the next.
     pub(super) fn keep(&self, upstream: Upstream) {
         let Upstream { stream, lease, .. } = upstream;
-        if !self.is_draining() {
+        if !self.is_draining() && lease.endpoint().state.stage() == Stage::Active {
             self.upstreams.keep(&lease.cluster.service, lease.endpoint(), stream);
         }
     }

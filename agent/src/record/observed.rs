@@ -15,7 +15,7 @@ use sockway_common::{
 
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
-    cluster::{Endpoint, Service, Snapshot},
+    cluster::{Endpoint, Leaving, Service, Snapshot},
     config::{Config, file},
 };
 
@@ -101,15 +101,14 @@ pub struct Histogram {
 }
 
 impl Observed {
-    /// What the kernel half counted, by service and endpoint as configured now; `None` is the agent itself.
-    pub fn kernel_endpoints(&self) -> impl Iterator<Item = (&Service, Option<&Endpoint>, EndpointStats)> {
+    /// What the kernel half counted, by the service's name and endpoint, also of those that leave; `None` is the agent itself.
+    pub fn kernel_endpoints(&self) -> impl Iterator<Item = (&str, Option<&Endpoint>, EndpointStats)> {
         self.kernel_stats.iter().filter_map(|(key, stats)| {
-            let service = self.snapshot.by_id(key.service)?;
             if key.endpoint == ENDPOINT_AGENT {
-                return Some((service.as_ref(), None, *stats));
+                return Some((self.snapshot.by_id(key.service)?.config.name.as_str(), None, *stats));
             }
-            let endpoint = service.endpoints.iter().find(|endpoint| endpoint.id == key.endpoint)?;
-            Some((service.as_ref(), Some(endpoint.as_ref()), *stats))
+            let (service, endpoint) = self.snapshot.endpoint(key.service, key.endpoint)?;
+            Some((service.name.as_str(), Some(endpoint.as_ref()), *stats))
         })
     }
 
@@ -126,6 +125,7 @@ impl Observed {
         let kernel: HashMap<EndpointKey, EndpointStats> = self.kernel_stats.iter().copied().collect();
         let services: Vec<Value> =
             self.snapshot.services.iter().map(|service| service_json(service, &kernel)).collect();
+        let leaving: Vec<Value> = self.snapshot.leaving.iter().map(|leaving| leaving_json(leaving, &kernel)).collect();
         let fail_open = ["fail_open_no_listener", "fail_open_not_tagged", "fail_open_hung"];
         let fail_open: u64 = fail_open.iter().map(|verdict| self.kernel_total("connects_total", Some(verdict))).sum();
         json!({
@@ -153,6 +153,7 @@ impl Observed {
             },
             "capabilities": self.capabilities.iter().cloned().collect::<HashMap<String, bool>>(),
             "services": services,
+            "leaving": leaving,
         })
     }
 
@@ -208,19 +209,31 @@ fn bounds() -> Vec<Duration> {
     HISTOGRAM_BOUNDS.iter().map(|bound| Duration::from_micros(*bound)).collect()
 }
 
+fn endpoint_json(service: u32, endpoint: &Endpoint, kernel: &HashMap<EndpointKey, EndpointStats>) -> Value {
+    let kernel = kernel.get(&EndpointKey { service, endpoint: endpoint.id }).copied().unwrap_or_default();
+    let state = &endpoint.state;
+    json!({
+        "address": endpoint.address,
+        "weight": endpoint.weight,
+        "state": state.stage().word(),
+        "up": state.usable(),
+        "active": state.active.load(Ordering::Relaxed),
+        "total": state.total.load(Ordering::Relaxed) + kernel.connects,
+        "failures": state.connect_failures.load(Ordering::Relaxed) + kernel.failures,
+    })
+}
+
+/// An endpoint that takes no new connections.
+fn leaving_json(leaving: &Leaving, kernel: &HashMap<EndpointKey, EndpointStats>) -> Value {
+    json!({
+        "service": leaving.config.name,
+        "endpoint": endpoint_json(leaving.service, &leaving.endpoint, kernel),
+    })
+}
+
 fn service_json(service: &Service, kernel: &HashMap<EndpointKey, EndpointStats>) -> Value {
     let stats = |endpoint| kernel.get(&EndpointKey { service: service.id, endpoint }).copied().unwrap_or_default();
-    let endpoint_json = |endpoint: &Arc<Endpoint>| {
-        let (state, kernel) = (&endpoint.state, stats(endpoint.id));
-        json!({
-            "address": endpoint.address,
-            "weight": endpoint.weight,
-            "up": state.usable(),
-            "active": state.active.load(Ordering::Relaxed),
-            "total": state.total.load(Ordering::Relaxed) + kernel.connects,
-            "failures": state.connect_failures.load(Ordering::Relaxed) + kernel.failures,
-        })
-    };
+    let endpoint_json = |endpoint: &Arc<Endpoint>| endpoint_json(service.id, endpoint, kernel);
     json!({
         "name": service.config.name,
         "address": service.config.address,

@@ -29,6 +29,7 @@ pub fn render(observed: &Observed) -> String {
     });
     let mut text = recorder.handle().render();
     endpoints(&mut text, observed);
+    leaving(&mut text, observed);
     kernel_endpoints(&mut text, observed);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);
@@ -146,11 +147,28 @@ fn endpoints(text: &mut String, observed: &Observed) {
     });
 }
 
+/// Which endpoints are on their way out. Those that are active are not in it: there may be very many.
+fn leaving(text: &mut String, observed: &Observed) {
+    if observed.snapshot.leaving.is_empty() {
+        return;
+    }
+    let name = "sockway_endpoint_leaving";
+    let help =
+        "1 for an endpoint that takes no new connections: draining, or dead (those it still has are being ended).";
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+    for leaving in &observed.snapshot.leaving {
+        let (service, endpoint) = (&leaving.config.name, &leaving.endpoint);
+        let (address, state) = (endpoint.address, endpoint.state.stage().word());
+        let _ = writeln!(text, "{name}{{service=\"{service}\",endpoint=\"{address}\",state=\"{state}\"}} 1");
+    }
+    text.push('\n');
+}
+
 fn kernel_endpoints(text: &mut String, observed: &Observed) {
     let mut family = |name, help, value: fn(&EndpointStats) -> u64| {
         let samples = observed.kernel_endpoints().map(|(service, endpoint, stats)| {
             let endpoint = endpoint.map_or_else(|| "agent".to_owned(), |endpoint| endpoint.address.to_string());
-            (service.config.name.as_str(), endpoint, value(&stats))
+            (service, endpoint, value(&stats))
         });
         write_endpoints(text, (name, "counter", help), samples);
     };

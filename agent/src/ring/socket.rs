@@ -11,7 +11,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
-use super::{Due, Watch, close::close};
+use super::{Due, Watch, close::close, watch::NOBODY};
 
 /// A connected or connecting socket. Blocking, as io_uring wants it: on a non-blocking one a receive without bytes fails instead of
 /// waiting. Dropping it shuts it down first, which ends every operation on it.
@@ -25,16 +25,20 @@ pub struct Socket {
 impl Socket {
     /// Takes an accepted socket under watch.
     pub fn accepted(fd: OwnedFd, watch: &Rc<Watch>) -> Self {
-        let key = watch.add(fd.as_raw_fd());
+        Self::owned(fd, watch, NOBODY)
+    }
+
+    fn owned(fd: OwnedFd, watch: &Rc<Watch>, owner: u64) -> Self {
+        let key = watch.add(fd.as_raw_fd(), owner);
         Self { fd: ManuallyDrop::new(fd), watch: Rc::clone(watch), key }
     }
 
-    /// A new socket for connecting to `address`.
-    pub fn dialling(address: SocketAddr, watch: &Rc<Watch>) -> io::Result<Self> {
+    /// A new socket for connecting to `address`. What belongs to one `owner`, any number but 0, can be ended together.
+    pub fn dialling(address: SocketAddr, watch: &Rc<Watch>, owner: u64) -> io::Result<Self> {
         let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // Heads and bodies are sent in the pieces in which they came: none must wait for the acknowledgement of the one before.
         socket.set_tcp_nodelay(true)?;
-        Ok(Self::accepted(socket.into(), watch))
+        Ok(Self::owned(socket.into(), watch, owner))
     }
 
     /// Sets the deadline at which the watch shuts this socket, replacing the one before.

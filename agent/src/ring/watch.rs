@@ -23,6 +23,8 @@ pub enum Due {
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     fd: RawFd,
+    /// Whose it is; 0: nobody's in particular.
+    owner: u64,
     /// On the clock of the watch, in ms; `NEVER`: none.
     at: u64,
     due: Due,
@@ -30,6 +32,8 @@ struct Slot {
 }
 
 const NEVER: u64 = u64::MAX;
+/// Owner of sockets that nobody owns in particular.
+pub(super) const NOBODY: u64 = 0;
 
 /// The deadlines of a worker's sockets, and its coarse clock.
 #[derive(Debug, Default)]
@@ -61,8 +65,15 @@ impl Watch {
         }
     }
 
-    pub(super) fn add(&self, fd: RawFd) -> usize {
-        let slot = Slot { fd, at: NEVER, due: Due::End, overdue: false };
+    /// Shuts every socket of this owner.
+    pub fn end_owned(&self, owner: u64) {
+        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.owner == owner) {
+            expire(slot);
+        }
+    }
+
+    pub(super) fn add(&self, fd: RawFd, owner: u64) -> usize {
+        let slot = Slot { fd, owner, at: NEVER, due: Due::End, overdue: false };
         let mut slots = self.slots.borrow_mut();
         match self.free.borrow_mut().pop() {
             Some(key) => {
@@ -79,6 +90,7 @@ impl Watch {
     /// Must precede the closing of the descriptor, whose number may then mean another socket.
     pub(super) fn remove(&self, key: usize) {
         self.clear(key);
+        self.slots.borrow_mut()[key].owner = NOBODY;
         self.free.borrow_mut().push(key);
     }
 

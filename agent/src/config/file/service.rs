@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    BALANCES, MODES, PROTOCOLS, SHORTCUTS,
+    BALANCES, MODES, PROTOCOLS, SHORTCUTS, STATES,
     conflicts::Conflicts,
     milliseconds,
     section::{Field, Path, Position, Problems, Section, shown},
@@ -15,6 +15,8 @@ const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a
 const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
 const CONNECT_TIMEOUT_MS_MAX: u32 = 120_000; // Linux itself gives up after about two minutes (tcp_syn_retries = 6)
 const PROBE_INTERVAL_MS_MAX: u32 = 3_600_000;
+const ENDPOINT_DRAIN_MS: u32 = 30_000; // what Kubernetes gives a pod to end
+const ENDPOINT_DRAIN_MS_MAX: u32 = 86_400_000;
 const WEIGHT_MAX: u32 = 65_535;
 
 pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Service>> {
@@ -43,6 +45,7 @@ pub(super) struct Draft {
     pub(super) shortcut: Option<Shortcut>,
     pub(super) connect_timeout_ms: Option<u32>,
     pub(super) probe_interval_ms: Option<Option<u32>>,
+    pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) endpoints: Vec<EndpointDraft>,
 }
 
@@ -73,6 +76,7 @@ impl Draft {
             shortcut: self.shortcut?,
             connect_timeout: milliseconds(self.connect_timeout_ms?),
             probe_interval: self.probe_interval_ms?.map(milliseconds),
+            endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
         })
     }
@@ -88,6 +92,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "shortcut",
         "connect_timeout_ms",
         "probe_interval_ms",
+        "endpoint_drain_ms",
         "endpoints",
     ];
     let section = Section::open(item, path, &keys, problems)?;
@@ -116,6 +121,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
             |field, p| field.integer(1..=PROBE_INTERVAL_MS_MAX, p).map(Some),
             problems,
         ),
+        endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         endpoints: read,
     })
 }
@@ -130,6 +136,14 @@ fn service_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
         format!("\"{}\" is no service name; write 1 to {NAME_CHARS_MAX} of A-Z, a-z, 0-9 and . _ - /", shown(text));
     field.refuse(what, problems);
     None
+}
+
+/// Milliseconds, or `never`.
+fn endpoint_drain(field: &Field<'_>, problems: &mut Problems) -> Option<Option<u32>> {
+    match &field.node.value {
+        Value::Text(text) if text == "never" => Some(None),
+        _ => field.integer(0..=ENDPOINT_DRAIN_MS_MAX, problems).map(Some),
+    }
 }
 
 /// An address that a program can connect to.
@@ -167,14 +181,15 @@ fn endpoint_draft(field: &Field<'_>, index: usize, problems: &mut Problems) -> O
             at: field.node.at,
             index,
             short: true,
-            endpoint: Endpoint { address, weight: 1 },
+            endpoint: Endpoint { address, weight: 1, is_draining: false },
         });
     }
-    let section = Section::open(field.node, &field.path, &["address", "weight"], problems)?;
+    let section = Section::open(field.node, &field.path, &["address", "weight", "state"], problems)?;
     let weight = section.or("weight", || 1, |field, p| field.integer(1..=WEIGHT_MAX, p), problems);
+    let is_draining = section.or("state", || false, |field, p| field.choice(&STATES, p), problems);
     let address_field = section.require("address", "write IP:PORT", problems)?;
     let address = dialled_address(&address_field, problems)?;
-    // A wrong weight is already noted: the address still takes part in the search for conflicts.
-    let endpoint = Endpoint { address, weight: weight.unwrap_or(1) };
+    // What is wrong is already noted: the address still takes part in the search for conflicts.
+    let endpoint = Endpoint { address, weight: weight.unwrap_or(1), is_draining: is_draining.unwrap_or(false) };
     Some(EndpointDraft { at: address_field.node.at, index, short: false, endpoint })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{BALANCES, Config, MODES, PROTOCOLS, SHORTCUTS};
+use super::{BALANCES, Config, MODES, PROTOCOLS, SHORTCUTS, STATES};
 use crate::config::{Balance, Mode, Protocol, Service, Shortcut};
 
 /// The configuration as the file would say it.
@@ -29,7 +29,13 @@ fn show_service(service: &Service) -> Value {
     let endpoints: Vec<Value> = service
         .endpoints
         .iter()
-        .map(|endpoint| json!({ "address": endpoint.address, "weight": endpoint.weight }))
+        .map(|endpoint| {
+            json!({
+                "address": endpoint.address,
+                "weight": endpoint.weight,
+                "state": word(&STATES, endpoint.is_draining),
+            })
+        })
         .collect();
     json!({
         "name": service.name,
@@ -40,6 +46,7 @@ fn show_service(service: &Service) -> Value {
         "shortcut": shortcut_word(service.shortcut),
         "connect_timeout_ms": milliseconds(service.connect_timeout),
         "probe_interval_ms": service.probe_interval.map(milliseconds),
+        "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
         "endpoints": endpoints,
     })
 }

@@ -1,5 +1,7 @@
 //! Tables of what files say and what comes of it.
 
+use std::path::PathBuf;
+
 use proptest::prelude::*;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -181,7 +183,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("services: {}\n", "F:1:11: services: expected a list, found a mapping; begin each item with \"- \""),
         (
             "services: [ a ]\n",
-            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, balance, shortcut, connect_timeout_ms, probe_interval_ms, endpoints",
+            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, balance, shortcut, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, endpoints",
         ),
         (
             "- a\n",

@@ -82,7 +82,11 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             shortcut: Shortcut::Off,
             connect_timeout: Duration::from_millis(300),
             probe_interval: None,
-            endpoints: endpoints.iter().map(|address| Endpoint { address: *address, weight: 1 }).collect(),
+            endpoint_drain: None,
+            endpoints: endpoints
+                .iter()
+                .map(|address| Endpoint { address: *address, weight: 1, is_draining: false })
+                .collect(),
         }],
     }
 }
