@@ -89,6 +89,7 @@ fn weighted_random_follows_the_weights_within_four_sigma() {
     assert!(runs > COUNT / 4, "only {runs} repetitions in {COUNT}: that is not random");
 }
 
+/// T27: programs compare.
 #[test]
 fn a_program_sees_the_address_that_it_dialled() {
     let Some(stage) = Stage::set() else { return };
@@ -339,6 +340,7 @@ fn non_blocking_connects_are_captured_like_blocking_ones() {
     }
 }
 
+/// T23: else every connection of the agent would come back to it.
 #[test]
 fn the_agents_own_connections_are_never_captured() {
     let Some(stage) = Stage::set() else { return };

@@ -101,6 +101,7 @@ fn new_connections_of_an_agent_service_work_at_once_when_the_agent_is_killed_und
     assert!(load.socket_errors <= 16 * 8, "{load:?}");
 }
 
+/// T25: its listener is there, and its queue fills.
 #[test]
 fn a_hung_agent_loses_its_connections_to_the_kernel_within_moments() {
     let Some(stage) = Stage::set() else { return };

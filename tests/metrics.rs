@@ -47,6 +47,7 @@ fn every_counter_of_the_kernel_half_is_there_from_the_start() {
     }
 }
 
+/// T41: counters are added up over every possible CPU.
 #[test]
 fn traffic_is_counted_where_it_went() {
     let Some(stage) = Stage::set() else { return };

@@ -160,6 +160,7 @@ fn holds(pid: u32, inode: u64) -> bool {
         || descriptors.any(|name| name.to_string_lossy() == namespace)
 }
 
+/// T10: an address means nothing without its namespace.
 #[test]
 fn equal_addresses_in_different_pods_are_not_confused() {
     let Some(stage) = Stage::set() else { return };

@@ -152,6 +152,7 @@ fn auto_means_what_the_self_test_of_the_running_kernel_says() {
     );
 }
 
+/// T13: a redirect knows no bound of its own; T6: what falls back never comes back before what went before it.
 #[test]
 fn a_slow_reader_is_bounded_and_gets_every_byte_in_order() {
     let Some(pair) = Pair::join() else { return };
@@ -178,6 +179,7 @@ fn a_slow_reader_is_bounded_and_gets_every_byte_in_order() {
     assert_eq!(&answer, b"answer");
 }
 
+/// T13: a writer at the bound of a redirect would never be woken.
 #[test]
 fn a_writer_at_the_bound_is_woken_when_the_reader_reads() {
     let Some(pair) = Pair::join() else { return };
@@ -197,6 +199,7 @@ fn a_writer_at_the_bound_is_woken_when_the_reader_reads() {
     assert_eq!(wait(&mut events, 5_000), 1, "an edge-triggered writer would sleep for ever");
 }
 
+/// T5: bytes that came by TCP before the enrolment must not be overtaken by redirected ones.
 #[test]
 fn what_is_sent_before_accept_arrives() {
     let Some(pair) = Pair::join() else { return };
@@ -215,6 +218,7 @@ fn what_is_sent_before_accept_arrives() {
     }
 }
 
+/// T4: a socket that is taken out of the sockmap with redirected bytes unread loses them.
 #[test]
 fn two_thousand_connections_that_write_and_close_at_once_arrive_whole() {
     let Some(stage) = Stage::set() else { return };
@@ -251,6 +255,7 @@ fn a_reset_breaks_a_joined_pair_like_any_other() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
+/// T17: the peer's memory may be another's by now; T10: and a socket is known by its cookie, not by its address.
 #[test]
 fn a_joined_socket_may_be_disconnected_and_joined_again() {
     let Some(mut pair) = Pair::join() else { return };
@@ -268,6 +273,7 @@ fn a_joined_socket_may_be_disconnected_and_joined_again() {
     }
 }
 
+/// T39: what the agent has attached must outlive it.
 #[test]
 fn a_joined_pair_does_not_notice_that_the_agent_dies() {
     let Some(mut pair) = Pair::join() else { return };

@@ -67,10 +67,27 @@ impl Agent {
         Self::launch(Room::default(), config.instance(), directory, &file, &["--detach-on-exit"])
     }
 
+    /// Starts an agent by way of a program that ends by executing its last arguments, `setpriv` for example.
+    #[track_caller]
+    pub fn start_through(wrapper: &[&str], config: &Config) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let file = directory.path().join("sockway.yaml");
+        fs::write(&file, config.yaml()).expect("the configuration");
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(binary()).args(["run", "--config"]).arg(&file);
+        Self::launch_by(command, Room::default(), config.instance(), directory)
+    }
+
     #[track_caller]
     fn launch(room: Room<'_>, instance: &str, directory: TempDir, file: &Path, options: &[&str]) -> Self {
         let file = file.to_string_lossy();
-        let process = Process::spawn(room, command_of(&[&["run", "--config", &file], options].concat()));
+        let command = command_of(&[&["run", "--config", &file], options].concat());
+        Self::launch_by(command, room, instance, directory)
+    }
+
+    #[track_caller]
+    fn launch_by(command: Command, room: Room<'_>, instance: &str, directory: TempDir) -> Self {
+        let process = Process::spawn(room, command);
         let (instance, binary, nowhere) = (instance.to_owned(), binary(), SocketAddr::from(([0, 0, 0, 0], 0)));
         // Whole before it is waited for: an agent that never gets ready is taken away like any other.
         let mut agent = Self { instance, binary, directory, process, netns: room.netns(), admin: nowhere };
