@@ -86,6 +86,26 @@ pub struct Conn {
     pub command: [u8; 16],
 }
 
+impl Conn {
+    /// Of a socket that has dialled nothing.
+    pub const EMPTY: Self = Self {
+        original: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 },
+        actual: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 },
+        service: 0,
+        endpoint: ENDPOINT_AGENT,
+        netns: 0,
+        source: 0,
+        dialled_ns: 0,
+        held: 0,
+        flags: 0,
+        pid: 0,
+        connect_us: 0,
+        verdict: 0,
+        cgroup: 0,
+        command: [0; 16],
+    };
+}
+
 /// Bits of [`Conn::held`].
 pub mod held {
     /// One of the service's open connections.

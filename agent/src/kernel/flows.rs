@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
 };
 
-use sockway_common::flow::{Address, Conn, ENDPOINT_AGENT, Original, OriginalKey, conn_flags};
+use sockway_common::flow::{Address, Conn, Original, OriginalKey, conn_flags};
 
 use super::sys;
 use crate::{cluster::Service, config::Shortcut};
@@ -70,23 +70,8 @@ impl Flows {
         if !shortcut.load(Ordering::Relaxed) || !allows(service.config.shortcut, *auto) {
             return;
         }
-        let nowhere = Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 };
-        let conn = Conn {
-            original: nowhere,
-            actual: nowhere,
-            service: service.id,
-            endpoint: ENDPOINT_AGENT,
-            netns: 0,
-            source: 0,
-            dialled_ns: 0,
-            held: 0,
-            flags: conn_flags::SHORTCUT | conn_flags::AGENT,
-            pid: 0,
-            connect_us: 0,
-            verdict: 0,
-            cgroup: 0,
-            command: [0; 16],
-        };
+        let flags = conn_flags::SHORTCUT | conn_flags::AGENT;
+        let conn = Conn { service: service.id, flags, ..Conn::EMPTY };
         // Without it the connection goes through TCP, which is always right.
         if let Err(error) = sys::store(conns.as_fd(), socket, &conn) {
             tracing::debug!(%error, "an upstream socket was not marked for the shortcut");

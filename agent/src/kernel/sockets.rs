@@ -323,18 +323,7 @@ mod tests {
 
     fn conn(endpoint: &str, flags: u32) -> Conn {
         let address = |text: &str| flows::address(text.parse().expect("an address"));
-        Conn {
-            original: address("10.0.0.1:80"),
-            actual: address(endpoint),
-            service: 7,
-            endpoint: 8,
-            netns: 0,
-            source: 0,
-            dialled_ns: 0,
-            held: 0,
-            flags,
-            pid: 0,
-        }
+        Conn { original: address("10.0.0.1:80"), actual: address(endpoint), flags, ..Conn::EMPTY }
     }
 
     #[test]
