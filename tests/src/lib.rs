@@ -12,7 +12,7 @@
 //! - [`torture`]: connections used in every way, on every path;
 //! - [`door`]: sockets made and connected inside a cgroup and a namespace, handed to the test;
 //! - [`cgroup`], [`netns`], [`process`]: what the kernel separates programs by; all gone when dropped;
-//! - [`address`], [`answer`], [`metrics`], [`pins`], [`socket`], [`wait`]: the small things.
+//! - [`address`], [`answer`], [`metrics`], [`patience`], [`pins`], [`socket`], [`wait`]: the small things.
 //!
 //! Capture goes by the cgroup of a socket, so a test never dials from its own process: it asks a [`door::Door`] inside the captured
 //! cgroup, or starts a real program there. Nothing sleeps: every condition is waited for, with a deadline.
@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod netns;
 pub mod origin;
 pub mod pair;
+pub mod patience;
 pub mod peers;
 pub mod pins;
 pub mod process;

