@@ -62,6 +62,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             shortcut: Shortcut::Off,
             connect_timeout: Duration::from_secs(1),
             probe_interval: None,
+            udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,
             endpoints: origins
                 .iter()

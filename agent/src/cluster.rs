@@ -23,7 +23,8 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     /// Endpoints that take no new connections, and may still have old ones.
     pub leaving: Vec<Leaving>,
-    by_address: HashMap<SocketAddr, Arc<Service>>,
+    /// By address and IP protocol.
+    by_address: HashMap<(SocketAddr, u8), Arc<Service>>,
     by_id: HashMap<u32, Arc<Service>>,
     next_service_id: u32,
 }
@@ -39,6 +40,13 @@ pub struct Service {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Cursor of round robin, node-wide.
     pub cursor: Arc<AtomicUsize>,
+}
+
+impl Service {
+    /// What programs dial: the address, and the number of the IP protocol.
+    pub fn dialled(&self) -> (SocketAddr, u8) {
+        (self.config.address, self.config.protocol.transport())
+    }
 }
 
 /// An endpoint that is set to drain, or that the configuration no longer lists (or its service), until its connections are gone.
@@ -159,7 +167,7 @@ impl Snapshot {
         let by_id: HashMap<u32, Arc<Service>> =
             services.iter().map(|service| (service.id, Arc::clone(service))).collect();
         leaving.extend(previous.orphans(&by_id));
-        let by_address = services.iter().map(|service| (service.config.address, Arc::clone(service))).collect();
+        let by_address = services.iter().map(|service| (service.dialled(), Arc::clone(service))).collect();
         Snapshot { generation: previous.generation + 1, services, leaving, by_address, by_id, next_service_id }
     }
 
@@ -205,9 +213,9 @@ impl Snapshot {
         removed.chain(before).filter(Leaving::is_there).collect()
     }
 
-    /// The service that programs dial at `address`.
-    pub fn by_address(&self, address: SocketAddr) -> Option<&Arc<Service>> {
-        self.by_address.get(&address)
+    /// The service that programs dial at `address` with the IP protocol of this number.
+    pub fn by_address(&self, address: SocketAddr, transport: u8) -> Option<&Arc<Service>> {
+        self.by_address.get(&(address, transport))
     }
 
     /// The service of this id.
@@ -270,6 +278,8 @@ fn leave(
 
 #[cfg(test)]
 mod tests {
+    use sockway_common::flow::{TCP, UDP};
+
     use super::*;
     use crate::config::file;
 
@@ -288,10 +298,11 @@ mod tests {
     fn a_service_is_found_by_address_and_by_id() {
         let snapshot = snapshot(&[("a", 1, &[1]), ("b", 2, &[2])], &Snapshot::default());
         for service in &snapshot.services {
-            assert!(Arc::ptr_eq(service, snapshot.by_address(service.config.address).expect("by address")));
+            assert!(Arc::ptr_eq(service, snapshot.by_address(service.config.address, TCP).expect("by address")));
             assert!(Arc::ptr_eq(service, snapshot.by_id(service.id).expect("by id")));
         }
         assert!(snapshot.by_id(99).is_none());
+        assert!(snapshot.by_address(snapshot.services[0].config.address, UDP).is_none());
     }
 
     #[test]

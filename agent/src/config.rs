@@ -4,6 +4,8 @@ pub mod file;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use sockway_common::flow;
+
 pub use self::file::ConfigError;
 
 /// The whole configuration at one moment.
@@ -19,7 +21,7 @@ pub struct Config {
     pub admin_address: SocketAddr,
     /// Whose connections are captured.
     pub capture: Capture,
-    /// What programs dial, in the file's order; names and addresses are unique.
+    /// What programs dial, in the file's order; names are unique, and so are addresses among the services of one IP protocol.
     pub services: Vec<Service>,
 }
 
@@ -76,6 +78,8 @@ pub struct Service {
     pub probe_interval: Option<Duration>,
     /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.
     pub endpoint_drain: Option<Duration>,
+    /// After how long without a datagram a conversation of a UDP service is over, so that its next datagram may go elsewhere.
+    pub udp_idle_timeout: Duration,
     /// At least one; addresses are unique.
     pub endpoints: Vec<Endpoint>,
 }
@@ -98,6 +102,18 @@ pub enum Protocol {
     Tcp,
     /// HTTP/1.
     Http,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// The IP protocol number underneath.
+    pub fn transport(self) -> u8 {
+        match self {
+            Self::Tcp | Self::Http => flow::TCP,
+            Self::Udp => flow::UDP,
+        }
+    }
 }
 
 /// Who forwards a service's connections.

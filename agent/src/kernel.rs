@@ -34,7 +34,7 @@ use sockway_common::{
     ABI_VERSION,
     capture::{Settings, settings_flags},
     counter::{self, Counter},
-    flow::{Original, OriginalKey},
+    flow::{Original, OriginalKey, TCP},
     service::{EndpointKey, EndpointStats},
 };
 
@@ -48,7 +48,7 @@ pub use self::{
 };
 use self::{load::Loaded, pins::Pins, services::Tables};
 use crate::{
-    cluster::Snapshot,
+    cluster::{Service, Snapshot},
     config::{Capture, CaptureRule, Config},
 };
 
@@ -158,15 +158,18 @@ impl Kernel {
     /// When a table is full or out of memory: services written before the failure are in force, the others as they were.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<(), KernelError> {
         let (rules_allow, passed) = (self.rules_allow, self.self_test_passed);
-        let allows = |policy| rules_allow && flows::allows(policy, passed);
-        let any = snapshot.services.iter().any(|service| allows(service.config.shortcut));
+        let allows = |service: &Service| {
+            let is_tcp = service.config.protocol.transport() == TCP;
+            rules_allow && is_tcp && flows::allows(service.config.shortcut, passed)
+        };
+        let any = snapshot.services.iter().any(|service| allows(service));
         self.shortcut.store(any, Ordering::Relaxed);
         let flags = if any { settings_flags::SHORTCUT } else { 0 };
         if flags != self.current.flags {
             self.current.flags = flags;
             self.settings.set(0, self.current, 0).map_err(services::map_error("SETTINGS"))?;
         }
-        self.tables.apply(snapshot, |service| allows(service.config.shortcut))
+        self.tables.apply(snapshot, allows)
     }
 
     /// Tells the hooks that the agent lives.

@@ -164,7 +164,8 @@ pub async fn serve(hop: Rc<Hop>, socket: OwnedFd, netns: u64, peer: SocketAddr) 
     };
     let outcome = match cluster.service.config.protocol {
         Protocol::Http => http::serve(&hop, downstream, cluster, original.address).await,
-        Protocol::Tcp => opaque::serve(&hop, downstream, cluster).await,
+        // No UDP comes this way: such a service is balanced in the kernel. What a reload made of the id in between is opaque to us.
+        Protocol::Tcp | Protocol::Udp => opaque::serve(&hop, downstream, cluster).await,
     };
     hop.slab.count(outcome);
 }

@@ -2,10 +2,12 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use sockway_common::flow::TCP;
+
 use crate::cluster::{Service, Snapshot};
 
-/// The service that a connection is for: the one the kernel half named, or else whichever has the address that was dialled. `None`
+/// The service that a TCP connection is for: the one the kernel half named, or else whichever has the address that was dialled. `None`
 /// when a reload took it away in between.
 pub fn route(snapshot: &Snapshot, service: u32, dialled: SocketAddr) -> Option<&Arc<Service>> {
-    snapshot.by_id(service).or_else(|| snapshot.by_address(dialled))
+    snapshot.by_id(service).or_else(|| snapshot.by_address(dialled, TCP))
 }

@@ -62,6 +62,28 @@ counters! {
     ConnectNoEndpoint = "connects_total" ["verdict" = "no_endpoint"],
     /// connect() untouched because the socket's state could not be stored (out of memory).
     ConnectNoStorage = "connects_total" ["verdict" = "no_storage"],
+    /// Datagrams to an address that is no service: untouched.
+    SendNotService = "sends_total" ["verdict" = "not_service"],
+    /// Datagrams of the agent itself: untouched.
+    SendOwn = "sends_total" ["verdict" = "own"],
+    /// Datagrams that began a conversation: an endpoint was chosen.
+    SendBalanced = "sends_total" ["verdict" = "balanced"],
+    /// Datagrams to the endpoint of a conversation under way.
+    SendKept = "sends_total" ["verdict" = "kept"],
+    /// Datagrams of a conversation whose endpoint may not be used any more: another was chosen.
+    SendMoved = "sends_total" ["verdict" = "moved"],
+    /// Datagrams with an address on a socket that is connected to the same service: to the endpoint it is connected to.
+    SendConnected = "sends_total" ["verdict" = "connected"],
+    /// Datagrams to a service that has no endpoint at all: untouched.
+    SendNoEndpoint = "sends_total" ["verdict" = "no_endpoint"],
+    /// Datagrams untouched because the socket's conversations could not be stored (out of memory).
+    SendNoStorage = "sends_total" ["verdict" = "no_storage"],
+    /// Conversations forgotten because their socket had more than eight at once: late replies show the endpoint's own address.
+    ConversationEvicted = "conversations_evicted_total" [],
+    /// Datagrams received that seem to come from the address that was asked.
+    ReplyReversed = "replies_total" ["result" = "reversed"],
+    /// Datagrams received from others: untouched.
+    ReplyStranger = "replies_total" ["result" = "stranger"],
     /// getpeername() answered with the address that was dialled.
     PeerName = "peer_names_total" [],
     /// Original destinations published for the agent.

@@ -1,6 +1,7 @@
 //! What the two halves agree on: every byte that the kernel programs (`ebpf`) and the agent (`agent`) both read or write.
 //!
 //! - [`flow`]: addresses and the state of one socket: what it dialled, where it was sent, who its peer is;
+//! - [`udp`]: which endpoint each conversation of an unconnected UDP socket goes to;
 //! - [`service`]: what the kernel half needs to balance a service by itself;
 //! - [`capture`]: what the agent tells the kernel half: settings, its listeners, and what the kernel half tells back: events;
 //! - [`counter`]: the kernel half's per-CPU counters, one for each way a hook can end;
@@ -18,6 +19,7 @@ pub mod latency;
 #[cfg(feature = "user")]
 mod pod;
 pub mod service;
+pub mod udp;
 pub mod watch;
 
 /// Version of everything in this crate. The agent refuses an object or a pinned map of another version.
@@ -34,6 +36,7 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
     size_of::<flow::FlowKey>() as u32,
     size_of::<flow::OriginalKey>() as u32,
     size_of::<flow::Original>() as u32,
+    size_of::<udp::Conversations>() as u32,
     size_of::<service::Service>() as u32,
     size_of::<service::SlotKey>() as u32,
     size_of::<service::Slot>() as u32,
@@ -47,7 +50,7 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
 ];
 
 /// What each word of [`ABI_STAMP`] is, for the message of a mismatch.
-pub const ABI_NAMES: [&str; 18] = [
+pub const ABI_NAMES: [&str; 19] = [
     "abi version",
     "flow::Address",
     "flow::Conn",
@@ -56,6 +59,7 @@ pub const ABI_NAMES: [&str; 18] = [
     "flow::FlowKey",
     "flow::OriginalKey",
     "flow::Original",
+    "udp::Conversations",
     "service::Service",
     "service::SlotKey",
     "service::Slot",

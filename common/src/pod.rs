@@ -1,6 +1,6 @@
 //! The only `unsafe impl aya::Pod`s: every type here is `repr(C)`, `Copy`, free of padding (sizes asserted beside it) and of pointers.
 
-use crate::{capture, flow, service, watch};
+use crate::{capture, flow, service, udp, watch};
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {
@@ -19,6 +19,7 @@ pod!(
     flow::FlowKey,
     flow::OriginalKey,
     flow::Original,
+    udp::Conversations,
     service::Service,
     service::SlotKey,
     service::Slot,

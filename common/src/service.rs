@@ -18,6 +18,8 @@ pub struct Service {
     pub slots: u32,
     /// Bits of [`service_flags`].
     pub flags: u32,
+    /// After how many milliseconds without a datagram a conversation of a UDP service is over; 0 for TCP.
+    pub udp_idle_ms: u32,
     /// See [`Service::sealed`].
     pub seal: u32,
 }
@@ -41,7 +43,7 @@ impl Service {
     #[inline(always)]
     fn seal_for(&self, key: &Address) -> u32 {
         let seal = mix_address(SEED, key);
-        mix(mix(mix(mix(seal, self.id), self.generation), self.slots), self.flags)
+        mix(mix(mix(mix(mix(seal, self.id), self.generation), self.slots), self.flags), self.udp_idle_ms)
     }
 }
 
@@ -162,7 +164,7 @@ impl EndpointStats {
 }
 
 const _: () = {
-    assert!(size_of::<Service>() == 20);
+    assert!(size_of::<Service>() == 24);
     assert!(size_of::<SlotKey>() == 12);
     assert!(size_of::<Slot>() == 56);
     assert!(size_of::<EndpointKey>() == 8);
@@ -177,11 +179,13 @@ mod tests {
 
     #[test]
     fn a_seal_holds_for_its_own_key_and_value_only() {
-        let service = Service { id: 1, generation: 2, slots: 3, flags: 4, seal: 0 }.sealed(&KEY);
+        let service = Service { id: 1, generation: 2, slots: 3, flags: 4, udp_idle_ms: 5, seal: 0 }.sealed(&KEY);
         assert!(service.is_whole(&KEY));
         assert!(!service.is_whole(&Address::v4(0x0a00_000b, 80)));
         assert!(!Service { generation: 3, ..service }.is_whole(&KEY));
         assert!(!Service { id: 2, ..service }.is_whole(&KEY));
+        assert!(!Service { udp_idle_ms: 6, ..service }.is_whole(&KEY));
+        assert!(!service.is_whole(&KEY.of(crate::flow::UDP)), "the same port of another protocol is another thing");
     }
 
     #[test]

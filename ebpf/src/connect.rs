@@ -15,7 +15,7 @@ use aya_ebpf::{
 use sockway_common::{
     capture::{Event, LISTENER_TAG, Settings, event_kind},
     counter::Counter,
-    flow::{Address, Conn, ENDPOINT_AGENT, TCP, conn_flags},
+    flow::{Address, Conn, ENDPOINT_AGENT, UDP, conn_flags},
     service::{EndpointKey, Service, Slot, SlotKey, service_flags},
 };
 
@@ -31,6 +31,8 @@ const ALLOW: i32 = 1;
 const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
 /// Last word of ::1.
 const LOOPBACK_V6: u32 = 1_u32.to_be();
+/// Longer than the hooks of nested cgroups are apart, shorter than a program takes to dial the endpoint itself after the service.
+const UDP_DIAL_NS: u64 = 5_000_000;
 /// The current network namespace, for `bpf_sk_lookup_tcp`.
 const CURRENT_NETNS: u64 = u64::MAX;
 
@@ -97,19 +99,22 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
 fn is_settled(ctx: &SockAddrContext, dialled: &Address) -> bool {
     let socket = socket::of_addr(ctx.sock_addr);
     let Some(conn) = socket::stored(&CONNS, socket) else { return false };
-    if conn.flags & conn_flags::DIALLING != 0 && conn.actual == *dialled {
+    if conn.flags & conn_flags::DIALLING != 0 && conn.actual == *dialled && is_under_way(conn) {
         return true;
     }
     socket::forget(&CONNS, socket);
     false
 }
 
+/// Of TCP, the flag says it: it is taken away when the SYN leaves. UDP has no such moment, but its hooks run within one `connect()`.
+#[inline(always)]
+fn is_under_way(conn: &Conn) -> bool {
+    // SAFETY: plain helper without arguments.
+    conn.original.protocol != UDP || unsafe { bpf_ktime_get_ns() }.wrapping_sub(conn.dialled_ns) < UDP_DIAL_NS
+}
+
 #[inline(always)]
 fn try_dial(ctx: &SockAddrContext, dialled: &Address) -> Result<(Address, Counter), Counter> {
-    // SAFETY: one field of the hook's context.
-    if unsafe { (*ctx.sock_addr).protocol } != u32::from(TCP) {
-        return Err(Counter::ConnectNotService);
-    }
     let settings = SETTINGS.get(0).ok_or(Counter::ConnectNotService)?;
     // SAFETY: plain helper without arguments.
     if unsafe { bpf_get_current_cgroup_id() } == settings.agent_cgroup {
@@ -136,7 +141,7 @@ fn try_dial(ctx: &SockAddrContext, dialled: &Address) -> Result<(Address, Counte
 
 /// The service at an address. An entry that is being replaced under our eyes is read once more.
 #[inline(always)]
-fn service_at(dialled: &Address) -> Option<Service> {
+pub fn service_at(dialled: &Address) -> Option<Service> {
     read_service(dialled).or_else(|| read_service(dialled))
 }
 
@@ -183,7 +188,7 @@ fn remember(
 /// An endpoint of the service; `None` when there is none to choose. The agent may have swapped the table since the service was read:
 /// then once more with what stands there now.
 #[inline(always)]
-fn choose(dialled: &Address, service: &Service) -> Option<(Address, u32)> {
+pub fn choose(dialled: &Address, service: &Service) -> Option<(Address, u32)> {
     take_slot(service).or_else(|| take_slot(&service_at(dialled)?))
 }
 
@@ -310,7 +315,7 @@ fn report_unseen(netns: u64, service: u32) {
 }
 
 #[inline(always)]
-fn count_endpoint(service: u32, endpoint: u32) {
+pub fn count_endpoint(service: u32, endpoint: u32) {
     if let Some(stats) = ENDPOINT_STATS.get_ptr_mut(&EndpointKey { service, endpoint }) {
         // SAFETY: this CPU's element; see `count::add`.
         unsafe { (*stats).connects += 1 };

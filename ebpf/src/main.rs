@@ -2,6 +2,7 @@
 //! counter for it. In doubt a hook passes: the program goes on as if Sockway were not there.
 //!
 //! - [`connect`]: a program dials: pass, balance, or hand to the agent;
+//! - [`udp`]: a program sends a datagram without connecting, or receives one;
 //! - [`peer`]: a program asks whom it dialled;
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
 //! - [`watch`]: a flow has ended, and somebody watches;
@@ -21,6 +22,7 @@ mod peer;
 mod sk_msg;
 mod sock_ops;
 mod socket;
+mod udp;
 mod watch;
 
 /// What the agent compares with its own before it loads this object.

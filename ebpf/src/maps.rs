@@ -12,6 +12,7 @@ use sockway_common::{
     counter,
     flow::{Address, Conn, FlowKey, Half, Meeting, Original, OriginalKey},
     service::{EndpointKey, EndpointStats, Service, Slot, SlotKey},
+    udp::Conversations,
     watch::{Name, Reported, Watch},
 };
 
@@ -54,6 +55,10 @@ pub static LISTENER_TAGS: SkStorage<u32> = SkStorage::new();
 /// Connect hooks write (and the agent, for its upstream sockets), getpeername and sock_ops read. Dies with the socket.
 #[btf_map]
 pub static CONNS: SkStorage<Conn> = SkStorage::new();
+
+/// sendmsg hooks write, recvmsg hooks read. Made when an unconnected UDP socket first sends to a service; dies with the socket.
+#[btf_map]
+pub static CONVERSATIONS: SkStorage<Conversations> = SkStorage::new();
 
 /// sock_ops publishes before the SYN leaves, the agent takes at accept. Holds at most what waits in the agent's accept queues; what
 /// nobody takes (a client that gave up) the agent sweeps. When it is full the agent cannot know the destination and closes.

@@ -3,7 +3,7 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr, bpf_sock_ops},
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_ESTABLISHED, bpf_sock_addr, bpf_sock_ops},
     btf_maps::SkStorage,
     helpers::generated::{bpf_probe_read_kernel, bpf_sk_storage_delete, bpf_sk_storage_get},
     programs::SockOpsContext,
@@ -17,7 +17,7 @@ pub const AF_INET: u32 = 2;
 #[inline(always)]
 pub fn dialled_v4(addr: *mut bpf_sock_addr) -> Address {
     // SAFETY: `addr` is the hook's context; each load is one 32-bit field of it.
-    unsafe { Address::v4(ptr::read_volatile(&raw const (*addr).user_ip4), port(addr)) }
+    unsafe { Address::v4(ptr::read_volatile(&raw const (*addr).user_ip4), port(addr)).of(protocol(addr)) }
 }
 
 /// The destination that an IPv6 socket dials or asks for.
@@ -32,13 +32,27 @@ pub fn dialled_v6(addr: *mut bpf_sock_addr) -> Address {
             ptr::read_volatile(&raw const (*addr).user_ip6[3]),
         ]
     };
-    Address::v6(ip, port(addr))
+    Address::v6(ip, port(addr)).of(protocol(addr))
 }
 
 #[inline(always)]
 fn port(addr: *mut bpf_sock_addr) -> u16 {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&raw const (*addr).user_port) as u16 }
+}
+
+/// The low byte of the socket's protocol: an MPTCP socket (262) is asked about as the TCP socket (6) that it shows its program.
+#[inline(always)]
+fn protocol(addr: *mut bpf_sock_addr) -> u8 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const (*addr).protocol) as u8 }
+}
+
+/// Whether the socket is connected.
+#[inline(always)]
+pub fn is_connected(addr: *mut bpf_sock_addr) -> bool {
+    // SAFETY: `addr` is the hook's context, whose socket is a full one; its state is readable.
+    unsafe { ptr::read_volatile(&raw const (*(*addr).__bindgen_anon_1.sk).state) == BPF_TCP_ESTABLISHED }
 }
 
 /// Writes an IPv4 destination into the context. Stores are volatile: merged into one 64-bit store, the verifier refuses them.
@@ -143,6 +157,17 @@ pub fn store<T: Copy>(map: &'static SkStorage<T>, socket: *mut c_void, value: &m
     }?;
     *slot = *value;
     Some(slot)
+}
+
+/// What `map` holds for `socket`, made of zeroes when there is nothing yet.
+#[inline(always)]
+pub fn stored_or_zeroed<T>(map: &'static SkStorage<T>, socket: *mut c_void) -> Option<&'static mut T> {
+    // SAFETY: as in `stored`; without an initial value the kernel makes one of zeroes.
+    unsafe {
+        bpf_sk_storage_get(map_ptr(map), socket, ptr::null_mut(), u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+            .cast::<T>()
+            .as_mut()
+    }
 }
 
 /// Takes away what `map` holds for `socket`.

@@ -101,6 +101,11 @@ impl Service {
         Self::new(name, address, &["protocol: tcp", "mode: kernel"])
     }
 
+    /// Datagrams, balanced in the kernel.
+    pub fn udp(name: &str, address: SocketAddr) -> Self {
+        Self::new(name, address, &["protocol: udp"])
+    }
+
     /// Opaque TCP through the agent.
     pub fn agent_tcp(name: &str, address: SocketAddr) -> Self {
         Self::new(name, address, &["protocol: tcp", "mode: agent"])

@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     process::{Command, Stdio},
     sync::Mutex,
@@ -37,6 +37,8 @@ pub enum Request {
     Redial(SocketAddr),
     /// A listening socket.
     Listen(SocketAddr),
+    /// A UDP socket bound to this address, of which the port may be 0 and the IP unspecified.
+    Bind(SocketAddr),
 }
 
 impl Request {
@@ -47,6 +49,7 @@ impl Request {
             Self::Begin(address) => format!("begin {address}"),
             Self::Redial(address) => format!("redial {address}"),
             Self::Listen(address) => format!("listen {address}"),
+            Self::Bind(address) => format!("bind {address}"),
         }
     }
 
@@ -59,6 +62,7 @@ impl Request {
             "begin" => Some(Self::Begin(address)),
             "redial" => Some(Self::Redial(address)),
             "listen" => Some(Self::Listen(address)),
+            "bind" => Some(Self::Bind(address)),
             _ => None,
         }
     }
@@ -99,6 +103,11 @@ impl Door {
     /// Listens on `address` behind the door.
     pub fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
         self.ask(Request::Listen(address), None).map(TcpListener::from)
+    }
+
+    /// A UDP socket behind the door, bound to `address`.
+    pub fn bind(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        self.ask(Request::Bind(address), None).map(UdpSocket::from)
     }
 
     /// The process behind the door.

@@ -6,7 +6,7 @@
 //! - [`stage`]: what one test owns; skips loudly where root tests are switched off;
 //! - [`config`]: what the agent is told, as YAML;
 //! - [`agent`]: the binary under test, from start to the last trace it leaves;
-//! - [`origin`], [`web`]: endpoints that say their name, in threads of the test;
+//! - [`origin`], [`web`], [`datagram`]: endpoints that say their name, in threads of the test;
 //! - [`peers`]: real programs: curl, python3, wrk, nginx, redis;
 //! - [`pair`]: two sockets joined by the shortcut;
 //! - [`torture`]: connections used in every way, on every path;
@@ -22,6 +22,7 @@ pub mod agent;
 pub mod answer;
 pub mod cgroup;
 pub mod config;
+pub mod datagram;
 pub mod door;
 pub mod metrics;
 pub mod netns;

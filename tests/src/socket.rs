@@ -45,8 +45,8 @@ pub fn half_closed(stream: &TcpStream) -> bool {
     polls(stream, PollFlags::from_bits_retain(libc::POLLRDHUP), 0)
 }
 
-/// Ends a connection so that the socket may be connected again (`connect` to `AF_UNSPEC`).
-pub fn disconnect(stream: &TcpStream) -> io::Result<()> {
+/// Ends a connection so that the socket, of TCP or UDP, may be connected again (`connect` to `AF_UNSPEC`).
+pub fn disconnect(stream: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: all zeroes is a valid address of the family AF_UNSPEC.
     let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
     let length = size_of::<libc::sockaddr>() as libc::socklen_t;

@@ -1,6 +1,11 @@
 //! What one test owns: a captured cgroup for clients, a cgroup for origins, addresses, and doors into both.
 
-use std::{env, io, io::Write, net::SocketAddr, net::TcpStream, thread};
+use std::{
+    env, io,
+    io::Write,
+    net::{SocketAddr, TcpStream, UdpSocket},
+    thread,
+};
 
 use nix::unistd::Uid;
 
@@ -9,6 +14,7 @@ use crate::{
     answer::Session,
     cgroup::Cgroup,
     config::Config,
+    datagram::Answering,
     door::Door,
     origin::{Origin, read_name},
     process::Room,
@@ -75,6 +81,23 @@ impl Stage {
     /// The same at a given address.
     pub fn web_at(&self, name: &str, address: SocketAddr) -> Web {
         Web::start(self.origin_door.listen(address).expect("a free address"), name)
+    }
+
+    /// A UDP endpoint that says `name`, in the origins' cgroup.
+    pub fn datagrams(&self, name: &str) -> Answering {
+        self.datagrams_at(name, self.address())
+    }
+
+    /// The same at a given address.
+    pub fn datagrams_at(&self, name: &str, address: SocketAddr) -> Answering {
+        Answering::start(self.origin_door.bind(address).expect("a free address"), name)
+    }
+
+    /// A UDP socket of a captured client, bound to this address; nothing on it waits longer than [`wait::SOON`].
+    pub fn socket(&self, address: &str) -> UdpSocket {
+        let socket = self.client_door.bind(address.parse().expect("an address")).expect("a socket");
+        socket.set_read_timeout(Some(wait::SOON)).expect("a deadline");
+        socket
     }
 
     /// The door into the clients' cgroup.

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Failure, say};
 use crate::{
-    config::{Config, Mode, Service, Shortcut, file},
+    config::{Config, Mode, Protocol, Service, Shortcut, file},
     node::runfile,
 };
 
@@ -62,13 +62,16 @@ fn describe(config: &Config, path: &Path) -> String {
 }
 
 fn describe_service(text: &mut String, service: &Service) {
-    let path = match service.mode {
-        Mode::Kernel => "balanced in connect(), straight to an endpoint",
-        Mode::Agent => "through the agent; balanced in connect() while no agent lives",
+    let path = match (service.mode, service.protocol) {
+        (Mode::Kernel, Protocol::Udp) => "balanced in connect() and sendmsg(), straight to an endpoint",
+        (Mode::Kernel, _) => "balanced in connect(), straight to an endpoint",
+        (Mode::Agent, _) => "through the agent; balanced in connect() while no agent lives",
     };
-    let probes = service
-        .probe_interval
-        .map_or("probed after failures".to_owned(), |interval| format!("probed every {interval:?}"));
+    let probes = match (service.protocol, service.probe_interval) {
+        (Protocol::Udp, _) => format!("a conversation is over after {:?}", service.udp_idle_timeout),
+        (_, Some(interval)) => format!("probed every {interval:?}"),
+        (_, None) => "probed after failures".to_owned(),
+    };
     let _ = writeln!(
         text,
         "\n  {} at {}, {}: {path}\n    {}, {}, connect timeout {:?}, {probes}",
@@ -76,7 +79,7 @@ fn describe_service(text: &mut String, service: &Service) {
         service.address,
         file::protocol_word(service.protocol),
         file::balance_word(service.balance),
-        shortcut_text(service.shortcut),
+        shortcut_text(if service.protocol == Protocol::Udp { Shortcut::Off } else { service.shortcut }),
         service.connect_timeout,
     );
     let sum: u64 = service.endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();

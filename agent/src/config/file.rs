@@ -42,7 +42,7 @@ const WORKERS_MAX: u32 = 1024; // four times the cores of the largest hosts sold
 const DRAIN_TIMEOUT_MS_MAX: u32 = 3_600_000;
 
 const SHORTCUTS: [(&str, Shortcut); 3] = [("auto", Shortcut::Auto), ("on", Shortcut::On), ("off", Shortcut::Off)];
-const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("http", Protocol::Http)];
+const PROTOCOLS: [(&str, Protocol); 3] = [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("udp", Protocol::Udp)];
 const MODES: [(&str, Mode); 2] = [("kernel", Mode::Kernel), ("agent", Mode::Agent)];
 const BALANCES: [(&str, Balance); 2] =
     [("round_robin", Balance::RoundRobin), ("weighted_random", Balance::WeightedRandom)];

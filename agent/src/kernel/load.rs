@@ -21,7 +21,7 @@ pub const OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(env!("SOCKWAY
 pub const OBJECT: Option<&[u8]> = None;
 
 /// Every map of the object that is kept when the agent is gone.
-pub const MAPS: [&str; 20] = [
+pub const MAPS: [&str; 21] = [
     "SETTINGS",
     "HEARTBEAT",
     "SERVICES",
@@ -31,6 +31,7 @@ pub const MAPS: [&str; 20] = [
     "LISTENERS",
     "LISTENER_TAGS",
     "CONNS",
+    "CONVERSATIONS",
     "ORIGINALS",
     "COUNTERS",
     "EVENTS",
@@ -50,8 +51,16 @@ const LARGE_MAPS: [&str; 9] =
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
 
 /// The hooks on addresses: name of the program, and of its pin.
-const ADDRESS_HOOKS: [(&str, &str); 4] =
-    [("peer_v4", "getpeername4"), ("peer_v6", "getpeername6"), ("dial_v4", "connect4"), ("dial_v6", "connect6")];
+const ADDRESS_HOOKS: [(&str, &str); 8] = [
+    ("peer_v4", "getpeername4"),
+    ("peer_v6", "getpeername6"),
+    ("receive_v4", "recvmsg4"),
+    ("receive_v6", "recvmsg6"),
+    ("send_v4", "sendmsg4"),
+    ("send_v6", "sendmsg6"),
+    ("dial_v4", "connect4"),
+    ("dial_v6", "connect6"),
+];
 
 /// A loaded object.
 #[derive(Debug)]

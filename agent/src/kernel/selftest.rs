@@ -152,7 +152,7 @@ impl Bench {
         let slot = Slot { first: to, first_id: 0, second: to, second_id: 0, threshold: u32::MAX, seal: 0 };
         let (key, dialled) = (SlotKey { service: 1, generation: 1, slot: 0 }, flows::address(DIALLED));
         self.slots.insert(key, slot.sealed(&key), 0).map_err(text)?;
-        let service = Service { id: 1, generation: 1, slots: 1, flags, seal: 0 };
+        let service = Service { id: 1, generation: 1, slots: 1, flags, udp_idle_ms: 0, seal: 0 };
         self.services.insert(dialled, service.sealed(&dialled), 0).map_err(text)
     }
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
     sync::Arc,
 };
 
@@ -21,7 +20,7 @@ use super::{KernelError, flows};
 use crate::{
     balance::{round_robin, weighted_random},
     cluster::{Endpoint, Service, Snapshot},
-    config::{Balance, Mode},
+    config::{Balance, Mode, Protocol},
 };
 
 /// The tables, and what stands in them.
@@ -41,6 +40,7 @@ pub struct Tables {
 struct Written {
     id: u32,
     flags: u32,
+    udp_idle_ms: u32,
     slots: Vec<Slot>,
     generation: u32,
     endpoints: Vec<u32>,
@@ -72,7 +72,8 @@ impl Tables {
         let first = self.written.is_empty();
         let mut wanted = HashSet::with_capacity(snapshot.services.len());
         for service in &snapshot.services {
-            let address = flows::address(service.config.address);
+            let (address, transport) = service.dialled();
+            let address = flows::address(address).of(transport);
             wanted.insert(address);
             self.write(address, service, shortcut(service))?;
         }
@@ -93,7 +94,7 @@ impl Tables {
         let slots = slots(service);
         let flags = flags(service, shortcut);
         let old = self.written.get(&address).cloned();
-        if old.as_ref().is_some_and(|old| old.id == service.id && old.flags == flags && old.slots == slots) {
+        if old.as_ref().is_some_and(|old| old.is(service, flags, &slots)) {
             return Ok(());
         }
         self.generation = self.generation.wrapping_add(1);
@@ -105,10 +106,24 @@ impl Tables {
             let key = SlotKey { service: service.id, generation, slot: slot as u32 };
             self.slots.insert(key, value.sealed(&key), 0).map_err(map_error("SLOTS"))?;
         }
-        let entry =
-            service::Service { id: service.id, generation, slots: slots.len() as u32, flags, seal: 0 }.sealed(&address);
+        let entry = service::Service {
+            id: service.id,
+            generation,
+            slots: slots.len() as u32,
+            flags,
+            udp_idle_ms: udp_idle_ms(service),
+            seal: 0,
+        }
+        .sealed(&address);
         self.services.insert(address, entry, 0).map_err(map_error("SERVICES"))?;
-        let written = Written { id: service.id, flags, slots, generation, endpoints: endpoints.clone() };
+        let written = Written {
+            id: service.id,
+            flags,
+            udp_idle_ms: udp_idle_ms(service),
+            slots,
+            generation,
+            endpoints: endpoints.clone(),
+        };
         if let Some(old) = old {
             self.clear(&old, &endpoints);
         }
@@ -193,6 +208,17 @@ impl Tables {
     }
 }
 
+impl Written {
+    fn is(&self, service: &Service, flags: u32, slots: &[Slot]) -> bool {
+        self.id == service.id && self.flags == flags && self.udp_idle_ms == udp_idle_ms(service) && self.slots == slots
+    }
+}
+
+fn udp_idle_ms(service: &Service) -> u32 {
+    let milliseconds = service.config.udp_idle_timeout.as_millis();
+    if service.config.protocol == Protocol::Udp { u32::try_from(milliseconds).unwrap_or(u32::MAX) } else { 0 }
+}
+
 fn flags(service: &Service, shortcut: bool) -> u32 {
     let mut flags = 0;
     if service.config.mode == Mode::Agent {
@@ -217,6 +243,8 @@ fn slots(service: &Service) -> Vec<Slot> {
     let usable: Vec<&Endpoint> = reachable().filter(|endpoint| endpoint.state.usable()).collect();
     let chosen = if usable.is_empty() { reachable().collect() } else { usable };
     let weights: Vec<u32> = chosen.iter().map(|endpoint| endpoint.weight).collect();
+    let transport = service.config.protocol.transport();
+    let to = |address| flows::address(address).of(transport);
     let slot = |first: &Endpoint, second: &Endpoint, threshold| Slot {
         first: to(first.address),
         first_id: first.id,
@@ -236,10 +264,6 @@ fn slots(service: &Service) -> Vec<Slot> {
             .map(|(column, own)| slot(own, chosen[column.alias as usize], column.threshold))
             .collect(),
     }
-}
-
-fn to(address: SocketAddr) -> Address {
-    flows::address(address)
 }
 
 /// Takes a map out of a loaded object, typed.

@@ -15,6 +15,7 @@ use tokio::{net::TcpStream, task::JoinSet, time};
 
 use crate::{
     cluster::{Endpoint, Service, Snapshot},
+    config::Protocol,
     health::{Change, Health, Probed},
     record::observed::Probes,
 };
@@ -163,6 +164,10 @@ impl Prober {
         let snapshot = Arc::clone(&self.snapshot);
         for service in &snapshot.services {
             for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.address == address) {
+                // A TCP connect says nothing about who takes datagrams there.
+                if service.config.protocol == Protocol::Udp {
+                    continue;
+                }
                 let key = (service.id, endpoint.id);
                 if key != known && endpoint.state.usable() {
                     self.suspected(key.0, key.1);

@@ -15,6 +15,7 @@ use tokio::{
 
 use crate::{
     cluster::{Endpoint, Leaving, Snapshot, Stage},
+    config::Protocol,
     kernel::{Sockets, Target, Visited},
 };
 
@@ -169,7 +170,8 @@ impl Retirer {
 impl Exit {
     fn begin(leaving: &Leaving, now: Instant) -> Self {
         let (config, endpoint) = (&leaving.config, &leaving.endpoint);
-        let target = Target { service: config.address, endpoint: endpoint.address, is_udp: false };
+        let target =
+            Target { service: config.address, endpoint: endpoint.address, is_udp: config.protocol == Protocol::Udp };
         // A datagram socket knows no end: what it was pointed at would stay for as long as the program does.
         let time = if target.is_udp { Some(Duration::ZERO) } else { config.endpoint_drain };
         let name = config.name.clone();

@@ -34,6 +34,7 @@ fn handle(request: Request, brought: Option<OwnedFd>) -> io::Result<Socket> {
         Request::Begin(address) => begin(address),
         Request::Redial(address) => redial(Socket::from(brought.ok_or(io::ErrorKind::InvalidInput)?), address),
         Request::Listen(address) => listen(address),
+        Request::Bind(address) => bind(address),
     }
 }
 
@@ -62,6 +63,12 @@ fn redial(socket: Socket, address: SocketAddr) -> io::Result<Socket> {
         result => result?,
     }
     socket.set_write_timeout(None)?;
+    Ok(socket)
+}
+
+fn bind(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    socket.bind(&address.into())?;
     Ok(socket)
 }
 

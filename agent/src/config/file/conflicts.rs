@@ -9,7 +9,10 @@ use super::{
     section::{Path, Position, Problems},
     service::Draft,
 };
-use crate::config::Mode;
+use crate::config::{Mode, Protocol};
+
+/// What programs dial: the same IP and port of another IP protocol is another thing.
+type Dialled = (SocketAddr, u8);
 
 /// Remembers every service of a file, then says what does not go together.
 #[derive(Default)]
@@ -21,6 +24,7 @@ pub(super) struct Conflicts {
 struct Placed {
     index: usize,
     mode: Option<Mode>,
+    transport: u8,
     name: Option<(Position, String)>,
     address: Option<(Position, SocketAddr)>,
     endpoints: Vec<PlacedEndpoint>,
@@ -44,6 +48,8 @@ impl Conflicts {
         self.services.push(Placed {
             index,
             mode: draft.mode(),
+            // One that could not be read is noted already, and is most probably TCP.
+            transport: draft.protocol.unwrap_or(Protocol::Tcp).transport(),
             name: draft.name.clone(),
             address: draft.address,
             endpoints: endpoints.collect(),
@@ -52,7 +58,7 @@ impl Conflicts {
 
     pub(super) fn report(&self, services: &Path<'_>, problems: &mut Problems) {
         let mut names: HashMap<&str, Position> = HashMap::new();
-        let mut addresses: HashMap<SocketAddr, (Position, &Placed)> = HashMap::new();
+        let mut addresses: HashMap<Dialled, (Position, &Placed)> = HashMap::new();
         for service in &self.services {
             let path = Path::Item(services, service.index);
             if let Some((at, name)) = &service.name
@@ -62,7 +68,7 @@ impl Conflicts {
                 problems.note(*at, &Path::Key(&path, "name"), what);
             }
             if let Some((at, address)) = service.address
-                && let Some((first, _)) = insert_new(&mut addresses, address, (at, service))
+                && let Some((first, _)) = insert_new(&mut addresses, (address, service.transport), (at, service))
             {
                 let what = format!(
                     "{address} is also the address of the service on line {}; give one of them another",
@@ -78,7 +84,7 @@ impl Conflicts {
 }
 
 impl Placed {
-    fn report(&self, path: &Path<'_>, addresses: &HashMap<SocketAddr, (Position, &Placed)>, problems: &mut Problems) {
+    fn report(&self, path: &Path<'_>, addresses: &HashMap<Dialled, (Position, &Placed)>, problems: &mut Problems) {
         let endpoints = Path::Key(path, "endpoints");
         let mut seen = HashSet::new();
         for endpoint in &self.endpoints {
@@ -95,7 +101,7 @@ impl Placed {
         &self,
         endpoint: SocketAddr,
         twice: bool,
-        addresses: &HashMap<SocketAddr, (Position, &Placed)>,
+        addresses: &HashMap<Dialled, (Position, &Placed)>,
     ) -> Option<String> {
         if twice {
             return Some(format!("{endpoint} is listed twice; keep one and give it more weight"));
@@ -104,7 +110,7 @@ impl Placed {
         if own == Some(endpoint) {
             return Some("is the service's own address, a loop; write where the service's program listens".to_owned());
         }
-        if let Some((at, other)) = addresses.get(&endpoint) {
+        if let Some((at, other)) = addresses.get(&(endpoint, self.transport)) {
             let name = other.name.as_ref().map_or("?", |(_, name)| name.as_str());
             return Some(format!(
                 "is the address of the service \"{name}\" on line {}, and what is captured once is not captured again; \

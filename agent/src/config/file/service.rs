@@ -17,6 +17,8 @@ const CONNECT_TIMEOUT_MS_MAX: u32 = 120_000; // Linux itself gives up after abou
 const PROBE_INTERVAL_MS_MAX: u32 = 3_600_000;
 const ENDPOINT_DRAIN_MS: u32 = 30_000; // what Kubernetes gives a pod to end
 const ENDPOINT_DRAIN_MS_MAX: u32 = 86_400_000;
+const UDP_IDLE_TIMEOUT_MS: u32 = 30_000; // as Linux's own table of flows (nf_conntrack_udp_timeout)
+const UDP_IDLE_TIMEOUT_MS_MAX: u32 = 3_600_000;
 const WEIGHT_MAX: u32 = 65_535;
 
 pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Service>> {
@@ -46,6 +48,7 @@ pub(super) struct Draft {
     pub(super) connect_timeout_ms: Option<u32>,
     pub(super) probe_interval_ms: Option<Option<u32>>,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
+    pub(super) udp_idle_timeout_ms: Option<u32>,
     pub(super) endpoints: Vec<EndpointDraft>,
 }
 
@@ -60,7 +63,7 @@ pub(super) struct EndpointDraft {
 impl Draft {
     pub(super) fn mode(&self) -> Option<Mode> {
         let by_protocol = self.protocol.map(|protocol| match protocol {
-            Protocol::Tcp => Mode::Kernel,
+            Protocol::Tcp | Protocol::Udp => Mode::Kernel,
             Protocol::Http => Mode::Agent,
         });
         self.mode?.or(by_protocol)
@@ -77,6 +80,7 @@ impl Draft {
             connect_timeout: milliseconds(self.connect_timeout_ms?),
             probe_interval: self.probe_interval_ms?.map(milliseconds),
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
+            udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
             endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
         })
     }
@@ -93,19 +97,22 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "connect_timeout_ms",
         "probe_interval_ms",
         "endpoint_drain_ms",
+        "udp_idle_timeout_ms",
         "endpoints",
     ];
     let section = Section::open(item, path, &keys, problems)?;
     let placed = |field: &Field<'_>| field.node.at;
     let name = section.require("name", "write a name that no other service has", problems);
     let address = section.require("address", "write the IP:PORT that programs dial", problems);
-    let protocol = section.require("protocol", "write tcp or http", problems);
+    let protocol = section.require("protocol", "write tcp, http or udp", problems);
     let endpoints = section.require("endpoints", "list at least one IP:PORT", problems);
     let read = endpoints.map(|field| endpoint_drafts(&field, problems)).unwrap_or_default();
+    let protocol = protocol.and_then(|field| field.choice(&PROTOCOLS, problems));
+    refuse_foreign_keys(&section, protocol, problems);
     Some(Draft {
         name: name.and_then(|field| Some((placed(&field), service_name(&field, problems)?))),
         address: address.and_then(|field| Some((placed(&field), dialled_address(&field, problems)?))),
-        protocol: protocol.and_then(|field| field.choice(&PROTOCOLS, problems)),
+        protocol,
         mode: section.or("mode", || None, |field, p| field.choice(&MODES, p).map(Some), problems),
         balance: section.or("balance", || Balance::RoundRobin, |field, p| field.choice(&BALANCES, p), problems),
         shortcut: section.or("shortcut", Shortcut::default, |field, p| field.choice(&SHORTCUTS, p), problems),
@@ -122,8 +129,49 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
             problems,
         ),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
+        udp_idle_timeout_ms: section.or(
+            "udp_idle_timeout_ms",
+            || UDP_IDLE_TIMEOUT_MS,
+            |field, p| field.integer(1..=UDP_IDLE_TIMEOUT_MS_MAX, p),
+            problems,
+        ),
         endpoints: read,
     })
+}
+
+/// Notes keys that say what a service of this protocol cannot have.
+fn refuse_foreign_keys(section: &Section<'_>, protocol: Option<Protocol>, problems: &mut Problems) {
+    let text = |field: &Field<'_>, word: &str| matches!(&field.node.value, Value::Text(text) if text == word);
+    let mut refuse = |key, word: Option<&str>, what: &str| {
+        if let Some(field) = section.get(key)
+            && word.is_none_or(|word| text(&field, word))
+        {
+            field.refuse(what, problems);
+        }
+    };
+    match protocol {
+        Some(Protocol::Udp) => {
+            refuse(
+                "mode",
+                Some("agent"),
+                "the agent speaks no UDP: its datagrams are balanced in the kernel; leave the key out",
+            );
+            refuse("shortcut", Some("on"), "datagrams have no shortcut, it joins TCP sockets; leave the key out");
+            refuse(
+                "probe_interval_ms",
+                None,
+                "a probe is a TCP connect, which nobody accepts there; leave the key out",
+            );
+        }
+        Some(Protocol::Tcp | Protocol::Http) => {
+            refuse(
+                "udp_idle_timeout_ms",
+                None,
+                "ends conversations of UDP, and this service has none; leave the key out",
+            );
+        }
+        None => {}
+    }
 }
 
 fn service_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
@@ -153,7 +201,7 @@ fn dialled_address(field: &Field<'_>, problems: &mut Problems) -> Option<SocketA
     let wrong = if ip.is_unspecified() {
         "means \"any address\", which is none to connect to"
     } else if ip.is_multicast() || ip == std::net::Ipv4Addr::BROADCAST {
-        "is for many receivers, which TCP does not have"
+        "is for many receivers, and a service sends each caller to one"
     } else {
         return Some(address);
     };

@@ -47,6 +47,7 @@ fn show_service(service: &Service) -> Value {
         "connect_timeout_ms": milliseconds(service.connect_timeout),
         "probe_interval_ms": service.probe_interval.map(milliseconds),
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
+        "udp_idle_timeout_ms": (service.protocol == Protocol::Udp).then(|| milliseconds(service.udp_idle_timeout)),
         "endpoints": endpoints,
     })
 }

@@ -57,6 +57,11 @@ services:
     address: \"[fd00::10]:53\"
     protocol: tcp
     endpoints: [\"[fd00::1]:53\"]
+  - name: six-udp
+    address: \"[fd00::10]:53\"
+    protocol: udp
+    udp_idle_timeout_ms: 1500
+    endpoints: [\"[fd00::1]:53\"]
 ";
 
 #[test]
@@ -78,6 +83,12 @@ fn every_key_means_what_it_says() {
     let weights: Vec<_> = orders.endpoints.iter().map(|e| (e.address.to_string(), e.weight)).collect();
     assert_eq!(weights, [("10.0.0.1:8080".to_owned(), 3), ("10.0.0.2:8080".to_owned(), 1)]);
     assert_eq!((config.services[1].mode, config.services[1].probe_interval), (Mode::Kernel, None));
+    let udp = &config.services[2];
+    assert_eq!(
+        (udp.mode, udp.protocol, udp.udp_idle_timeout),
+        (Mode::Kernel, Protocol::Udp, Duration::from_millis(1500))
+    );
+    assert_eq!(config.services[1].udp_idle_timeout, Duration::from_secs(30));
 }
 
 #[test]
@@ -183,7 +194,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("services: {}\n", "F:1:11: services: expected a list, found a mapping; begin each item with \"- \""),
         (
             "services: [ a ]\n",
-            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, balance, shortcut, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, endpoints",
+            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, balance, shortcut, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, udp_idle_timeout_ms, endpoints",
         ),
         (
             "- a\n",
@@ -228,23 +239,23 @@ fn each_mistake_in_a_service_is_named_with_its_place_and_a_remedy() {
         (
             "10.0.0.1:80",
             "224.0.0.1:80",
-            "F:3:14: services[0].address: 224.0.0.1 is for many receivers, which TCP does not have; write the address of one host",
+            "F:3:14: services[0].address: 224.0.0.1 is for many receivers, and a service sends each caller to one; write the address of one host",
         ),
         (
             "10.0.0.1:80",
             "'[fe80::1%3]:80'",
             "F:3:14: services[0].address: an IPv6 zone (%…) is not supported; write a global, unique local or loopback address",
         ),
-        ("    protocol: tcp\n", "", "F:2:5: services[0].protocol: is missing; write tcp or http"),
+        ("    protocol: tcp\n", "", "F:2:5: services[0].protocol: is missing; write tcp, http or udp"),
         (
             "protocol: tcp",
             "protocol: htpp",
-            "F:4:15: services[0].protocol: unknown value \"htpp\" (did you mean http?); write one of tcp, http",
+            "F:4:15: services[0].protocol: unknown value \"htpp\" (did you mean http?); write one of tcp, http, udp",
         ),
         (
             "protocol: tcp",
             "protocol: grpc",
-            "F:4:15: services[0].protocol: unknown value \"grpc\"; write one of tcp, http",
+            "F:4:15: services[0].protocol: unknown value \"grpc\"; write one of tcp, http, udp",
         ),
         (
             "protocol: tcp",
@@ -260,6 +271,31 @@ fn each_mistake_in_a_service_is_named_with_its_place_and_a_remedy() {
             "protocol: tcp",
             "protocol: tcp\n    conect_timeout_ms: 5",
             "F:5:5: services[0].conect_timeout_ms: unknown key; did you mean connect_timeout_ms?",
+        ),
+        (
+            "protocol: tcp",
+            "protocol: udp\n    mode: agent",
+            "F:5:11: services[0].mode: the agent speaks no UDP: its datagrams are balanced in the kernel; leave the key out",
+        ),
+        (
+            "protocol: tcp",
+            "protocol: udp\n    shortcut: on",
+            "F:5:15: services[0].shortcut: datagrams have no shortcut, it joins TCP sockets; leave the key out",
+        ),
+        (
+            "protocol: tcp",
+            "protocol: udp\n    probe_interval_ms: 100",
+            "F:5:24: services[0].probe_interval_ms: a probe is a TCP connect, which nobody accepts there; leave the key out",
+        ),
+        (
+            "protocol: tcp",
+            "protocol: udp\n    udp_idle_timeout_ms: 0",
+            "F:5:26: services[0].udp_idle_timeout_ms: 0 is out of range; write a whole number from 1 to 3600000",
+        ),
+        (
+            "protocol: tcp",
+            "protocol: tcp\n    udp_idle_timeout_ms: 100",
+            "F:5:26: services[0].udp_idle_timeout_ms: ends conversations of UDP, and this service has none; leave the key out",
         ),
         ("[10.0.0.2:80]", "[]", "F:5:16: services[0].endpoints: has no endpoint; list at least one IP:PORT"),
         ("    endpoints: [10.0.0.2:80]\n", "", "F:2:5: services[0].endpoints: is missing; list at least one IP:PORT"),
@@ -317,6 +353,14 @@ fn services_that_do_not_go_together_are_named() {
             "F:3:12: services[1].name: \"a\" is also the name of the service on line 2; choose another",
             "F:3:24: services[1].address: 10.0.0.1:80 is also the address of the service on line 2; give one of them another",
         ]
+    );
+    assert!(
+        two("  - {name: b, address: 10.0.0.1:80, protocol: udp, endpoints: [10.0.0.1:81]}").is_empty(),
+        "a TCP service and a UDP service may have the same address"
+    );
+    assert!(
+        two("  - {name: b, address: 10.0.0.2:80, protocol: udp, endpoints: [10.0.0.1:80]}").is_empty(),
+        "a UDP endpoint at the address of a TCP service leads nowhere back"
     );
     assert_eq!(
         two("  - {name: b, address: 10.0.0.2:80, protocol: tcp, endpoints: [10.0.0.1:80]}"),

@@ -82,6 +82,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             shortcut: Shortcut::Off,
             connect_timeout: Duration::from_millis(300),
             probe_interval: None,
+            udp_idle_timeout: PATIENCE,
             endpoint_drain: None,
             endpoints: endpoints
                 .iter()

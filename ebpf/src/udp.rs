@@ -1,0 +1,196 @@
+//! A program sends a datagram without having connected its socket, or receives one.
+//!
+//! The verdict on a datagram is the endpoint that it goes to: that of its conversation (this socket, this address) while the endpoint
+//! may be used and the conversation is not over, otherwise a new one. A reply of an endpoint seems to come from the address that was
+//! asked, also when another endpoint has been chosen since (trap T27); what others send is untouched. Sending and receiving are always
+//! allowed. A connected socket's datagrams never come here, unless they name an address.
+
+use aya_ebpf::{
+    helpers::{bpf_ktime_get_ns, generated::bpf_get_current_cgroup_id},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use sockway_common::{
+    counter::Counter,
+    flow::{Address, conn_flags},
+    service::Service,
+    udp::{CONVERSATIONS_MAX, Conversation, Conversations, conversation_state},
+};
+
+use crate::{
+    connect::{choose, count_endpoint, service_at},
+    count,
+    maps::{CONNS, CONVERSATIONS, SETTINGS},
+    socket,
+};
+
+/// The hook lets the call go on.
+const ALLOW: i32 = 1;
+/// Nanoseconds in a millisecond.
+const MILLISECOND_NS: u64 = 1_000_000;
+
+/// `sendto()`, `sendmsg()` or `sendmmsg()` to an IPv4 address; of an IPv6 socket too, to an IPv4-mapped address.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn send_v4(ctx: SockAddrContext) -> i32 {
+    match try_send(&ctx, &socket::dialled_v4(ctx.sock_addr)) {
+        Ok((to, counter)) => {
+            socket::redirect_v4(ctx.sock_addr, &to);
+            count::one(counter);
+        }
+        Err(counter) => count::one(counter),
+    }
+    ALLOW
+}
+
+/// The same to an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn send_v6(ctx: SockAddrContext) -> i32 {
+    match try_send(&ctx, &socket::dialled_v6(ctx.sock_addr)) {
+        Ok((to, counter)) => {
+            socket::redirect_v6(ctx.sock_addr, &to);
+            count::one(counter);
+        }
+        Err(counter) => count::one(counter),
+    }
+    ALLOW
+}
+
+/// `recvfrom()`, `recvmsg()` or `recvmmsg()` by which an IPv4 socket asks whom a datagram is from.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn receive_v4(ctx: SockAddrContext) -> i32 {
+    match original(&ctx, &socket::dialled_v4(ctx.sock_addr)) {
+        Some(original) => {
+            socket::redirect_v4(ctx.sock_addr, &original);
+            count::one(Counter::ReplyReversed);
+        }
+        None => count::one(Counter::ReplyStranger),
+    }
+    ALLOW
+}
+
+/// The same of an IPv6 socket, from an IPv4-mapped address too.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn receive_v6(ctx: SockAddrContext) -> i32 {
+    match original(&ctx, &socket::dialled_v6(ctx.sock_addr)) {
+        Some(original) => {
+            socket::redirect_v6(ctx.sock_addr, &original);
+            count::one(Counter::ReplyReversed);
+        }
+        None => count::one(Counter::ReplyStranger),
+    }
+    ALLOW
+}
+
+/// Where a datagram to `asked` goes.
+#[inline(always)]
+fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter), Counter> {
+    let settings = SETTINGS.get(0).ok_or(Counter::SendNotService)?;
+    // SAFETY: plain helper without arguments.
+    if unsafe { bpf_get_current_cgroup_id() } == settings.agent_cgroup {
+        return Err(Counter::SendOwn);
+    }
+    let service = &service_at(asked).ok_or(Counter::SendNotService)?;
+    if let Some(peer) = connected_peer(ctx, asked) {
+        return Ok((peer, Counter::SendConnected));
+    }
+    let conversations = socket::stored_or_zeroed(&CONVERSATIONS, socket::of_addr(ctx.sock_addr));
+    let conversations = conversations.ok_or(Counter::SendNoStorage)?;
+    // SAFETY: plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+
+    let mut counter = Counter::SendBalanced;
+    if let Some(current) = current(conversations, asked) {
+        let idle = now.saturating_sub(current.used_ns) > u64::from(service.udp_idle_ms) * MILLISECOND_NS;
+        let usable = is_usable(current, service);
+        if usable && !idle {
+            current.used_ns = now;
+            return Ok((current.actual, Counter::SendKept));
+        }
+        if !usable && !idle {
+            counter = Counter::SendMoved;
+        }
+    }
+    let (to, endpoint) = choose(asked, service).ok_or(Counter::SendNoEndpoint)?;
+    begin(
+        conversations,
+        Conversation {
+            original: *asked,
+            actual: to,
+            service: service.id,
+            endpoint,
+            generation: service.generation,
+            state: conversation_state::CURRENT,
+            used_ns: now,
+        },
+    );
+    count_endpoint(service.id, endpoint);
+    Ok((to, counter))
+}
+
+/// The endpoint to which `connect()` has turned this socket, if that was for the same address: only from there the kernel takes replies.
+#[inline(always)]
+fn connected_peer(ctx: &SockAddrContext, asked: &Address) -> Option<Address> {
+    let conn = socket::stored(&CONNS, socket::of_addr(ctx.sock_addr))?;
+    (conn.original == *asked && socket::is_connected(ctx.sock_addr)).then_some(conn.actual)
+}
+
+/// The conversation with `asked` that goes on, if there is one.
+#[inline(always)]
+fn current<'a>(conversations: &'a mut Conversations, asked: &Address) -> Option<&'a mut Conversation> {
+    conversations.table.iter_mut().find(|entry| entry.state == conversation_state::CURRENT && entry.original == *asked)
+}
+
+/// Whether a conversation's endpoint may still be used: it was chosen from the table that is in force.
+#[inline(always)]
+fn is_usable(current: &Conversation, service: &Service) -> bool {
+    current.service == service.id && current.generation == service.generation
+}
+
+/// Writes a new conversation where the same one stood before, or nothing, or else the one that has been quiet for longest. What went on
+/// with the same address until now is kept for its late replies.
+#[inline(always)]
+fn begin(conversations: &mut Conversations, new: Conversation) {
+    let mut place = 0;
+    let mut oldest = u64::MAX;
+    for index in 0..CONVERSATIONS_MAX {
+        let entry = &mut conversations.table[index];
+        let same = entry.original == new.original;
+        if same {
+            entry.state = conversation_state::FORMER;
+        }
+        // Nothing is as old as an entry that was never used, but for the entry that is the same.
+        let age = if same && entry.actual == new.actual { 0 } else { entry.used_ns.saturating_add(1) };
+        if age < oldest {
+            (place, oldest) = (index, age);
+        }
+    }
+    let entry = &mut conversations.table[place & (CONVERSATIONS_MAX - 1)];
+    if oldest > 1 {
+        count::one(Counter::ConversationEvicted);
+    }
+    *entry = new;
+}
+
+/// What the program asked when it is `from` that answers; `None` for a stranger.
+#[inline(always)]
+fn original(ctx: &SockAddrContext, from: &Address) -> Option<Address> {
+    let socket = socket::of_addr(ctx.sock_addr);
+    if let Some(conn) = socket::stored(&CONNS, socket)
+        && conn.flags & conn_flags::AGENT == 0
+        && conn.actual == *from
+    {
+        return Some(conn.original);
+    }
+    let conversations = socket::stored(&CONVERSATIONS, socket)?;
+    let mut found: Option<&mut Conversation> = None;
+    for entry in &mut conversations.table {
+        let later = found.as_ref().is_none_or(|found| found.used_ns < entry.used_ns);
+        if entry.state != 0 && entry.actual == *from && later {
+            found = Some(entry);
+        }
+    }
+    let found = found?;
+    // SAFETY: plain helper without arguments.
+    found.used_ns = unsafe { bpf_ktime_get_ns() };
+    Some(found.original)
+}
