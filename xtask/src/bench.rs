@@ -9,18 +9,21 @@ mod host;
 mod interrupt;
 mod load;
 mod namespace;
+mod part;
 mod process;
 mod report;
 mod sample;
 mod scenario;
 mod stand;
 mod table;
+mod tcp;
+mod traffic;
+mod watch;
 mod way;
 mod wrk;
 
 use std::{
     fs::{self, File},
-    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -28,8 +31,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+pub use way::STREAM_MODULE;
+
 use crate::workspace;
-use dial::Part;
 use goal::Goal;
 use host::Host;
 use report::Report;
@@ -60,18 +64,18 @@ pub struct Args {
     /// A figure below its goal is a failure
     #[arg(long)]
     strict: bool,
-    /// Only these ways: direct, direct-2core, sockway, sockway+shortcut, nginx, haproxy, envoy
+    /// Only these ways: direct, direct-2core, sockway, sockway+shortcut, sockway+joined, nginx, haproxy, envoy
     #[arg(long = "way", value_name = "NAME", num_args = 1.., value_parser = way::ALL)]
     ways: Vec<String>,
     /// Only this placement: free or pinned
     #[arg(long, value_name = "NAME", value_parser = ["free", "pinned"])]
     placement: Option<String>,
-    /// Be the client of `connect`
-    #[arg(long, hide = true)]
-    dial: bool,
-    /// Be the listener of `connect`
-    #[arg(long, hide = true)]
-    accept: Option<SocketAddr>,
+    /// Measure this build of the agent instead of building one
+    #[arg(long, value_name = "FILE")]
+    pub agent: Option<PathBuf>,
+    /// Be a client or a server
+    #[arg(long, hide = true, num_args = 1..)]
+    part: Vec<String>,
 }
 
 /// What every scenario needs to know.
@@ -85,7 +89,7 @@ pub struct Bench {
     pub cores: usize,
     /// Where configurations and logs go.
     pub directory: PathBuf,
-    /// The agent's release binary.
+    /// The agent's binary.
     pub sockway: PathBuf,
     /// Envoy, if it could be had.
     pub envoy: PathBuf,
@@ -112,9 +116,8 @@ impl Bench {
 
 /// Measures.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let part = if args.dial { Some(Part::Dial) } else { args.accept.map(Part::Accept) };
-    if let Some(part) = part {
-        return part.play().map(|()| ExitCode::SUCCESS);
+    if !args.part.is_empty() {
+        return part::play(&args.part).map(|()| ExitCode::SUCCESS);
     }
     let scenarios = match scenario::named(&args.scenarios) {
         Ok(scenarios) => scenarios,
@@ -127,7 +130,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let lock = File::create(directory.join("lock"))?;
     lock.try_lock().context("another bench is running")?;
     let mut report = Report::open(args.json.as_deref())?;
-    let host = Host::look(&workspace::agent_binary())?;
+    let sockway = args.agent.unwrap_or_else(workspace::agent_binary);
+    let host = Host::look(&sockway)?;
     println!("{host}");
     println!(
         "rounds of {} s in turn, {} of each way; medians, and in parentheses the least and greatest pair",
@@ -138,7 +142,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         round: Duration::from_secs(args.seconds),
         cores: host.cores,
         directory,
-        sockway: workspace::agent_binary(),
+        sockway,
         envoy: workspace::kept().join("tools/envoy/bin/envoy"),
         ways: args.ways,
         placement: args.placement,
@@ -158,7 +162,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn measure(bench: &Bench, scenario: &Scenario, report: &mut Report) -> Result<()> {
     println!("\n{}: {}", scenario.name, scenario.what);
     let mut take = report.take(scenario.name);
-    if let Err(error) = (scenario.run)(bench, &mut take) {
+    if let Err(error) = scenario.how.run(bench, &mut take) {
         interrupt::check()?;
         take.could_not_run(&error);
     }

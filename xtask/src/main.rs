@@ -100,7 +100,9 @@ fn run(command: Command) -> Result<ExitCode> {
 fn measure(args: bench::Args) -> Result<ExitCode> {
     if !root::is_prepared() {
         setup::ready(&[setup::Group::Bench])?;
-        build::release()?;
+        if args.agent.is_none() {
+            build::release()?;
+        }
     }
     root::elevate("bench captures connections and makes network namespaces")?;
     bench::run(args)

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use self::compiler::Compiler;
 use crate::{
+    bench::STREAM_MODULE,
     progress::{logged, say, seconds},
     workspace::{find_program, kept},
 };
@@ -82,6 +83,7 @@ pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
         rust_components()?;
     }
     if groups.contains(&Group::Bench) {
+        packages::install_if_missing("libnginx-mod-stream", Path::new(STREAM_MODULE))?;
         envoy();
     }
     if groups.contains(&Group::Build) { compiler::ready().map(Some) } else { Ok(None) }

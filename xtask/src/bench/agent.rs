@@ -47,8 +47,10 @@ pub struct Service {
     pub forward: Forward,
     /// Whether its connections take the shortcut.
     pub shortcut: bool,
-    /// Its only endpoint.
-    pub endpoint: String,
+    /// Its endpoints.
+    pub endpoints: Vec<String>,
+    /// Further keys, each with a comma behind it.
+    pub keys: &'static str,
 }
 
 /// Who forwards a service's connections.
@@ -58,10 +60,13 @@ pub enum Forward {
     Kernel,
     /// HTTP/1.1 through the agent.
     Http,
+    /// Opaque TCP through the agent.
+    Opaque,
 }
 
 impl Plan {
-    fn yaml(&self) -> String {
+    /// The configuration.
+    pub fn yaml(&self) -> String {
         let on_off = |shortcut: bool| if shortcut { "on" } else { "off" };
         let mut text = format!(
             "instance: {}\nworkers: {}\ndrain_timeout_ms: 500\nadmin: {{ address: 127.0.0.1:{} }}\ncapture:\n  cgroups:\n",
@@ -75,14 +80,16 @@ impl Plan {
             let (protocol, mode) = match service.forward {
                 Forward::Kernel => ("tcp", "kernel"),
                 Forward::Http => ("http", "agent"),
+                Forward::Opaque => ("tcp", "agent"),
             };
             let _ = writeln!(
                 text,
-                "  - {{ name: {}, address: \"{}\", protocol: {protocol}, mode: {mode}, shortcut: {}, endpoints: [\"{}\"] }}",
+                "  - {{ name: {}, address: \"{}\", protocol: {protocol}, mode: {mode}, shortcut: {}, {}endpoints: [\"{}\"] }}",
                 service.name,
                 service.address,
                 on_off(service.shortcut),
-                service.endpoint
+                service.keys,
+                service.endpoints.join("\", \"")
             );
         }
         text
@@ -98,27 +105,62 @@ pub struct Agent {
     admin: String,
 }
 
-impl Agent {
-    /// Starts it and waits until it says that it is ready.
-    pub fn start(bench: &Bench, stand: &Stand, plan: &Plan) -> Result<Self> {
+/// An agent about to be started: its configuration is written, and nothing of an earlier one is left.
+#[derive(Debug)]
+pub struct Prepared {
+    instance: String,
+    binary: PathBuf,
+    config: PathBuf,
+    admin: String,
+}
+
+impl Prepared {
+    /// For a plan.
+    pub fn new(bench: &Bench, stand: &Stand, plan: &Plan) -> Result<Self> {
         ensure!(bench.sockway.exists(), "{} is not built", bench.sockway.display());
         let config = stand.file(&format!("{}.yaml", plan.instance));
         fs::write(&config, plan.yaml()).with_context(|| format!("{}", config.display()))?;
         // What a run that was killed left attached.
         detach(&bench.sockway, &config)?;
-        let mut command = Command::new(&bench.sockway);
-        command.arg("run").arg("--config").arg(&config);
-        let process = stand.serve(&plan.instance, &mut command, &stand.proxy())?;
         let admin = format!("http://127.0.0.1:{}", plan.admin_port);
-        let mut agent = Self { process, binary: bench.sockway.clone(), config, admin };
+        Ok(Self { instance: plan.instance.clone(), binary: bench.sockway.clone(), config, admin })
+    }
+
+    /// Starts it, and does not wait.
+    pub fn start(self, stand: &Stand) -> Result<Agent> {
+        let mut command = Command::new(&self.binary);
+        command.arg("run").arg("--config").arg(&self.config);
+        let process = stand.serve(&self.instance, &mut command, &stand.proxy())?;
+        Ok(Agent { process, binary: self.binary, config: self.config, admin: self.admin })
+    }
+}
+
+impl Agent {
+    /// Starts it and waits until it says that it is ready.
+    pub fn start(bench: &Bench, stand: &Stand, plan: &Plan) -> Result<Self> {
+        let mut agent = Prepared::new(bench, stand, plan)?.start(stand)?;
+        agent.await_ready(stand)?;
+        Ok(agent)
+    }
+
+    /// Waits until it says that it is ready.
+    pub fn await_ready(&mut self, stand: &Stand) -> Result<()> {
         let ready = interrupt::wait_for(READY, || {
-            agent.process.check_alive()?;
-            Ok(stand.get(&format!("{}/ready", agent.admin)).ok())
+            self.process.check_alive()?;
+            Ok(stand.get(&format!("{}/ready", self.admin)).ok())
         })?;
         match ready {
-            Some(_) => Ok(agent),
+            Some(_) => Ok(()),
             None => bail!("the agent is not ready after {READY:?}"),
         }
+    }
+
+    /// Gives it another plan, in one step, and the signal to read it.
+    pub fn reload(&self, yaml: &str) -> Result<()> {
+        let fresh = self.config.with_extension("fresh");
+        fs::write(&fresh, yaml).with_context(|| format!("{}", fresh.display()))?;
+        fs::rename(&fresh, &self.config)?;
+        self.process.signal(libc::SIGHUP)
     }
 
     /// Its process.
@@ -194,7 +236,7 @@ impl Witness {
     pub fn check(self, before: &Counters, after: &Counters, connections: u32, requests: u64) -> Result<()> {
         let label = match self.forward {
             Forward::Kernel => "verdict=\"balanced\"",
-            Forward::Http => "verdict=\"agent\"",
+            Forward::Http | Forward::Opaque => "verdict=\"agent\"",
         };
         let taken = after.since(before, "sockway_kernel_connects_total", label);
         ensure!(taken >= f64::from(connections), "only {taken} connections had {label}: the others took another path");
@@ -253,14 +295,15 @@ mod tests {
                 address: "127.66.0.1:80".into(),
                 forward: Forward::Http,
                 shortcut: false,
-                endpoint: "127.0.0.1:8080".into(),
+                endpoints: vec!["127.0.0.1:8080".into(), "127.0.0.1:8081".into()],
+                keys: "balance: round_robin, ",
             }],
         };
         assert_eq!(
             plan.yaml(),
             "instance: bench\nworkers: 1\ndrain_timeout_ms: 500\nadmin: { address: 127.0.0.1:9901 }\ncapture:\n  cgroups:\n    \
              - { path: /sockway-bench/client, shortcut: on }\nservices:\n  - { name: plain, address: \"127.66.0.1:80\", \
-             protocol: http, mode: agent, shortcut: off, endpoints: [\"127.0.0.1:8080\"] }\n"
+             protocol: http, mode: agent, shortcut: off, balance: round_robin, endpoints: [\"127.0.0.1:8080\", \"127.0.0.1:8081\"] }\n"
         );
     }
 }

@@ -1,47 +1,28 @@
-//! The client and the listener of the `connect` scenario: children of the benchmark, started from its own binary, so that they stand in
-//! a cgroup and on a CPU of their own.
+//! The client and the listener of the `connect` scenario.
 
 use std::{
-    env,
-    io::{BufRead, BufReader, Write, stdin, stdout},
+    io::{BufRead, Write, stdin, stdout},
     net::{SocketAddr, TcpListener},
-    process::{ChildStdin, ChildStdout, Command},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::process::{Place, Process};
-use crate::root;
+use super::{
+    part::{self, Worker},
+    process::{Place, Process},
+};
 
 /// Connections of one batch that count, after those that only warm the path.
 const BATCH: usize = 50;
 const WARM: usize = 5;
 /// Before each batch: the listeners' side empties its queue.
 const PAUSE: Duration = Duration::from_millis(2);
-const BACKLOG: i32 = 4096;
 
-/// What the hidden options of `bench` ask for.
-pub enum Part {
-    /// Reads an address a line, connects to it a batch of times, and prints the nanoseconds of each.
-    Dial,
-    /// Accepts at this address and closes at once.
-    Accept(SocketAddr),
-}
-
-impl Part {
-    /// Plays it until standard input ends, or for ever.
-    pub fn play(self) -> Result<()> {
-        match self {
-            Self::Dial => dial(),
-            Self::Accept(address) => accept(address),
-        }
-    }
-}
-
-fn dial() -> Result<()> {
+/// Reads an address a line, connects to it a batch of times, and prints the nanoseconds of each.
+pub fn dial() -> Result<()> {
     let mut out = stdout().lock();
     for line in stdin().lock().lines() {
         let address: SocketAddr = line?.parse()?;
@@ -71,12 +52,8 @@ fn connect(address: SocketAddr) -> Result<Duration> {
     Ok(took)
 }
 
-fn accept(address: SocketAddr) -> Result<()> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    let listener = TcpListener::from(socket);
+/// Accepts, and closes at once.
+pub fn accept(listener: &TcpListener) -> Result<()> {
     loop {
         // A client that was quicker to reset than we to accept is no reason to end.
         drop(listener.accept());
@@ -85,49 +62,30 @@ fn accept(address: SocketAddr) -> Result<()> {
 
 /// A child that connects.
 #[derive(Debug)]
-pub struct Dialler {
-    // Its end of the pipes goes first: the child ends when its input does.
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-    process: Process,
-}
+pub struct Dialler(Worker);
 
 impl Dialler {
     /// Starts it in its place.
     pub fn start(place: &Place) -> Result<Self> {
-        let (process, orders, answers) = Process::converse(itself()?.arg("--dial"), place)?;
-        Ok(Self { orders, answers: BufReader::new(answers), process })
+        Worker::start("dial", place).map(Self)
     }
 
     /// Connects one batch; gives the microseconds of each `connect()`.
     pub fn batch(&mut self, address: &str) -> Result<Vec<f64>> {
-        writeln!(self.orders, "{address}")?;
-        self.orders.flush()?;
-        let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
-            self.process.check_alive()?;
-            bail!("the dialling child has closed its output");
-        }
+        let line = self.0.ask(address)?;
         read(&line).with_context(|| format!("connecting to {address}: {line}"))
     }
 }
 
 /// Starts the child that accepts.
 pub fn listener(place: &Place, address: &str, log: &std::path::Path) -> Result<Process> {
-    Process::serve(itself()?.arg("--accept").arg(address), place, log)
+    part::serve(&["accept", address], place, log)
 }
 
 fn read(line: &str) -> Result<Vec<f64>> {
     let nanos: Vec<u64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(nanos.len() == BATCH, "{} connections instead of {BATCH}", nanos.len());
     Ok(nanos.into_iter().map(|nanos| nanos as f64 / 1000.0).collect())
-}
-
-/// This program's `bench`, which is not to set anything up again.
-fn itself() -> Result<Command> {
-    let mut command = Command::new(env::current_exe().context("cannot find this program's own file")?);
-    command.arg("bench").env(root::PREPARED, "1");
-    Ok(command)
 }
 
 #[cfg(test)]

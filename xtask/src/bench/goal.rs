@@ -124,7 +124,6 @@ mod tests {
         Samples(
             rows.iter()
                 .map(|&(way, rps, cpu)| Sample {
-                    scenario: "test",
                     way,
                     placement: Placement::Free,
                     round: 1,

@@ -1,4 +1,4 @@
-//! Scenarios of the kind "the same load, by every way, in turn": wrk against an origin, in both placements.
+//! Scenarios of the kind "the same load, by every way, in turn": a client against an origin, in both placements.
 
 use std::{
     collections::BTreeMap,
@@ -15,28 +15,27 @@ use super::{
     report::Take,
     sample::{Figure, Placement, Sample},
     stand::Stand,
-    way, wrk,
+    traffic::{Phase, Traffic},
+    way,
 };
 
 /// One such scenario.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Its name.
-    pub scenario: &'static str,
     /// Who forwards when the way is Sockway.
     pub forward: Forward,
     /// Whether client and origin have a namespace each.
     pub pods: bool,
-    /// The body that is asked for.
-    pub body: &'static str,
-    /// How many keep-alive connections.
-    pub connections: u32,
+    /// What flows.
+    pub traffic: Traffic,
     /// The ways that make sense here.
     pub ways: &'static [&'static str],
 }
 
 /// How long each way is used before the first round.
 const WARM_UP: Duration = Duration::from_secs(2);
+/// How long a server may take until it answers.
+const READY: Duration = Duration::from_secs(15);
 /// How long the agent may take until it has its listener in the client's namespace.
 const CAPTURE: Duration = Duration::from_secs(15);
 /// Sockway's two ways are two services of one agent: they differ in their shortcut only.
@@ -67,7 +66,8 @@ impl Load {
             address: address.into(),
             forward: self.forward,
             shortcut,
-            endpoint: origin.into(),
+            endpoints: vec![origin.into()],
+            keys: "",
         };
         Plan {
             instance: "bench".into(),
@@ -101,20 +101,19 @@ struct Round<'a> {
 /// One way that works: where it is dialled, and how one knows that it was taken.
 struct Part {
     way: &'static str,
-    url: String,
+    target: String,
     witness: Option<Witness>,
 }
 
 impl Cast {
     fn call(load: &Load, bench: &Bench, stand: &Stand, placement: Placement, take: &mut Take) -> Result<Self> {
-        let mut origins = vec![way::origin(stand, false)?];
-        if placement == Placement::Pinned {
-            origins.push(way::origin(stand, true)?);
-        }
         let origin = way::ORIGIN_PORTS.map(|port| format!("{}:{port}", stand.landscape().origin_ip()));
+        let mut origins = vec![load.traffic.origin(stand, false, &origin[0])?];
+        if placement == Placement::Pinned {
+            origins.push(load.traffic.origin(stand, true, &origin[1])?);
+        }
         for (address, process) in origin.iter().zip(&mut origins) {
-            let url = format!("http://{address}/{}", load.body);
-            stand.await_answer(&url, || process.check_alive()).context("the origin")?;
+            await_answer(load, stand, &load.traffic.target(address), process).context("the origin")?;
         }
         let mut cast =
             Self { agent: None, proxies: Vec::new(), _origins: origins, parts: Vec::new(), started: Instant::now() };
@@ -122,7 +121,7 @@ impl Cast {
             if way == way::DIRECT_2CORE && placement == Placement::Free {
                 continue;
             }
-            if !way::is_installed(bench, way) {
+            if !way::is_installed(bench, way, load.traffic) {
                 take.skip(&format!("{way}: not installed"));
                 continue;
             }
@@ -142,24 +141,24 @@ impl Cast {
         way: &'static str,
         origin: &[String; 2],
     ) -> Result<Part> {
-        let part = |address: &str, witness| Part { way, url: format!("http://{address}/{}", load.body), witness };
+        let part = |address: &str, witness| Part { way, target: load.traffic.target(address), witness };
         match way {
             way::DIRECT => Ok(part(&origin[0], None)),
             way::DIRECT_2CORE => Ok(part(&origin[1], None)),
-            way::SOCKWAY | way::SOCKWAY_SHORTCUT => {
-                let shortcut = way == way::SOCKWAY_SHORTCUT;
+            way::SOCKWAY | way::SOCKWAY_SHORTCUT | way::SOCKWAY_JOINED => {
+                let shortcut = way != way::SOCKWAY;
                 let witness = Witness { forward: load.forward, shortcut };
                 let part = part(if shortcut { SHORTCUT } else { PLAIN }, Some(witness));
                 if self.agent.is_none() {
                     self.agent = Some(Agent::start(bench, stand, &load.plan(stand, &origin[0]))?);
                 }
-                self.await_capture(stand, &part)?;
+                self.await_capture(load, stand, &part)?;
                 Ok(part)
             }
             _ => {
-                let (mut process, listen) = way::http_proxy(bench, stand, way, &origin[0])?;
+                let (mut process, listen) = way::proxy(bench, stand, load.traffic, way, &origin[0])?;
                 let part = part(&listen, None);
-                stand.await_answer(&part.url, || process.check_alive())?;
+                await_answer(load, stand, &part.target, &mut process)?;
                 self.proxies.push((way, process));
                 Ok(part)
             }
@@ -167,12 +166,13 @@ impl Cast {
     }
 
     /// Until the agent has its listeners, connections go the way of fail-open: answered, but not by the agent.
-    fn await_capture(&self, stand: &Stand, part: &Part) -> Result<()> {
+    fn await_capture(&self, load: &Load, stand: &Stand, part: &Part) -> Result<()> {
         let (Some(agent), Some(witness)) = (&self.agent, part.witness) else { return Ok(()) };
         let mut last = None;
         let captured = interrupt::wait_for(CAPTURE, || {
             let before = agent.counters(stand)?;
-            last = stand.call(&part.url).and_then(|()| witness.check(&before, &agent.counters(stand)?, 1, 1)).err();
+            let called = load.traffic.call(stand, &part.target);
+            last = called.and_then(|()| witness.check(&before, &agent.counters(stand)?, 1, 1)).err();
             Ok(last.is_none().then_some(()))
         })?;
         match last {
@@ -183,15 +183,19 @@ impl Cast {
 
     fn warm_up(&mut self, load: &Load, stand: &Stand, placement: Placement, take: &mut Take) -> Result<()> {
         self.each(placement, take, |_, part, _| {
-            wrk::run(&stand.client(), &part.url, load.connections, WARM_UP).map(|_| ())
+            let phases = load.traffic.phases();
+            let length = WARM_UP / phases.len() as u32;
+            phases.iter().try_for_each(|phase| load.traffic.drive(*phase, stand, &part.target, length).map(drop))
         })
     }
 
     fn round(&mut self, round: Round, take: &mut Take) -> Result<()> {
         self.each(round.placement, take, |cast, part, take| {
-            let values = cast.measure(&round, part)?;
-            let (scenario, placement) = (round.load.scenario, round.placement);
-            take.add(Sample { scenario, way: part.way, placement, round: round.number, values })
+            let mut values = BTreeMap::new();
+            for phase in round.load.traffic.phases() {
+                values.extend(cast.measure(&round, part, *phase)?);
+            }
+            take.add(Sample { way: part.way, placement: round.placement, round: round.number, values })
         })
     }
 
@@ -212,26 +216,20 @@ impl Cast {
         Ok(())
     }
 
-    fn measure(&self, round: &Round, part: &Part) -> Result<BTreeMap<Figure, f64>> {
+    fn measure(&self, round: &Round, part: &Part, phase: Phase) -> Result<BTreeMap<Figure, f64>> {
         let witnesses = || self.agent.as_ref().map(|agent| agent.counters(round.stand)).transpose();
         let seen = if part.witness.is_some() { witnesses()? } else { None };
+        let traffic = round.load.traffic;
+        let length = round.length / traffic.phases().len() as u32;
         let before = self.meters(round.stand, part)?;
-        let load = wrk::run(&round.stand.client(), &part.url, round.load.connections, round.length)?;
+        let moved = traffic.drive(phase, round.stand, &part.target, length)?;
         let spent = self.meters(round.stand, part)?.since(&before);
         if let (Some(witness), Some(before)) = (part.witness, seen) {
             let after = witnesses()?.context("the agent is gone")?;
-            witness.check(&before, &after, round.load.connections, load.requests)?;
+            witness.check(&before, &after, moved.connections, moved.messages)?;
         }
-        let per_request = |cpu: Duration| cpu.as_secs_f64() * 1e6 / load.requests as f64;
-        let mut values = BTreeMap::from([
-            (Figure::Rps, load.rps),
-            (Figure::P50, load.p50_us),
-            (Figure::P99, load.p99_us),
-            (Figure::Cpu, per_request(spent.proxy)),
-            (Figure::MachineCpu, per_request(spent.machine)),
-            (Figure::OwnCpu, per_request(spent.own)),
-            (Figure::Foreign, spent.foreign().as_secs_f64() / spent.elapsed.as_secs_f64() * 100.0),
-        ]);
+        let mut values = moved.with_cpu(spent.proxy, spent.machine, spent.own);
+        values.insert(Figure::Foreign, spent.foreign().as_secs_f64() / spent.elapsed.as_secs_f64() * 100.0);
         if let Some(server) = self.server(part.way) {
             values.insert(Figure::Rss, server.rss_kb()? as f64);
         }
@@ -240,7 +238,7 @@ impl Cast {
 
     fn server(&self, way: &str) -> Option<&Process> {
         match way {
-            way::SOCKWAY | way::SOCKWAY_SHORTCUT => self.agent.as_ref().map(Agent::process),
+            way::SOCKWAY | way::SOCKWAY_SHORTCUT | way::SOCKWAY_JOINED => self.agent.as_ref().map(Agent::process),
             _ => self.proxies.iter().find(|(its_way, _)| *its_way == way).map(|(_, process)| process),
         }
     }
@@ -251,6 +249,20 @@ impl Cast {
         // The agent has left the scenario's cgroups for one of its own.
         let own = stand.cpu_time()? + agent;
         Ok(Meters { proxy, own, machine: process::machine_cpu()?, elapsed: self.started.elapsed() })
+    }
+}
+
+/// Waits until a server answers the client's call as it should.
+fn await_answer(load: &Load, stand: &Stand, target: &str, server: &mut Process) -> Result<()> {
+    let mut last = None;
+    let answered = interrupt::wait_for(READY, || {
+        server.check_alive()?;
+        last = load.traffic.call(stand, target).err();
+        Ok(last.is_none().then_some(()))
+    })?;
+    match last {
+        Some(error) if answered.is_none() => Err(error).with_context(|| format!("no answer within {READY:?}")),
+        _ => Ok(()),
     }
 }
 

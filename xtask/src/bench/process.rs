@@ -1,6 +1,7 @@
 //! The processes of a run: started in a cgroup, a network namespace and on a CPU, ended when dropped, and asked what they cost.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, ErrorKind, Read, Write},
     os::{
@@ -140,14 +141,19 @@ impl Process {
         bail!("{} ended with {}: {}", self.name, say(status), last.join("\n"))
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: libc::c_int) -> Result<()> {
+        let pid = libc::pid_t::try_from(self.pid())?;
+        // SAFETY: takes integers only; a child that is not reaped has its id to itself.
+        Ok(check(unsafe { libc::kill(pid, signal) })?)
+    }
+
     /// Asks it to end, and after a while no longer asks.
     pub fn stop(&mut self) -> Result<()> {
         if self.child.try_wait()?.is_some() {
             return Ok(());
         }
-        let pid = libc::pid_t::try_from(self.pid())?;
-        // SAFETY: takes integers only; the child is not reaped yet, so that its id is still its own.
-        check(unsafe { libc::kill(pid, libc::SIGTERM) })?;
+        self.signal(libc::SIGTERM)?;
         let end = Instant::now() + GRACE;
         while Instant::now() < end {
             if self.child.try_wait()?.is_some() {
@@ -177,6 +183,18 @@ impl Process {
             sum += vm_rss(&status).with_context(|| format!("RSS of {}", self.name))?;
         }
         Ok(sum)
+    }
+
+    /// Kernel memory of the maps that it holds, in kB: what `fdinfo` tells of each, once for each map.
+    pub fn maps_kb(&self) -> Result<f64> {
+        let mut maps = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid()))? {
+            // A descriptor that was closed meanwhile is no map that is held.
+            let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+            maps.extend(map_memory(&text));
+        }
+        ensure!(!maps.is_empty(), "{} holds no map", self.name);
+        Ok(maps.values().sum::<u64>() as f64 / 1024.0)
     }
 
     fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
@@ -263,6 +281,12 @@ fn vm_rss(status: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
+/// Id and bytes of a map, from the `fdinfo` of a descriptor of it.
+fn map_memory(fdinfo: &str) -> Option<(u32, u64)> {
+    let field = |name| fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok());
+    fdinfo.contains("map_type:").then(|| Some((field("map_id")? as u32, field("memlock")?)))?
+}
+
 fn say(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("code {code}"),
@@ -298,6 +322,13 @@ mod tests {
     fn resident_memory_is_read_from_the_status_of_a_process() {
         assert_eq!(vm_rss("Name:\tx\nVmHWM:\t  99 kB\nVmRSS:\t    1234 kB\n"), Some(1234));
         assert_eq!(vm_rss("Name:\tkthreadd\n"), None);
+    }
+
+    #[test]
+    fn the_memory_of_a_map_is_told_by_its_descriptor_and_that_of_a_program_is_none() {
+        let map = "pos:\t0\nmap_type:\t1\nmax_entries:\t131072\nmemlock:\t10487808\nmap_id:\t12\nfrozen:\t0\n";
+        assert_eq!(map_memory(map), Some((12, 10_487_808)));
+        assert_eq!(map_memory("pos:\t0\nprog_type:\t18\nmemlock:\t4096\nprog_id:\t3\n"), None);
     }
 
     #[test]

@@ -22,22 +22,39 @@ use super::{
 use crate::progress;
 
 /// The columns of a table, in their order, as far as a scenario has them.
-const COLUMNS: [(Figure, &str); 9] = [
+const COLUMNS: [(Figure, &str); 16] = [
     (Figure::Rps, "requests/s"),
     (Figure::P50, "p50 µs"),
     (Figure::P99, "p99 µs"),
     (Figure::Cpu, "CPU µs/req"),
     (Figure::MachineCpu, "machine µs/req"),
     (Figure::OwnCpu, "own µs/req"),
+    (Figure::GbPerS, "GB/s"),
+    (Figure::CpuPerGb, "CPU s/GB"),
+    (Figure::MachineCpuPerGb, "machine s/GB"),
     (Figure::Connect, "connect() µs"),
+    (Figure::Load, "load ms"),
+    (Figure::Reload, "reload ms"),
+    (Figure::Change, "change ms"),
+    (Figure::Maps, "maps MB"),
     (Figure::Rss, "RSS MB"),
     (Figure::Foreign, "others %"),
 ];
 /// What Sockway is set against in the last JSON line.
 const BASES: [&str; 4] = [way::DIRECT, way::NGINX, way::HAPROXY, way::ENVOY];
 /// In these figures.
-const COMPARED: [Figure; 7] =
-    [Figure::Rps, Figure::P50, Figure::P99, Figure::Cpu, Figure::MachineCpu, Figure::OwnCpu, Figure::Connect];
+const COMPARED: [Figure; 10] = [
+    Figure::Rps,
+    Figure::P50,
+    Figure::P99,
+    Figure::Cpu,
+    Figure::MachineCpu,
+    Figure::OwnCpu,
+    Figure::GbPerS,
+    Figure::CpuPerGb,
+    Figure::MachineCpuPerGb,
+    Figure::Connect,
+];
 /// Other programs took more than this, in percent of one core: the round is not to be trusted.
 const NOISE: f64 = 10.0;
 
@@ -97,8 +114,8 @@ pub struct Take<'a> {
 impl Take<'_> {
     /// One more sample.
     pub fn add(&mut self, sample: Sample) -> Result<()> {
-        progress::say(tell(&sample));
-        self.report.line(&to_json(&sample))?;
+        progress::say(tell(self.scenario, &sample));
+        self.report.line(&to_json(self.scenario, &sample))?;
         self.samples.0.push(sample);
         Ok(())
     }
@@ -181,7 +198,8 @@ impl Take<'_> {
                 if let Some(compare) = against_direct(*figure) {
                     let spread = self.samples.compare(placement, way, way::DIRECT, *figure, compare);
                     // The spread of what is judged; the others have theirs in the JSON lines.
-                    let say = if matches!(figure, Figure::Rps | Figure::Connect) { range } else { middle };
+                    let say =
+                        if matches!(figure, Figure::Rps | Figure::Connect | Figure::GbPerS) { range } else { middle };
                     row.push(spread.map_or_else(|| "-".to_owned(), say));
                 }
             }
@@ -199,7 +217,7 @@ impl Take<'_> {
 /// Which figures are set against dialling directly in the table, and how.
 fn against_direct(figure: Figure) -> Option<Compare> {
     match figure {
-        Figure::Rps | Figure::MachineCpu | Figure::OwnCpu => Some(Compare::Ratio),
+        Figure::Rps | Figure::MachineCpu | Figure::OwnCpu | Figure::GbPerS => Some(Compare::Ratio),
         Figure::Connect => Some(Compare::Difference),
         _ => None,
     }
@@ -215,9 +233,15 @@ fn heading(compare: Compare) -> &'static str {
 fn cell(figure: Figure, spread: Option<Spread>) -> String {
     let Some(Spread { median, .. }) = spread else { return "-".to_owned() };
     match figure {
-        Figure::Rps | Figure::P50 | Figure::P99 | Figure::Foreign => format!("{median:.0}"),
+        // Microseconds of a loopback connection: a tenth of one is seen.
+        Figure::P50 | Figure::P99 if median < 100.0 => format!("{median:.1}"),
+        Figure::Rps | Figure::P50 | Figure::P99 | Figure::Load | Figure::Reload | Figure::Foreign => {
+            format!("{median:.0}")
+        }
+        Figure::Change => format!("{median:.1}"),
         Figure::Cpu | Figure::MachineCpu | Figure::OwnCpu | Figure::Connect => format!("{median:.2}"),
-        Figure::Rss => format!("{:.1}", median / 1024.0),
+        Figure::GbPerS | Figure::CpuPerGb | Figure::MachineCpuPerGb => format!("{median:.2}"),
+        Figure::Rss | Figure::Maps => format!("{:.1}", median / 1024.0),
     }
 }
 
@@ -239,19 +263,19 @@ fn over(goal: &Goal, over: Option<&str>) -> String {
     }
 }
 
-fn tell(sample: &Sample) -> String {
+fn tell(scenario: &str, sample: &Sample) -> String {
     let figures = COLUMNS.iter().filter_map(|(figure, name)| {
         let value = *sample.values.get(figure)?;
         Some(format!("{} {name}", cell(*figure, Spread::of(vec![value]))))
     });
-    let figures: Vec<_> = figures.take(5).collect();
-    let Sample { scenario, way, placement, round, .. } = sample;
+    let figures: Vec<_> = figures.take(8).collect();
+    let Sample { way, placement, round, .. } = sample;
     format!("{scenario} {} round {round}, {way}: {}", placement.name(), figures.join(", "))
 }
 
-fn to_json(sample: &Sample) -> Value {
+fn to_json(scenario: &str, sample: &Sample) -> Value {
     let mut object = Map::new();
-    object.insert("scenario".into(), sample.scenario.into());
+    object.insert("scenario".into(), scenario.into());
     object.insert("way".into(), sample.way.into());
     object.insert("placement".into(), sample.placement.name().into());
     object.insert("round".into(), sample.round.into());
@@ -310,7 +334,6 @@ mod tests {
     #[test]
     fn a_sample_is_one_json_object_with_the_documented_keys() {
         let sample = Sample {
-            scenario: "l4",
             way: way::DIRECT,
             placement: Placement::Free,
             round: 2,
@@ -327,13 +350,12 @@ mod tests {
             "scenario": "l4", "way": "direct", "placement": "free", "round": 2, "rps": 1234.568, "p50_us": 300.0,
             "p99_us": 900.0, "cpu_us_per_req": 0.0, "machine_cpu_us_per_req": 20.5, "rss_kb": 1024.0,
         });
-        assert_eq!(to_json(&sample), expected);
+        assert_eq!(to_json("l4", &sample), expected);
     }
 
     #[test]
     fn ratios_are_taken_over_every_base_but_never_over_oneself() {
         let sample = |way, rps| Sample {
-            scenario: "l4",
             way,
             placement: Placement::Free,
             round: 1,

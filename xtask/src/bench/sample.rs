@@ -22,6 +22,20 @@ pub enum Figure {
     Rss,
     /// Duration of one `connect()`.
     Connect,
+    /// GB that went through in a second.
+    GbPerS,
+    /// CPU time of the proxy process, all its threads, per GB.
+    CpuPerGb,
+    /// CPU time of the whole machine per GB.
+    MachineCpuPerGb,
+    /// From the start of the agent until its last service is in force.
+    Load,
+    /// From the signal to read a wholly new configuration until it is in force.
+    Reload,
+    /// From the signal to read a configuration in which one endpoint is another until that is in force.
+    Change,
+    /// Kernel memory of the maps.
+    Maps,
     /// CPU time of programs that have no part in the benchmark, in percent of one core: how far a round can be trusted.
     Foreign,
 }
@@ -38,6 +52,13 @@ impl Figure {
             Self::OwnCpu => "own_cpu_us_per_req",
             Self::Rss => "rss_kb",
             Self::Connect => "connect_us",
+            Self::GbPerS => "gb_per_s",
+            Self::CpuPerGb => "cpu_s_per_gb",
+            Self::MachineCpuPerGb => "machine_cpu_s_per_gb",
+            Self::Load => "load_ms",
+            Self::Reload => "reload_ms",
+            Self::Change => "change_ms",
+            Self::Maps => "maps_kb",
             Self::Foreign => "foreign_cpu_percent",
         }
     }
@@ -53,6 +74,13 @@ impl Figure {
             Self::OwnCpu => "all processes' CPU per request (µs)",
             Self::Rss => "RSS (kB)",
             Self::Connect => "connect() (µs)",
+            Self::GbPerS => "GB/s",
+            Self::CpuPerGb => "CPU per GB (s)",
+            Self::MachineCpuPerGb => "machine's CPU per GB (s)",
+            Self::Load => "load (ms)",
+            Self::Reload => "reload (ms)",
+            Self::Change => "one endpoint changed (ms)",
+            Self::Maps => "maps (kB)",
             Self::Foreign => "CPU of other programs (% of a core)",
         }
     }
@@ -80,8 +108,6 @@ impl Placement {
 /// What one round of one way gave.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// Which scenario.
-    pub scenario: &'static str,
     /// Which way to the origin.
     pub way: &'static str,
     /// Where the processes ran.
@@ -112,6 +138,12 @@ impl Spread {
         let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
         Some(Self { median, min, max })
     }
+}
+
+/// The value below which this share of the sorted ones lies (nearest rank); 0 when there are none.
+pub fn quantile(sorted: &[u64], share: f64) -> u64 {
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
 }
 
 /// How the figures of one round are set against each other.
@@ -174,7 +206,7 @@ mod tests {
     use super::*;
 
     fn sample(way: &'static str, placement: Placement, round: u32, rps: f64) -> Sample {
-        Sample { scenario: "test", way, placement, round, values: BTreeMap::from([(Figure::Rps, rps)]) }
+        Sample { way, placement, round, values: BTreeMap::from([(Figure::Rps, rps)]) }
     }
 
     #[test]
@@ -187,6 +219,13 @@ mod tests {
             assert_eq!(Spread::of(values), Some(Spread { median, min, max }));
         }
         assert_eq!(Spread::of(vec![]), None);
+    }
+
+    #[test]
+    fn a_quantile_is_the_value_of_nearest_rank() {
+        let values: Vec<u64> = (1..=200).collect();
+        assert_eq!((quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 1.0)), (100, 198, 200));
+        assert_eq!((quantile(&[7], 0.01), quantile(&[], 0.5)), (7, 0));
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 mod connect;
 mod l4;
-mod l4_pods;
 mod l7_h1;
-mod l7_h1_pods;
 mod rest;
+mod scale;
+mod tcp;
 
 use anyhow::Result;
 
-use super::{Bench, goal::Goal, report::Take};
+use super::{Bench, goal::Goal, load::Load, report::Take};
 
 /// One thing to measure.
 #[derive(Clone, Copy, Debug)]
@@ -20,13 +20,32 @@ pub struct Scenario {
     pub what: &'static str,
     /// What it has to reach.
     pub goals: &'static [Goal],
-    /// Measures it.
-    pub run: fn(&Bench, &mut Take) -> Result<()>,
+    /// How it is measured.
+    pub how: How,
+}
+
+/// How a scenario is measured.
+#[derive(Clone, Copy, Debug)]
+pub enum How {
+    /// The same load by every way.
+    Load(Load),
+    /// In its own manner.
+    By(fn(&Bench, &mut Take) -> Result<()>),
+}
+
+impl How {
+    /// Measures.
+    pub fn run(&self, bench: &Bench, take: &mut Take) -> Result<()> {
+        match self {
+            Self::Load(load) => load.run(bench, take),
+            Self::By(run) => run(bench, take),
+        }
+    }
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Scenario; 6] =
-    [l4::SCENARIO, l4_pods::SCENARIO, l7_h1::SCENARIO, l7_h1_pods::SCENARIO, connect::SCENARIO, rest::SCENARIO];
+pub const ALL: [Scenario; 8] =
+    [l4::FLAT, l4::PODS, l7_h1::FLAT, l7_h1::PODS, tcp::SCENARIO, connect::SCENARIO, scale::SCENARIO, rest::SCENARIO];
 
 /// The scenarios of these names, or all of them; the name that is none otherwise.
 pub fn named(names: &[String]) -> Result<Vec<Scenario>, &str> {

@@ -7,14 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     Bench,
     cgroup::{Cgroup, Tree},
-    interrupt,
     namespace::Landscape,
     process::{Place, Process},
     sample::Placement,
 };
 
-/// How long a server may take until it answers.
-const READY: Duration = Duration::from_secs(15);
 /// Sizes of the bodies that the origin serves, by the name in the URL.
 const BODIES: [(&str, usize); 2] = [("1k", 1024), ("64k", 64 * 1024)];
 
@@ -116,21 +113,6 @@ impl Stand {
         let size = BODIES.iter().find(|(body, _)| *body == name).map(|(_, size)| *size);
         ensure!(size.is_none_or(|size| received.len() == size), "{url}: {} bytes came", received.len());
         Ok(())
-    }
-
-    /// Waits until a server answers the client's call as it should.
-    pub fn await_answer(&self, url: &str, mut alive: impl FnMut() -> Result<()>) -> Result<()> {
-        let mut last = None;
-        let answered = interrupt::wait_for(READY, || {
-            alive()?;
-            last = self.call(url).err();
-            Ok(last.is_none().then_some(()))
-        })?;
-        match (answered, last) {
-            (Some(()), _) => Ok(()),
-            (None, Some(error)) => Err(error).with_context(|| format!("no answer within {READY:?}")),
-            (None, None) => bail!("no answer within {READY:?}"),
-        }
     }
 
     /// Gets a page of an admin endpoint in the node's namespace.

@@ -1,10 +1,15 @@
 //! The ways to an origin, and how each of them is started.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
-use super::{Bench, process::Process, stand::Stand};
+use super::{
+    Bench,
+    process::{Place, Process},
+    stand::Stand,
+    traffic::Traffic,
+};
 use crate::workspace;
 
 /// The client dials the origin.
@@ -15,6 +20,8 @@ pub const DIRECT_2CORE: &str = "direct-2core";
 pub const SOCKWAY: &str = "sockway";
 /// Through Sockway, the shortcut on.
 pub const SOCKWAY_SHORTCUT: &str = "sockway+shortcut";
+/// Through Sockway, the shortcut on, and the agent out of the way once it has nothing more to decide.
+pub const SOCKWAY_JOINED: &str = "sockway+joined";
 /// Through nginx.
 pub const NGINX: &str = "nginx";
 /// Through HAProxy.
@@ -23,36 +30,51 @@ pub const HAPROXY: &str = "haproxy";
 pub const ENVOY: &str = "envoy";
 
 /// Every way, in the order of the reports.
-pub const ALL: [&str; 7] = [DIRECT, DIRECT_2CORE, SOCKWAY, SOCKWAY_SHORTCUT, NGINX, HAPROXY, ENVOY];
+pub const ALL: [&str; 8] = [DIRECT, DIRECT_2CORE, SOCKWAY, SOCKWAY_SHORTCUT, SOCKWAY_JOINED, NGINX, HAPROXY, ENVOY];
+
+/// nginx speaks TCP by this module, which Debian has in a package of its own.
+pub const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 /// The port of the origin, and of the second origin that has a core of its own.
 pub const ORIGIN_PORTS: [u16; 2] = [8080, 8081];
 
-/// Starts the origin: nginx with static bodies.
-pub fn origin(stand: &Stand, apart: bool) -> Result<Process> {
-    let (name, place) = if apart { ("origin-apart", stand.origin_apart()) } else { ("origin", stand.origin()) };
-    let listen = format!("{}:{}", stand.landscape().origin_ip(), ORIGIN_PORTS[usize::from(apart)]);
+/// Starts nginx with static bodies.
+pub fn http_origin(stand: &Stand, name: &str, place: &Place, listen: &str) -> Result<Process> {
     let template = include_str!("../../bench/origin.nginx.conf");
-    let config = stand.write(&format!("{name}.conf"), template, &[("name", name), ("listen", &listen)])?;
-    stand.serve(name, Command::new("nginx").arg("-c").arg(config), &place)
+    let config = stand.write(&format!("{name}.conf"), template, &[("name", name), ("listen", listen)])?;
+    stand.serve(name, Command::new("nginx").arg("-c").arg(config), place)
 }
 
 /// Whether this proxy can be started here; Sockway and `direct` always can, or it is an error that they cannot.
-pub fn is_installed(bench: &Bench, way: &str) -> bool {
-    match way {
-        NGINX | HAPROXY => workspace::find_program(way).is_some(),
-        ENVOY => bench.envoy.exists(),
+pub fn is_installed(bench: &Bench, way: &str, traffic: Traffic) -> bool {
+    match (way, traffic) {
+        (NGINX, Traffic::Tcp) => workspace::find_program(way).is_some() && Path::new(STREAM_MODULE).exists(),
+        (NGINX | HAPROXY, _) => workspace::find_program(way).is_some(),
+        (ENVOY, _) => bench.envoy.exists(),
         _ => true,
     }
 }
 
-/// Starts one of the other proxies for HTTP/1.1, in front of `origin`; gives its process and the address it listens on.
-pub fn http_proxy(bench: &Bench, stand: &Stand, way: &str, origin: &str) -> Result<(Process, String)> {
+/// Its configuration for one kind of traffic.
+fn template(way: &str, traffic: Traffic) -> Result<(&'static str, &'static str)> {
+    Ok(match (way, traffic) {
+        (NGINX, Traffic::Http { .. }) => ("nginx.conf", include_str!("../../bench/proxy.nginx.conf")),
+        (NGINX, Traffic::Tcp) => ("nginx.conf", include_str!("../../bench/stream.nginx.conf")),
+        (HAPROXY, Traffic::Http { .. }) => ("haproxy.cfg", include_str!("../../bench/proxy.haproxy.cfg")),
+        (HAPROXY, Traffic::Tcp) => ("haproxy.cfg", include_str!("../../bench/stream.haproxy.cfg")),
+        (ENVOY, Traffic::Http { .. }) => ("envoy.yaml", include_str!("../../bench/proxy.envoy.yaml")),
+        (ENVOY, Traffic::Tcp) => ("envoy.yaml", include_str!("../../bench/stream.envoy.yaml")),
+        _ => bail!("{way} is no proxy that is started here"),
+    })
+}
+
+/// Starts one of the other proxies in front of `origin`; gives its process and the address it listens on.
+pub fn proxy(bench: &Bench, stand: &Stand, traffic: Traffic, way: &str, origin: &str) -> Result<(Process, String)> {
+    let (file, template) = template(way, traffic)?;
     let port = match way {
         NGINX => 8001,
         HAPROXY => 8002,
-        ENVOY => 8003,
-        _ => bail!("{way} is no proxy that is started here"),
+        _ => 8003,
     };
     let ip = stand.landscape().node_ip();
     let listen = format!("{ip}:{port}");
@@ -65,25 +87,17 @@ pub fn http_proxy(bench: &Bench, stand: &Stand, way: &str, origin: &str) -> Resu
         ("origin", origin),
         ("origin_ip", origin_ip),
         ("origin_port", origin_port),
+        ("stream_module", STREAM_MODULE),
     ];
-    let mut command;
+    let config = stand.write(file, template, &values)?;
+    let mut command = match way {
+        ENVOY => Command::new(&bench.envoy),
+        _ => Command::new(way),
+    };
     match way {
-        NGINX => {
-            let config = stand.write("nginx.conf", include_str!("../../bench/proxy.nginx.conf"), &values)?;
-            command = Command::new("nginx");
-            command.arg("-c").arg(config);
-        }
-        HAPROXY => {
-            let config = stand.write("haproxy.cfg", include_str!("../../bench/proxy.haproxy.cfg"), &values)?;
-            command = Command::new("haproxy");
-            command.arg("-db").arg("-f").arg(config);
-        }
-        _ => {
-            let config = stand.write("envoy.yaml", include_str!("../../bench/proxy.envoy.yaml"), &values)?;
-            command = Command::new(&bench.envoy);
-            command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "--config-path"]);
-            command.arg(config);
-        }
-    }
-    Ok((stand.serve(way, &mut command, &stand.proxy())?, listen))
+        NGINX => command.arg("-c"),
+        HAPROXY => command.args(["-db", "-f"]),
+        _ => command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "--config-path"]),
+    };
+    Ok((stand.serve(way, command.arg(config), &stand.proxy())?, listen))
 }

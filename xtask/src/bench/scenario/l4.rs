@@ -1,4 +1,4 @@
-//! A kernel-balanced service against dialling nginx directly, in one namespace.
+//! A kernel-balanced service against dialling nginx directly: in one namespace, and from one to another.
 
 use super::{
     super::{
@@ -6,23 +6,34 @@ use super::{
         goal::{Against, Bound, Goal},
         load::Load,
         sample::{Figure, Placement},
+        traffic::Traffic,
         way,
     },
-    Scenario,
+    How, Scenario,
 };
 
-/// Ways of every layer-4 scenario: a proxy would be another thing to measure (`tcp`).
-pub const WAYS: &[&str] = &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::SOCKWAY_SHORTCUT];
+/// Without proxies: those would be another thing to measure (`tcp`).
+const LOAD: Load = Load {
+    forward: Forward::Kernel,
+    pods: false,
+    traffic: Traffic::Http { body: "1k", connections: 32 },
+    ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::SOCKWAY_SHORTCUT],
+};
 
-const LOAD: Load =
-    Load { scenario: "l4", forward: Forward::Kernel, pods: false, body: "1k", connections: 32, ways: WAYS };
-
-/// See the file.
-pub const SCENARIO: Scenario = Scenario {
-    name: LOAD.scenario,
+/// In one namespace.
+pub const FLAT: Scenario = Scenario {
+    name: "l4",
     what: "a service balanced in the kernel, same namespace, 1 KiB, 32 connections",
     goals: &[at_least(way::SOCKWAY, 0.98), at_least(way::SOCKWAY_SHORTCUT, 1.10)],
-    run: |bench, take| LOAD.run(bench, take),
+    how: How::Load(LOAD),
+};
+
+/// From one namespace to another.
+pub const PODS: Scenario = Scenario {
+    name: "l4-pods",
+    what: "a service balanced in the kernel, client and origin in a namespace each (veth, routed), 1 KiB, 32 connections",
+    goals: &[at_least(way::SOCKWAY, 0.98), at_least(way::SOCKWAY_SHORTCUT, 1.40)],
+    how: How::Load(Load { pods: true, ..LOAD }),
 };
 
 /// A way's requests/s, free, as a multiple of what dialling the origin gives.

@@ -1,4 +1,4 @@
-//! HTTP/1.1 through the agent and through the other proxies, in one namespace.
+//! HTTP/1.1 through the agent and through the other proxies: in one namespace, and from one to another.
 
 use super::{
     super::{
@@ -6,23 +6,26 @@ use super::{
         goal::{Against, Bound, Goal},
         load::Load,
         sample::{Figure, Placement},
+        traffic::Traffic,
         way,
     },
-    Scenario,
+    How, Scenario,
+    l4::at_least,
 };
 
-/// Ways of every HTTP/1.1 scenario.
-pub const WAYS: &[&str] = &way::ALL;
-
-const LOAD: Load =
-    Load { scenario: "l7-h1", forward: Forward::Http, pods: false, body: "1k", connections: 32, ways: WAYS };
+const LOAD: Load = Load {
+    forward: Forward::Http,
+    pods: false,
+    traffic: Traffic::Http { body: "1k", connections: 32 },
+    ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::SOCKWAY_SHORTCUT, way::NGINX, way::HAPROXY, way::ENVOY],
+};
 
 /// The proxies that Sockway has to beat.
 const RIVALS: Against = Against::RatioToBetter(&[way::NGINX, way::HAPROXY]);
 
-/// See the file.
-pub const SCENARIO: Scenario = Scenario {
-    name: LOAD.scenario,
+/// In one namespace.
+pub const FLAT: Scenario = Scenario {
+    name: "l7-h1",
     what: "HTTP/1.1 through the agent, same namespace, 1 KiB, 32 connections",
     goals: &[
         speed(way::SOCKWAY, 1.15),
@@ -31,11 +34,19 @@ pub const SCENARIO: Scenario = Scenario {
         cost(way::SOCKWAY_SHORTCUT, 0.6),
         MACHINE,
     ],
-    run: |bench, take| LOAD.run(bench, take),
+    how: How::Load(LOAD),
+};
+
+/// From one namespace to another.
+pub const PODS: Scenario = Scenario {
+    name: "l7-h1-pods",
+    what: "HTTP/1.1 through the agent, client and origin in a namespace each (veth, routed), 1 KiB, 32 connections",
+    goals: &[at_least(way::SOCKWAY_SHORTCUT, 1.0), MACHINE],
+    how: How::Load(Load { pods: true, ..LOAD }),
 };
 
 /// With the shortcut, the hop through the agent costs the machine hardly more than no hop at all.
-pub const MACHINE: Goal = Goal {
+const MACHINE: Goal = Goal {
     way: way::SOCKWAY_SHORTCUT,
     figure: Figure::MachineCpu,
     placement: Placement::Pinned,

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use anyhow::Result;
+
 use super::{
     super::{
         Bench,
@@ -13,11 +15,9 @@ use super::{
         stand::Stand,
         way,
     },
-    Scenario,
+    How, Scenario,
 };
-use anyhow::Result;
 
-const NAME: &str = "rest";
 const WORKERS: usize = 2;
 /// 20 MB.
 const BOUND_KB: f64 = 20.0 * 1024.0;
@@ -26,7 +26,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// See the file.
 pub const SCENARIO: Scenario = Scenario {
-    name: NAME,
+    name: "rest",
     what: "the agent at rest: resident memory with two workers",
     goals: &[Goal {
         way: way::SOCKWAY,
@@ -35,7 +35,7 @@ pub const SCENARIO: Scenario = Scenario {
         against: Against::Nothing,
         bound: Bound::AtMost(BOUND_KB),
     }],
-    run,
+    how: How::By(run),
 };
 
 fn run(bench: &Bench, take: &mut Take) -> Result<()> {
@@ -45,7 +45,8 @@ fn run(bench: &Bench, take: &mut Take) -> Result<()> {
         address: address.into(),
         forward,
         shortcut: false,
-        endpoint: "127.0.0.1:8080".into(),
+        endpoints: vec!["127.0.0.1:8080".into()],
+        keys: "",
     };
     let plan = Plan {
         instance: "bench".into(),
@@ -61,7 +62,7 @@ fn run(bench: &Bench, take: &mut Take) -> Result<()> {
     for round in 1..=bench.rounds {
         interrupt::wait_for(SETTLE, || Ok(None::<()>))?;
         let values = BTreeMap::from([(Figure::Rss, agent.process().rss_kb()? as f64)]);
-        take.add(Sample { scenario: NAME, way: way::SOCKWAY, placement: Placement::Free, round, values })?;
+        take.add(Sample { way: way::SOCKWAY, placement: Placement::Free, round, values })?;
     }
     Ok(())
 }
