@@ -181,3 +181,91 @@ fn self_test_results_are_metrics_and_lines_of_doctor() {
         assert_eq!(line.starts_with("ok"), passed, "{line}");
     }
 }
+
+#[test]
+fn handshakes_and_round_trips_are_histograms_by_service_and_endpoint() {
+    let Some(stage) = Stage::set() else { return };
+    let (one, two, refusing) = (stage.echo("one"), stage.echo("two"), stage.address());
+    let (up, down) = (stage.address(), stage.address());
+    let up_service = Service::kernel_tcp("up", up).to(one.address()).to(two.address());
+    let down_service = Service::kernel_tcp("down", down).to(refusing);
+    let agent = Agent::start(&stage.config().service(up_service).service(down_service));
+    for _ in 0..10 {
+        stage.ask_name(up).unwrap();
+    }
+    assert!(stage.dial(down).is_err());
+
+    let ended = || agent.metric("sockway_kernel_rtt_seconds_count", &[("service", "up")]);
+    wait::until("every connection to end", wait::SOON, || ended() == 10.0);
+    let metrics = agent.metrics();
+    for family in ["sockway_kernel_connect_seconds", "sockway_kernel_rtt_seconds"] {
+        let bucket = |bound| metrics.get(&format!("{family}_bucket"), &[("service", "up"), ("le", bound)]);
+        assert_eq!(metrics.get(&format!("{family}_count"), &[("service", "up")]), 10.0);
+        let rising = ["0.000016", "0.000064", "0.001024", "1.048576", "+Inf"].map(bucket);
+        assert!(rising.is_sorted() && rising[3] > 0.0 && rising[4] == 10.0, "{family}: {rising:?}");
+        let sum = metrics.get(&format!("{family}_sum"), &[("service", "up")]);
+        assert!(sum > 0.0 && sum < 60.0, "{family}: {sum} s");
+    }
+    for endpoint in [one.address(), two.address()].map(|address| address.to_string()) {
+        let labels = [("service", "up"), ("endpoint", endpoint.as_str())];
+        assert_eq!(metrics.get("sockway_kernel_endpoint_connect_seconds_count", &labels), 5.0);
+        assert!(metrics.has("sockway_kernel_endpoint_retransmits_total", &labels));
+    }
+    assert!(!metrics.has("sockway_kernel_connect_seconds_count", &[("service", "down")]), "it never got that far");
+    let status = sockway(&["status", "--json", "--instance", agent.instance()]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let endpoint = &status["services"][0]["endpoints"][0];
+    let mean = endpoint["connect_us"]["mean"].as_u64().unwrap_or_else(|| panic!("{status:#}"));
+    assert!(mean > 0 && endpoint["connect_us"]["p50_max"].as_u64().is_some(), "{endpoint:#}");
+}
+
+#[test]
+fn tables_tell_how_full_they_are() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = stage.echo("origin");
+    let services: Vec<Service> =
+        (0..7).map(|index| Service::kernel_tcp(&format!("s{index}"), stage.address()).to(origin.address())).collect();
+    let last = stage.address();
+    let config = stage.config();
+    let agent = Agent::start(&config.with_services(services.clone()));
+    let entries = |map: &str| agent.metric("sockway_kernel_map_entries", &[("map", map)]);
+    assert_eq!((entries("SERVICES"), entries("NAMES"), entries("LATENCIES")), (7.0, 7.0, 0.0));
+
+    let more = services.into_iter().chain([Service::kernel_tcp("last", last).to(origin.address())]);
+    agent.reload(&config.with_services(more));
+    stage.ask_name(last).unwrap();
+    // A value for each CPU, made by a hook.
+    assert_eq!((entries("SERVICES"), entries("NAMES"), entries("LATENCIES")), (8.0, 8.0, 1.0));
+    agent.reload(&config);
+    assert_eq!((entries("SERVICES"), entries("NAMES")), (0.0, 0.0));
+
+    let metrics = agent.metrics();
+    for map in metrics.values_of("sockway_kernel_map_entries", "map") {
+        let labels = [("map", map)];
+        let (now, most) = (entries(map), metrics.get("sockway_kernel_map_entries_max", &labels));
+        assert!(now < most, "{map}: {now} of {most}");
+    }
+    let bytes = metrics.get("sockway_kernel_map_bytes", &[]);
+    assert!(bytes > 0.0 && bytes < f64::from(64 << 20), "{bytes} bytes of maps");
+}
+
+#[test]
+fn the_hooks_run_time_is_measured_while_it_is_asked_for() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let config = stage.config().service(Service::kernel_tcp("timed", service).to(origin.address()));
+    let agent = Agent::start(&config);
+    agent.reload(&config.clone().set("hook_stats: on"));
+    let of = |metric: &str| agent.metric(metric, &[("hook", "dial_v4")]);
+    let (runs, time) = ("sockway_kernel_hook_runs_total", "sockway_kernel_hook_run_time_seconds_total");
+    let before = (of(runs), of(time));
+    for _ in 0..20 {
+        stage.ask_name(service).unwrap();
+    }
+    assert_eq!(of(runs) - before.0, 20.0);
+    let took = of(time) - before.1;
+    assert!(took > 0.0 && took < 1.0, "{took} s");
+    for hook in ["dial_v6", "deny_shortcut", "peer_v4"] {
+        assert!(agent.metrics().has(runs, &[("hook", hook)]), "{hook}");
+    }
+}

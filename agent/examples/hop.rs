@@ -52,6 +52,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
         workers: 1,
         drain_timeout: Duration::from_secs(1),
         admin_address: ([127, 0, 0, 1], 0).into(),
+        hook_stats: false,
         capture: Capture { cgroup_mount: None, bpffs: PathBuf::new(), rules: Vec::new() },
         services: vec![Service {
             name: "origin".into(),

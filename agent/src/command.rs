@@ -3,6 +3,7 @@
 pub mod check;
 pub mod detach;
 pub mod doctor;
+pub mod flows;
 pub mod run;
 pub mod status;
 
@@ -10,9 +11,13 @@ use std::{
     fmt::Display,
     io::{self, Write as _},
     path::Path,
+    time::Duration,
 };
 
-use crate::config::{Capture, Config, ConfigError, file};
+use crate::{
+    config::{Capture, Config, ConfigError, file},
+    kernel::KernelError,
+};
 
 /// Bad usage or configuration (`EX_USAGE`).
 pub const USAGE: u8 = 64;
@@ -36,6 +41,13 @@ pub struct Failure {
 impl Failure {
     fn new(code: u8, text: impl Into<String>) -> Self {
         Self { code, text: text.into() }
+    }
+}
+
+impl From<KernelError> for Failure {
+    fn from(error: KernelError) -> Self {
+        let remedy = error.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        Self::new(error.exit_code(), format!("sockway: {error}{remedy}"))
     }
 }
 
@@ -98,9 +110,26 @@ fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect()
 }
 
+/// In the largest unit that it has one of.
+fn brief(duration: Duration) -> String {
+    let us = duration.as_micros();
+    match us {
+        0..1_000 => format!("{us}us"),
+        1_000..1_000_000 => format!("{:.1}ms", us as f64 / 1e3),
+        _ => format!("{:.1}s", us as f64 / 1e6),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_have_one_digit_behind_the_point() {
+        for (us, text) in [(7, "7us"), (999, "999us"), (1_234, "1.2ms"), (999_900, "999.9ms"), (12_340_000, "12.3s")] {
+            assert_eq!(brief(Duration::from_micros(us)), text);
+        }
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

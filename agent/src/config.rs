@@ -19,6 +19,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Address of the admin endpoint; port 0 takes any free one.
     pub admin_address: SocketAddr,
+    /// Whether the kernel keeps the hooks' run times, which costs every run of every program of the host two readings of the clock.
+    pub hook_stats: bool,
     /// Whose connections are captured.
     pub capture: Capture,
     /// What programs dial, in the file's order; names are unique, and so are addresses among the services of one IP protocol.

@@ -8,16 +8,21 @@ mod abi;
 pub mod cgroup;
 pub mod doctor;
 mod events;
+mod fill;
 mod flows;
+mod latency;
 mod load;
 mod log;
 mod namespace;
 mod offsets;
+mod pinned;
 mod pins;
 mod selftest;
 mod services;
 mod sockets;
 mod sys;
+mod timing;
+mod watch;
 
 use std::{
     fs, io,
@@ -34,17 +39,23 @@ use sockway_common::{
     ABI_VERSION,
     capture::{Settings, settings_flags},
     counter::{self, Counter},
-    flow::{Original, OriginalKey, TCP},
+    flow::{ENDPOINT_AGENT, Original, OriginalKey, TCP},
+    latency::EndpointLatency,
     service::{EndpointKey, EndpointStats},
+    watch::Watch,
 };
 
 pub use self::{
     events::{Event, EventStream, Events},
-    flows::{Flows, OriginalDst},
+    fill::Fill,
+    flows::{Flows, OriginalDst, socket_addr},
     log::KernelLog,
-    namespace::{Changes, Listening, Namespaces, Opened},
+    namespace::{Changes, Listening, Namespaces, Opened, named_cookies},
+    pinned::Pinned,
     selftest::Capability,
     sockets::{Sockets, Target, Visited, holders},
+    timing::HookTime,
+    watch::{Untold, Wanted, Watcher},
 };
 use self::{load::Loaded, pins::Pins, services::Tables};
 use crate::{
@@ -80,6 +91,10 @@ pub struct Kernel {
     log: Option<KernelLog>,
     originals: HashMap<MapData, OriginalKey, Original>,
     sockets: Sockets,
+    watch: Array<MapData, Watch>,
+    latencies: latency::Latencies,
+    fill: fill::Tables,
+    timing: timing::Timing,
 }
 
 impl Kernel {
@@ -135,6 +150,10 @@ impl Kernel {
             log: KernelLog::new(ebpf),
             originals: services::table(ebpf, "ORIGINALS")?,
             sockets: Sockets::new(descriptor(ebpf, "CONNS")?),
+            watch: services::table(ebpf, "WATCH")?,
+            latencies: latency::Latencies::new(ebpf)?,
+            fill: fill::Tables::new(&pins.maps()),
+            timing: timing::Timing::new(ebpf),
             namespaces: Some(Namespaces::new(ebpf, rules.iter().map(|(path, _)| path.clone()).collect())?),
             tables: Tables::new(ebpf)?,
             heartbeat: services::table(ebpf, "HEARTBEAT")?,
@@ -226,9 +245,38 @@ impl Kernel {
         self.log.take()
     }
 
-    /// Removes what clients published and nobody accepted: they gave up while they waited, or their agent was killed. To be called
-    /// from time to time. How many there were.
-    pub fn sweep(&mut self) -> usize {
+    /// What the hooks measured of the connections to each endpoint, added up over the CPUs.
+    pub fn latencies(&self) -> Vec<(EndpointKey, EndpointLatency)> {
+        self.latencies.read()
+    }
+
+    /// How full the tables are.
+    pub fn fill(&self) -> Vec<Fill> {
+        self.fill.read()
+    }
+
+    /// Has the kernel keep the hooks' run times, or no more.
+    pub fn measure_hooks(&mut self, wanted: bool) {
+        if let Err(error) = self.timing.measure(wanted) {
+            tracing::warn!(%error, "hook_stats: the kernel does not measure its programs (CAP_SYS_ADMIN and Linux 5.8 are needed)");
+        }
+    }
+
+    /// The hooks' run times; none while nobody has the kernel keep them.
+    pub fn hook_times(&self) -> Vec<HookTime> {
+        self.timing.read()
+    }
+
+    /// Tidies up, and looks after the tables: what clients published and nobody accepted (they gave up while they waited, or their agent
+    /// was killed), what was measured of endpoints that are not in `snapshot`, a watcher that was killed. To be called from time to
+    /// time. How many published destinations nobody had fetched.
+    pub fn sweep(&mut self, snapshot: &Snapshot) -> usize {
+        watch::end_stale(&mut self.watch);
+        self.fill.watch();
+        self.latencies.keep(|key| match key.endpoint {
+            ENDPOINT_AGENT => snapshot.by_id(key.service).is_some(),
+            endpoint => snapshot.endpoint(key.service, endpoint).is_some(),
+        });
         let oldest = monotonic_ns().saturating_sub(ORIGINAL_MAX_AGE_NS);
         let stale: Vec<OriginalKey> = self
             .originals
@@ -403,6 +451,10 @@ pub enum KernelError {
     NoMap { name: &'static str },
     #[error("map {name}: {}", chain(source.as_ref()))]
     Map { name: &'static str, source: Box<aya::maps::MapError> },
+    #[error("nothing is attached for instance {instance}: there is no {}", path.display())]
+    NotPinned { instance: String, path: PathBuf },
+    #[error("process {watcher} watches the flows of this instance already, and only one can")]
+    Watched { watcher: u32 },
     #[error("{path}: {source}")]
     Cpus { path: &'static str, source: io::Error },
     #[error("listening in network namespace {namespace}: {source}")]
@@ -422,6 +474,10 @@ impl KernelError {
                 "stop the other version and take its pins away with `sockway detach`, or run the version that made them"
                     .into()
             }
+            Self::NotPinned { .. } => {
+                "start its agent with `sockway run`, or name the right one with --instance".into()
+            }
+            Self::Watched { .. } => "wait for its end, or end it".into(),
             Self::NoCgroup => {
                 "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified, or set capture.cgroup_mount".into()
             }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use sockway::command::{self, Failure, Which, check, detach, doctor, run, status};
+use sockway::command::{self, Failure, Which, check, detach, doctor, flows, run, status};
 use tracing_subscriber::EnvFilter;
 
 /// Transparent proxy agent: captures the connections of unmodified programs, balances them in the kernel or through io_uring.
@@ -37,6 +37,8 @@ enum Command {
     Doctor(Which),
     /// Say what a running agent is doing
     Status(status::Status),
+    /// Watch the connections of services as they end: who, to what, by which path, how much, how long, and how they ended
+    Flows(flows::Args),
     /// Take away what outlives an agent: every connection goes on as plain TCP
     Detach(Which),
 }
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Check(check) => check::run(&check),
         Command::Doctor(which) => doctor::run(&which),
         Command::Status(status) => status::run(&status),
+        Command::Flows(flows) => flows::run(&flows),
         Command::Detach(which) => detach::run(&which),
     };
     done.map_or_else(fail, ExitCode::from)

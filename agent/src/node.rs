@@ -199,6 +199,8 @@ impl Node {
         }
         // Services before listeners: ids that an agent before this one left in the tables must reach no worker of ours.
         node.kernel.apply(&snapshot)?;
+        node.kernel.measure_hooks(node.config.hook_stats);
+        node.sweep();
         node.kernel.heartbeat()?;
         let home = node.namespaces.open_home(node.workers.len())?;
         node.listen(home);
@@ -273,7 +275,7 @@ impl Node {
     }
 
     fn sweep(&mut self) {
-        let swept = self.kernel.sweep();
+        let swept = self.kernel.sweep(&self.snapshot.load());
         if swept > 0 {
             tracing::debug!(swept, "original destinations that nobody fetched are removed");
         }
@@ -351,6 +353,7 @@ impl Node {
             self.apply_current();
             return Err(error);
         }
+        self.kernel.measure_hooks(config.hook_stats);
         self.config = Arc::new(config);
         Ok(new)
     }
@@ -376,6 +379,9 @@ impl Node {
             observed.capabilities = self.kernel.capabilities().iter().map(capability).collect();
             observed.kernel_totals = self.kernel.counters().into_iter().map(kernel_total).collect();
             observed.kernel_stats = self.kernel.endpoint_stats();
+            observed.latencies = self.kernel.latencies();
+            observed.tables = self.kernel.fill();
+            observed.hook_times = self.kernel.hook_times();
             (observed.workers_totals, observed.histograms) = observed::add_up(&self.slabs);
         }
         observed

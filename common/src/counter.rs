@@ -94,6 +94,8 @@ counters! {
     HandshakeFailed = "handshakes_failed_total" [],
     /// Events that found no room in the ring buffer.
     EventLost = "events_lost_total" [],
+    /// Handshakes not measured because there was no room for another endpoint in the table of latencies.
+    LatencyFull = "latencies_lost_total" [],
     /// Flows reported to a watcher.
     FlowReported = "flows_total" ["result" = "reported"],
     /// Flows not reported because the watcher had set a rate, and there were more.

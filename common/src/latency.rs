@@ -27,6 +27,27 @@ impl Latencies {
         }
     }
 
+    /// How many there were.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// The mean, in µs; `None` when there was none.
+    pub fn mean_us(&self) -> Option<u64> {
+        self.sum_us.checked_div(self.total())
+    }
+
+    /// What this part of all, in percent, stayed below, in µs: the bound of a bucket; `None` when there was none, or no bound holds it.
+    pub fn percentile_us_max(&self, percent: u64) -> Option<u32> {
+        let wanted = (self.total() * percent).div_ceil(100);
+        let mut below = 0;
+        let holds = |(bound, count): (&u32, &u32)| {
+            below += u64::from(*count);
+            (below >= wanted).then_some(*bound)
+        };
+        if wanted == 0 { None } else { BOUNDS_US.iter().zip(&self.counts).find_map(holds) }
+    }
+
     /// Adds what another CPU has counted.
     pub fn add(&mut self, other: &Self) {
         self.sum_us = self.sum_us.wrapping_add(other.sum_us);
@@ -61,7 +82,38 @@ pub const fn bucket(took_us: u32) -> usize {
     digits
 }
 
-const _: () = assert!(size_of::<Latencies>() == 48);
+/// Per-CPU statistics of the connections of programs to one endpoint of one service, by [`crate::service::EndpointKey`]. The entry is
+/// made at the first handshake: most of a large cluster's endpoints are never dialled from one host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointLatency {
+    /// From a dial to the end of its handshake.
+    pub connect: Latencies,
+    /// Smoothed round-trip time of connections when they end.
+    pub rtt: Latencies,
+    /// Segments sent again, counted when their connection ends.
+    pub retransmits: u64,
+}
+
+impl EndpointLatency {
+    /// Nothing measured yet.
+    pub const ZERO: Self = {
+        let none = Latencies { sum_us: 0, counts: [0; BUCKETS] };
+        Self { connect: none, rtt: none, retransmits: 0 }
+    };
+
+    /// Adds what another CPU has counted.
+    pub fn add(&mut self, other: &Self) {
+        self.connect.add(&other.connect);
+        self.rtt.add(&other.rtt);
+        self.retransmits = self.retransmits.wrapping_add(other.retransmits);
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Latencies>() == 48);
+    assert!(size_of::<EndpointLatency>() == 104);
+};
 
 #[cfg(test)]
 mod tests {
@@ -73,6 +125,19 @@ mod tests {
         for (index, bound) in BOUNDS_US.into_iter().enumerate() {
             assert_eq!((bucket(bound), bucket(bound + 1)), (index, index + 1), "{bound} us");
         }
+    }
+
+    #[test]
+    fn a_percentile_is_the_bound_of_the_bucket_that_holds_it() {
+        let mut latencies = Latencies::default();
+        assert_eq!((latencies.mean_us(), latencies.percentile_us_max(99)), (None, None));
+        for took in [10, 20, 30, 5_000] {
+            latencies.count(took);
+        }
+        assert_eq!((latencies.mean_us(), latencies.percentile_us_max(75)), (Some(1_265), Some(64)));
+        assert_eq!(latencies.percentile_us_max(99), Some(16_384));
+        latencies.count(2_000_000);
+        assert_eq!(latencies.percentile_us_max(99), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The only `unsafe impl aya::Pod`s: every type here is `repr(C)`, `Copy`, free of padding (sizes asserted beside it) and of pointers.
 
-use crate::{capture, flow, service, udp, watch};
+use crate::{capture, flow, latency, service, udp, watch};
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {
@@ -28,6 +28,7 @@ pod!(
     capture::Settings,
     capture::Listener,
     capture::Event,
+    latency::EndpointLatency,
     watch::Watch,
     watch::Reported,
     watch::Flow,

@@ -4,7 +4,7 @@
 //! arithmetic on weights. A table belongs to a generation; the agent writes a new generation whole, then swaps the service
 //! entry, then removes the old one, so that a hook sees either the old table or the new.
 
-use crate::{flow::Address, latency::Latencies};
+use crate::flow::Address;
 
 /// Value of the service table, whose key is the [`Address`] that programs dial.
 #[repr(C)]
@@ -144,12 +144,6 @@ pub struct EndpointStats {
     pub connects: u64,
     /// Handshakes that failed (refused, timed out, unreachable).
     pub failures: u64,
-    /// Segments that programs sent again, counted when their connection ends.
-    pub retransmits: u64,
-    /// From a dial to the end of its handshake.
-    pub connect: Latencies,
-    /// Smoothed round-trip time of connections when they end.
-    pub rtt: Latencies,
 }
 
 impl EndpointStats {
@@ -157,9 +151,6 @@ impl EndpointStats {
     pub fn add(&mut self, other: &Self) {
         self.connects += other.connects;
         self.failures += other.failures;
-        self.retransmits += other.retransmits;
-        self.connect.add(&other.connect);
-        self.rtt.add(&other.rtt);
     }
 }
 
@@ -168,7 +159,7 @@ const _: () = {
     assert!(size_of::<SlotKey>() == 12);
     assert!(size_of::<Slot>() == 56);
     assert!(size_of::<EndpointKey>() == 8);
-    assert!(size_of::<EndpointStats>() == 120);
+    assert!(size_of::<EndpointStats>() == 16);
 };
 
 #[cfg(test)]

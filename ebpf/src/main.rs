@@ -5,6 +5,7 @@
 //! - [`udp`]: a program sends a datagram without connecting, or receives one;
 //! - [`peer`]: a program asks whom it dialled;
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
+//! - [`latency`]: how long handshakes and round trips take;
 //! - [`watch`]: a flow has ended, and somebody watches;
 //! - [`sk_msg`]: an enrolled socket sends: to the peer's socket, or through TCP.
 //!
@@ -17,6 +18,7 @@
 mod connect;
 mod count;
 mod event;
+mod latency;
 mod maps;
 mod peer;
 mod sk_msg;

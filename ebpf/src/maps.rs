@@ -11,6 +11,7 @@ use sockway_common::{
     capture::{Listener, Settings},
     counter,
     flow::{Address, Conn, FlowKey, Half, Meeting, Original, OriginalKey},
+    latency::EndpointLatency,
     service::{EndpointKey, EndpointStats, Service, Slot, SlotKey},
     udp::Conversations,
     watch::{Name, Reported, Watch},
@@ -94,6 +95,15 @@ pub static HALVES: SkStorage<Half> = SkStorage::new();
 /// Enrolled sockets by cookie. 131 072 sockets (about 0.84 KiB of kernel memory each); when full sockets are not enrolled.
 #[map]
 pub static SHORTCUT: SockHash<u64> = SockHash::with_max_entries(131_072, 0);
+
+/// Hooks count, agent reads and removes with the endpoint. The hook makes the entry, at the first handshake with an endpoint, since one
+/// host dials few of a large cluster's. When it is full, the latencies of further endpoints are not measured, which is counted.
+#[map]
+pub static LATENCIES: PerCpuHashMap<EndpointKey, EndpointLatency> =
+    PerCpuHashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// What a new entry of [`LATENCIES`] begins with: too much for the stack.
+pub static NO_LATENCY: EndpointLatency = EndpointLatency::ZERO;
 
 /// Watcher writes and renews, hooks read. One entry, because a ring buffer has one reader.
 #[map]

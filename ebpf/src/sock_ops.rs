@@ -19,11 +19,11 @@ use sockway_common::{
     capture::{Event, Settings, event_kind, settings_flags},
     counter::Counter,
     flow::{Conn, ENDPOINT_AGENT, FlowKey, Half, Meeting, Original, OriginalKey, conn_flags, half_state},
-    service::{EndpointKey, EndpointStats},
+    service::EndpointKey,
 };
 
 use crate::{
-    count, event,
+    count, event, latency,
     maps::{CONNS, ENDPOINT_STATS, HALVES, MEETINGS, ORIGINALS, SETTINGS, SHORTCUT, SYNS, SynKey},
     socket, watch,
 };
@@ -119,7 +119,7 @@ fn publish(ctx: &SockOpsContext, conn: &Conn) {
 #[inline(always)]
 fn on_dialled(ctx: &SockOpsContext, allowed: bool) {
     let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
-    count_established(conn);
+    latency::established(conn);
     let wanted = conn.flags & (conn_flags::SHORTCUT | conn_flags::NEVER) == conn_flags::SHORTCUT;
     if allowed
         && wanted
@@ -128,29 +128,6 @@ fn on_dialled(ctx: &SockOpsContext, allowed: bool) {
     {
         count::one(why);
     }
-}
-
-/// Once for each handshake, also where capture rules nest; not for the agent's own sockets, which dialled no service.
-#[inline(always)]
-fn count_established(conn: &mut Conn) {
-    if conn.connect_us != 0 || conn.flags & conn_flags::AGENT != 0 {
-        return;
-    }
-    // SAFETY: plain helper without arguments.
-    let took_us = unsafe { bpf_ktime_get_ns() }.wrapping_sub(conn.dialled_ns) / 1000;
-    // No SYN is retried for as long as 71 minutes, which is when this would saturate.
-    conn.connect_us = took_us.clamp(1, u64::from(u32::MAX)) as u32;
-    if let Some(stats) = stats(conn) {
-        stats.connect.count(conn.connect_us);
-    }
-}
-
-/// This CPU's statistics of the endpoint that a socket was sent to.
-#[inline(always)]
-fn stats(conn: &Conn) -> Option<&'static mut EndpointStats> {
-    let key = EndpointKey { service: conn.service, endpoint: conn.endpoint };
-    // SAFETY: this CPU's element; see `count::add`.
-    unsafe { ENDPOINT_STATS.get_ptr_mut(&key)?.as_mut() }
 }
 
 /// Whether the program of a nearer cgroup has enrolled or refused this socket before.
@@ -289,21 +266,21 @@ fn on_state(ctx: &SockOpsContext) {
         return;
     }
     conn.flags |= conn_flags::ENDED;
-    let stats = stats(conn);
     if from == BPF_TCP_SYN_SENT {
-        on_failed(conn, stats);
-    } else if let Some(stats) = stats {
-        stats.rtt.count(watch::rtt_us(ctx));
-        stats.retransmits += u64::from(watch::retransmits(ctx));
+        on_failed(conn);
+    } else {
+        latency::ended(ctx, conn);
     }
     watch::closed(ctx, conn, from);
 }
 
 /// A dial ended before it was established: the endpoint refused, or nobody answered.
 #[inline(always)]
-fn on_failed(conn: &Conn, stats: Option<&mut EndpointStats>) {
-    if let Some(stats) = stats {
-        stats.failures += 1;
+fn on_failed(conn: &Conn) {
+    let key = EndpointKey { service: conn.service, endpoint: conn.endpoint };
+    if let Some(stats) = ENDPOINT_STATS.get_ptr_mut(&key) {
+        // SAFETY: this CPU's element; see `count::add`.
+        unsafe { (*stats).failures += 1 };
     }
     count::one(Counter::HandshakeFailed);
     let event = Event {

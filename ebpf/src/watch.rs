@@ -18,7 +18,7 @@ use sockway_common::{
 };
 
 use crate::{
-    count,
+    count, latency,
     maps::{FLOWS, REPORTED, SETTINGS, WATCH},
     socket,
 };
@@ -70,28 +70,13 @@ pub fn closed(ctx: &SockOpsContext, conn: &Conn, state: u32) {
         (*flow).ended_ns = bpf_ktime_get_ns();
         (*flow).received_bytes = ptr::read_volatile(&raw const (*ctx.ops).bytes_received);
         (*flow).sent_bytes = ptr::read_volatile(&raw const (*ctx.ops).bytes_acked);
-        (*flow).rtt_us = rtt_us(ctx);
-        (*flow).retransmits = retransmits(ctx);
+        (*flow).rtt_us = latency::rtt_us(ctx);
+        (*flow).retransmits = latency::retransmits(ctx);
         (*flow).state = state;
         ptr::write(&raw mut (*flow).local, socket::local(ctx));
         look_inside(flow, socket::of_ops(ctx.ops));
         submit(flow);
     }
-}
-
-/// Smoothed round-trip time of the context's socket, in µs.
-#[inline(always)]
-pub fn rtt_us(ctx: &SockOpsContext) -> u32 {
-    // The kernel keeps eight times as much.
-    // SAFETY: one field of the hook's context.
-    unsafe { ptr::read_volatile(&raw const (*ctx.ops).srtt_us) >> 3 }
-}
-
-/// Segments that the context's socket has sent again.
-#[inline(always)]
-pub fn retransmits(ctx: &SockOpsContext) -> u32 {
-    // SAFETY: one field of the hook's context.
-    unsafe { ptr::read_volatile(&raw const (*ctx.ops).total_retrans) }
 }
 
 /// The watcher, if there is one at `now`.

@@ -34,6 +34,11 @@ impl Netns {
         netns
     }
 
+    /// Its name, below `/run/netns`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its file, for `setns`.
     pub fn open(&self) -> File {
         File::open(path_of(&self.name)).expect("the namespace's file")

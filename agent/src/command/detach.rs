@@ -24,10 +24,7 @@ pub fn run(which: &Which) -> Result<u8, Failure> {
         Ok(pins) => say(format_args!(
             "instance {instance} detached: {pins} pins removed; every connection goes on as plain TCP\n"
         )),
-        Err(error) => {
-            let remedy = error.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
-            return Err(Failure::new(error.exit_code(), format!("sockway: {error}{remedy}")));
-        }
+        Err(error) => return Err(error.into()),
     }
     Ok(0)
 }

@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Failure, OS_ERROR, UNAVAILABLE, Which, say, table};
+use super::{Failure, OS_ERROR, UNAVAILABLE, Which, brief, say, table};
 use crate::{kernel, node::runfile};
 
 /// How long an agent may take to answer before it counts as hung.
@@ -140,6 +140,14 @@ struct Endpoint {
     active: u64,
     total: u64,
     failures: u64,
+    connect_us: Latency,
+    rtt_us: Latency,
+}
+
+#[derive(Debug, Deserialize)]
+struct Latency {
+    mean: Option<u64>,
+    p99_max: Option<u64>,
 }
 
 fn tell(answer: &Answer) -> String {
@@ -171,7 +179,8 @@ fn tell(answer: &Answer) -> String {
     );
     let heading =
         ["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "WEIGHT", "ACTIVE", "TOTAL", "FAILURES"];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let heading = [&heading[..], &["CONNECT", "P99", "RTT"]].concat();
+    let mut rows = vec![heading.into_iter().map(str::to_owned).collect()];
     rows.extend(answer.services.iter().flat_map(service_rows));
     rows.extend(answer.leaving.iter().map(leaving_row));
     text + &table(&rows)
@@ -185,7 +194,11 @@ fn leaving_row(leaving: &Leaving) -> Vec<String> {
 
 fn endpoint_cells(endpoint: &Endpoint, state: &str) -> Vec<String> {
     let numbers = [u64::from(endpoint.weight), endpoint.active, endpoint.total, endpoint.failures];
-    [endpoint.address.clone(), state.to_owned()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
+    let time = |us: Option<u64>| us.map_or("-".to_owned(), |us| brief(Duration::from_micros(us)));
+    let bound = |us: Option<u64>| us.map_or("-".to_owned(), |us| format!("<{}", brief(Duration::from_micros(us))));
+    let times = [time(endpoint.connect_us.mean), bound(endpoint.connect_us.p99_max), time(endpoint.rtt_us.mean)];
+    let words = [endpoint.address.clone(), state.to_owned()];
+    words.into_iter().chain(numbers.map(|number| number.to_string())).chain(times).collect()
 }
 
 /// One row for each endpoint; the service stands in the first.

@@ -41,6 +41,7 @@ const INSTANCE_CHARS_MAX: usize = 32; // a cgroup, a directory of bpffs and a fi
 const WORKERS_MAX: u32 = 1024; // four times the cores of the largest hosts sold
 const DRAIN_TIMEOUT_MS_MAX: u32 = 3_600_000;
 
+const SWITCHES: [(&str, bool); 2] = [("on", true), ("off", false)];
 const SHORTCUTS: [(&str, Shortcut); 3] = [("auto", Shortcut::Auto), ("on", Shortcut::On), ("off", Shortcut::Off)];
 const PROTOCOLS: [(&str, Protocol); 3] = [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("udp", Protocol::Udp)];
 const MODES: [(&str, Mode); 2] = [("kernel", Mode::Kernel), ("agent", Mode::Agent)];
@@ -123,13 +124,14 @@ pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
 }
 
 fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
-    let keys = ["instance", "workers", "drain_timeout_ms", "admin", "capture", "services"];
+    let keys = ["instance", "workers", "drain_timeout_ms", "admin", "hook_stats", "capture", "services"];
     let section = Section::open(tree, &Path::Root, &keys, problems)?;
     let instance = section.or("instance", || "default".to_owned(), instance, problems);
     let workers = section.or("workers", one_per_core, |field, p| field.integer(1..=WORKERS_MAX, p), problems);
     let drain_timeout =
         section.or("drain_timeout_ms", || 10_000, |field, p| field.integer(1..=DRAIN_TIMEOUT_MS_MAX, p), problems);
     let admin_address = section.or("admin", default_admin, admin, problems);
+    let hook_stats = section.or("hook_stats", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let capture = section.or("capture", default_capture, capture, problems);
     let services = section.or("services", Vec::new, services, problems);
     Some(Config {
@@ -137,6 +139,7 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
         workers: workers? as usize,
         drain_timeout: milliseconds(drain_timeout?),
         admin_address: admin_address?,
+        hook_stats: hook_stats?,
         capture: capture?,
         services: services?,
     })

@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -32,6 +35,28 @@ pub fn below(mount: &Path, path: &Path) -> PathBuf {
 /// The id that `bpf_get_current_cgroup_id` gives: the inode number of the cgroup's directory.
 pub fn id(path: &Path) -> io::Result<u64> {
     fs::metadata(path).map(|meta| meta.ino())
+}
+
+/// The path below `mount` of the cgroup with this id; `None` when it is gone. Needs CAP_DAC_READ_SEARCH.
+pub fn path_of(mount: &Path, id: u64) -> Option<PathBuf> {
+    /// `struct file_handle` of `include/linux/exportfs.h`, with the room that a handle of kernfs takes.
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: u64,
+    }
+    /// `FILEID_KERNFS` of `include/linux/exportfs.h`.
+    const KERNFS: i32 = 0xfe;
+    let directory = File::open(mount).ok()?;
+    let mut handle = Handle { bytes: size_of::<u64>() as u32, kind: KERNFS, id };
+    // SAFETY: the handle says how long it is; a non-negative result is a new descriptor, and ours.
+    let found = unsafe {
+        let fd = libc::open_by_handle_at(directory.as_raw_fd(), (&raw mut handle).cast(), libc::O_PATH);
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))?
+    };
+    let path = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
+    Some(Path::new("/").join(path.strip_prefix(mount).ok()?))
 }
 
 /// Opens a cgroup to attach to.

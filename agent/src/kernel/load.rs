@@ -21,7 +21,7 @@ pub const OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(env!("SOCKWAY
 pub const OBJECT: Option<&[u8]> = None;
 
 /// Every map of the object that is kept when the agent is gone.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 22] = [
     "SETTINGS",
     "HEARTBEAT",
     "SERVICES",
@@ -43,10 +43,21 @@ pub const MAPS: [&str; 21] = [
     "FLOWS",
     "REPORTED",
     "NAMES",
+    "LATENCIES",
 ];
 /// Those of them whose size costs time and memory even when they are empty.
-const LARGE_MAPS: [&str; 9] =
-    ["SERVICES", "SLOTS", "CURSORS", "ENDPOINT_STATS", "LISTENERS", "ORIGINALS", "SYNS", "MEETINGS", "NAMES"];
+const LARGE_MAPS: [&str; 10] = [
+    "SERVICES",
+    "SLOTS",
+    "CURSORS",
+    "ENDPOINT_STATS",
+    "LISTENERS",
+    "ORIGINALS",
+    "SYNS",
+    "MEETINGS",
+    "NAMES",
+    "LATENCIES",
+];
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
 

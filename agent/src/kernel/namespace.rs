@@ -10,7 +10,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::{
-        fd::{AsFd as _, AsRawFd as _},
+        fd::{AsFd, AsRawFd as _},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -272,7 +272,7 @@ fn loopback_is_up(listeners: &[TcpListener]) -> io::Result<()> {
 }
 
 /// The cookie of the network namespace that a socket lives in.
-pub(super) fn cookie(socket: &TcpListener) -> io::Result<u64> {
+pub(super) fn cookie(socket: &impl AsFd) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes into `cookie`.
@@ -320,6 +320,26 @@ pub(super) fn every() -> io::Result<Vec<File>> {
         }
     }
     Ok(found)
+}
+
+/// What the namespaces are called that have a name, by cookie; this process's own is `host`.
+pub fn named_cookies() -> HashMap<u64, String> {
+    let name = |path: PathBuf| Some((path.file_name()?.to_str()?.to_owned(), path));
+    let home = ("host".to_owned(), PathBuf::from("/proc/self/ns/net"));
+    // The own one last: what it is called does not depend on whether it has a name as well.
+    let namespaces: Vec<(String, PathBuf)> = named().into_iter().filter_map(name).chain([home]).collect();
+    let look = move || namespaces.into_iter().filter_map(|(name, path)| Some((cookie_of(&path)?, name))).collect();
+    thread::spawn(look).join().unwrap_or_default()
+}
+
+/// The cookie of the namespace of this file. Only for a thread that is of no other use: it is in that namespace afterwards.
+fn cookie_of(path: &Path) -> Option<u64> {
+    let namespace = File::open(path).ok()?;
+    // SAFETY: the descriptor is a namespace file's; the call changes this thread only.
+    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+        return None;
+    }
+    cookie(&Socket::new(Domain::UNIX, Type::DGRAM, None).ok()?).ok()
 }
 
 fn inode(path: &Path) -> Option<u64> {

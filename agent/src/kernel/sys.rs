@@ -12,11 +12,15 @@ use std::{
 
 use aya::Pod;
 
+const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_ENABLE_STATS: libc::c_int = 32;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// The arm of `union bpf_attr` that element calls use (`include/uapi/linux/bpf.h`).
@@ -47,6 +51,85 @@ struct LinkUpdateAttr {
 #[repr(C)]
 struct LinkDetachAttr {
     link_fd: u32,
+}
+
+/// The beginning of the arm that `BPF_MAP_CREATE` uses; the rest may be left out.
+#[repr(C)]
+struct CreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+#[repr(C)]
+struct StatsAttr {
+    kind: u32,
+}
+
+/// The beginning of `struct bpf_map_info`, which the kernel fills as far as there is room.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    map_type: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+/// The beginning of `struct bpf_prog_info`, up to what is read of it.
+#[repr(C)]
+struct ProgramInfo {
+    before: [u64; 24],
+    run_time_ns: u64,
+    run_count: u64,
+}
+
+/// What a map was made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// `BPF_MAP_TYPE_…`.
+    pub kind: u32,
+    /// Size of a key.
+    pub key_bytes: u32,
+    /// Size of a value, on one CPU.
+    pub value_bytes: u32,
+    /// Entries that have room.
+    pub entries_max: u32,
+    /// `BPF_F_…`.
+    pub flags: u32,
+}
+
+impl Shape {
+    const HASH: u32 = 1;
+    const PER_CPU_HASH: u32 = 5;
+    const TRIE: u32 = 11;
+    const SOCK_HASH: u32 = 18;
+
+    /// Whether it fills up: no array, and nothing that makes room by itself.
+    pub fn is_hash(&self) -> bool {
+        matches!(self.kind, Self::HASH | Self::PER_CPU_HASH | Self::TRIE | Self::SOCK_HASH)
+    }
+
+    /// Whether it has a value for each CPU.
+    pub fn is_per_cpu(&self) -> bool {
+        self.kind == Self::PER_CPU_HASH
+    }
+
+    /// Whether its values are sockets.
+    pub fn holds_sockets(&self) -> bool {
+        self.kind == Self::SOCK_HASH
+    }
 }
 
 fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<RawFd> {
@@ -135,4 +218,88 @@ pub fn enter_netns(namespace: BorrowedFd<'_>) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// What a map was made with.
+pub fn shape(map: BorrowedFd<'_>) -> io::Result<Shape> {
+    let mut info = MapInfo::default();
+    object_info(map, &mut info)?;
+    Ok(Shape {
+        kind: info.map_type,
+        key_bytes: info.key_size,
+        value_bytes: info.value_size,
+        entries_max: info.max_entries,
+        flags: info.map_flags,
+    })
+}
+
+/// How often a program ran, and for how many nanoseconds, while the kernel kept count.
+pub fn run_time(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let mut info = ProgramInfo { before: [0; 24], run_time_ns: 0, run_count: 0 };
+    object_info(program, &mut info)?;
+    Ok((info.run_count, info.run_time_ns))
+}
+
+fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let attr = InfoAttr {
+        bpf_fd: object.as_raw_fd() as u32,
+        info_len: size_of::<T>() as u32,
+        info: std::ptr::from_mut(info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr).map(|_| ())
+}
+
+/// Has the kernel keep the run times of all programs for as long as the descriptor is open (`BPF_STATS_RUN_TIME`). Needs Linux 5.8.
+pub fn measure_programs() -> io::Result<OwnedFd> {
+    // SAFETY: a non-negative result is a new descriptor, and ours.
+    bpf(BPF_ENABLE_STATS, &StatsAttr { kind: 0 }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a map without a name.
+pub fn create_map(shape: &Shape) -> io::Result<OwnedFd> {
+    let attr = CreateAttr {
+        map_type: shape.kind,
+        key_size: shape.key_bytes,
+        value_size: shape.value_bytes,
+        max_entries: shape.entries_max,
+        map_flags: shape.flags,
+    };
+    // SAFETY: a non-negative result is a new descriptor, and ours.
+    bpf(BPF_MAP_CREATE, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts an element of bytes into a map; `key` and `value` must be as long as its shape says (a value of a per-CPU map once for each
+/// possible CPU, rounded up to eight bytes).
+pub fn put(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let attr = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        zero: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &attr).map(|_| ())
+}
+
+/// Counts a map's keys by asking for each, up to `most`. What is removed meanwhile may end the count early.
+pub fn count_keys(map: BorrowedFd<'_>, shape: &Shape, most: u64) -> u64 {
+    let mut key = vec![0_u8; shape.key_bytes as usize];
+    let mut counted = 0;
+    while counted < most {
+        let mut next = vec![0_u8; key.len()];
+        let attr = ElementAttr {
+            map_fd: map.as_raw_fd() as u32,
+            zero: 0,
+            // Null asks for the first.
+            key: if counted == 0 { 0 } else { key.as_ptr() as u64 },
+            value: next.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        if bpf(BPF_MAP_GET_NEXT_KEY, &attr).is_err() {
+            break;
+        }
+        key = next;
+        counted += 1;
+    }
+    counted
 }

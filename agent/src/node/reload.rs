@@ -140,6 +140,7 @@ pub fn keep_fixed(old: &Config, new: Config) -> (Config, Vec<&'static str>) {
         admin_address: old.admin_address,
         capture: old.capture.clone(),
         drain_timeout: new.drain_timeout,
+        hook_stats: new.hook_stats,
         services: new.services,
     };
     (config, kept)

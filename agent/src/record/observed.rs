@@ -10,6 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use sockway_common::{
     flow::ENDPOINT_AGENT,
+    latency::{EndpointLatency, Latencies},
     service::{EndpointKey, EndpointStats},
 };
 
@@ -17,6 +18,7 @@ use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
     cluster::{Endpoint, Leaving, Service, Snapshot},
     config::{Config, file},
+    kernel::{Fill, HookTime},
 };
 
 /// The agent at one moment.
@@ -44,6 +46,12 @@ pub struct Observed {
     pub kernel_totals: Vec<Total>,
     /// What the connect hooks counted by endpoint.
     pub kernel_stats: Vec<(EndpointKey, EndpointStats)>,
+    /// What the hooks measured by endpoint, of those that have been dialled.
+    pub latencies: Vec<(EndpointKey, EndpointLatency)>,
+    /// How full the kernel half's tables are.
+    pub tables: Vec<Fill>,
+    /// How long the hooks ran, while the kernel keeps count of it.
+    pub hook_times: Vec<HookTime>,
     /// The workers' histograms, added up.
     pub histograms: Vec<Histogram>,
 }
@@ -112,6 +120,17 @@ impl Observed {
         })
     }
 
+    /// What the hooks measured, by the service's name and the endpoint's, also of those that leave.
+    pub fn measured_endpoints(&self) -> impl Iterator<Item = (&str, String, &EndpointLatency)> {
+        self.latencies.iter().filter_map(|(key, latency)| {
+            if key.endpoint == ENDPOINT_AGENT {
+                return Some((self.snapshot.by_id(key.service)?.config.name.as_str(), "agent".to_owned(), latency));
+            }
+            let (service, endpoint) = self.snapshot.endpoint(key.service, key.endpoint)?;
+            Some((service.name.as_str(), endpoint.address.to_string(), latency))
+        })
+    }
+
     /// The sum of the kernel half's counters of this name, with this label value if one is given.
     fn kernel_total(&self, name: &str, label: Option<&str>) -> u64 {
         let fits = |total: &&Total| {
@@ -122,7 +141,10 @@ impl Observed {
 
     /// What `/status` answers and `sockway status` prints.
     pub fn to_json(&self, config: &Config) -> Value {
-        let kernel: HashMap<EndpointKey, EndpointStats> = self.kernel_stats.iter().copied().collect();
+        let kernel = KernelSide {
+            stats: self.kernel_stats.iter().copied().collect(),
+            latencies: self.latencies.iter().copied().collect(),
+        };
         let services: Vec<Value> =
             self.snapshot.services.iter().map(|service| service_json(service, &kernel)).collect();
         let leaving: Vec<Value> = self.snapshot.leaving.iter().map(|leaving| leaving_json(leaving, &kernel)).collect();
@@ -209,8 +231,21 @@ fn bounds() -> Vec<Duration> {
     HISTOGRAM_BOUNDS.iter().map(|bound| Duration::from_micros(*bound)).collect()
 }
 
-fn endpoint_json(service: u32, endpoint: &Endpoint, kernel: &HashMap<EndpointKey, EndpointStats>) -> Value {
-    let kernel = kernel.get(&EndpointKey { service, endpoint: endpoint.id }).copied().unwrap_or_default();
+/// What the kernel half knows of endpoints.
+struct KernelSide {
+    stats: HashMap<EndpointKey, EndpointStats>,
+    latencies: HashMap<EndpointKey, EndpointLatency>,
+}
+
+impl KernelSide {
+    fn stats(&self, service: u32, endpoint: u32) -> EndpointStats {
+        self.stats.get(&EndpointKey { service, endpoint }).copied().unwrap_or_default()
+    }
+}
+
+fn endpoint_json(service: u32, endpoint: &Endpoint, kernel: &KernelSide) -> Value {
+    let latency = kernel.latencies.get(&EndpointKey { service, endpoint: endpoint.id }).copied().unwrap_or_default();
+    let kernel = kernel.stats(service, endpoint.id);
     let state = &endpoint.state;
     json!({
         "address": endpoint.address,
@@ -220,19 +255,31 @@ fn endpoint_json(service: u32, endpoint: &Endpoint, kernel: &HashMap<EndpointKey
         "active": state.active.load(Ordering::Relaxed),
         "total": state.total.load(Ordering::Relaxed) + kernel.connects,
         "failures": state.connect_failures.load(Ordering::Relaxed) + kernel.failures,
+        "connect_us": latency_json(&latency.connect),
+        "rtt_us": latency_json(&latency.rtt),
+        "retransmits": latency.retransmits,
+    })
+}
+
+/// What programs measured; all null when they measured nothing.
+fn latency_json(latencies: &Latencies) -> Value {
+    json!({
+        "mean": latencies.mean_us(),
+        "p50_max": latencies.percentile_us_max(50),
+        "p99_max": latencies.percentile_us_max(99),
     })
 }
 
 /// An endpoint that takes no new connections.
-fn leaving_json(leaving: &Leaving, kernel: &HashMap<EndpointKey, EndpointStats>) -> Value {
+fn leaving_json(leaving: &Leaving, kernel: &KernelSide) -> Value {
     json!({
         "service": leaving.config.name,
         "endpoint": endpoint_json(leaving.service, &leaving.endpoint, kernel),
     })
 }
 
-fn service_json(service: &Service, kernel: &HashMap<EndpointKey, EndpointStats>) -> Value {
-    let stats = |endpoint| kernel.get(&EndpointKey { service: service.id, endpoint }).copied().unwrap_or_default();
+fn service_json(service: &Service, kernel: &KernelSide) -> Value {
+    let stats = |endpoint| kernel.stats(service.id, endpoint);
     let endpoint_json = |endpoint: &Arc<Endpoint>| endpoint_json(service.id, endpoint, kernel);
     json!({
         "name": service.config.name,

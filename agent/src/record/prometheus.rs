@@ -4,6 +4,8 @@
 //! well, and the labels are bounded by what is configured now. Written here and not through the facade are histograms, whose totals it cannot
 //! set, and what there is of every endpoint: a hundred thousand of them would keep its registry busy for seconds.
 
+mod measured;
+
 use std::{
     fmt::{Display, Write},
     sync::{Arc, atomic::Ordering},
@@ -31,6 +33,7 @@ pub fn render(observed: &Observed) -> String {
     endpoints(&mut text, observed);
     leaving(&mut text, observed);
     kernel_endpoints(&mut text, observed);
+    measured::write(&mut text, observed);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);
     }
@@ -198,12 +201,23 @@ mod tests {
         time::Duration,
     };
 
-    use sockway_common::{counter, flow::ENDPOINT_AGENT, service::EndpointKey};
+    use sockway_common::{counter, flow::ENDPOINT_AGENT, latency::EndpointLatency, service::EndpointKey};
 
     use super::*;
-    use crate::{cluster::Snapshot, config::file};
+    use crate::{
+        cluster::Snapshot,
+        config::file,
+        kernel::{Fill, HookTime},
+    };
 
     const BOUNDS: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(10)];
+
+    fn latency(connects: &[u32], round_trips: &[u32], retransmits: u64) -> EndpointLatency {
+        let mut latency = EndpointLatency { retransmits, ..EndpointLatency::ZERO };
+        connects.iter().for_each(|took| latency.connect.count(*took));
+        round_trips.iter().for_each(|took| latency.rtt.count(*took));
+        latency
+    }
 
     fn observed() -> Observed {
         let text =
@@ -214,7 +228,7 @@ mod tests {
         endpoint.state.down.store(true, Ordering::Relaxed);
         endpoint.state.total.store(7, Ordering::Relaxed);
         let key = |endpoint| EndpointKey { service: snapshot.services[0].id, endpoint };
-        let stats = |connects, failures| EndpointStats { connects, failures, ..EndpointStats::default() };
+        let stats = |connects, failures| EndpointStats { connects, failures };
         let total = |(index, counter): (usize, &counter::Counter)| Total {
             name: counter.name(),
             labels: counter.labels(),
@@ -227,6 +241,15 @@ mod tests {
             namespaces: 4,
             capabilities: vec![("fionread".into(), false), ("splice".into(), true)],
             kernel_totals: counter::ALL.iter().enumerate().map(total).collect(),
+            latencies: vec![
+                (key(endpoint.id), latency(&[20, 2_000_000], &[30], 4)),
+                (key(ENDPOINT_AGENT), latency(&[1_000_000], &[], 0)),
+            ],
+            tables: vec![
+                Fill { table: "SERVICES", entries: Some(3), entries_max: 10, bytes: None },
+                Fill { table: "WATCH", entries: None, entries_max: 1, bytes: Some(512) },
+            ],
+            hook_times: vec![HookTime { hook: "dial_v4".into(), runs: 2, took: Duration::from_micros(1) }],
             kernel_stats: vec![
                 (key(endpoint.id), stats(5, 1)),
                 (key(ENDPOINT_AGENT), stats(6, 0)),
@@ -307,6 +330,18 @@ mod tests {
             ("sockway_endpoint_requests_total{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 7.0),
             ("sockway_kernel_endpoint_connects_total{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 5.0),
             ("sockway_kernel_endpoint_connects_total{service=\"a/b\",endpoint=\"agent\"}", 6.0),
+            ("sockway_kernel_connect_seconds_bucket{service=\"a/b\",le=\"0.000064\"}", 1.0),
+            ("sockway_kernel_connect_seconds_bucket{service=\"a/b\",le=\"+Inf\"}", 3.0),
+            ("sockway_kernel_connect_seconds_sum{service=\"a/b\"}", 3.00002),
+            ("sockway_kernel_endpoint_connect_seconds_count{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 2.0),
+            ("sockway_kernel_endpoint_connect_seconds_count{service=\"a/b\",endpoint=\"agent\"}", 1.0),
+            ("sockway_kernel_endpoint_rtt_seconds_count{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 1.0),
+            ("sockway_kernel_endpoint_retransmits_total{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 4.0),
+            ("sockway_kernel_map_entries{map=\"SERVICES\"}", 3.0),
+            ("sockway_kernel_map_entries_max{map=\"SERVICES\"}", 10.0),
+            ("sockway_kernel_map_bytes{map=\"WATCH\"}", 512.0),
+            ("sockway_kernel_hook_runs_total{hook=\"dial_v4\"}", 2.0),
+            ("sockway_kernel_hook_run_time_seconds_total{hook=\"dial_v4\"}", 0.000001),
             ("sockway_request_duration_seconds_bucket{le=\"0.00005\"}", 1.0),
             ("sockway_request_duration_seconds_bucket{le=\"0.01\"}", 3.0),
             ("sockway_request_duration_seconds_bucket{le=\"+Inf\"}", 7.0),

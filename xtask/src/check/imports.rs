@@ -36,7 +36,7 @@ const OWNED: &[(&str, &[&str])] = &[
 const RING: &[&str] =
     &["ring", "accept", "connect", "forward", "node/worker", "kernel/namespace", "kernel/sockets", "kernel/doctor"];
 /// What a person wrote, and what the admin address and the run-time file show.
-const SERDE: &[&str] = &["config/file", "node", "record/observed", "command/status"];
+const SERDE: &[&str] = &["config/file", "node", "record/observed", "command"];
 
 pub fn check(source: &Source) -> Vec<Finding> {
     let mut findings = rooms(source);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{BALANCES, Config, MODES, PROTOCOLS, SHORTCUTS, STATES};
+use super::{BALANCES, Config, MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES};
 use crate::config::{Balance, Mode, Protocol, Service, Shortcut};
 
 /// The configuration as the file would say it.
@@ -20,6 +20,7 @@ pub fn show(config: &Config) -> Value {
         "workers": config.workers,
         "drain_timeout_ms": milliseconds(config.drain_timeout),
         "admin": { "address": config.admin_address },
+        "hook_stats": word(&SWITCHES, config.hook_stats),
         "capture": { "cgroup_mount": capture.cgroup_mount, "bpffs": capture.bpffs, "cgroups": rules },
         "services": config.services.iter().map(show_service).collect::<Vec<Value>>(),
     })

@@ -158,7 +158,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("wrokers: 2\n", "F:1:1: wrokers: unknown key; did you mean workers?"),
         (
             "zebra: 2\n",
-            "F:1:1: zebra: unknown key; known here: instance, workers, drain_timeout_ms, admin, capture, services",
+            "F:1:1: zebra: unknown key; known here: instance, workers, drain_timeout_ms, admin, hook_stats, capture, services",
         ),
         ("admin: { adress: 127.0.0.1:1 }\n", "F:1:10: admin.adress: unknown key; did you mean address?"),
         ("admin: 127.0.0.1:9901\n", "F:1:8: admin: expected a mapping, found a text; write its keys: address"),
@@ -198,7 +198,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ),
         (
             "- a\n",
-            "F:1:1: expected a mapping, found a list; write its keys: instance, workers, drain_timeout_ms, admin, capture, services",
+            "F:1:1: expected a mapping, found a list; write its keys: instance, workers, drain_timeout_ms, admin, hook_stats, capture, services",
         ),
     ];
     for (text, expected) in cases {

@@ -72,6 +72,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
         workers: 1,
         drain_timeout: PATIENCE,
         admin_address: ([127, 0, 0, 1], 0).into(),
+        hook_stats: false,
         capture: Capture { cgroup_mount: None, bpffs: "/".into(), rules: Vec::new() },
         services: vec![Service {
             name: "origin".into(),
