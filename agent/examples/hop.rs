@@ -53,7 +53,13 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
         drain_timeout: Duration::from_secs(1),
         admin_address: ([127, 0, 0, 1], 0).into(),
         hook_stats: false,
-        capture: Capture { cgroup_mount: None, bpffs: PathBuf::new(), rules: Vec::new() },
+        capture: Capture {
+            cgroup_mount: None,
+            bpffs: PathBuf::new(),
+            rules: Vec::new(),
+            namespaces: Default::default(),
+            except: Default::default(),
+        },
         services: vec![Service {
             name: "origin".into(),
             address: listen,

@@ -213,6 +213,17 @@ impl Snapshot {
         removed.chain(before).filter(Leaving::is_there).collect()
     }
 
+    /// The same without some services: what the kernel half is told.
+    pub fn without(&self, left_out: impl Fn(&Service) -> bool) -> Snapshot {
+        let kept = |service: &&Arc<Service>| !left_out(service);
+        Snapshot {
+            generation: self.generation,
+            services: self.services.iter().filter(kept).map(Arc::clone).collect(),
+            leaving: self.leaving.clone(),
+            ..Snapshot::default()
+        }
+    }
+
     /// The service that programs dial at `address` with the IP protocol of this number.
     pub fn by_address(&self, address: SocketAddr, transport: u8) -> Option<&Arc<Service>> {
         self.by_address.get(&(address, transport))

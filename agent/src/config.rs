@@ -1,12 +1,17 @@
 //! What the configuration means: checked, complete, every default filled in. What a person wrote is in [`mod@file`].
 
+pub mod capture;
 pub mod file;
+pub mod pattern;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use sockway_common::flow;
 
-pub use self::file::ConfigError;
+pub use self::{
+    capture::{Capture, CaptureRule, Except, NamespaceRules},
+    file::ConfigError,
+};
 
 /// The whole configuration at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,26 +30,6 @@ pub struct Config {
     pub capture: Capture,
     /// What programs dial, in the file's order; names are unique, and so are addresses among the services of one IP protocol.
     pub services: Vec<Service>,
-}
-
-/// Whose connections are captured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Capture {
-    /// Where cgroup v2 is mounted; `None` finds it in `/proc/self/mounts`, hybrid mode included.
-    pub cgroup_mount: Option<PathBuf>,
-    /// Where bpffs is, or is to be, mounted.
-    pub bpffs: PathBuf,
-    /// The cgroups whose programs are captured, descendants included.
-    pub rules: Vec<CaptureRule>,
-}
-
-/// One captured cgroup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CaptureRule {
-    /// Path below the cgroup v2 mount, beginning with `/`.
-    pub path: PathBuf,
-    /// Whether sockets of these programs may be enrolled in the shortcut.
-    pub shortcut: Shortcut,
 }
 
 /// Whether bytes may go socket to socket on this host, without the TCP stack.

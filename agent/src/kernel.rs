@@ -8,8 +8,11 @@ mod abi;
 pub mod cgroup;
 pub mod doctor;
 mod events;
+mod exclude;
 mod fill;
 mod flows;
+mod hooks;
+mod last;
 mod latency;
 mod load;
 mod log;
@@ -17,11 +20,14 @@ mod namespace;
 mod offsets;
 mod pinned;
 mod pins;
+mod ruled;
+mod rules;
 mod selftest;
 mod services;
 mod sockets;
 mod sys;
 mod timing;
+mod tree;
 mod watch;
 
 use std::{
@@ -55,12 +61,20 @@ pub use self::{
     selftest::Capability,
     sockets::{Sockets, Target, Visited, holders},
     timing::HookTime,
+    tree::{TreeNews, TreeStream},
     watch::{Untold, Wanted, Watcher},
 };
-use self::{load::Loaded, pins::Pins, services::Tables};
+use self::{
+    exclude::Users,
+    last::LastSockets,
+    load::Loaded,
+    pins::Pins,
+    rules::{Places, Rules},
+    services::Tables,
+};
 use crate::{
     cluster::{Service, Snapshot},
-    config::{Capture, CaptureRule, Config},
+    config::{Capture, Config, Except},
 };
 
 /// Age at which the hooks take the agent for hung (trap T25). The main thread beats four times a second, and a scheduling stall of
@@ -83,7 +97,11 @@ pub struct Kernel {
     current: Settings,
     capabilities: Vec<Capability>,
     self_test_passed: bool,
-    rules_allow: bool,
+    has_offsets: bool,
+    rules: Rules,
+    captured: LastSockets,
+    users: Users,
+    except: Except,
     shortcut: Arc<AtomicBool>,
     flows: Flows,
     events: Option<Events>,
@@ -107,8 +125,10 @@ impl Kernel {
     pub fn open(config: &Config) -> Result<Self, KernelError> {
         let capture = &config.capture;
         let mount = cgroup_mount(capture)?;
-        let rules = rule_paths(&mount, &capture.rules)?;
         let pins = Pins::new(&capture.bpffs, &config.instance);
+        if !pins.exist() {
+            rules::all_there(&mount, &capture.rules)?;
+        }
         pins.create(&capture.bpffs)?;
         abi::check_pinned(&pins.maps().join("SETTINGS"))?;
         raise_memlock();
@@ -122,24 +142,33 @@ impl Kernel {
         let own_id = cgroup::id(&own).map_err(|source| KernelError::Cgroup { path: own.clone(), source })?;
 
         let mut loaded = Loaded::new(Some(&pins.maps()))?;
+        let mut users = Users::new(&mut loaded.ebpf)?;
+        users.set(&capture.except.uids)?;
+        let namespaces = Namespaces::new(&mut loaded.ebpf, capture.namespaces.clone())?;
+        let mut settings: Array<MapData, Settings> = services::table(&mut loaded.ebpf, "SETTINGS")?;
+        // What an agent before this one left out stays left out all the while.
+        let flags = settings.get(&0, 0).map_or(0, |before: Settings| before.flags) & settings_flags::EXCLUDED_CGROUPS;
+        let before = settings.get(&0, 0).map_or(0, |before: Settings| before.rules);
         let current = Settings {
             abi_version: ABI_VERSION,
-            flags: 0,
+            flags: flags | ruled_flags(capture),
             agent_cgroup: own_id,
             heartbeat_max_age_ns: HEARTBEAT_MAX_AGE_NS,
             shortcut_bytes_max: SHORTCUT_BYTES_MAX,
             offsets: offsets.clone().unwrap_or_default(),
+            rules: before,
+            zero: 0,
         };
-        let mut settings: Array<MapData, Settings> = services::table(&mut loaded.ebpf, "SETTINGS")?;
         settings.set(0, current, 0).map_err(services::map_error("SETTINGS"))?;
-        attach(&mut loaded, &pins, &rules, &own, self_test_passed)?;
+        loaded.attach_shortcut()?;
+        let links = pins.links();
+        let places = Places { mount: &mount, own: &own, links: &links };
+        let rules = Rules::open(loaded.hooks()?, places, &capture.rules, self_test_passed)?;
 
-        let rules_allow =
-            offsets.is_ok() && rules.iter().any(|(_, rule)| flows::allows(rule.shortcut, self_test_passed));
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
         let ebpf = &mut loaded.ebpf;
-        let kernel = Self {
+        let mut kernel = Self {
             flows: Flows::of_kernel(
                 descriptor(ebpf, "ORIGINALS")?,
                 descriptor(ebpf, "CONNS")?,
@@ -154,7 +183,7 @@ impl Kernel {
             latencies: latency::Latencies::new(ebpf)?,
             fill: fill::Tables::new(&pins.maps()),
             timing: timing::Timing::new(ebpf),
-            namespaces: Some(Namespaces::new(ebpf, rules.iter().map(|(path, _)| path.clone()).collect())?),
+            namespaces: Some(namespaces),
             tables: Tables::new(ebpf)?,
             heartbeat: services::table(ebpf, "HEARTBEAT")?,
             counters: services::table(ebpf, "COUNTERS")?,
@@ -162,9 +191,14 @@ impl Kernel {
             current,
             capabilities,
             self_test_passed,
-            rules_allow,
+            has_offsets: offsets.is_ok(),
+            rules,
+            captured: LastSockets::of(descriptor(ebpf, "CONNS")?),
+            users,
+            except: capture.except.clone(),
             shortcut,
         };
+        kernel.tell_rules(ruled_flags(capture))?;
         drop(loaded);
         give_memory_back();
         Ok(kernel)
@@ -176,19 +210,91 @@ impl Kernel {
     ///
     /// When a table is full or out of memory: services written before the failure are in force, the others as they were.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<(), KernelError> {
-        let (rules_allow, passed) = (self.rules_allow, self.self_test_passed);
+        let passed = self.self_test_passed;
+        let rules_allow = self.has_offsets && self.rules.say().1;
         let allows = |service: &Service| {
             let is_tcp = service.config.protocol.transport() == TCP;
             rules_allow && is_tcp && flows::allows(service.config.shortcut, passed)
         };
         let any = snapshot.services.iter().any(|service| allows(service));
         self.shortcut.store(any, Ordering::Relaxed);
-        let flags = if any { settings_flags::SHORTCUT } else { 0 };
+        self.set_flags(settings_flags::SHORTCUT, if any { settings_flags::SHORTCUT } else { 0 })?;
+        if self.except.is_of_destinations() {
+            let except = &self.except;
+            return self.tables.apply(&snapshot.without(|service| except.covers(service.config.address)), allows);
+        }
+        self.tables.apply(snapshot, allows)
+    }
+
+    /// Puts other capture rules in force, for what is dialled from now on. With an error those before stay.
+    ///
+    /// # Errors
+    ///
+    /// When a cgroup that a rule names is not there, or the kernel refuses.
+    pub fn capture(&mut self, capture: &Capture, namespaces: &mut Namespaces) -> Result<(), KernelError> {
+        // More users for a moment, never fewer.
+        self.users.set(&capture.except.uids)?;
+        self.rules.set(&capture.rules, false)?;
+        namespaces.ruled().set(capture.namespaces.clone());
+        self.except = capture.except.clone();
+        self.tell_rules(ruled_flags(capture))?;
+        self.follow_cgroups(namespaces);
+        Ok(())
+    }
+
+    /// Attaches cgroups that have come and a rule captures, and lets go of those that are gone. `news`: what the tree told.
+    pub fn follow(&mut self, news: &[i32], namespaces: &mut Namespaces) {
+        if self.rules.is_of_names(news) {
+            namespaces.ruled().forget();
+            namespaces.ruled().look();
+        }
+        match self.rules.follow() {
+            Ok(true) => self.follow_cgroups(namespaces),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "cgroups that came or went are not followed"),
+        }
+    }
+
+    /// Takes away hooks that stand only for sockets of rules withdrawn, when none of those is left. To be called from time to time.
+    pub fn let_go(&mut self) {
+        if self.rules.is_leaving()
+            && self.captured.are_gone()
+            && let Err(error) = self.rules.leave()
+        {
+            tracing::warn!(%error, "hooks of cgroups no longer captured stay until the agent starts again");
+        }
+    }
+
+    /// Tells which cgroups' processes are to be looked at for network namespaces.
+    pub fn follow_cgroups(&self, namespaces: &mut Namespaces) {
+        let (captured, left_out) = self.rules.cgroups();
+        namespaces.follow(captured, left_out);
+    }
+
+    /// The source of news of cgroups and named network namespaces.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors have run out.
+    pub fn tree_news(&self) -> Result<TreeNews, KernelError> {
+        self.rules.news()
+    }
+
+    /// What the hooks must know of the rules. The mark goes with the flag: a mark of other rules means nothing.
+    fn tell_rules(&mut self, flags: u32) -> Result<(), KernelError> {
+        let left_out = if self.rules.say().0 { settings_flags::EXCLUDED_CGROUPS } else { 0 };
+        self.current.rules = self.rules.mark();
+        self.current.flags = self.current.flags & !settings_flags::EXCLUDES | flags | left_out;
+        self.settings.set(0, self.current, 0).map_err(services::map_error("SETTINGS"))
+    }
+
+    fn set_flags(&mut self, of: u32, flags: u32) -> Result<(), KernelError> {
+        let flags = self.current.flags & !of | flags;
         if flags != self.current.flags {
             self.current.flags = flags;
             self.settings.set(0, self.current, 0).map_err(services::map_error("SETTINGS"))?;
         }
-        self.tables.apply(snapshot, allows)
+        Ok(())
     }
 
     /// Tells the hooks that the agent lives.
@@ -328,44 +434,19 @@ pub fn pinned(capture: &Capture, instance: &str) -> bool {
     Pins::new(&capture.bpffs, instance).exist()
 }
 
-fn attach(
-    loaded: &mut Loaded,
-    pins: &Pins,
-    rules: &[(PathBuf, CaptureRule)],
-    own: &Path,
-    self_test_passed: bool,
-) -> Result<(), KernelError> {
-    let links = pins.links();
-    loaded.attach_shortcut()?;
-    // The agent's own sockets take part in the shortcut; whether they do is decided for each by service.
-    loaded.attach_sockets(own, true, Some(&links))?;
-    let mut kept = vec![id_of(own)?];
-    for (path, rule) in rules {
-        loaded.attach(path, flows::allows(rule.shortcut, self_test_passed), Some(&links))?;
-        kept.push(id_of(path)?);
-    }
-    load::unpin_others(&links, &kept).map_err(|source| KernelError::Pin { path: links, source })
-}
-
-fn id_of(path: &Path) -> Result<u64, KernelError> {
-    cgroup::id(path).map_err(|source| KernelError::Cgroup { path: path.into(), source })
+/// What the settings say of users and network namespaces.
+fn ruled_flags(capture: &Capture) -> u32 {
+    let users = if capture.except.uids.is_empty() { 0 } else { settings_flags::EXCLUDED_USERS };
+    let namespaces = match (capture.namespaces.is_empty(), capture.namespaces.captures_unnamed()) {
+        (true, _) => 0,
+        (false, true) => settings_flags::RULED_NAMESPACES,
+        (false, false) => settings_flags::RULED_NAMESPACES | settings_flags::UNNAMED_EXCLUDED,
+    };
+    users | namespaces
 }
 
 fn cgroup_mount(capture: &Capture) -> Result<PathBuf, KernelError> {
     capture.cgroup_mount.clone().or_else(cgroup::mount).ok_or(KernelError::NoCgroup)
-}
-
-fn rule_paths(mount: &Path, rules: &[CaptureRule]) -> Result<Vec<(PathBuf, CaptureRule)>, KernelError> {
-    rules
-        .iter()
-        .map(|rule| {
-            let path = cgroup::below(mount, &rule.path);
-            match fs::metadata(path.join("cgroup.procs")) {
-                Ok(_) => Ok((path, rule.clone())),
-                Err(source) => Err(KernelError::Cgroup { path, source }),
-            }
-        })
-        .collect()
 }
 
 fn own_cgroup(mount: &Path, instance: &str) -> PathBuf {
@@ -435,6 +516,8 @@ pub enum KernelError {
     Cgroup { path: PathBuf, source: io::Error },
     #[error("mounting bpffs at {}: {source}", path.display())]
     Bpffs { path: PathBuf, source: io::Error },
+    #[error("watching the tree of cgroups: {source}")]
+    Inotify { source: io::Error },
     #[error("pinning at {}: {source}", path.display())]
     Pin { path: PathBuf, source: io::Error },
     #[error("pinning a link at {}: {source}", path.display())]
@@ -482,6 +565,7 @@ impl KernelError {
                 "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified, or set capture.cgroup_mount".into()
             }
             Self::Cgroup { .. } => "make the cgroup, or correct capture.cgroups in the configuration".into(),
+            Self::Inotify { .. } => "raise fs.inotify.max_user_instances".into(),
             Self::Bpffs { .. } => "mount it by hand: mount -t bpf bpf /sys/fs/bpf".into(),
             Self::Load { .. } | Self::Program { .. } | Self::Attach { .. } => {
                 "`sockway doctor` tells what this kernel lacks; Linux 6.0 or later with BTF is needed".into()

@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     cluster::Snapshot,
-    config::Config,
+    config::{Capture, Config},
     kernel::{self, Capability, Changes, Event, Kernel, KernelError, Namespaces, Opened},
     record::{
         Slab,
@@ -179,9 +179,11 @@ impl Node {
         questions: mpsc::Receiver<Question>,
     ) -> Result<(Self, Senses), NodeError> {
         let mut kernel = Kernel::open(&config)?;
-        let (Some(events), Some(namespaces)) = (kernel.take_events(), kernel.take_namespaces()) else {
+        let (Some(events), Some(mut namespaces)) = (kernel.take_events(), kernel.take_namespaces()) else {
             unreachable!("a kernel half that was just opened has both");
         };
+        kernel.follow_cgroups(&mut namespaces);
+        let tree = kernel.tree_news()?;
         let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
         let current = Arc::new(ArcSwap::from(Arc::clone(&snapshot)));
         let (tell, hear) = mpsc::unbounded_channel();
@@ -189,9 +191,9 @@ impl Node {
         let workers = spawn_workers(&slabs, &kernel, &current, &tell)?;
         let reloader = source.map(|(path, text)| Reloader::new(path, text));
         let failed = |source| NodeError::System { what: "listening to signals and events", source };
+        let (events, tree) = (events.listen().map_err(failed)?, tree.listen().map_err(failed)?);
         let retirer = Retirer::new(kernel.sockets().map_err(failed)?);
-        let senses = Senses::new(hear, events.listen().map_err(failed)?, questions, reloader, retirer, &snapshot)
-            .map_err(failed)?;
+        let senses = Senses::new(hear, events, tree, questions, reloader, retirer, &snapshot).map_err(failed)?;
         let pulse = Pulse::new(workers.len(), Instant::now());
         let mut node = Self { config, kernel, namespaces, snapshot: current, workers, slabs, pulse, not_ready: None };
         if let Some(log) = node.kernel.take_log() {
@@ -212,6 +214,7 @@ impl Node {
         match news {
             News::Beat => self.beat()?,
             News::Scan => self.scan(),
+            News::Tree(watches) => self.follow(&watches),
             News::Sweep => self.sweep(),
             News::Worker(WorkerEvent::EndpointDown { service, endpoint }) => {
                 if senses.prober.failed(service, endpoint) {
@@ -263,7 +266,15 @@ impl Node {
         }
     }
 
+    /// Cgroups, or names of network namespaces, have come or gone.
+    fn follow(&mut self, watches: &[i32]) {
+        self.kernel.follow(watches, &mut self.namespaces);
+    }
+
     fn scan(&mut self) {
+        // What the news did not tell: no watch may have been left for it.
+        self.follow(&[]);
+        self.kernel.let_go();
         let Changes { opened, closed } = self.namespaces.scan(self.workers.len());
         for opened in opened {
             self.listen(opened);
@@ -346,16 +357,39 @@ impl Node {
         }
         let old = self.snapshot.load_full();
         let new = Arc::new(Snapshot::build(&config, &old));
+        self.capture(&config.capture)?;
         // The workers first: what the kernel half hands over, they must know.
         self.snapshot.store(Arc::clone(&new));
         if let Err(error) = self.kernel.apply(&new) {
             self.snapshot.store(Arc::clone(&old));
+            self.capture_as_before();
             self.apply_current();
             return Err(error);
         }
         self.kernel.measure_hooks(config.hook_stats);
         self.config = Arc::new(config);
+        // Namespaces that are captured now are served, and others no longer.
+        self.scan();
         Ok(new)
+    }
+
+    /// Captures by other rules, or by those before if these cannot be.
+    fn capture(&mut self, capture: &Capture) -> Result<(), KernelError> {
+        if *capture == self.config.capture {
+            return Ok(());
+        }
+        let captured = self.kernel.capture(capture, &mut self.namespaces);
+        if captured.is_err() {
+            self.capture_as_before();
+        }
+        captured
+    }
+
+    fn capture_as_before(&mut self) {
+        let before = Arc::clone(&self.config);
+        if let Err(error) = self.kernel.capture(&before.capture, &mut self.namespaces) {
+            tracing::error!(%error, "the capture rules before are not whole again");
+        }
     }
 
     fn answer(&self, question: Question, senses: &Senses) {

@@ -16,6 +16,10 @@ pub struct Settings {
     pub shortcut_bytes_max: u32,
     /// Byte offsets into the running kernel's `struct sock` and `struct tcp_sock`, found in its BTF; see [`Offsets`].
     pub offsets: Offsets,
+    /// Tells the capture rules in force from those before: see [`settings_flags::EXCLUDED_CGROUPS`].
+    pub rules: u32,
+    /// Zero: fills the layout to a multiple of eight.
+    pub zero: u32,
 }
 
 /// Offsets of the fields that the shortcut reads of a peer's socket. Rust has no CO-RE, so the agent resolves them.
@@ -49,6 +53,17 @@ pub const SOCK_DONE: u32 = 1;
 pub mod settings_flags {
     /// Some service and some capture rule may use the shortcut.
     pub const SHORTCUT: u32 = 1;
+    /// Some cgroups are left out of what is captured around them: their hooks mark each socket that dials a service with
+    /// [`super::Settings::rules`], and sockets with that mark pass. A mark of other rules means nothing.
+    pub const EXCLUDED_CGROUPS: u32 = 1 << 8;
+    /// Some users are left out: those in the table of users.
+    pub const EXCLUDED_USERS: u32 = 1 << 9;
+    /// Network namespaces are captured or left out as their table says.
+    pub const RULED_NAMESPACES: u32 = 1 << 10;
+    /// Those that are not in it are left out.
+    pub const UNNAMED_EXCLUDED: u32 = 1 << 11;
+    /// Any of those that leave out.
+    pub const EXCLUDES: u32 = EXCLUDED_CGROUPS | EXCLUDED_USERS | RULED_NAMESPACES;
 }
 
 /// Where the agent listens in one network namespace: value of a table keyed by the namespace's cookie.
@@ -89,7 +104,7 @@ pub mod event_kind {
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 64);
+    assert!(size_of::<Settings>() == 72);
     assert!(size_of::<Listener>() == 4);
     assert!(size_of::<Event>() == 24);
 };

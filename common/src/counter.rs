@@ -48,6 +48,8 @@ counters! {
     ConnectNotService = "connects_total" ["verdict" = "not_service"],
     /// connect() by the agent itself: untouched.
     ConnectOwn = "connects_total" ["verdict" = "own"],
+    /// connect() left out by a capture rule (cgroup, network namespace or user): untouched.
+    ConnectExcluded = "connects_total" ["verdict" = "excluded"],
     /// connect() balanced in the kernel, straight to an endpoint.
     ConnectBalanced = "connects_total" ["verdict" = "balanced"],
     /// connect() handed to the agent.
@@ -66,6 +68,8 @@ counters! {
     SendNotService = "sends_total" ["verdict" = "not_service"],
     /// Datagrams of the agent itself: untouched.
     SendOwn = "sends_total" ["verdict" = "own"],
+    /// Datagrams left out by a capture rule (cgroup, network namespace or user): untouched.
+    SendExcluded = "sends_total" ["verdict" = "excluded"],
     /// Datagrams that began a conversation: an endpoint was chosen.
     SendBalanced = "sends_total" ["verdict" = "balanced"],
     /// Datagrams to the endpoint of a conversation under way.

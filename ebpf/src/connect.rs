@@ -20,7 +20,7 @@ use sockway_common::{
 };
 
 use crate::{
-    count, event,
+    count, event, exclude,
     maps::{CONNS, CURSORS, ENDPOINT_STATS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SERVICES, SETTINGS, SLOTS},
     socket, watch,
 };
@@ -121,6 +121,7 @@ fn try_dial(ctx: &SockAddrContext, dialled: &Address) -> Result<(Address, Counte
         return Err(Counter::ConnectOwn);
     }
     let service = &service_at(dialled).ok_or(Counter::ConnectNotService)?;
+    exclude::check(ctx, settings, Counter::ConnectExcluded)?;
 
     let (agent, counter) = if service.flags & service_flags::AGENT != 0 {
         match agent_address(ctx, settings, dialled, service) {

@@ -2,6 +2,7 @@
 //! counter for it. In doubt a hook passes: the program goes on as if Sockway were not there.
 //!
 //! - [`connect`]: a program dials: pass, balance, or hand to the agent;
+//! - [`exclude`]: whose sockets pass: users, network namespaces, cgroups within captured ones;
 //! - [`udp`]: a program sends a datagram without connecting, or receives one;
 //! - [`peer`]: a program asks whom it dialled;
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
@@ -18,6 +19,7 @@
 mod connect;
 mod count;
 mod event;
+mod exclude;
 mod latency;
 mod maps;
 mod peer;

@@ -5,7 +5,7 @@
 use aya_ebpf::{
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash},
 };
 use sockway_common::{
     capture::{Listener, Settings},
@@ -48,6 +48,18 @@ pub static ENDPOINT_STATS: PerCpuHashMap<EndpointKey, EndpointStats> =
 /// Agent writes, connect hooks read: by network namespace cookie. One entry for each namespace served.
 #[map]
 pub static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Agent writes, hooks read: users left out, as prefixes of their number, most significant byte first. A range takes at most 62 of them.
+#[map]
+pub static EXCLUDED_USERS: LpmTrie<u32, u32> = LpmTrie::with_max_entries(65_536, 0);
+
+/// Agent writes, hooks read: for network namespaces, by cookie, that have a name: 1 captured, 0 left out. As many as listeners.
+#[map]
+pub static RULED_NAMESPACES: HashMap<u64, u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Hooks of cgroups that are left out mark sockets, hooks of cgroups further up look. Dies with the socket.
+#[btf_map]
+pub static EXCLUDED: SkStorage<u32> = SkStorage::new();
 
 /// Agent tags its listening sockets with [`sockway_common::capture::LISTENER_TAG`]; connect hooks check.
 #[btf_map]

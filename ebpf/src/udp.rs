@@ -19,7 +19,7 @@ use sockway_common::{
 
 use crate::{
     connect::{choose, count_endpoint, service_at},
-    count,
+    count, exclude,
     maps::{CONNS, CONVERSATIONS, SETTINGS},
     socket,
 };
@@ -90,6 +90,7 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
         return Err(Counter::SendOwn);
     }
     let service = &service_at(asked).ok_or(Counter::SendNotService)?;
+    exclude::check(ctx, settings, Counter::SendExcluded)?;
     if let Some(peer) = connected_peer(ctx, asked) {
         return Ok((peer, Counter::SendConnected));
     }

@@ -16,7 +16,8 @@ static SERIAL: AtomicU32 = AtomicU32::new(0);
 pub struct Config {
     instance: String,
     keys: Vec<String>,
-    captured: Vec<(String, &'static str)>,
+    captured: Vec<(String, String)>,
+    capture: Vec<String>,
     services: Vec<Service>,
 }
 
@@ -25,7 +26,7 @@ impl Config {
     pub fn new() -> Self {
         let instance = format!("test-{}-{}", process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
         let keys = vec!["workers: 2".to_owned(), "admin: { address: 127.0.0.1:0 }".to_owned()];
-        Self { instance, keys, captured: Vec::new(), services: Vec::new() }
+        Self { instance, keys, captured: Vec::new(), capture: Vec::new(), services: Vec::new() }
     }
 
     /// Its instance name.
@@ -39,8 +40,24 @@ impl Config {
     }
 
     /// Captures a cgroup, with the shortcut `auto`, `on` or `off`.
-    pub fn capture_with(mut self, cgroup: &Cgroup, shortcut: &'static str) -> Self {
-        self.captured.push((cgroup.path().to_owned(), shortcut));
+    pub fn capture_with(self, cgroup: &Cgroup, shortcut: &'static str) -> Self {
+        self.rule(cgroup.path(), &format!("shortcut: {shortcut}"))
+    }
+
+    /// Adds a capture rule: a path, which may have holes, and a key, `capture: off` for example.
+    pub fn rule(mut self, path: &str, key: &str) -> Self {
+        self.captured.push((path.to_owned(), key.to_owned()));
+        self
+    }
+
+    /// The same configuration without capture rules.
+    pub fn without_rules(&self) -> Self {
+        Self { captured: Vec::new(), ..self.clone() }
+    }
+
+    /// Adds a key below `capture`, `except: { ports: [22] }` for example.
+    pub fn set_capture(mut self, key: &str) -> Self {
+        self.capture.push(key.to_owned());
         self
     }
 
@@ -66,9 +83,13 @@ impl Config {
     /// The file.
     pub fn yaml(&self) -> String {
         let mut text = format!("instance: {}\n{}\n", self.instance, self.keys.join("\n"));
-        text.push_str("capture:\n  cgroups:\n");
-        for (path, shortcut) in &self.captured {
-            let _ = writeln!(text, "    - {{ path: {path}, shortcut: {shortcut} }}");
+        text.push_str("capture:\n");
+        for key in &self.capture {
+            let _ = writeln!(text, "  {key}");
+        }
+        text.push_str("  cgroups:\n");
+        for (path, key) in &self.captured {
+            let _ = writeln!(text, "    - {{ path: \"{path}\", {key} }}");
         }
         if self.services.is_empty() {
             text.push_str("services: []\n");

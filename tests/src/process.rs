@@ -11,7 +11,7 @@ use std::{
 use nix::{
     sched::{CloneFlags, setns},
     sys::{prctl, signal},
-    unistd::Pid,
+    unistd::{Pid, Uid, setuid},
 };
 use tempfile::NamedTempFile;
 
@@ -25,17 +25,23 @@ const RUN_TIME_MAX: Duration = Duration::from_secs(60);
 pub struct Room<'a> {
     cgroup: Option<&'a Cgroup>,
     netns: Option<&'a Netns>,
+    user: Option<u32>,
 }
 
 impl<'a> Room<'a> {
     /// In a cgroup, in the network namespace of the test.
     pub fn of(cgroup: &'a Cgroup) -> Self {
-        Self { cgroup: Some(cgroup), netns: None }
+        Self { cgroup: Some(cgroup), ..Self::default() }
     }
 
     /// The same room in another network namespace. Only the network is another: `ip netns exec` would hide bpffs and cgroups.
     pub fn inside(self, netns: &'a Netns) -> Self {
         Self { netns: Some(netns), ..self }
+    }
+
+    /// The same room, and the program runs as another user.
+    pub fn as_user(self, user: u32) -> Self {
+        Self { user: Some(user), ..self }
     }
 
     /// The file of its network namespace, if it has one of its own.
@@ -52,6 +58,7 @@ impl<'a> Room<'a> {
                 .expect("the cgroup's list of processes")
         });
         let netns = self.netns();
+        let user = self.user.map(Uid::from_raw);
         let enter = move || {
             if let Some(procs) = &mut procs {
                 procs.write_all(b"0")?;
@@ -59,10 +66,14 @@ impl<'a> Room<'a> {
             if let Some(netns) = &netns {
                 setns(netns, CloneFlags::CLONE_NEWNET)?;
             }
+            if let Some(user) = user {
+                setuid(user)?;
+            }
+            // After the user, with whom it would be forgotten.
             prctl::set_pdeathsig(signal::Signal::SIGKILL)?;
             Ok(())
         };
-        // SAFETY: between fork and exec `enter` makes three system calls on files opened before, and allocates nothing.
+        // SAFETY: between fork and exec `enter` makes a few system calls on files opened before, and allocates nothing.
         unsafe { command.pre_exec(enter) };
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Failure, say};
 use crate::{
-    config::{Config, Mode, Protocol, Service, Shortcut, file},
+    config::{Capture, Config, Mode, Protocol, Service, Shortcut, file},
     node::runfile,
 };
 
@@ -48,17 +48,42 @@ fn describe(config: &Config, path: &Path) -> String {
         config.drain_timeout,
         config.admin_address,
     );
-    for rule in &config.capture.rules {
-        let _ = writeln!(
-            text,
-            "captures  programs in cgroup {} and below; {}",
-            rule.path.display(),
-            shortcut_text(rule.shortcut)
-        );
-    }
+    describe_capture(&mut text, &config.capture);
     let _ = writeln!(text, "\nservices  {}", config.services.len());
-    config.services.iter().for_each(|service| describe_service(&mut text, service));
+    for service in &config.services {
+        describe_service(&mut text, service);
+        if config.capture.except.covers(service.address) {
+            let _ = writeln!(text, "    never captured: capture.except names its port or address");
+        }
+    }
     text
+}
+
+fn describe_capture(text: &mut String, capture: &Capture) {
+    for rule in &capture.rules {
+        let cgroups = if rule.path.is_plain() { "cgroup" } else { "cgroups" };
+        let _ = if rule.capture {
+            let shortcut = shortcut_text(rule.shortcut);
+            writeln!(text, "captures  programs in {cgroups} {} and below; {shortcut}", rule.path)
+        } else {
+            writeln!(text, "but not   programs in {cgroups} {} and below", rule.path)
+        };
+    }
+    let (namespaces, except) = (&capture.namespaces, &capture.except);
+    let lists = [
+        ("only in   network namespaces", listed(&namespaces.only)),
+        ("not in    network namespaces", listed(&namespaces.except)),
+        ("never to  ports", except.ports.iter().map(file::range).collect::<Vec<_>>().join(", ")),
+        ("never to  addresses", listed(&except.cidrs)),
+        ("never by  users", except.uids.iter().map(file::range).collect::<Vec<_>>().join(", ")),
+    ];
+    for (what, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
+        let _ = writeln!(text, "{what} {list}");
+    }
+}
+
+fn listed(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn describe_service(text: &mut String, service: &Service) {
@@ -100,6 +125,27 @@ fn shortcut_text(shortcut: Shortcut) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_captured_and_what_is_not_is_told() {
+        let text = "capture: {cgroups: [{path: /a/**/b-*, shortcut: on}, {path: /a/c, capture: off}], \
+                    namespaces: {only: [host, 'cni-*'], except: [cni-x]}, \
+                    except: {ports: [22, 8000-8010], cidrs: [10.0.0.0/8], uids: [0, 1000-1010]}}\n\
+                    services: [{name: a, address: 10.0.0.1:80, protocol: tcp, endpoints: [127.0.0.1:80]}]";
+        let told = describe(
+            &file::parse(&text.replace(", services", "\nservices"), "F").expect("a good file"),
+            Path::new("F"),
+        );
+        for part in [
+            "captures  programs in cgroups /a/**/b-* and below; shortcut on",
+            "but not   programs in cgroup /a/c and below\n",
+            "only in   network namespaces host, cni-*\nnot in    network namespaces cni-x\n",
+            "never to  ports 22, 8000-8010\nnever to  addresses 10.0.0.0/8\nnever by  users 0, 1000-1010\n",
+            "    never captured: capture.except names its port or address\n",
+        ] {
+            assert!(told.contains(part), "{part:?} in {told}");
+        }
+    }
 
     #[test]
     fn a_file_is_told_in_words() {

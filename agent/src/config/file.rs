@@ -29,7 +29,7 @@ use super::{Balance, Config, Mode, Protocol, Shortcut};
 
 pub use self::{
     section::{Position, Problem},
-    show::{balance_word, mode_word, protocol_word, shortcut_word, show},
+    show::{balance_word, mode_word, protocol_word, range, shortcut_word, show},
 };
 
 /// The configuration of an agent that was given none.

@@ -1,6 +1,7 @@
 //! Cgroup v2: where it is mounted (in hybrid mode too), a cgroup's id, and the agent's own cgroup.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io,
     os::{
@@ -80,15 +81,35 @@ pub fn current(mount: &Path) -> io::Result<PathBuf> {
     Ok(below(mount, Path::new(path)))
 }
 
-/// Every process in a cgroup and below it. What vanishes meanwhile is left out.
-pub fn processes(path: &Path, found: &mut Vec<u32>) {
+/// Where the cgroups of these ids are, of those that are.
+pub fn paths(mount: &Path, ids: &HashSet<u64>) -> HashMap<u64, PathBuf> {
+    let (mut found, mut open) = (HashMap::new(), vec![mount.to_path_buf()]);
+    while let Some(path) = open.pop().filter(|_| found.len() < ids.len()) {
+        if let Ok(id) = id(&path)
+            && ids.contains(&id)
+        {
+            found.insert(id, path.clone());
+        }
+        let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+        open.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
+    }
+    found
+}
+
+/// Every process in a cgroup and below it, but not in the cgroups of `left_out`. What vanishes meanwhile is left out.
+pub fn processes(path: &Path, left_out: &[PathBuf], found: &mut Vec<u32>) {
+    if left_out.iter().any(|left_out| left_out == path) {
+        return;
+    }
     if let Ok(list) = fs::read_to_string(path.join("cgroup.procs")) {
         found.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()));
     }
     let Ok(entries) = fs::read_dir(path) else { return };
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            processes(&entry.path(), found);
+            processes(&entry.path(), left_out, found);
         }
     }
 }

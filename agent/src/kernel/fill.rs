@@ -73,7 +73,7 @@ impl Tables {
             let count = if shape.is_hash() { gauge(&shape) } else { Count::Never };
             Some(Table { name, map, shape, count, warned: false })
         };
-        Self(MAPS.into_iter().chain([SHORTCUT_MAP]).filter_map(table).collect())
+        Self(MAPS.iter().copied().chain([SHORTCUT_MAP]).filter_map(table).collect())
     }
 
     /// Every table now. One system call or two for each.

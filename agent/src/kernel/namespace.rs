@@ -24,12 +24,11 @@ use aya::{
 use socket2::{Domain, Protocol, Socket, Type};
 use sockway_common::capture::{LISTENER_TAG, Listener};
 
-use super::{KernelError, services, sys};
+use super::{KernelError, ruled::Ruled, services, sys};
+use crate::config::{NamespaceRules, capture::NAMED};
 
 /// Accept queue of one listener; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// Where `ip netns` keeps names.
-const NAMED: &str = "/run/netns";
 /// `SO_NETNS_COOKIE` of `include/uapi/asm-generic/socket.h`, Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -38,7 +37,9 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub struct Namespaces {
     listeners: BpfHashMap<MapData, u64, Listener>,
     tags: SkStorage<MapData, u32>,
-    cgroups: Vec<PathBuf>,
+    /// Captured cgroups, and those left out of them.
+    cgroups: (Vec<PathBuf>, Vec<PathBuf>),
+    ruled: Ruled,
     /// By the inode of the namespace.
     served: HashMap<u64, Served>,
     /// Namespaces that could not be served, by inode, so that the log says so once.
@@ -81,7 +82,7 @@ pub struct Changes {
 }
 
 impl Namespaces {
-    pub(super) fn new(ebpf: &mut Ebpf, cgroups: Vec<PathBuf>) -> Result<Self, KernelError> {
+    pub(super) fn new(ebpf: &mut Ebpf, rules: NamespaceRules) -> Result<Self, KernelError> {
         let mut listeners: BpfHashMap<MapData, u64, Listener> = services::table(ebpf, "LISTENERS")?;
         // What an agent before this one left: its sockets are gone, and the hook checks, but a stale entry costs it a lookup.
         let stale: Vec<u64> = listeners.keys().flatten().collect();
@@ -90,7 +91,19 @@ impl Namespaces {
         }
         let home = inode(Path::new("/proc/self/ns/net")).unwrap_or(0);
         let tags = services::table(ebpf, "LISTENER_TAGS")?;
-        Ok(Self { listeners, tags, cgroups, served: HashMap::new(), refused: HashSet::new(), home })
+        let ruled = Ruled::new(ebpf, rules)?;
+        let cgroups = Default::default();
+        Ok(Self { listeners, tags, cgroups, ruled, served: HashMap::new(), refused: HashSet::new(), home })
+    }
+
+    /// Looks for namespaces in these cgroups, but not in those left out.
+    pub fn follow(&mut self, captured: Vec<PathBuf>, left_out: Vec<PathBuf>) {
+        self.cgroups = (captured, left_out);
+    }
+
+    /// Which namespaces are captured.
+    pub(super) fn ruled(&mut self) -> &mut Ruled {
+        &mut self.ruled
     }
 
     /// How many namespaces are served, the agent's own included.
@@ -119,6 +132,7 @@ impl Namespaces {
 
     /// Listens in namespaces that have a name; cheap, for often.
     pub fn scan_named(&mut self, workers: usize) -> Vec<Opened> {
+        self.ruled.look();
         named().into_iter().filter_map(|path| self.try_open(&path, &path.display().to_string(), workers)).collect()
     }
 
@@ -126,8 +140,9 @@ impl Namespaces {
     pub fn scan(&mut self, workers: usize) -> Changes {
         let mut opened = self.scan_named(workers);
         let mut pids = Vec::new();
-        for cgroup in &self.cgroups {
-            super::cgroup::processes(cgroup, &mut pids);
+        let (captured, left_out) = &self.cgroups;
+        for cgroup in captured {
+            super::cgroup::processes(cgroup, left_out, &mut pids);
         }
         let mut seen: HashSet<u64> = named().iter().filter_map(|path| inode(path)).chain([self.home]).collect();
         for pid in pids {
@@ -138,7 +153,8 @@ impl Namespaces {
                 opened.extend(self.try_open(&path, &format!("process {pid}"), workers));
             }
         }
-        let closed = self.close_gone(&seen);
+        let mut closed = self.close_gone(&seen);
+        closed.extend(self.close_left_out());
         self.refused.retain(|inode| seen.contains(inode));
         Changes { opened, closed }
     }
@@ -170,9 +186,20 @@ impl Namespaces {
         gone.into_iter().map(|served| served.cookie).collect()
     }
 
+    /// Nobody comes from a namespace that a rule has left out since.
+    fn close_left_out(&mut self) -> Vec<u64> {
+        let gone: Vec<u64> =
+            self.served.keys().copied().filter(|inode| *inode != self.home && !self.ruled.captures(*inode)).collect();
+        let gone: Vec<Served> = gone.iter().filter_map(|inode| self.served.remove(inode)).collect();
+        for served in &gone {
+            let _ = self.listeners.remove(&served.cookie);
+        }
+        gone.into_iter().map(|served| served.cookie).collect()
+    }
+
     fn try_open(&mut self, path: &Path, found: &str, workers: usize) -> Option<Opened> {
         let inode = inode(path)?;
-        if self.served.contains_key(&inode) {
+        if self.served.contains_key(&inode) || !self.ruled.captures(inode) {
             return None;
         }
         match self.open(path, found, workers) {
@@ -190,11 +217,7 @@ impl Namespaces {
         let failed = |source| KernelError::Listen { namespace: found.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         let inode = file.metadata().map_err(failed)?.ino();
-        let inside = thread::Builder::new()
-            .name("netns".into())
-            .spawn(move || open_inside(&file, workers))
-            .and_then(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))))
-            .map_err(failed)?;
+        let inside = inside(file, move || open_inside(workers)).map_err(failed)?;
         for socket in inside.v4.iter().chain(&inside.v6) {
             self.tags.insert(socket, LISTENER_TAG, 0).map_err(services::map_error("LISTENER_TAGS"))?;
         }
@@ -226,15 +249,27 @@ impl Inside {
     }
 }
 
-/// Runs on a thread of its own, which ends after it: a thread that has changed its namespace is of no other use.
-fn open_inside(namespace: &File, workers: usize) -> io::Result<Inside> {
-    sys::enter_netns(namespace.as_fd())?;
+fn open_inside(workers: usize) -> io::Result<Inside> {
     let v4 = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), workers)?;
     // No IPv6 in this namespace, or none at all: IPv4 alone is served.
     let v6 = listen(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers).unwrap_or_default();
     loopback_is_up(&v4)?;
     let cookie = cookie(&v4[0])?;
     Ok(Inside { cookie, v4, v6 })
+}
+
+/// Does something in a network namespace, on a thread of its own, which ends after it: a thread that has changed its namespace is of no
+/// other use.
+pub(super) fn inside<T: Send + 'static>(
+    namespace: File,
+    act: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let enter = move || {
+        sys::enter_netns(namespace.as_fd())?;
+        act()
+    };
+    let thread = thread::Builder::new().name("netns".into()).spawn(enter)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
 /// One socket for each worker on one port: the kernel spreads connections over them.
@@ -294,7 +329,7 @@ fn port(listeners: &[TcpListener]) -> u16 {
 }
 
 /// The namespaces that have a name. A name whose namespace is not mounted on it (any more) is an ordinary file, and left out.
-fn named() -> Vec<PathBuf> {
+pub(super) fn named() -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(NAMED) else { return Vec::new() };
     let device = fs::metadata("/proc/self/ns/net").map(|meta| meta.dev()).ok();
     entries
@@ -335,14 +370,11 @@ pub fn named_cookies() -> HashMap<u64, String> {
 /// The cookie of the namespace of this file. Only for a thread that is of no other use: it is in that namespace afterwards.
 fn cookie_of(path: &Path) -> Option<u64> {
     let namespace = File::open(path).ok()?;
-    // SAFETY: the descriptor is a namespace file's; the call changes this thread only.
-    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
-        return None;
-    }
+    sys::enter_netns(namespace.as_fd()).ok()?;
     cookie(&Socket::new(Domain::UNIX, Type::DGRAM, None).ok()?).ok()
 }
 
-fn inode(path: &Path) -> Option<u64> {
+pub(super) fn inode(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|meta| meta.ino())
 }
 

@@ -9,6 +9,7 @@ mod shortcut;
 use std::{
     fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -22,7 +23,7 @@ use sockway_common::{
     service::{Service, Slot, SlotKey, service_flags},
 };
 
-use super::{cgroup, flows, load::Loaded, offsets, services};
+use super::{cgroup, flows, hooks::Policy, load::Loaded, offsets, services};
 
 /// One thing that was tried on the running kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,9 +99,9 @@ impl Bench {
         let mut scratch = Scratch::enter(mount, instance).map_err(|error| format!("scratch cgroup: {error}"))?;
         let endpoint = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| error.to_string())?;
         loaded.attach_shortcut().map_err(|error| error.to_string())?;
-        let links = loaded.attach(&scratch.path, true, None).map_err(|error| error.to_string())?;
-        // The links live as long as the programs' owner: keep them beside it.
-        scratch.links = links;
+        let hooks = loaded.hooks().map_err(|error| error.to_string())?;
+        scratch.links =
+            hooks.attach(&scratch.path, Policy::Captured { shortcut: true }).map_err(|error| error.to_string())?;
         let current = Settings {
             abi_version: ABI_VERSION,
             flags: settings_flags::SHORTCUT,
@@ -108,6 +109,8 @@ impl Bench {
             heartbeat_max_age_ns: super::HEARTBEAT_MAX_AGE_NS,
             shortcut_bytes_max: super::SHORTCUT_BYTES_MAX,
             offsets,
+            rules: 0,
+            zero: 0,
         };
         let ebpf = &mut loaded.ebpf;
         let text = |error: super::KernelError| error.to_string();
@@ -228,7 +231,7 @@ fn text(error: impl std::fmt::Display) -> String {
 struct Scratch {
     path: PathBuf,
     back: PathBuf,
-    links: Vec<aya::programs::links::FdLink>,
+    links: Vec<OwnedFd>,
 }
 
 impl Scratch {

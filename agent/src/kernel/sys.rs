@@ -1,4 +1,5 @@
-//! The few `bpf(2)` calls that aya 0.14 lacks: take an element in one call, update a cgroup link, storage of a socket by descriptor.
+//! The few `bpf(2)` calls that aya 0.14 lacks: take an element in one call, make and update a cgroup link by descriptors alone, storage of
+//! a socket by descriptor.
 
 use std::{
     ffi::CString,
@@ -16,9 +17,11 @@ const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_ENABLE_STATS: libc::c_int = 32;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -38,6 +41,14 @@ struct ObjectAttr {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+#[repr(C)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 #[repr(C)]
@@ -187,6 +198,26 @@ pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
     let attr = ObjectAttr { pathname: name.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
     // SAFETY: a non-negative result is a new descriptor, and ours.
     bpf(BPF_OBJ_GET, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins what a descriptor stands for at `path`.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let attr = ObjectAttr { pathname: name.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
+    bpf(BPF_OBJ_PIN, &attr).map(|_| ())
+}
+
+/// Attaches a program to a cgroup. `attach_type` is one of `enum bpf_attach_type`. Such a link is always "multi", whatever another has on
+/// this cgroup, above or below it (trap T32), and the kernel refuses flags that say so (`cgroup_bpf_link_attach`).
+pub fn attach(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    let attr = LinkCreateAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type,
+        flags: 0,
+    };
+    // SAFETY: a non-negative result is a new descriptor, and ours.
+    bpf(BPF_LINK_CREATE, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Puts another program behind a link, atomically: no connection falls between the two.

@@ -8,7 +8,7 @@ use std::{
 use tokio::task::JoinHandle;
 
 use crate::{
-    config::{Config, ConfigError, file},
+    config::{Capture, Config, ConfigError, file},
     record::observed::Reloads,
 };
 
@@ -133,12 +133,17 @@ pub fn keep_fixed(old: &Config, new: Config) -> (Config, Vec<&'static str>) {
     differs("instance", old.instance != new.instance);
     differs("workers", old.workers != new.workers);
     differs("admin.address", old.admin_address != new.admin_address);
-    differs("capture", old.capture != new.capture);
+    differs("capture.cgroup_mount", old.capture.cgroup_mount != new.capture.cgroup_mount);
+    differs("capture.bpffs", old.capture.bpffs != new.capture.bpffs);
     let config = Config {
         instance: old.instance.clone(),
         workers: old.workers,
         admin_address: old.admin_address,
-        capture: old.capture.clone(),
+        capture: Capture {
+            cgroup_mount: old.capture.cgroup_mount.clone(),
+            bpffs: old.capture.bpffs.clone(),
+            ..new.capture
+        },
         drain_timeout: new.drain_timeout,
         hook_stats: new.hook_stats,
         services: new.services,
@@ -151,16 +156,19 @@ mod tests {
     use std::{fs, time::Duration};
 
     use super::*;
+    use crate::config::Except;
 
     #[test]
     fn what_cannot_change_is_kept_and_named_and_the_rest_applies() {
         let parse = |text| file::parse(text, "F").expect("a good file");
         let old = parse("{instance: a, workers: 1, drain_timeout_ms: 5}");
-        let text =
-            "{instance: b, workers: 2, drain_timeout_ms: 6, admin: {address: '127.0.0.1:1'}, capture: {bpffs: /b}}";
+        let text = "{instance: b, workers: 2, drain_timeout_ms: 6, admin: {address: '127.0.0.1:1'}, \
+                    capture: {bpffs: /b, cgroup_mount: /c, except: {ports: [22]}}}";
         let (config, kept) = keep_fixed(&old, parse(text));
-        assert_eq!(kept, ["instance", "workers", "admin.address", "capture"]);
-        assert_eq!(config, Config { drain_timeout: Duration::from_millis(6), ..old.clone() });
+        assert_eq!(kept, ["instance", "workers", "admin.address", "capture.cgroup_mount", "capture.bpffs"]);
+        let except = Except { ports: vec![22..=22], ..Except::default() };
+        let capture = Capture { except, ..old.capture.clone() };
+        assert_eq!(config, Config { drain_timeout: Duration::from_millis(6), capture, ..old.clone() });
         assert_eq!(keep_fixed(&old, old.clone()), (old.clone(), vec![]));
     }
 

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     cluster::Snapshot,
-    kernel::{Event, EventStream},
+    kernel::{Event, EventStream, TreeStream},
 };
 
 /// Four beats a second: the kernel half takes the agent for hung after two seconds without.
@@ -45,6 +45,8 @@ pub enum News {
     Sweep,
     /// A worker tells.
     Worker(WorkerEvent),
+    /// Directories of the tree of cgroups, or names of network namespaces, have changed.
+    Tree(Vec<i32>),
     /// The kernel half tells.
     Kernel(Event),
     /// An endpoint went up or down.
@@ -66,6 +68,7 @@ pub struct Senses {
     sweep: Interval,
     workers: mpsc::UnboundedReceiver<WorkerEvent>,
     kernel: EventStream,
+    tree: Option<TreeStream>,
     questions: mpsc::Receiver<Question>,
     file: Option<Watch>,
     hangup: Signal,
@@ -88,6 +91,7 @@ impl Senses {
     pub fn new(
         workers: mpsc::UnboundedReceiver<WorkerEvent>,
         kernel: EventStream,
+        tree: TreeStream,
         questions: mpsc::Receiver<Question>,
         mut reloader: Option<Reloader>,
         mut retirer: Retirer,
@@ -106,6 +110,7 @@ impl Senses {
             sweep: every(SWEEP),
             workers,
             kernel,
+            tree: Some(tree),
             questions,
             file,
             hangup: signal(SignalKind::hangup())?,
@@ -128,6 +133,7 @@ impl Senses {
                 _ = self.sweep.tick() => return News::Sweep,
                 Some(event) = self.workers.recv() => return News::Worker(event),
                 Ok(event) = self.kernel.next() => return News::Kernel(event),
+                watches = grown(&mut self.tree) => return News::Tree(watches),
                 () = self.prober.changed() => return News::Endpoint,
                 retired = self.retirer.changed() => return News::Retired(retired),
                 read = ended(&mut self.reloader) => return News::Read(read),
@@ -175,5 +181,18 @@ async fn changed(file: &mut Option<Watch>) {
     if let Err(error) = watch.changed().await {
         tracing::warn!(%error, "the file is watched no more; send SIGHUP after a change");
         *file = None;
+    }
+}
+
+/// What has changed in the tree of cgroups.
+async fn grown(tree: &mut Option<TreeStream>) -> Vec<i32> {
+    let Some(news) = tree else { return std::future::pending().await };
+    match news.changed().await {
+        Ok(watches) => watches,
+        Err(error) => {
+            tracing::warn!(%error, "the tree of cgroups is watched no more: what appears is captured by the next scan");
+            *tree = None;
+            Vec::new()
+        }
     }
 }

@@ -1,29 +1,60 @@
 //! A configuration in the file's own shape, every default written out: what `/config` answers. YAML reads JSON, so it can be read back.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use serde_json::{Value, json};
 
 use super::{BALANCES, Config, MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES};
-use crate::config::{Balance, Mode, Protocol, Service, Shortcut};
+use crate::config::{Balance, Capture, CaptureRule, Mode, Protocol, Service, Shortcut};
 
 /// The configuration as the file would say it.
 pub fn show(config: &Config) -> Value {
-    let capture = &config.capture;
-    let rules: Vec<Value> = capture
-        .rules
-        .iter()
-        .map(|rule| json!({ "path": rule.path, "shortcut": shortcut_word(rule.shortcut) }))
-        .collect();
     json!({
         "instance": config.instance,
         "workers": config.workers,
         "drain_timeout_ms": milliseconds(config.drain_timeout),
         "admin": { "address": config.admin_address },
         "hook_stats": word(&SWITCHES, config.hook_stats),
-        "capture": { "cgroup_mount": capture.cgroup_mount, "bpffs": capture.bpffs, "cgroups": rules },
+        "capture": show_capture(&config.capture),
         "services": config.services.iter().map(show_service).collect::<Vec<Value>>(),
     })
+}
+
+fn show_capture(capture: &Capture) -> Value {
+    let rule = |rule: &CaptureRule| {
+        let path = rule.path.as_str();
+        if rule.capture {
+            json!({ "path": path, "capture": "on", "shortcut": shortcut_word(rule.shortcut) })
+        } else {
+            json!({ "path": path, "capture": "off" })
+        }
+    };
+    let (namespaces, except) = (&capture.namespaces, &capture.except);
+    json!({
+        "cgroup_mount": capture.cgroup_mount,
+        "bpffs": capture.bpffs,
+        "cgroups": capture.rules.iter().map(rule).collect::<Vec<Value>>(),
+        // No list is every namespace, an empty one would be none.
+        "namespaces": {
+            "only": (!namespaces.only.is_empty()).then(|| texts(&namespaces.only)),
+            "except": texts(&namespaces.except),
+        },
+        "except": {
+            "ports": except.ports.iter().map(range).collect::<Vec<String>>(),
+            "cidrs": texts(&except.cidrs),
+            "uids": except.uids.iter().map(range).collect::<Vec<String>>(),
+        },
+    })
+}
+
+fn texts(items: &[impl ToString]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
+}
+
+/// A range as a file says it.
+pub fn range<T: PartialEq + std::fmt::Display>(range: &RangeInclusive<T>) -> String {
+    let (first, last) = (range.start(), range.end());
+    if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
 fn show_service(service: &Service) -> Value {

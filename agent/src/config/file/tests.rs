@@ -41,6 +41,9 @@ capture:
   cgroups:
     - { path: /kubepods, shortcut: on }
     - { path: /system.slice }
+    - { path: /system.slice/**/quiet-?.*, capture: off }
+  namespaces: { only: [host, cni-*, /run/docker/netns/*], except: [cni-bad] }
+  except: { ports: [22, 8000-8010], cidrs: [10.0.0.0/8, \"fd00::/8\", 192.0.2.1], uids: [0, 1000-1010] }
 services:
   - name: shop/orders
     address: 10.96.0.10:80
@@ -72,8 +75,24 @@ fn every_key_means_what_it_says() {
     assert_eq!(config.admin_address, SocketAddr::from(([127, 0, 0, 1], 0)));
     assert_eq!(config.capture.cgroup_mount, Some(PathBuf::from("/sys/fs/cgroup/unified")));
     assert_eq!(config.capture.bpffs, PathBuf::from("/run/bpf"));
-    let rules: Vec<_> = config.capture.rules.iter().map(|r| (r.path.to_str().unwrap_or("?"), r.shortcut)).collect();
-    assert_eq!(rules, [("/kubepods", Shortcut::On), ("/system.slice", Shortcut::Auto)]);
+    let rules: Vec<_> = config.capture.rules.iter().map(|r| (r.path.as_str(), r.shortcut)).collect();
+    assert_eq!(
+        rules,
+        [
+            ("/kubepods", Shortcut::On),
+            ("/system.slice", Shortcut::Auto),
+            ("/system.slice/**/quiet-?.*", Shortcut::Auto)
+        ]
+    );
+    assert_eq!(config.capture.rules.iter().map(|rule| rule.capture).collect::<Vec<_>>(), [true, true, false]);
+    let (namespaces, except) = (&config.capture.namespaces, &config.capture.except);
+    let texts =
+        |names: &[crate::config::capture::NamespaceName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&namespaces.only), ["host", "cni-*", "/run/docker/netns/*"]);
+    assert_eq!(texts(&namespaces.except), ["cni-bad"]);
+    assert_eq!((&except.ports[..], &except.uids[..]), (&[22..=22, 8000..=8010][..], &[0..=0, 1000..=1010][..]));
+    let blocks: Vec<String> = except.cidrs.iter().map(ToString::to_string).collect();
+    assert_eq!(blocks, ["10.0.0.0/8", "fd00::/8", "192.0.2.1/32"]);
     let orders = &config.services[0];
     assert_eq!((orders.name.as_str(), orders.address.to_string().as_str()), ("shop/orders", "10.96.0.10:80"));
     assert_eq!((orders.protocol, orders.mode), (Protocol::Http, Mode::Kernel));
@@ -118,7 +137,7 @@ fn the_config_map_of_the_daemon_set_is_good() {
     let (_, rest) = manifest.split_once("config.yaml: |\n").expect("it holds a configuration");
     let (text, _) = rest.split_once("---").expect("another object follows");
     let config = parse(text, "F").expect("a good file");
-    assert_eq!(config.capture.rules[0].path, PathBuf::from("/kubepods.slice"));
+    assert_eq!(config.capture.rules[0].path.as_str(), "/kubepods.slice");
     // What Kubernetes reads of it is YAML too.
     let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(manifest).expect("YAML");
     assert_eq!(objects.len(), 3);
@@ -180,7 +199,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ),
         (
             "capture: { cgroups: [ { path: /a }, { path: /a/ } ] }\n",
-            "F:1:45: capture.cgroups[1].path: /a/ is listed twice; keep one",
+            "F:1:45: capture.cgroups[1].path: /a is listed twice; keep one",
         ),
         (
             "capture: { cgroups: [ { shortcut: on } ] }\n",
@@ -338,6 +357,66 @@ fn each_mistake_in_a_service_is_named_with_its_place_and_a_remedy() {
     ];
     for (what, change, expected) in cases {
         assert_eq!(problems(&service(what, change)), [*expected], "{change}");
+    }
+}
+
+#[test]
+fn what_cannot_be_captured_is_named() {
+    let cases: &[(&str, &str)] = &[
+        (
+            "cgroups: [{path: /a**/b}]",
+            "cgroups[0].path: \"**\" stands for whole components and must be one by itself; write /a/**/b, or * within a component",
+        ),
+        ("cgroups: [{path: /a, capture: maybe}]", "cgroups[0].capture: unknown value \"maybe\"; write one of on, off"),
+        (
+            "cgroups: [{path: /, capture: on}, {path: /a, capture: off, shortcut: on}]",
+            "cgroups[1].shortcut: means nothing where capture is off; remove one of the two",
+        ),
+        (
+            "cgroups: [{path: /a, capture: off}]",
+            "cgroups: captures nothing: every rule says capture: off; add one that captures what is around them",
+        ),
+        ("cgroups: [{path: /a/*}, {path: /a//*}]", "cgroups[1].path: /a/* is listed twice; keep one"),
+        (
+            "namespaces: {only: []}",
+            "namespaces.only: captures nothing; name a namespace, or leave the key out to capture all",
+        ),
+        (
+            "namespaces: {except: [a/b]}",
+            "namespaces.except[0]: \"a/b\" is no name of a namespace; write a name of /run/netns, a path, or host",
+        ),
+        (
+            "namespaces: {except: [/run/**]}",
+            "namespaces.except[0]: would be searched for in the whole file system; write * for each component",
+        ),
+        ("except: {ports: [0]}", "except.ports[0]: 0 is out of range; write a whole number from 1 to 65535"),
+        (
+            "except: {ports: [9-8]}",
+            "except.ports[0]: \"9-8\" is no port and no range of them; write 22 or 8000-8010, from 1 to 65535",
+        ),
+        (
+            "except: {ports: [1-70000]}",
+            "except.ports[0]: \"1-70000\" is no port and no range of them; write 22 or 8000-8010, from 1 to 65535",
+        ),
+        (
+            "except: {cidrs: [ten]}",
+            "except.cidrs[0]: \"ten\" is no block of addresses; write it as 10.0.0.0/8 or fd00::/8",
+        ),
+        (
+            "except: {cidrs: [10.0.0.1/8]}",
+            "except.cidrs[0]: \"10.0.0.1/8\" has bits set behind its prefix, or a prefix longer than the address; write it as 10.0.0.0/8",
+        ),
+        (
+            "except: {uids: [root]}",
+            "except.uids[0]: \"root\" is no user and no range of them; write 0 or 1000-1010, from 0 to 4294967294",
+        ),
+        ("except: {uid: [0]}", "except.uid: unknown key; did you mean uids?"),
+    ];
+    for (what, expected) in cases {
+        let found = problems(&format!("capture:\n  {what}\n"));
+        let found: Vec<&str> =
+            found.iter().filter_map(|line| line.split_once("capture.").map(|(_, rest)| rest)).collect();
+        assert_eq!(found, [*expected], "{what}");
     }
 }
 

@@ -73,7 +73,13 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
         drain_timeout: PATIENCE,
         admin_address: ([127, 0, 0, 1], 0).into(),
         hook_stats: false,
-        capture: Capture { cgroup_mount: None, bpffs: "/".into(), rules: Vec::new() },
+        capture: Capture {
+            cgroup_mount: None,
+            bpffs: "/".into(),
+            rules: Vec::new(),
+            namespaces: Default::default(),
+            except: Default::default(),
+        },
         services: vec![Service {
             name: "origin".into(),
             address,

@@ -1,0 +1,235 @@
+//! The capture rules in force: which cgroups have hooks, followed as cgroups come and go and as the configuration changes.
+//!
+//! A cgroup's id is never given again, and pins are named after it: a cgroup that is gone and made anew is another, and is attached anew
+//! (trap T36). Where a rule is withdrawn from a cgroup that lives, nothing more is captured at once, while what serves open sockets (their
+//! peer's name, what they hold) stays until none is left.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    KernelError, cgroup, flows,
+    hooks::{self, Hooks, Policy},
+    tree::{Found, Rule, Tree, TreeNews},
+};
+use crate::config::CaptureRule;
+
+/// The rules in force.
+#[derive(Debug)]
+pub struct Rules {
+    hooks: Hooks,
+    tree: Tree,
+    mount: PathBuf,
+    links: PathBuf,
+    /// The agent's own cgroup, whose sockets are watched and never captured.
+    own: u64,
+    rules: Vec<Rule>,
+    /// By id.
+    attached: HashMap<u64, Found>,
+    /// Cgroups no longer captured, by id, with sockets that may have been.
+    leaving: HashMap<u64, PathBuf>,
+    /// Cgroups that could not be attached, so that the log says so once.
+    refused: HashSet<u64>,
+    self_test_passed: bool,
+}
+
+/// Where things are.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'p> {
+    /// The mount of cgroup v2.
+    pub mount: &'p Path,
+    /// The agent's own cgroup.
+    pub own: &'p Path,
+    /// Where links are pinned.
+    pub links: &'p Path,
+}
+
+impl Rules {
+    /// Attaches what the rules say, and takes over what an agent before this one left.
+    pub fn open(
+        hooks: Hooks,
+        places: Places<'_>,
+        rules: &[CaptureRule],
+        self_test_passed: bool,
+    ) -> Result<Self, KernelError> {
+        let failed = |source| KernelError::Cgroup { path: places.own.into(), source };
+        let own = cgroup::id(places.own).map_err(failed)?;
+        hooks.pin_own(places.own, places.links)?;
+        let pinned = hooks::pinned(places.links)?;
+        let tree = Tree::new(places.mount).map_err(|source| KernelError::Inotify { source })?;
+        let mut opened = Self {
+            hooks,
+            tree,
+            mount: places.mount.into(),
+            links: places.links.into(),
+            own,
+            rules: Vec::new(),
+            attached: HashMap::new(),
+            leaving: HashMap::new(),
+            refused: HashSet::new(),
+            self_test_passed,
+        };
+        // What is not there now was looked for before anything was attached, or has gone since an agent before this one.
+        opened.set(rules, true)?;
+        // The path of what was captured before is known to the kernel alone; where no cgroup has that id any more, the pins go.
+        let stale: HashSet<u64> =
+            pinned.into_iter().filter(|id| *id != own && !opened.attached.contains_key(id)).collect();
+        let living = cgroup::paths(places.mount, &stale);
+        for id in stale {
+            opened.withdraw(id, living.get(&id).cloned())?;
+        }
+        Ok(opened)
+    }
+
+    /// Puts other rules in force: new ones first, then away with what no rule asks for. With an error the rules before stay.
+    ///
+    /// `patient` says that cgroups may be missing: they will be captured when they come.
+    pub fn set(&mut self, rules: &[CaptureRule], patient: bool) -> Result<(), KernelError> {
+        let missing = all_there(&self.mount, rules);
+        if !patient {
+            missing?;
+        } else if let Err(error) = missing {
+            tracing::warn!(%error, "it is captured as soon as it is there");
+        }
+        let passed = self.self_test_passed;
+        let policy = |rule: &CaptureRule| match rule.capture {
+            true => Policy::Captured { shortcut: flows::allows(rule.shortcut, passed) },
+            false => Policy::LeftOut,
+        };
+        let new = rules.iter().map(|rule| Rule { path: rule.path.clone(), policy: policy(rule) }).collect();
+        let old = std::mem::replace(&mut self.rules, new);
+        let applied = self.apply(true);
+        if applied.is_err() {
+            self.rules = old;
+            if let Err(error) = self.apply(false) {
+                tracing::error!(%error, "the capture rules before are not whole again");
+            }
+        }
+        applied.map(|_| ())
+    }
+
+    /// Attaches cgroups that have come and forgets those that are gone. Whether any has.
+    pub fn follow(&mut self) -> Result<bool, KernelError> {
+        self.apply(false)
+    }
+
+    /// `whole`: a cgroup that cannot be attached is an error, unless it has just gone.
+    fn apply(&mut self, whole: bool) -> Result<bool, KernelError> {
+        let found = self.tree.look(&self.rules);
+        let mut changed = false;
+        for found in &found {
+            if self.attached.get(&found.id).is_some_and(|attached| attached.policy == found.policy) {
+                continue;
+            }
+            changed |= self.attach(found, whole)?;
+        }
+        let wanted: HashSet<u64> = found.iter().map(|found| found.id).collect();
+        let stale: Vec<u64> = self.attached.keys().copied().filter(|id| !wanted.contains(id)).collect();
+        for id in stale {
+            changed = true;
+            if let Some(gone) = self.attached.remove(&id) {
+                let lives = cgroup::id(&gone.path).is_ok_and(|now| now == id);
+                tracing::info!(cgroup = %gone.path.display(), "{}", if lives { "cgroup is no longer captured" } else { "cgroup is gone" });
+                self.withdraw(id, lives.then_some(gone.path))?;
+            }
+        }
+        Ok(changed)
+    }
+
+    fn attach(&mut self, found: &Found, whole: bool) -> Result<bool, KernelError> {
+        match self.hooks.pin(&found.path, found.policy, &self.links) {
+            Ok(()) => {
+                tracing::info!(cgroup = %found.path.display(), policy = ?found.policy, "cgroup is attached");
+                self.leaving.remove(&found.id);
+                self.refused.remove(&found.id);
+                self.attached.insert(found.id, found.clone());
+                Ok(true)
+            }
+            // It went between the look and now: the next look will not find it.
+            Err(_) if cgroup::id(&found.path).ok() != Some(found.id) => {
+                self.hooks.unpin(found.id, &self.links)?;
+                Ok(false)
+            }
+            Err(error) if whole => Err(error),
+            Err(error) => {
+                if self.refused.insert(found.id) {
+                    tracing::warn!(%error, cgroup = %found.path.display(), "cgroup is not captured");
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Captures nothing more in a cgroup; `path` where it lives.
+    fn withdraw(&mut self, id: u64, path: Option<PathBuf>) -> Result<(), KernelError> {
+        self.refused.remove(&id);
+        match path {
+            Some(path) => {
+                self.hooks.pin(&path, Policy::Leaving, &self.links)?;
+                self.leaving.insert(id, path);
+                Ok(())
+            }
+            None => self.hooks.unpin(id, &self.links),
+        }
+    }
+
+    /// Whether news of the tree may be about names of network namespaces.
+    pub fn is_of_names(&self, news: &[i32]) -> bool {
+        self.tree.is_of_names(news)
+    }
+
+    /// Whether hooks stand only for sockets that may be open.
+    pub fn is_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// No socket that was captured is left: what stood for them goes.
+    pub fn leave(&mut self) -> Result<(), KernelError> {
+        for id in std::mem::take(&mut self.leaving).into_keys().filter(|id| *id != self.own) {
+            self.hooks.unpin(id, &self.links)?;
+        }
+        Ok(())
+    }
+
+    /// The cgroups that are captured, and those left out of them.
+    pub fn cgroups(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let (left_out, captured): (Vec<&Found>, Vec<&Found>) =
+            self.attached.values().partition(|found| found.policy == Policy::LeftOut);
+        let paths = |found: Vec<&Found>| found.into_iter().map(|found| found.path.clone()).collect();
+        (paths(captured), paths(left_out))
+    }
+
+    /// Whether some rule leaves cgroups out, and whether some lets sockets take the shortcut.
+    pub fn say(&self) -> (bool, bool) {
+        let has = |policy| self.rules.iter().any(|rule| rule.policy == policy);
+        (has(Policy::LeftOut), has(Policy::Captured { shortcut: true }))
+    }
+
+    /// A number that tells these rules from others.
+    pub fn mark(&self) -> u32 {
+        let mut hasher = DefaultHasher::new();
+        for rule in &self.rules {
+            (rule.path.as_str(), rule.policy == Policy::LeftOut).hash(&mut hasher);
+        }
+        hasher.finish() as u32
+    }
+
+    /// The source of news of cgroups and named network namespaces.
+    pub fn news(&self) -> Result<TreeNews, KernelError> {
+        self.tree.news().map_err(|source| KernelError::Inotify { source })
+    }
+}
+
+/// Whether every cgroup that a rule captures by its whole path is there.
+pub fn all_there(mount: &Path, rules: &[CaptureRule]) -> Result<(), KernelError> {
+    rules.iter().filter(|rule| rule.path.is_plain() && rule.capture).try_for_each(|rule| {
+        let path = cgroup::below(mount, Path::new(rule.path.as_str()));
+        match cgroup::id(&path) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(KernelError::Cgroup { path, source }),
+        }
+    })
+}
