@@ -43,7 +43,11 @@ fn an_edited_file_takes_effect_by_itself() {
     agent.reload(&config.with_services([Service::agent_tcp("added", added).to(old.address())]));
     assert!(moves_to(&stage, added, "old"));
     assert!(stage.dial(kept).is_err(), "a service that is gone is no longer captured");
-    assert_eq!(agent.metric("sockway_config_reloads_total", &[("result", "applied")]), 2.0);
+    let metrics = agent.metrics();
+    assert_eq!(metrics.get("sockway_config_reloads_total", &[("result", "applied")]), 2.0);
+    assert!(
+        metrics.get("sockway_config_read_seconds", &[]) > 0.0 && metrics.get("sockway_config_apply_seconds", &[]) > 0.0
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -332,9 +332,9 @@ impl Node {
         match read {
             Read::Same => reloader.unchanged(),
             Read::Bad(error) => reloader.refused(&error),
-            Read::New(config) => match self.apply(*config) {
-                Ok(snapshot) => {
-                    reloader.applied();
+            Read::New(config) => match self.apply_timed(*config) {
+                Ok((snapshot, took)) => {
+                    reloader.applied(took);
                     tracing::info!(
                         generation = snapshot.generation,
                         services = snapshot.services.len(),
@@ -347,6 +347,11 @@ impl Node {
                 Err(error) => reloader.refused(&error),
             },
         }
+    }
+
+    fn apply_timed(&mut self, config: Config) -> Result<(Arc<Snapshot>, Duration), KernelError> {
+        let started = Instant::now();
+        self.apply(config).map(|snapshot| (snapshot, started.elapsed()))
     }
 
     /// The whole of a new configuration, or nothing of it.

@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use tokio::task::JoinHandle;
@@ -18,7 +19,9 @@ pub struct Reloader {
     path: PathBuf,
     /// What was read last, good or bad: the same again is no news.
     text: Option<String>,
-    reading: Option<JoinHandle<(Option<String>, Read)>>,
+    reading: Option<JoinHandle<(Option<String>, Read, Duration)>>,
+    /// How long the last reading took.
+    read_time: Duration,
     /// It was asked for once more while it was being read.
     again: bool,
     counts: Reloads,
@@ -38,7 +41,14 @@ pub enum Read {
 impl Reloader {
     /// For the file that `text` was read from.
     pub fn new(path: PathBuf, text: String) -> Self {
-        Self { path, text: Some(text), reading: None, again: false, counts: Reloads::default() }
+        Self {
+            path,
+            text: Some(text),
+            reading: None,
+            read_time: Duration::ZERO,
+            again: false,
+            counts: Reloads::default(),
+        }
     }
 
     /// How often, with what result.
@@ -61,7 +71,11 @@ impl Reloader {
             return;
         }
         let (path, before) = (self.path.clone(), self.text.clone());
-        self.reading = Some(tokio::task::spawn_blocking(move || read(&path, before.as_deref())));
+        self.reading = Some(tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            let (text, read) = read(&path, before.as_deref());
+            (text, read, started.elapsed())
+        }));
     }
 
     /// Waits for what was begun, for ever if nothing was. Dropping the future loses nothing.
@@ -69,17 +83,18 @@ impl Reloader {
         let Some(reading) = &mut self.reading else { return std::future::pending().await };
         let ended = reading.await;
         self.reading = None;
-        let Ok((text, read)) = ended else { return Read::Same };
-        self.text = text;
+        let Ok((text, read, took)) = ended else { return Read::Same };
+        (self.text, self.read_time) = (text, took);
         if std::mem::take(&mut self.again) {
             self.begin();
         }
         read
     }
 
-    /// What was read took effect.
-    pub fn applied(&mut self) {
+    /// What was read took effect, in that long.
+    pub fn applied(&mut self, apply_time: Duration) {
         self.counts.applied += 1;
+        (self.counts.read_time, self.counts.apply_time) = (self.read_time, apply_time);
         self.counts.last_refused = false;
     }
 
@@ -198,11 +213,16 @@ mod tests {
             reloader.begin();
             let read = reloader.ended().await;
             match &read {
-                Read::New(_) => reloader.applied(),
+                Read::New(_) => reloader.applied(Duration::from_millis(7)),
                 Read::Same => reloader.unchanged(),
                 Read::Bad(error) => reloader.refused(error),
             }
-            (read, reloader.counts())
+            let counts = reloader.counts();
+            assert_eq!(
+                (counts.read_time > Duration::ZERO, counts.apply_time.as_millis()),
+                (counts.applied > 0, counts.applied as u128 * 7)
+            );
+            (read, Reloads { read_time: Duration::ZERO, apply_time: Duration::ZERO, ..counts })
         };
         assert!(matches!(after(Some("workers: 1")).await, (Read::Same, Reloads { unchanged: 1, .. })));
         assert!(matches!(
@@ -217,6 +237,6 @@ mod tests {
         assert!(matches!(after(None).await, (Read::Bad(_), Reloads { refused: 3, .. })));
         let (read, counts) = after(Some("workers: 1")).await;
         assert!(matches!(read, Read::New(config) if config.workers == 1));
-        assert_eq!(counts, Reloads { applied: 1, refused: 3, unchanged: 2, last_refused: false });
+        assert_eq!(counts, Reloads { applied: 1, refused: 3, unchanged: 2, ..Reloads::default() });
     }
 }

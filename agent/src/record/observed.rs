@@ -67,6 +67,10 @@ pub struct Reloads {
     pub unchanged: u64,
     /// Whether the last one was refused.
     pub last_refused: bool,
+    /// How long it took to read and check the last one that took effect.
+    pub read_time: Duration,
+    /// How long it took to put that in force once it was read, in the kernel half too.
+    pub apply_time: Duration,
 }
 
 /// How probes ended, since the start.

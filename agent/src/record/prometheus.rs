@@ -80,6 +80,16 @@ fn reloads(observed: &Observed) {
         "Whether the configuration in effect is what the file said last."
     );
     gauge!("sockway_config_last_reload_success").set(flag(!reloads.last_refused));
+    describe_gauge!(
+        "sockway_config_read_seconds",
+        "How long reading and checking the configuration in effect took; 0 for the one that the agent started with."
+    );
+    gauge!("sockway_config_read_seconds").set(reloads.read_time.as_secs_f64());
+    describe_gauge!(
+        "sockway_config_apply_seconds",
+        "How long putting the configuration in effect in force took once it was read; 0 for the one that the agent started with."
+    );
+    gauge!("sockway_config_apply_seconds").set(reloads.apply_time.as_secs_f64());
     describe_counter!(
         "sockway_config_reloads_total",
         "Times that the configuration was read again, by what came of it."

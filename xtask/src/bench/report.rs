@@ -22,7 +22,7 @@ use super::{
 use crate::progress;
 
 /// The columns of a table, in their order, as far as a scenario has them.
-const COLUMNS: [(Figure, &str); 16] = [
+const COLUMNS: [(Figure, &str); 17] = [
     (Figure::Rps, "requests/s"),
     (Figure::P50, "p50 µs"),
     (Figure::P99, "p99 µs"),
@@ -36,6 +36,7 @@ const COLUMNS: [(Figure, &str); 16] = [
     (Figure::Load, "load ms"),
     (Figure::Reload, "reload ms"),
     (Figure::Change, "change ms"),
+    (Figure::Apply, "apply ms"),
     (Figure::Maps, "maps MB"),
     (Figure::Rss, "RSS MB"),
     (Figure::Foreign, "others %"),
@@ -238,7 +239,7 @@ fn cell(figure: Figure, spread: Option<Spread>) -> String {
         Figure::Rps | Figure::P50 | Figure::P99 | Figure::Load | Figure::Reload | Figure::Foreign => {
             format!("{median:.0}")
         }
-        Figure::Change => format!("{median:.1}"),
+        Figure::Change | Figure::Apply => format!("{median:.1}"),
         Figure::Cpu | Figure::MachineCpu | Figure::OwnCpu | Figure::Connect => format!("{median:.2}"),
         Figure::GbPerS | Figure::CpuPerGb | Figure::MachineCpuPerGb => format!("{median:.2}"),
         Figure::Rss | Figure::Maps => format!("{:.1}", median / 1024.0),
@@ -268,7 +269,7 @@ fn tell(scenario: &str, sample: &Sample) -> String {
         let value = *sample.values.get(figure)?;
         Some(format!("{} {name}", cell(*figure, Spread::of(vec![value]))))
     });
-    let figures: Vec<_> = figures.take(8).collect();
+    let figures: Vec<_> = figures.take(9).collect();
     let Sample { way, placement, round, .. } = sample;
     format!("{scenario} {} round {round}, {way}: {}", placement.name(), figures.join(", "))
 }

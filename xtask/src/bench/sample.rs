@@ -34,6 +34,8 @@ pub enum Figure {
     Reload,
     /// From the signal to read a configuration in which one endpoint is another until that is in force.
     Change,
+    /// Of that, from the moment at which the agent has read it: its own word for it.
+    Apply,
     /// Kernel memory of the maps.
     Maps,
     /// CPU time of programs that have no part in the benchmark, in percent of one core: how far a round can be trusted.
@@ -58,6 +60,7 @@ impl Figure {
             Self::Load => "load_ms",
             Self::Reload => "reload_ms",
             Self::Change => "change_ms",
+            Self::Apply => "apply_ms",
             Self::Maps => "maps_kb",
             Self::Foreign => "foreign_cpu_percent",
         }
@@ -79,7 +82,8 @@ impl Figure {
             Self::MachineCpuPerGb => "machine's CPU per GB (s)",
             Self::Load => "load (ms)",
             Self::Reload => "reload (ms)",
-            Self::Change => "one endpoint changed (ms)",
+            Self::Change => "one endpoint changed, the file read included (ms)",
+            Self::Apply => "one endpoint changed, once read (ms)",
             Self::Maps => "maps (kB)",
             Self::Foreign => "CPU of other programs (% of a core)",
         }
