@@ -63,20 +63,6 @@ fn both_legs_of_an_http_call_take_the_shortcut() {
 }
 
 #[test]
-fn an_opaque_connection_takes_the_shortcut_on_both_legs() {
-    let Some(stage) = Stage::set() else { return };
-    let (origin, service) = (stage.echo("origin"), stage.address());
-    let tcp = Service::agent_tcp("tcp", service).to(origin.address()).set("shortcut: on");
-    let agent = Agent::start(&stage.config_with_shortcut().service(tcp));
-    let mut stream = stage.dial(service).unwrap();
-    assert_eq!(read_name(&mut stream).unwrap(), "origin");
-    for _ in 0..100 {
-        assert!(echoes(&stream, &[1; 1_000]).unwrap());
-    }
-    assert!(agent.metric(MESSAGES, &[]) >= 400.0);
-}
-
-#[test]
 fn one_no_is_enough() {
     // Who says no: the clients' rule, the origins' rule, the origins by not being captured, the service.
     for (clients, origins, service_says) in

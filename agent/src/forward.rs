@@ -7,7 +7,8 @@ use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, task::Poll};
 
 use crate::{
     decode::chunked::{BadChunk, Decoder, Style, reframe},
-    ring::{Buf, Buffers, LARGE, Reader, SMALL, Stream, Writer},
+    kernel::Way,
+    ring::{Buf, Buffers, LARGE, Reader, SMALL, Socket, Stream, Writer},
 };
 
 /// Why a copy ended before its end.
@@ -124,7 +125,29 @@ impl Copy<'_> {
         if !self.from.is_armed() {
             self.from.arm(self.buffers.take(LARGE));
         }
-        let (result, buf) = self.from.received().await;
+        let received = self.from.received().await;
+        self.unwrap(received)
+    }
+
+    /// Waits for bytes, and meanwhile for what was submitted to be with the kernel: then everything taken so far is settled.
+    async fn receive_while_sending(&mut self, settled: &impl Fn(u64)) -> Result<Buf, Broken> {
+        let received = poll_fn(|context| {
+            if self.to.is_sending()
+                && let Poll::Ready((result, buf)) = self.to.poll_sent(context)
+            {
+                self.buffers.give(buf);
+                if let Err(error) = result {
+                    return Poll::Ready(Err(Broken::Sending(error)));
+                }
+                settled(self.from.taken());
+            }
+            self.from.poll_received(context).map(Ok)
+        });
+        let received = received.await?;
+        self.unwrap(received)
+    }
+
+    fn unwrap(&self, (result, buf): (io::Result<usize>, Buf)) -> Result<Buf, Broken> {
         match result {
             Ok(_) => Ok(buf),
             Err(error) => {
@@ -141,6 +164,9 @@ impl Copy<'_> {
     }
 }
 
+/// The sockets of the two connections that a relay is between.
+pub type Ends<'s> = (&'s Socket, &'s Socket);
+
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relayed {
@@ -152,14 +178,26 @@ pub enum Relayed {
     SecondBroke,
 }
 
-/// Copies both ways until both sides have ended. An end is passed on as an end, in its direction only; a reset as a reset. `counts`
-/// are the bytes from the first to the second, and back.
-pub async fn relay(first: &mut Stream, second: &mut Stream, buffers: &Buffers, counts: (&Count, &Count)) -> Relayed {
+/// Copies both ways until both sides have ended. An end is passed on as an end, in its direction only; a reset as a reset, and so is
+/// our own death: until both sides have ended, closing the sockets resets them. `counts` are the bytes from the first to the
+/// second, and back. `settled` is told how many bytes were taken from one side since its connection was made whenever all that became of
+/// them is with the kernel.
+pub async fn relay(
+    first: &mut Stream,
+    second: &mut Stream,
+    buffers: &Buffers,
+    counts: (&Count, &Count),
+    settled: &impl Fn(Way, u64, Ends<'_>),
+) -> Relayed {
+    first.socket.reset_on_close(true);
+    second.socket.reset_on_close(true);
     let relayed = {
         let there = Copy { from: &mut first.reader, to: &mut second.writer, buffers, count: counts.0 };
         let back = Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1 };
-        let mut there = pin!(one_way(there, || second.socket.shut(Shutdown::Write)));
-        let mut back = pin!(one_way(back, || first.socket.shut(Shutdown::Write)));
+        let ends = (&first.socket, &second.socket);
+        let told = |way| move |bytes| settled(way, bytes, ends);
+        let mut there = pin!(one_way(there, told(Way::There), || second.socket.shut(Shutdown::Write)));
+        let mut back = pin!(one_way(back, told(Way::Back), || first.socket.shut(Shutdown::Write)));
         let (mut there_done, mut back_done) = (false, false);
         poll_fn(|context| {
             if !there_done && let Poll::Ready(result) = there.as_mut().poll(context) {
@@ -180,20 +218,26 @@ pub async fn relay(first: &mut Stream, second: &mut Stream, buffers: &Buffers, c
         })
         .await
     };
-    if relayed != Relayed::Done {
+    if relayed == Relayed::Done {
+        first.socket.reset_on_close(false);
+        second.socket.reset_on_close(false);
+    } else {
         first.socket.reset();
         second.socket.reset();
     }
     relayed
 }
 
-async fn one_way(mut copy: Copy<'_>, end: impl FnOnce()) -> Result<(), Broken> {
+async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64), end: impl FnOnce()) -> Result<(), Broken> {
     let mut capacity = SMALL;
     loop {
+        if !copy.to.is_sending() {
+            settled(copy.from.taken());
+        }
         if !copy.from.is_armed() {
             copy.from.arm(copy.buffers.take(capacity));
         }
-        let buf = copy.receive().await?;
+        let buf = copy.receive_while_sending(&settled).await?;
         if buf.is_empty() {
             copy.buffers.give(buf);
             break;

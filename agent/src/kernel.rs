@@ -12,6 +12,7 @@ mod exclude;
 mod fill;
 mod flows;
 mod hooks;
+mod joins;
 mod last;
 mod latency;
 mod load;
@@ -46,6 +47,7 @@ use sockway_common::{
     capture::{Settings, settings_flags},
     counter::{self, Counter},
     flow::{ENDPOINT_AGENT, Original, OriginalKey, TCP},
+    join::ShortcutStats,
     latency::EndpointLatency,
     service::{EndpointKey, EndpointStats},
     watch::Watch,
@@ -55,6 +57,7 @@ pub use self::{
     events::{Event, EventStream, Events},
     fill::Fill,
     flows::{Flows, OriginalDst, socket_addr},
+    joins::{Join, Verdict, Way},
     log::KernelLog,
     namespace::{Changes, Listening, Namespaces, Opened, named_cookies},
     pinned::Pinned,
@@ -66,6 +69,7 @@ pub use self::{
 };
 use self::{
     exclude::Users,
+    joins::{Joins, ShortcutTable},
     last::LastSockets,
     load::Loaded,
     pins::Pins,
@@ -91,6 +95,7 @@ const ORIGINAL_MAX_AGE_NS: u64 = 120_000_000_000;
 /// The kernel half, loaded and attached.
 pub struct Kernel {
     tables: Tables,
+    shortcut_table: ShortcutTable,
     settings: Array<MapData, Settings>,
     heartbeat: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
@@ -157,7 +162,6 @@ impl Kernel {
             shortcut_bytes_max: SHORTCUT_BYTES_MAX,
             offsets: offsets.clone().unwrap_or_default(),
             rules: before,
-            zero: 0,
         };
         settings.set(0, current, 0).map_err(services::map_error("SETTINGS"))?;
         loaded.attach_shortcut()?;
@@ -172,6 +176,7 @@ impl Kernel {
             flows: Flows::of_kernel(
                 descriptor(ebpf, "ORIGINALS")?,
                 descriptor(ebpf, "CONNS")?,
+                Joins::new(ebpf)?,
                 Arc::clone(&shortcut),
                 self_test_passed,
             ),
@@ -184,6 +189,7 @@ impl Kernel {
             fill: fill::Tables::new(&pins.maps()),
             timing: timing::Timing::new(ebpf),
             namespaces: Some(namespaces),
+            shortcut_table: ShortcutTable::new(ebpf)?,
             tables: Tables::new(ebpf)?,
             heartbeat: services::table(ebpf, "HEARTBEAT")?,
             counters: services::table(ebpf, "COUNTERS")?,
@@ -219,6 +225,8 @@ impl Kernel {
         let any = snapshot.services.iter().any(|service| allows(service));
         self.shortcut.store(any, Ordering::Relaxed);
         self.set_flags(settings_flags::SHORTCUT, if any { settings_flags::SHORTCUT } else { 0 })?;
+        let counted = snapshot.services.iter().filter(|service| allows(service));
+        self.shortcut_table.keep(counted.map(|service| service.id))?;
         if self.except.is_of_destinations() {
             let except = &self.except;
             return self.tables.apply(&snapshot.without(|service| except.covers(service.config.address)), allows);
@@ -315,6 +323,11 @@ impl Kernel {
     /// What the connect hooks counted for each endpoint, added up over the CPUs.
     pub fn endpoint_stats(&self) -> Vec<(EndpointKey, EndpointStats)> {
         self.tables.stats()
+    }
+
+    /// What went by the shortcut on behalf of each service that may use it, by its id, added up over the CPUs.
+    pub fn shortcut_stats(&self) -> Vec<(u32, ShortcutStats)> {
+        self.shortcut_table.read()
     }
 
     /// What the workers ask about single connections.
@@ -457,7 +470,7 @@ fn own_cgroup(mount: &Path, instance: &str) -> PathBuf {
 fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
     let map = ebpf.map(name).ok_or(KernelError::NoMap { name })?;
     let data = match map {
-        Map::HashMap(data) | Map::SkStorage(data) => data,
+        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::SkStorage(data) => data,
         _ => return Err(KernelError::NoMap { name }),
     };
     data.fd().as_fd().try_clone_to_owned().map_err(|source| KernelError::Map { name, source: Box::new(source.into()) })

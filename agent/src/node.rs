@@ -421,6 +421,7 @@ impl Node {
             observed.latencies = self.kernel.latencies();
             observed.tables = self.kernel.fill();
             observed.hook_times = self.kernel.hook_times();
+            observed.shortcut_stats = self.kernel.shortcut_stats();
             (observed.workers_totals, observed.histograms) = observed::add_up(&self.slabs);
         }
         observed

@@ -18,8 +18,6 @@ pub struct Settings {
     pub offsets: Offsets,
     /// Tells the capture rules in force from those before: see [`settings_flags::EXCLUDED_CGROUPS`].
     pub rules: u32,
-    /// Zero: fills the layout to a multiple of eight.
-    pub zero: u32,
 }
 
 /// Offsets of the fields that the shortcut reads of a peer's socket. Rust has no CO-RE, so the agent resolves them.
@@ -42,8 +40,10 @@ pub struct Offsets {
     pub error: u32,
     /// `sock.__sk_common.skc_flags`, whose bit [`SOCK_DONE`] says that a FIN has come in.
     pub flags: u32,
-    /// Zero: fills the layout to a multiple of eight.
-    pub zero: u32,
+    /// `tcp_sock.write_seq`: behind the last byte that the socket was given.
+    pub write_seq: u32,
+    /// `tcp_sock.copied_seq`: behind the last byte that was read from it.
+    pub copied_seq: u32,
 }
 
 /// Number of the bit in a socket's flags (`enum sock_flags` of `include/net/sock.h`).

@@ -128,4 +128,24 @@ counters! {
     FallbackGone = "shortcut_fallbacks_total" ["reason" = "gone"],
     /// Directions that fell back to TCP because the shortcut was switched off.
     FallbackOff = "shortcut_fallbacks_total" ["reason" = "off"],
+    /// Directions that began to go past the agent, from one program's socket to the other's.
+    JoinBegan = "joined_directions_total" ["result" = "began"],
+    /// Directions that went past the agent once more, after they had fallen back.
+    JoinCameBack = "joined_directions_total" ["result" = "came_back"],
+    /// Directions that go to the agent by the shortcut, since the other program cannot be joined.
+    JoinRefused = "joined_directions_total" ["result" = "refused"],
+    /// Messages that went past the agent; they are among the shortcut's.
+    JoinMessages = "joined_messages_total" [],
+    /// Bytes that went past the agent; they are among the shortcut's.
+    JoinBytes = "joined_bytes_total" [],
+    /// Joined directions that fell back to TCP and the agent because the receive queue was at its bound.
+    JoinFull = "joined_fallbacks_total" ["reason" = "full"],
+    /// Joined directions that fell back because the receiver is gone.
+    JoinGone = "joined_fallbacks_total" ["reason" = "gone"],
+    /// Joined directions that fell back because the shortcut was switched off.
+    JoinOff = "joined_fallbacks_total" ["reason" = "off"],
+    /// Joined directions that fell back because another thread was still sending through TCP.
+    JoinInterleaved = "joined_fallbacks_total" ["reason" = "interleaved"],
+    /// Joined directions that fell back because the agent had given the pair up.
+    JoinEnded = "joined_fallbacks_total" ["reason" = "ended"],
 }

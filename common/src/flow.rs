@@ -1,4 +1,4 @@
-//! Addresses, and the state of one socket: what it dialled, where it was sent, and the other end of its shortcut.
+//! Addresses, and the state of one socket: what it dialled and where it was sent.
 //!
 //! Addresses are network-order bytes kept in words as the kernel hands them out; IPv4 is mapped into IPv6 (`::ffff:a.b.c.d`),
 //! so that every table has one key shape for both families.
@@ -131,6 +131,8 @@ pub mod conn_flags {
     pub const DIALLING: u32 = 1 << 3;
     /// Its end has been counted: where capture rules nest, the hook of the outer cgroup sees it too.
     pub const ENDED: u32 = 1 << 4;
+    /// The agent only relays this connection: it may be joined from its first byte.
+    pub const HOLD: u32 = 1 << 12;
 }
 
 /// One direction's identity on the wire, the same seen from both ends: addresses and the two initial sequence numbers.
@@ -146,46 +148,6 @@ pub struct FlowKey {
     pub client_sequence: u32,
     /// First byte the server will send.
     pub server_sequence: u32,
-}
-
-/// What two ends of a connection know of each other, kept where they can both see it until the client has sent its first message.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Meeting {
-    /// The client's socket cookie: its key in the sockhash.
-    pub client_cookie: u64,
-    /// The client's `struct sock`, only ever read through `bpf_probe_read_kernel` and after its cookie has been compared.
-    pub client_sock: u64,
-    /// The server's cookie; 0 until it has been enrolled.
-    pub server_cookie: u64,
-    /// The server's `struct sock`.
-    pub server_sock: u64,
-}
-
-/// One enrolled socket's half of a shortcut, kept in its `sk_storage`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Half {
-    /// Where to find the [`Meeting`] (client half only).
-    pub key: FlowKey,
-    /// The peer's cookie: its key in the sockhash.
-    pub peer_cookie: u64,
-    /// The peer's `struct sock` (see [`Meeting::client_sock`]).
-    pub peer_sock: u64,
-    /// One of [`half_state`].
-    pub state: u32,
-    /// Bytes that may wait in the peer's receive queue, set when the two met (trap T13).
-    pub limit_bytes: u32,
-}
-
-/// Values of [`Half::state`]: it only ever grows (trap T6: bytes that passed through TCP must not be overtaken).
-pub mod half_state {
-    /// Client half whose first message has not been sent: look at the meeting place.
-    pub const WAITING: u32 = 0;
-    /// Messages go to the peer's socket directly.
-    pub const JOINED: u32 = 1;
-    /// This direction goes through TCP, for good.
-    pub const FALLBACK: u32 = 2;
 }
 
 /// Where the agent finds what a captured connection dialled: the network namespace and the client's address.
@@ -218,8 +180,6 @@ const _: () = {
     assert!(size_of::<Address>() == 20);
     assert!(size_of::<Conn>() == 120);
     assert!(size_of::<FlowKey>() == 48);
-    assert!(size_of::<Meeting>() == 32);
-    assert!(size_of::<Half>() == 72);
     assert!(size_of::<OriginalKey>() == 32);
     assert!(size_of::<Original>() == 40);
 };

@@ -5,6 +5,7 @@
 //! - [`service`]: what the kernel half needs to balance a service by itself;
 //! - [`capture`]: what the agent tells the kernel half: settings, its listeners, and what the kernel half tells back: events;
 //! - [`counter`]: the kernel half's per-CPU counters, one for each way a hook can end;
+//! - [`join`]: the two ends of a shortcut, and of two connections that are joined;
 //! - [`latency`]: histograms that the hooks count;
 //! - [`watch`]: who watches flows, and what the hooks tell about each;
 //! - `pod`: the only `unsafe impl aya::Pod`s, behind the feature `user`.
@@ -15,6 +16,7 @@
 pub mod capture;
 pub mod counter;
 pub mod flow;
+pub mod join;
 pub mod latency;
 #[cfg(feature = "user")]
 mod pod;
@@ -31,8 +33,8 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
     ABI_VERSION,
     size_of::<flow::Address>() as u32,
     size_of::<flow::Conn>() as u32,
-    size_of::<flow::Half>() as u32,
-    size_of::<flow::Meeting>() as u32,
+    size_of::<join::Half>() as u32,
+    size_of::<join::Meeting>() as u32,
     size_of::<flow::FlowKey>() as u32,
     size_of::<flow::OriginalKey>() as u32,
     size_of::<flow::Original>() as u32,
@@ -46,16 +48,18 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
     size_of::<latency::EndpointLatency>() as u32,
     size_of::<watch::Watch>() as u32,
     size_of::<watch::Flow>() as u32,
+    size_of::<join::Join>() as u32,
+    size_of::<join::ShortcutStats>() as u32,
     counter::COUNT as u32,
 ];
 
 /// What each word of [`ABI_STAMP`] is, for the message of a mismatch.
-pub const ABI_NAMES: [&str; 19] = [
+pub const ABI_NAMES: [&str; 21] = [
     "abi version",
     "flow::Address",
     "flow::Conn",
-    "flow::Half",
-    "flow::Meeting",
+    "join::Half",
+    "join::Meeting",
     "flow::FlowKey",
     "flow::OriginalKey",
     "flow::Original",
@@ -69,6 +73,8 @@ pub const ABI_NAMES: [&str; 19] = [
     "latency::EndpointLatency",
     "watch::Watch",
     "watch::Flow",
+    "join::Join",
+    "join::ShortcutStats",
     "number of counters",
 ];
 

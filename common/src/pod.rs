@@ -1,6 +1,6 @@
 //! The only `unsafe impl aya::Pod`s: every type here is `repr(C)`, `Copy`, free of padding (sizes asserted beside it) and of pointers.
 
-use crate::{capture, flow, latency, service, udp, watch};
+use crate::{capture, flow, join, latency, service, udp, watch};
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {
@@ -14,12 +14,14 @@ macro_rules! pod {
 pod!(
     flow::Address,
     flow::Conn,
-    flow::Half,
-    flow::Meeting,
     flow::FlowKey,
     flow::OriginalKey,
     flow::Original,
     udp::Conversations,
+    join::Join,
+    join::Half,
+    join::Meeting,
+    join::ShortcutStats,
     service::Service,
     service::SlotKey,
     service::Slot,

@@ -71,6 +71,8 @@ pub mod service_flags {
     pub const IN_TURN: u32 = 1 << 1;
     /// Connections may use the shortcut.
     pub const SHORTCUT: u32 = 1 << 2;
+    /// The agent only relays its connections.
+    pub const OPAQUE: u32 = 1 << 12;
 }
 
 /// Key of the slot table.

@@ -164,6 +164,7 @@ fn remember(
     verdict: Counter,
 ) -> Result<(), Counter> {
     let shortcut = if service.flags & service_flags::SHORTCUT != 0 { conn_flags::SHORTCUT } else { 0 };
+    let hold = if service.flags & service_flags::OPAQUE != 0 { conn_flags::HOLD } else { 0 };
     let mut conn = Conn {
         original: *dialled,
         actual: *to,
@@ -174,7 +175,7 @@ fn remember(
         // SAFETY: plain helper without arguments.
         dialled_ns: unsafe { bpf_ktime_get_ns() },
         held: 0,
-        flags: shortcut | conn_flags::DIALLING,
+        flags: shortcut | hold | conn_flags::DIALLING,
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         connect_us: 0,
         verdict: verdict as u32,

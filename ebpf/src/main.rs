@@ -8,7 +8,7 @@
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
 //! - [`latency`]: how long handshakes and round trips take;
 //! - [`watch`]: a flow has ended, and somebody watches;
-//! - [`sk_msg`]: an enrolled socket sends: to the peer's socket, or through TCP.
+//! - [`sk_msg`]: an enrolled socket sends: to the peer's socket, past the agent ([`join`]), or through TCP.
 //!
 //! Programs and maps are pinned and outlive the agent.
 #![no_std]
@@ -20,6 +20,7 @@ mod connect;
 mod count;
 mod event;
 mod exclude;
+mod join;
 mod latency;
 mod maps;
 mod peer;

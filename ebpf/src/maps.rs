@@ -10,7 +10,8 @@ use aya_ebpf::{
 use sockway_common::{
     capture::{Listener, Settings},
     counter,
-    flow::{Address, Conn, FlowKey, Half, Meeting, Original, OriginalKey},
+    flow::{Address, Conn, FlowKey, Original, OriginalKey},
+    join::{ENTRIES, Half, Join, Meeting, ShortcutStats},
     latency::EndpointLatency,
     service::{EndpointKey, EndpointStats, Service, Slot, SlotKey},
     udp::Conversations,
@@ -103,6 +104,19 @@ pub static MEETINGS: LruHashMap<FlowKey, Meeting> = LruHashMap::with_max_entries
 /// An enrolled socket's half. Dies with the socket.
 #[btf_map]
 pub static HALVES: SkStorage<Half> = SkStorage::new();
+
+/// `BPF_F_MMAPABLE`: the agent writes in place, without a system call.
+const MMAPABLE: u32 = 1 << 10;
+
+/// The agent claims an entry for each direction that it wants joined, sock_msg looks for its socket's. Not pinned: it belongs to this
+/// loading of the object and to the agent that did it, and sockets keep the program that they were enrolled with (trap T7), so that
+/// no hook ever trusts an entry of an agent that is gone. A direction that finds no place free is relayed.
+#[map]
+pub static JOINS: Array<Join> = Array::with_max_entries(ENTRIES, MMAPABLE);
+
+/// Hooks count, agent reads; the agent makes an entry for each service that may use the shortcut.
+#[map]
+pub static SHORTCUT_STATS: PerCpuHashMap<u32, ShortcutStats> = PerCpuHashMap::with_max_entries(131_072, NO_PREALLOC);
 
 /// Enrolled sockets by cookie. 131 072 sockets (about 0.84 KiB of kernel memory each); when full sockets are not enrolled.
 #[map]

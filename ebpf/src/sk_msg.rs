@@ -1,4 +1,5 @@
-//! An enrolled socket sends: straight into its peer's receive queue, or, from some point on and for good, through TCP.
+//! An enrolled socket sends: straight into its peer's receive queue, or past the agent into the other program's ([`crate::join`]), or
+//! through TCP.
 //!
 //! Always returns "pass": with a redirect set the bytes go to the peer, without one they go through TCP. The helper's own verdict
 //! is not returned, because on a miss it would fail the program's write (trap T15).
@@ -11,11 +12,11 @@ use aya_ebpf::{
 use sockway_common::{
     capture::{Settings, settings_flags},
     counter::Counter,
-    flow::{Half, half_state},
+    join::{Half, half_flags, half_state},
 };
 
 use crate::{
-    count,
+    count, join,
     maps::{HALVES, MEETINGS, SETTINGS, SHORTCUT},
     socket,
 };
@@ -27,38 +28,65 @@ pub fn send_direct(ctx: SkMsgContext) -> u32 {
     let socket = unsafe { (*ctx.msg).__bindgen_anon_3.sk };
     if !socket.is_null()
         && let Some(half) = socket::stored(&HALVES, socket.cast())
-        && half.state != half_state::FALLBACK
-        && let Err(why) = try_direct(&ctx, half)
+        && let Some(settings) = SETTINGS.get(0)
     {
-        // Bytes that pass through TCP must not be overtaken by later ones (trap T6): this direction never comes back.
-        half.state = half_state::FALLBACK;
-        count::one(why);
+        choose_way(&ctx, half, settings);
     }
     SK_PASS
 }
 
 #[inline(always)]
-fn try_direct(ctx: &SkMsgContext, half: &mut Half) -> Result<(), Counter> {
-    let settings = SETTINGS.get(0).ok_or(Counter::FallbackOff)?;
+fn choose_way(ctx: &SkMsgContext, half: &mut Half, settings: &Settings) {
     let is_off = settings.flags & settings_flags::SHORTCUT == 0;
-    if half.state == half_state::WAITING {
-        if is_off {
-            return Err(Counter::FallbackOff);
-        }
-        meet(half, settings)?;
+    if half.state == half_state::WAITING
+        && let Err(why) = meet(half, settings, is_off)
+    {
+        half.flags &= !half_flags::MAY_JOIN;
+        return fall_back(half, why);
     }
+    if half.flags & half_flags::MAY_JOIN != 0 && join::goes_straight(ctx, half, settings, is_off) {
+        return;
+    }
+    if half.state == half_state::JOINED
+        && let Err(why) = try_peer(ctx, half, settings, is_off)
+    {
+        fall_back(half, why);
+    }
+}
+
+/// Bytes that pass through TCP must not be overtaken by later ones (trap T6): this direction does not come back, unless it is joined with
+/// another program's.
+#[inline(always)]
+fn fall_back(half: &mut Half, why: Counter) {
+    half.state = half_state::FALLBACK;
+    count::one(why);
+    count::of_service(half.service, |stats| stats.fallbacks += 1);
+}
+
+#[inline(always)]
+fn try_peer(ctx: &SkMsgContext, half: &mut Half, settings: &Settings, is_off: bool) -> Result<(), Counter> {
     check_room(half, settings, is_off)?;
-    if SHORTCUT.redirect_msg(ctx, &mut half.peer_cookie, u64::from(BPF_F_INGRESS)) != i64::from(SK_PASS) {
+    if !redirect(ctx, half.peer_cookie) {
         return Err(Counter::FallbackGone);
     }
-    count::one(Counter::ShortcutMessages);
-    count::add(Counter::ShortcutBytes, u64::from(ctx.size()));
+    let bytes = u64::from(ctx.size());
+    half.redirected_bytes += bytes;
+    count::redirected(half.service, bytes, false);
     Ok(())
+}
+
+/// Sends the message into the receive queue of the socket with this cookie; false when there is none.
+#[inline(always)]
+pub fn redirect(ctx: &SkMsgContext, mut cookie: u64) -> bool {
+    SHORTCUT.redirect_msg(ctx, &mut cookie, u64::from(BPF_F_INGRESS)) == i64::from(SK_PASS)
 }
 
 /// The client's first message: has the server been enrolled? If not, these bytes go through TCP, and so must all that follow.
 #[inline(always)]
-fn meet(half: &mut Half, settings: &Settings) -> Result<(), Counter> {
+fn meet(half: &mut Half, settings: &Settings, is_off: bool) -> Result<(), Counter> {
+    if is_off {
+        return Err(Counter::FallbackOff);
+    }
     let key = half.key;
     let Some(meeting) = MEETINGS.get_ptr(&key) else { return Err(Counter::FallbackEarly) };
     // SAFETY: copied once; the memory may be another's by now, which is why the socket itself is asked below.
@@ -80,7 +108,8 @@ fn meet(half: &mut Half, settings: &Settings) -> Result<(), Counter> {
     half.peer_cookie = meeting.server_cookie;
     half.peer_sock = meeting.server_sock;
     half.limit_bytes = socket::receive_limit(half.peer_sock, settings);
-    half.state = half_state::JOINED;
+    // A connection that will be joined waits for that: what it sends to the agent first must be passed on before it can be.
+    half.state = if half.flags & half_flags::HOLD != 0 { half_state::HELD } else { half_state::JOINED };
     Ok(())
 }
 

@@ -10,7 +10,10 @@ use aya_ebpf::{
         BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE,
         BPF_TCP_SYN_SENT,
     },
-    helpers::{bpf_ktime_get_ns, generated::bpf_get_socket_cookie},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_get_socket_cookie, bpf_setsockopt},
+    },
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -18,7 +21,8 @@ use aya_log_ebpf::warn;
 use sockway_common::{
     capture::{Event, Settings, event_kind, settings_flags},
     counter::Counter,
-    flow::{Conn, ENDPOINT_AGENT, FlowKey, Half, Meeting, Original, OriginalKey, conn_flags, half_state},
+    flow::{Conn, ENDPOINT_AGENT, FlowKey, Original, OriginalKey, conn_flags},
+    join::{Half, Meeting, half_flags, half_state},
     service::EndpointKey,
 };
 
@@ -35,6 +39,10 @@ const SYN_ALLOWED: u32 = 1;
 const SYN_DENIED: u32 = 0;
 /// `BPF_NOEXIST`.
 const NO_EXIST: u64 = 1;
+/// Level of TCP's socket options.
+const IPPROTO_TCP: i32 = 6;
+/// `TCP_NOTSENT_LOWAT`.
+const TCP_NOTSENT_LOWAT: i32 = 25;
 /// `BPF_EXIST`.
 const EXIST: u64 = 2;
 
@@ -124,7 +132,7 @@ fn on_dialled(ctx: &SockOpsContext, allowed: bool) {
     if allowed
         && wanted
         && !decided(ctx)
-        && let Err(why) = enrol_client(ctx)
+        && let Err(why) = enrol_client(ctx, conn)
     {
         count::one(why);
     }
@@ -137,7 +145,7 @@ fn decided(ctx: &SockOpsContext) -> bool {
 }
 
 #[inline(always)]
-fn enrol_client(ctx: &SockOpsContext) -> Result<(), Counter> {
+fn enrol_client(ctx: &SockOpsContext, conn: &Conn) -> Result<(), Counter> {
     let settings = SETTINGS.get(0).ok_or(Counter::ShortcutRefused)?;
     let syn = SynKey { client: socket::local(ctx), server: socket::remote(ctx) };
     // SAFETY: copied out at once.
@@ -149,17 +157,59 @@ fn enrol_client(ctx: &SockOpsContext) -> Result<(), Counter> {
     // SAFETY: two fields of the hook's context.
     let (client_sequence, server_sequence) = unsafe { ((*ctx.ops).snd_nxt, (*ctx.ops).rcv_nxt) };
     let key = FlowKey { client: syn.client, server: syn.server, client_sequence, server_sequence };
-    let (half, sock) = new_half(ctx, settings, key, half_state::WAITING)?;
-    half.peer_sock = 0;
-    let mut cookie = cookie(ctx);
-    let meeting = Meeting { client_cookie: cookie, client_sock: sock, server_cookie: 0, server_sock: 0 };
+    let half = new_half(ctx, settings, key, half_state::WAITING)?;
+    let (mine, theirs) = joinable(conn);
+    (half.flags, half.service) = (mine, conn.service);
+    let mut cookie = half.cookie;
+    let meeting = Meeting {
+        client_cookie: cookie,
+        client_sock: half.sock,
+        server_cookie: 0,
+        server_sock: 0,
+        service: conn.service,
+        flags: theirs,
+    };
     MEETINGS.insert(&key, &meeting, 0).map_err(|_| Counter::ShortcutRefused)?;
     if enrol(ctx, &mut cookie).is_err() {
         let _ = MEETINGS.remove(&key);
         return Err(Counter::ShortcutRefused);
     }
+    hold(ctx, half);
     count::one(Counter::ShortcutClient);
     Ok(())
+}
+
+/// A direction that is held until it can be joined must not pile up in the sender what the agent has to pass on first. Above the 64 KiB of
+/// a segment on loopback, so that Nagle's algorithm never has a sender wait for what it holds back itself.
+#[inline(always)]
+fn hold(ctx: &SockOpsContext, half: &Half) {
+    if half.flags & half_flags::HOLD == 0 {
+        return;
+    }
+    let mut bytes: u32 = 128 * 1024;
+    // SAFETY: the helper takes the hook's context and reads four bytes. Refused, more piles up, and all else is as before.
+    unsafe {
+        bpf_setsockopt(
+            ctx.as_ptr(),
+            IPPROTO_TCP,
+            TCP_NOTSENT_LOWAT,
+            core::ptr::from_mut(&mut bytes).cast(),
+            size_of::<u32>() as i32,
+        )
+    };
+}
+
+/// Flags for the two halves of a connection: the one at the other end from the agent may be joined.
+#[inline(always)]
+fn joinable(conn: &Conn) -> (u32, u32) {
+    let hold = if conn.flags & conn_flags::HOLD != 0 { half_flags::HOLD } else { 0 };
+    if conn.flags & conn_flags::AGENT != 0 {
+        (0, half_flags::MAY_JOIN | hold)
+    } else if conn.endpoint == ENDPOINT_AGENT {
+        (half_flags::MAY_JOIN | hold, 0)
+    } else {
+        (0, 0)
+    }
 }
 
 /// The accepting end is established; nothing has been received. If the dialling end was enrolled, so is this one, and they are a pair.
@@ -180,8 +230,7 @@ fn on_accepted(ctx: &SockOpsContext, allowed: bool) {
 /// A half that has fallen back keeps an outer cgroup's program from enrolling this socket.
 #[inline(always)]
 fn refuse_accepted(ctx: &SockOpsContext) {
-    let mut half =
-        Half { key: accepted_key(ctx), peer_cookie: 0, peer_sock: 0, state: half_state::FALLBACK, limit_bytes: 0 };
+    let mut half = Half { key: accepted_key(ctx), ..Half::fallen_back() };
     let _ = socket::store(&HALVES, socket::of_ops(ctx.ops), &mut half);
 }
 
@@ -202,15 +251,18 @@ fn enrol_server(ctx: &SockOpsContext) -> Result<(), Counter> {
     ) {
         return Err(Counter::ShortcutRefused);
     }
-    let (half, sock) = new_half(ctx, settings, key, half_state::FALLBACK)?;
+    let half = new_half(ctx, settings, key, half_state::FALLBACK)?;
+    half.flags = half_flags::SERVER | meeting.flags;
+    half.service = meeting.service;
     half.peer_cookie = meeting.client_cookie;
     half.peer_sock = meeting.client_sock;
     half.limit_bytes = socket::receive_limit(half.peer_sock, settings);
-    let mut cookie = cookie(ctx);
+    let mut cookie = half.cookie;
     enrol(ctx, &mut cookie).map_err(|_| Counter::ShortcutRefused)?;
-    half.state = half_state::JOINED;
+    half.state = if half.flags & half_flags::HOLD != 0 { half_state::HELD } else { half_state::JOINED };
     // Gone: the client has sent its first bytes, through TCP, and that direction stays there.
-    let _ = MEETINGS.insert(&key, &Meeting { server_cookie: cookie, server_sock: sock, ..meeting }, EXIST);
+    let _ = MEETINGS.insert(&key, &Meeting { server_cookie: cookie, server_sock: half.sock, ..meeting }, EXIST);
+    hold(ctx, half);
     count::one(Counter::ShortcutServer);
     Ok(())
 }
@@ -222,30 +274,24 @@ fn accepted_key(ctx: &SockOpsContext) -> FlowKey {
     FlowKey { client: socket::remote(ctx), server: socket::local(ctx), client_sequence, server_sequence }
 }
 
-/// A half for this socket, and the socket as a number for its peer to look at. Not for a subflow of MPTCP, which a sockmap breaks
-/// (trap T9).
+/// A half for this socket. Not for a subflow of MPTCP, which a sockmap breaks (trap T9).
 #[inline(always)]
-fn new_half(
-    ctx: &SockOpsContext,
-    settings: &Settings,
-    key: FlowKey,
-    state: u32,
-) -> Result<(&'static mut Half, u64), Counter> {
+fn new_half(ctx: &SockOpsContext, settings: &Settings, key: FlowKey, state: u32) -> Result<&'static mut Half, Counter> {
     let socket = socket::of_ops(ctx.ops);
-    let mut half = Half { key, peer_cookie: 0, peer_sock: 0, state, limit_bytes: 0 };
+    let mut half = Half { key, cookie: cookie(ctx), state, ..Half::fallen_back() };
     let half = socket::store(&HALVES, socket, &mut half).ok_or(Counter::ShortcutRefused)?;
     // The verifier lets nobody calculate with a socket pointer; written into a map value and read back it is a number.
     // SAFETY: a field of a map value that this hook holds.
     let sock = unsafe {
-        core::ptr::write_volatile((&raw mut half.peer_sock).cast::<*mut core::ffi::c_void>(), socket);
-        core::ptr::read_volatile(&raw const half.peer_sock)
+        core::ptr::write_volatile((&raw mut half.sock).cast::<*mut core::ffi::c_void>(), socket);
+        core::ptr::read_volatile(&raw const half.sock)
     };
     let offset = settings.offsets.is_mptcp;
     if offset != 0 && socket::peek::<u8>(sock, offset).unwrap_or(1) & 1 != 0 {
         socket::forget(&HALVES, socket::of_ops(ctx.ops));
         return Err(Counter::ShortcutMptcp);
     }
-    Ok((half, sock))
+    Ok(half)
 }
 
 #[inline(always)]

@@ -9,8 +9,14 @@ use std::{
 
 use sockway_common::flow::{Address, Conn, Original, OriginalKey, conn_flags};
 
-use super::sys;
-use crate::{cluster::Service, config::Shortcut};
+use super::{
+    joins::{Join, Joins, Verdict},
+    sys,
+};
+use crate::{
+    cluster::Service,
+    config::{Protocol, Shortcut},
+};
 
 /// What a captured connection dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +38,7 @@ enum Source {
     Kernel {
         originals: OwnedFd,
         conns: OwnedFd,
+        joins: Arc<Joins>,
         shortcut: Arc<AtomicBool>,
         auto: bool,
     },
@@ -44,8 +51,14 @@ impl Flows {
     }
 
     /// Of the kernel half's tables. `shortcut` is false while no rule allows it anywhere; `auto` is the self-test's verdict.
-    pub(super) fn of_kernel(originals: OwnedFd, conns: OwnedFd, shortcut: Arc<AtomicBool>, auto: bool) -> Self {
-        Self(Arc::new(Source::Kernel { originals, conns, shortcut, auto }))
+    pub(super) fn of_kernel(
+        originals: OwnedFd,
+        conns: OwnedFd,
+        joins: Joins,
+        shortcut: Arc<AtomicBool>,
+        auto: bool,
+    ) -> Self {
+        Self(Arc::new(Source::Kernel { originals, conns, joins: Arc::new(joins), shortcut, auto }))
     }
 
     /// What `client`, accepted in the network namespace of this cookie, had dialled; a second call for the same connection finds
@@ -66,17 +79,47 @@ impl Flows {
 
     /// Lets a socket of the agent, not yet connected, take the shortcut on behalf of `service`, if its policy says so.
     pub fn allow_shortcut(&self, socket: BorrowedFd<'_>, service: &Service) {
-        let Source::Kernel { conns, shortcut, auto, .. } = &*self.0 else { return };
-        if !shortcut.load(Ordering::Relaxed) || !allows(service.config.shortcut, *auto) {
+        let Source::Kernel { conns, .. } = &*self.0 else { return };
+        if !self.takes_shortcut(service) {
             return;
         }
-        let flags = conn_flags::SHORTCUT | conn_flags::AGENT;
+        let hold = if is_opaque(service) { conn_flags::HOLD } else { 0 };
+        let flags = conn_flags::SHORTCUT | conn_flags::AGENT | hold;
         let conn = Conn { service: service.id, flags, ..Conn::EMPTY };
         // Without it the connection goes through TCP, which is always right.
         if let Err(error) = sys::store(conns.as_fd(), socket, &conn) {
             tracing::debug!(%error, "an upstream socket was not marked for the shortcut");
         }
     }
+
+    /// Joins the programs at the other ends of two connections of `service`, about which the agent has nothing more to decide.
+    pub fn join(
+        &self,
+        first: BorrowedFd<'_>,
+        second: BorrowedFd<'_>,
+        service: &Service,
+    ) -> Option<(Verdict, Option<Join>)> {
+        let Source::Kernel { joins, .. } = &*self.0 else { return None };
+        if !self.takes_shortcut(service) {
+            return None;
+        }
+        let joined = joins.join(first, second);
+        joined.inspect_err(|error| tracing::warn!(%error, "two connections were not joined")).ok()
+    }
+
+    fn takes_shortcut(&self, service: &Service) -> bool {
+        match &*self.0 {
+            Source::Off(_) => false,
+            Source::Kernel { shortcut, auto, .. } => {
+                shortcut.load(Ordering::Relaxed) && allows(service.config.shortcut, *auto)
+            }
+        }
+    }
+}
+
+/// Whether the agent only relays this service's connections.
+pub fn is_opaque(service: &Service) -> bool {
+    service.config.protocol == Protocol::Tcp
 }
 
 /// What a policy means, given the self-test's verdict.

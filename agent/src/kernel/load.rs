@@ -38,6 +38,7 @@ pub const MAPS: &[&str] = &[
     "SYNS",
     "MEETINGS",
     "HALVES",
+    "SHORTCUT_STATS",
     "WATCH",
     "FLOWS",
     "REPORTED",
@@ -58,6 +59,8 @@ const LARGE_MAPS: &[&str] = &[
     "MEETINGS",
     "NAMES",
     "LATENCIES",
+    "JOINS",
+    "SHORTCUT_STATS",
 ];
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";

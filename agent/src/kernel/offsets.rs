@@ -32,7 +32,8 @@ fn read() -> Result<Offsets, String> {
         rcv_nxt: need("tcp_sock", &["rcv_nxt"])?,
         error: need("sock", &["sk_err"])?,
         flags: need("sock_common", &["skc_flags"])?,
-        zero: 0,
+        write_seq: need("tcp_sock", &["write_seq"])?,
+        copied_seq: need("tcp_sock", &["copied_seq"])?,
     })
 }
 

@@ -110,7 +110,6 @@ impl Bench {
             shortcut_bytes_max: super::SHORTCUT_BYTES_MAX,
             offsets,
             rules: 0,
-            zero: 0,
         };
         let ebpf = &mut loaded.ebpf;
         let text = |error: super::KernelError| error.to_string();

@@ -230,6 +230,9 @@ fn flags(service: &Service, shortcut: bool) -> u32 {
     if shortcut {
         flags |= service_flags::SHORTCUT;
     }
+    if flows::is_opaque(service) {
+        flags |= service_flags::OPAQUE;
+    }
     flags
 }
 

@@ -357,7 +357,7 @@ impl Connection<'_> {
                 writer.submit(buf, range);
             }
         }
-        Box::pin(opaque::relay_counted(self.hop, &mut self.stream, upstream)).await
+        Box::pin(opaque::relay_joined(self.hop, &self.cluster.service, &mut self.stream, upstream)).await
     }
 }
 

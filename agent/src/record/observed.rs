@@ -10,6 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use sockway_common::{
     flow::ENDPOINT_AGENT,
+    join::ShortcutStats,
     latency::{EndpointLatency, Latencies},
     service::{EndpointKey, EndpointStats},
 };
@@ -52,6 +53,8 @@ pub struct Observed {
     pub tables: Vec<Fill>,
     /// How long the hooks ran, while the kernel keeps count of it.
     pub hook_times: Vec<HookTime>,
+    /// What went by the shortcut, by service id.
+    pub shortcut_stats: Vec<(u32, ShortcutStats)>,
     /// The workers' histograms, added up.
     pub histograms: Vec<Histogram>,
 }
@@ -135,6 +138,11 @@ impl Observed {
         })
     }
 
+    /// What went by the shortcut, by service as configured now.
+    pub fn shortcut_services(&self) -> impl Iterator<Item = (&Service, ShortcutStats)> {
+        self.shortcut_stats.iter().filter_map(|(id, stats)| Some((self.snapshot.by_id(*id)?.as_ref(), *stats)))
+    }
+
     /// The sum of the kernel half's counters of this name, with this label value if one is given.
     fn kernel_total(&self, name: &str, label: Option<&str>) -> u64 {
         let fits = |total: &&Total| {
@@ -176,6 +184,7 @@ impl Observed {
                 "messages": self.kernel_total("shortcut_messages_total", None),
                 "bytes": self.kernel_total("shortcut_bytes_total", None),
                 "fallbacks": self.kernel_total("shortcut_fallbacks_total", None),
+                "joined_bytes": self.kernel_total("joined_bytes_total", None),
             },
             "capabilities": self.capabilities.iter().cloned().collect::<HashMap<String, bool>>(),
             "services": services,

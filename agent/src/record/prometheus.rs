@@ -13,7 +13,7 @@ use std::{
 
 use metrics::{Label, counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use sockway_common::service::EndpointStats;
+use sockway_common::{join::ShortcutStats, service::EndpointStats};
 
 use super::observed::{Histogram, Observed, Total};
 use crate::cluster::{Endpoint, EndpointState};
@@ -34,6 +34,7 @@ pub fn render(observed: &Observed) -> String {
     leaving(&mut text, observed);
     kernel_endpoints(&mut text, observed);
     measured::write(&mut text, observed);
+    shortcut_services(&mut text, observed);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);
     }
@@ -189,6 +190,33 @@ fn kernel_endpoints(text: &mut String, observed: &Observed) {
     family("sockway_kernel_endpoint_connects_total", help, |stats| stats.connects);
     let help = "Handshakes of programs with the endpoint, or with the agent, that failed.";
     family("sockway_kernel_endpoint_connect_failures_total", help, |stats| stats.failures);
+}
+
+/// What went by the shortcut on behalf of each service that may use it.
+fn shortcut_services(text: &mut String, observed: &Observed) {
+    let mut family = |name, help, value: fn(&ShortcutStats) -> u64| {
+        let mut samples = observed.shortcut_services().peekable();
+        if samples.peek().is_none() {
+            return;
+        }
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
+        for (service, stats) in samples {
+            let _ = writeln!(text, "{name}{{service=\"{}\"}} {}", service.config.name, value(&stats));
+        }
+        text.push('\n');
+    };
+    let help = "Messages of the service's connections that went from socket to socket.";
+    family("sockway_kernel_service_shortcut_messages_total", help, |stats| stats.messages);
+    let help = "Bytes of the service's connections that went from socket to socket.";
+    family("sockway_kernel_service_shortcut_bytes_total", help, |stats| stats.bytes);
+    let help = "Directions of the service's connections that fell back to TCP.";
+    family("sockway_kernel_service_shortcut_fallbacks_total", help, |stats| stats.fallbacks);
+    let help = "Messages of the service's connections that went past the agent, from program to program.";
+    family("sockway_kernel_service_joined_messages_total", help, |stats| stats.joined_messages);
+    let help = "Bytes of the service's connections that went past the agent, from program to program.";
+    family("sockway_kernel_service_joined_bytes_total", help, |stats| stats.joined_bytes);
+    let help = "Directions of the service's connections that began to go past the agent, or did so again.";
+    family("sockway_kernel_service_joins_total", help, |stats| stats.joins);
 }
 
 fn write_histogram(text: &mut String, histogram: &Histogram) {

@@ -38,6 +38,16 @@ sockway_common::counters! {
     RelayUpstreamReset = "connections_closed_total" ["reason" = "relay_upstream_reset"],
     /// Opaque connections for which no endpoint could be reached.
     RelayNoEndpoint = "connections_closed_total" ["reason" = "relay_no_endpoint"],
+    /// Pairs of connections whose programs were told to send straight to each other.
+    JoinArmed = "joins_total" ["result" = "armed"],
+    /// Pairs not joined because the client is not in the shortcut.
+    JoinNoClient = "joins_total" ["result" = "client_not_in_shortcut"],
+    /// Pairs not joined because the endpoint is not on this host, or not in the shortcut.
+    JoinNoServer = "joins_total" ["result" = "endpoint_not_in_shortcut"],
+    /// Pairs not joined because there was no place for another.
+    JoinNoRoom = "joins_total" ["result" = "no_room"],
+    /// Pairs not joined because the endpoint's socket did not come into the shortcut in time.
+    JoinLate = "joins_total" ["result" = "late"],
     /// Requests answered by an endpoint with this class of status.
     Answered2xx = "requests_total" ["outcome" = "2xx"],
     /// Requests answered by an endpoint with this class of status.

@@ -67,6 +67,22 @@ impl Socket {
         let _ = SockRef::from(&*self.fd).shutdown(how);
     }
 
+    /// Whether closing it, by whoever and for whatever reason, sends RST: this process may be killed, and the kernel would otherwise end
+    /// the connection as if all had been said.
+    pub fn reset_on_close(&self, reset: bool) {
+        // A socket that is gone already needs no telling.
+        let _ = SockRef::from(&*self.fd).set_linger(reset.then_some(Duration::ZERO));
+    }
+
+    /// Bounds what may wait at either side of it, in bytes, where little is meant to go through it: see tcp(7) on `TCP_NOTSENT_LOWAT` and
+    /// socket(7) on `SO_RCVBUF`, which is doubled by the kernel.
+    pub fn bound_queues(&self, bytes: usize) {
+        let fd = SockRef::from(&*self.fd);
+        // Refused, more waits, and all else is as before.
+        let _ = fd.set_recv_buffer_size(bytes);
+        let _ = fd.set_tcp_notsent_lowat(bytes as u32);
+    }
+
     /// Sends RST, so that the peer cannot take what it has for the whole. Both directions are over.
     pub fn reset(&self) {
         let fd = SockRef::from(&*self.fd);

@@ -33,7 +33,7 @@ impl Stream {
     pub fn new(socket: Socket) -> io::Result<Self> {
         // SAFETY: the halves are dropped before the socket, in the order of the stream's fields.
         let half = || unsafe { Borrowed::new(socket.as_raw_fd()) };
-        let reader = Reader { readiness: readiness::of_socket(half())?, armed: None, is_drained: true };
+        let reader = Reader { readiness: readiness::of_socket(half())?, armed: None, is_drained: true, taken: 0 };
         let writer = Writer { socket: half(), sending: None, rest: 0..0 };
         Ok(Self { reader, writer, socket })
     }
@@ -54,6 +54,7 @@ pub struct Reader {
     armed: Option<Buf>,
     /// Everything that had come when epoll last told of news has been taken.
     is_drained: bool,
+    taken: u64,
 }
 
 impl Reader {
@@ -68,9 +69,16 @@ impl Reader {
         self.armed.is_some()
     }
 
+    /// Bytes received since the connection was made.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Receives what is there already; false when that is nothing, or the end.
     pub fn receive_now(&mut self, buf: &mut Buf) -> bool {
-        buf.room() > 0 && recv_now(self.readiness.get_ref().as_fd(), buf).is_ok_and(|bytes| bytes > 0)
+        let received = if buf.room() > 0 { recv_now(self.readiness.get_ref().as_fd(), buf).unwrap_or(0) } else { 0 };
+        self.taken += received as u64;
+        received > 0
     }
 
     /// Whether the peer has neither sent nor ended anything, as far as epoll has told.
@@ -101,6 +109,7 @@ impl Reader {
                 Err(error) => return Poll::Ready((Err(error), buf)),
             };
             let result = recv_now(self.readiness.get_ref().as_fd(), &mut buf);
+            self.taken += *result.as_ref().unwrap_or(&0) as u64;
             match &result {
                 // May be said of a wait that was cut short (trap T3): never an answer.
                 Err(error) if is_again(error) => {
