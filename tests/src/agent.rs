@@ -98,10 +98,15 @@ impl Agent {
     /// Starts it once more, beside the test and with the same file, after [`Agent::sigkill`] or [`Agent::sigterm`].
     #[track_caller]
     pub fn start_again(&mut self) {
+        self.begin_again();
+        self.admin = wait_ready(&mut self.process, None, &self.instance);
+    }
+
+    /// The same without waiting until it is ready.
+    pub fn begin_again(&mut self) {
         let file = self.config_file();
         self.process = Process::spawn(Room::default(), command_of(&["run", "--config", &file.to_string_lossy()]));
         self.netns = None;
-        self.admin = wait_ready(&mut self.process, None, &self.instance);
     }
 
     /// Its instance name.

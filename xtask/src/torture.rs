@@ -54,7 +54,7 @@ Fields:
   pods      shortcut on, between two namespaces, balanced in the kernel
   relay     opaque TCP through the agent, shortcut off
   agent     opaque TCP through the agent, shortcut on
-  killed    balanced in the kernel, shortcut on, while the agent is killed and started over and over
+  killed    balanced in the kernel, shortcut on, while the agent is killed and started over and over, in mid-start too
   off       as `shortcut`, but with it off: what goes wrong here is not its doing
 
 On another kernel: run it there, as root, on a machine with cgroup v2, BTF and bpffs (`sockway doctor` says what is missing). It

@@ -56,7 +56,7 @@ pub const FIELDS: [Field; 7] = [
     },
     Field {
         name: "killed",
-        what: "balanced in the kernel, shortcut on, while the agent is killed and started over and over",
+        what: "balanced in the kernel, shortcut on, while the agent is killed and started over and over, in mid-start too",
         kills_the_agent: true,
         lay: Ground::kernel_alone,
     },
