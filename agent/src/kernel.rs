@@ -26,6 +26,7 @@ mod rules;
 mod selftest;
 mod services;
 mod sockets;
+mod source;
 mod sys;
 mod timing;
 mod tree;

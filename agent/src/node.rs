@@ -204,6 +204,7 @@ impl Node {
         node.kernel.measure_hooks(node.config.hook_stats);
         node.sweep();
         node.kernel.heartbeat()?;
+        node.namespaces.follow_services(&snapshot);
         let home = node.namespaces.open_home(node.workers.len())?;
         node.listen(home);
         kernel::give_memory_back();
@@ -372,6 +373,7 @@ impl Node {
             return Err(error);
         }
         self.kernel.measure_hooks(config.hook_stats);
+        self.namespaces.follow_services(&new);
         self.config = Arc::new(config);
         // Namespaces that are captured now are served, and others no longer.
         self.scan();

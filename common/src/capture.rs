@@ -76,6 +76,19 @@ pub struct Listener {
     pub port_v6: u16,
 }
 
+/// Which address a program's socket would have towards the agent services, in one network namespace: value of a table keyed by the
+/// namespace's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// IPv4, network order; 0 for none.
+    pub v4: u32,
+    /// Zero: fills the layout to a multiple of eight.
+    pub zero: u32,
+    /// IPv6, network order; all zero for none.
+    pub v6: [u32; 4],
+}
+
 /// Tag that the agent puts into its listeners' `sk_storage`: the hook sends connections to no other socket (trap T24).
 pub const LISTENER_TAG: u32 = 0x534b_5759;
 
@@ -106,5 +119,6 @@ pub mod event_kind {
 const _: () = {
     assert!(size_of::<Settings>() == 72);
     assert!(size_of::<Listener>() == 4);
+    assert!(size_of::<Source>() == 24);
     assert!(size_of::<Event>() == 24);
 };

@@ -60,6 +60,8 @@ counters! {
     ConnectNotTagged = "connects_total" ["verdict" = "fail_open_not_tagged"],
     /// connect() of an agent service balanced in the kernel because the agent's heartbeat is old.
     ConnectHung = "connects_total" ["verdict" = "fail_open_hung"],
+    /// connect() of an agent service balanced in the kernel because the socket is bound to a network device, which the agent is not behind.
+    ConnectBoundDevice = "connects_total" ["verdict" = "fail_open_bound_device"],
     /// connect() of a service that has no endpoint at all: untouched.
     ConnectNoEndpoint = "connects_total" ["verdict" = "no_endpoint"],
     /// connect() untouched because the socket's state could not be stored (out of memory).
@@ -88,6 +90,10 @@ counters! {
     ReplyReversed = "replies_total" ["result" = "reversed"],
     /// Datagrams received from others: untouched.
     ReplyStranger = "replies_total" ["result" = "stranger"],
+    /// Sockets sent to the agent that keep the address which they would have had.
+    SourceBound = "sources_total" ["result" = "bound"],
+    /// Sockets sent to the agent with a loopback address, because the one they would have had is gone.
+    SourceRefused = "sources_total" ["result" = "refused"],
     /// getpeername() answered with the address that was dialled.
     PeerName = "peer_names_total" [],
     /// Original destinations published for the agent.

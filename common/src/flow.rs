@@ -121,6 +121,8 @@ pub const ENDPOINT_AGENT: u32 = u32::MAX;
 
 /// Bits of [`Conn::flags`].
 pub mod conn_flags {
+    /// The connect hook has bound the socket to the address that it would have had without the agent.
+    pub const BOUND: u32 = 1 << 13;
     /// This socket may be enrolled in the shortcut, if its peer may.
     pub const SHORTCUT: u32 = 1;
     /// A rule of a nearer cgroup said no to the shortcut.

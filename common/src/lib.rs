@@ -44,6 +44,7 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
     size_of::<service::Slot>() as u32,
     size_of::<capture::Settings>() as u32,
     size_of::<capture::Listener>() as u32,
+    size_of::<capture::Source>() as u32,
     size_of::<capture::Event>() as u32,
     size_of::<latency::EndpointLatency>() as u32,
     size_of::<watch::Watch>() as u32,
@@ -54,7 +55,7 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
 ];
 
 /// What each word of [`ABI_STAMP`] is, for the message of a mismatch.
-pub const ABI_NAMES: [&str; 21] = [
+pub const ABI_NAMES: [&str; 22] = [
     "abi version",
     "flow::Address",
     "flow::Conn",
@@ -69,6 +70,7 @@ pub const ABI_NAMES: [&str; 21] = [
     "service::Slot",
     "capture::Settings",
     "capture::Listener",
+    "capture::Source",
     "capture::Event",
     "latency::EndpointLatency",
     "watch::Watch",

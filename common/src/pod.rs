@@ -29,6 +29,7 @@ pod!(
     service::EndpointStats,
     capture::Settings,
     capture::Listener,
+    capture::Source,
     capture::Event,
     latency::EndpointLatency,
     watch::Watch,

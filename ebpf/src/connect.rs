@@ -22,7 +22,7 @@ use sockway_common::{
 use crate::{
     count, event, exclude,
     maps::{CONNS, CURSORS, ENDPOINT_STATS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SERVICES, SETTINGS, SLOTS},
-    socket, watch,
+    socket, source, watch,
 };
 
 /// The hook lets `connect()` go on.
@@ -40,8 +40,10 @@ const CURRENT_NETNS: u64 = u64::MAX;
 #[cgroup_sock_addr(connect4)]
 pub fn dial_v4(ctx: SockAddrContext) -> i32 {
     let dialled = socket::dialled_v4(ctx.sock_addr);
+    source::forget_v4(&ctx, &dialled);
     let verdict = verdict(&ctx, &dialled);
     if let Verdict::Redirect { to, .. } = &verdict {
+        source::keep_v4(&ctx);
         socket::redirect_v4(ctx.sock_addr, to);
     }
     verdict.count();
@@ -52,8 +54,10 @@ pub fn dial_v4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn dial_v6(ctx: SockAddrContext) -> i32 {
     let dialled = socket::dialled_v6(ctx.sock_addr);
+    source::forget_v6(&ctx, &dialled);
     let verdict = verdict(&ctx, &dialled);
     if let Verdict::Redirect { to, .. } = &verdict {
+        source::keep_v6(&ctx);
         socket::redirect_v6(ctx.sock_addr, to);
     }
     verdict.count();
@@ -246,6 +250,10 @@ fn agent_address(
     dialled: &Address,
     service: &Service,
 ) -> Result<Address, Counter> {
+    // Loopback is behind no other device: the agent would never hear of it.
+    if socket::is_bound_to_device(ctx.sock_addr) {
+        return Err(Counter::ConnectBoundDevice);
+    }
     // SAFETY: plain helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     let heartbeat = HEARTBEAT.get(0).copied().unwrap_or(0);

@@ -4,6 +4,7 @@
 //! - [`connect`]: a program dials: pass, balance, or hand to the agent;
 //! - [`exclude`]: whose sockets pass: users, network namespaces, cgroups within captured ones;
 //! - [`udp`]: a program sends a datagram without connecting, or receives one;
+//! - [`source`]: a socket that goes to the agent keeps the address that it would have had;
 //! - [`peer`]: a program asks whom it dialled;
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
 //! - [`latency`]: how long handshakes and round trips take;
@@ -27,6 +28,7 @@ mod peer;
 mod sk_msg;
 mod sock_ops;
 mod socket;
+mod source;
 mod udp;
 mod watch;
 

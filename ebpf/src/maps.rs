@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash},
 };
 use sockway_common::{
-    capture::{Listener, Settings},
+    capture::{Listener, Settings, Source},
     counter,
     flow::{Address, Conn, FlowKey, Original, OriginalKey},
     join::{ENTRIES, Half, Join, Meeting, ShortcutStats},
@@ -49,6 +49,11 @@ pub static ENDPOINT_STATS: PerCpuHashMap<EndpointKey, EndpointStats> =
 /// Agent writes, connect hooks read: by network namespace cookie. One entry for each namespace served.
 #[map]
 pub static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Agent writes, connect hooks read: by network namespace cookie. One entry for each namespace served in which the agent services have a
+/// route; without one a socket that goes to the agent has a loopback address.
+#[map]
+pub static SOURCES: HashMap<u64, Source> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Agent writes, hooks read: users left out, as prefixes of their number, most significant byte first. A range takes at most 62 of them.
 #[map]

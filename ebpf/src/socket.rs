@@ -55,6 +55,40 @@ pub fn is_connected(addr: *mut bpf_sock_addr) -> bool {
     unsafe { ptr::read_volatile(&raw const (*(*addr).__bindgen_anon_1.sk).state) == BPF_TCP_ESTABLISHED }
 }
 
+/// Whether it is an IPv4 socket; otherwise it is an IPv6 one.
+#[inline(always)]
+fn is_inet(addr: *mut bpf_sock_addr) -> bool {
+    // SAFETY: one field of the hook's context.
+    unsafe { ptr::read_volatile(&raw const (*addr).family) == AF_INET }
+}
+
+/// Whether the socket has an address of its own already: the program has bound it.
+#[inline(always)]
+pub fn is_bound(addr: *mut bpf_sock_addr) -> bool {
+    // SAFETY: `addr` is the hook's context, whose socket is a full one; its addresses are readable word by word.
+    unsafe {
+        let sk = (*addr).__bindgen_anon_1.sk;
+        if is_inet(addr) {
+            return ptr::read_volatile(&raw const (*sk).src_ip4) != 0;
+        }
+        let ip = [
+            ptr::read_volatile(&raw const (*sk).src_ip6[0]),
+            ptr::read_volatile(&raw const (*sk).src_ip6[1]),
+            ptr::read_volatile(&raw const (*sk).src_ip6[2]),
+            ptr::read_volatile(&raw const (*sk).src_ip6[3]),
+        ];
+        // "Any" IPv4 address is none either, in mapped form.
+        ip[0] | ip[1] | ip[3] != 0
+    }
+}
+
+/// Whether the program has bound the socket to a network device (`SO_BINDTODEVICE`).
+#[inline(always)]
+pub fn is_bound_to_device(addr: *mut bpf_sock_addr) -> bool {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const (*(*addr).__bindgen_anon_1.sk).bound_dev_if) != 0 }
+}
+
 /// Writes an IPv4 destination into the context. Stores are volatile: merged into one 64-bit store, the verifier refuses them.
 #[inline(always)]
 pub fn redirect_v4(addr: *mut bpf_sock_addr, to: &Address) {

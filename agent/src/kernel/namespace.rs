@@ -24,8 +24,17 @@ use aya::{
 use socket2::{Domain, Protocol, Socket, Type};
 use sockway_common::capture::{LISTENER_TAG, Listener};
 
-use super::{KernelError, ruled::Ruled, services, sys};
-use crate::config::{NamespaceRules, capture::NAMED};
+use super::{
+    KernelError,
+    ruled::Ruled,
+    services,
+    source::{Probe, Sources, Watched},
+    sys,
+};
+use crate::{
+    cluster::Snapshot,
+    config::{NamespaceRules, capture::NAMED},
+};
 
 /// Accept queue of one listener; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -45,11 +54,14 @@ pub struct Namespaces {
     /// Namespaces that could not be served, by inode, so that the log says so once.
     refused: HashSet<u64>,
     home: u64,
+    sources: Sources,
 }
 
 #[derive(Debug)]
 struct Served {
     cookie: u64,
+    /// Keeps the entry of SOURCES; `None` where addresses cannot be asked for.
+    _source: Option<Watched>,
 }
 
 /// A namespace that is served from now on.
@@ -92,8 +104,9 @@ impl Namespaces {
         let home = inode(Path::new("/proc/self/ns/net")).unwrap_or(0);
         let tags = services::table(ebpf, "LISTENER_TAGS")?;
         let ruled = Ruled::new(ebpf, rules)?;
+        let sources = Sources::new(ebpf)?;
         let cgroups = Default::default();
-        Ok(Self { listeners, tags, cgroups, ruled, served: HashMap::new(), refused: HashSet::new(), home })
+        Ok(Self { listeners, tags, cgroups, ruled, served: HashMap::new(), refused: HashSet::new(), home, sources })
     }
 
     /// Looks for namespaces in these cgroups, but not in those left out.
@@ -114,6 +127,11 @@ impl Namespaces {
     /// Whether none is served.
     pub fn is_empty(&self) -> bool {
         self.served.is_empty()
+    }
+
+    /// Goes by the services of this snapshot from now on.
+    pub fn follow_services(&self, snapshot: &Snapshot) {
+        self.sources.follow(snapshot);
     }
 
     /// Listens in the agent's own namespace.
@@ -217,14 +235,15 @@ impl Namespaces {
         let failed = |source| KernelError::Listen { namespace: found.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         let inode = file.metadata().map_err(failed)?.ino();
-        let inside = inside(file, move || open_inside(workers)).map_err(failed)?;
+        let mut inside = inside(file, move || open_inside(workers)).map_err(failed)?;
         for socket in inside.v4.iter().chain(&inside.v6) {
             self.tags.insert(socket, LISTENER_TAG, 0).map_err(services::map_error("LISTENER_TAGS"))?;
         }
+        let source = inside.probe.take().map(|probe| self.sources.watch(inside.cookie, probe));
         let entry = Listener { port_v4: port(&inside.v4), port_v6: port(&inside.v6) };
         // Last: a hook that finds the entry finds tagged sockets.
         self.listeners.insert(inside.cookie, entry, 0).map_err(services::map_error("LISTENERS"))?;
-        self.served.insert(inode, Served { cookie: inside.cookie });
+        self.served.insert(inode, Served { cookie: inside.cookie, _source: source });
         self.refused.remove(&inode);
         Ok(Opened { netns: inside.cookie, found: found.to_owned(), workers: inside.shared_out(workers) })
     }
@@ -235,6 +254,7 @@ struct Inside {
     cookie: u64,
     v4: Vec<TcpListener>,
     v6: Vec<TcpListener>,
+    probe: Option<Probe>,
 }
 
 impl Inside {
@@ -255,7 +275,7 @@ fn open_inside(workers: usize) -> io::Result<Inside> {
     let v6 = listen(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers).unwrap_or_default();
     loopback_is_up(&v4)?;
     let cookie = cookie(&v4[0])?;
-    Ok(Inside { cookie, v4, v6 })
+    Ok(Inside { cookie, v4, v6, probe: Probe::open().ok() })
 }
 
 /// Does something in a network namespace, on a thread of its own, which ends after it: a thread that has changed its namespace is of no

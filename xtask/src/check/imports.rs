@@ -33,8 +33,17 @@ const OWNED: &[(&str, &[&str])] = &[
     ("axum", &["node"]),
 ];
 /// Opening a socket in another namespace needs what `ring` needs; the doctor asks whether the host has it.
-const RING: &[&str] =
-    &["ring", "accept", "connect", "forward", "node/worker", "kernel/namespace", "kernel/sockets", "kernel/doctor"];
+const RING: &[&str] = &[
+    "ring",
+    "accept",
+    "connect",
+    "forward",
+    "node/worker",
+    "kernel/namespace",
+    "kernel/source",
+    "kernel/sockets",
+    "kernel/doctor",
+];
 /// What a person wrote, and what the admin address and the run-time file show.
 const SERDE: &[&str] = &["config/file", "node", "record/observed", "command"];
 
