@@ -15,6 +15,7 @@ use sockway_tests::{
     config::Service,
     door::Door,
     origin::{Origin, echoes, read_name},
+    patience,
     peers::{self, Nginx, Redis},
     process::{self, Room},
     socket::disconnect,
@@ -372,21 +373,21 @@ fn the_original_destination_is_right_however_fast_the_client_is() {
             .service(Service::agent_tcp("left", left).to(left_origin.address()))
             .service(Service::agent_tcp("right", right).to(right_origin.address())),
     );
-    const COUNT: usize = 4_000;
+    let count = patience::load(4_000);
     let mut command = Command::new(agent::probe());
-    command.args(["burst", &COUNT.to_string(), "hello", &left.to_string(), &right.to_string()]);
+    command.args(["burst", &count.to_string(), "hello", &left.to_string(), &right.to_string()]);
     let output = process::run(Room::of(&stage.clients), command);
     assert_eq!(peers::stdout(&output), "0\n", "{}", String::from_utf8_lossy(&output.stderr));
 
     for (lines, service) in [(left_lines, left), (right_lines, right)] {
-        wait::until("every connection to arrive", wait::SOON, || lines.lock().unwrap().len() >= COUNT / 2);
+        wait::until("every connection to arrive", wait::SOON, || lines.lock().unwrap().len() >= count / 2);
         let lines = lines.lock().unwrap();
-        assert_eq!(lines.len(), COUNT / 2);
+        assert_eq!(lines.len(), count / 2);
         let end = format!("@{service}");
         let astray: Vec<&String> = lines.iter().filter(|line| !line.ends_with(&end)).collect();
         assert!(astray.is_empty(), "{} connections of {service} went astray: {:?}", astray.len(), astray.first());
     }
-    assert_eq!(agent.metric("sockway_kernel_connects_total", &[("verdict", "agent")]), COUNT as f64);
+    assert_eq!(agent.metric("sockway_kernel_connects_total", &[("verdict", "agent")]), count as f64);
 }
 
 #[test]
@@ -449,7 +450,8 @@ fn redis_works_over_a_kernel_service_and_through_the_agent() {
     for service in [kernel, through_agent] {
         assert_eq!(peers::redis(room, "redis-cli", service, &["set", "key", &service.to_string()]), "OK\n");
         assert_eq!(peers::redis(room, "redis-cli", service, &["get", "key"]), format!("{service}\n"));
-        let arguments = ["-q", "-n", "20000", "-c", "20", "-P", "4", "-t", "set,get,lpush"];
+        let requests = patience::load(20_000).to_string();
+        let arguments = ["-q", "-n", &requests, "-c", "20", "-P", "4", "-t", "set,get,lpush"];
         let report = peers::redis(room, "redis-benchmark", service, &arguments);
         assert_eq!(report.matches("requests per second").count(), 3, "{report}");
     }

@@ -7,6 +7,7 @@ use sockway_tests::{
     agent::Agent,
     config::Service,
     origin::{echoes, read_name},
+    patience,
     peers::{Nginx, Wrk},
     process::Room,
     stage::Stage,
@@ -75,7 +76,7 @@ fn kernel_balanced_connections_do_not_notice_that_the_agent_is_killed_under_load
     }
     let load = wrk.report();
     assert_eq!((load.socket_errors, load.bad_answers), (0, 0), "{load:?}");
-    assert!(load.requests > 1_000, "{load:?}");
+    assert!(load.requests > patience::load(1_000) as u64, "{load:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use sockway_tests::{
     door::Door,
     netns::{Netns, Veth},
     origin::{Origin, echoes, read_name},
-    peers,
+    patience, peers,
     process::{Process, Room},
     stage::Stage,
     wait,
@@ -179,10 +179,10 @@ fn equal_addresses_in_different_pods_are_not_confused() {
     }
 
     // Both pods dial from 127.0.0.1 and take their ports in the same order.
-    const COUNT: usize = 1_000;
+    let count = patience::load(1_000);
     let burst = |(pod, service): (&Netns, SocketAddr)| {
         let mut command = Command::new(agent::probe());
-        command.args(["burst", &COUNT.to_string(), "pod", &service.to_string()]);
+        command.args(["burst", &count.to_string(), "pod", &service.to_string()]);
         Process::spawn(Room::of(&stage.clients).inside(pod), command)
     };
     let mut bursts: Vec<Process> = pods.iter().zip(services).map(burst).collect();
@@ -190,7 +190,7 @@ fn equal_addresses_in_different_pods_are_not_confused() {
     bursts.iter().for_each(|burst| assert_eq!(burst.stdout(), "0\n", "{}", burst.stderr()));
     for ((_, lines), service) in collected.iter().zip(services) {
         let whole = || lines.lock().unwrap().iter().filter(|line| !line.is_empty()).count();
-        wait::until("every connection to arrive", wait::SOON, || whole() >= COUNT);
+        wait::until("every connection to arrive", wait::SOON, || whole() >= count);
         let end = format!("@{service}");
         assert!(lines.lock().unwrap().iter().all(|line| line.is_empty() || line.ends_with(&end)));
     }

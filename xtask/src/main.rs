@@ -56,6 +56,7 @@ enum Command {
         filter: Option<String>,
     },
     /// Run the tests on a kernel of Debian's in an emulated machine
+    #[command(long_about = test_kernel::LONG)]
     TestKernel(test_kernel::Args),
     /// Formatting, lints, and the rules of the house
     Check {

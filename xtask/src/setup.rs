@@ -59,6 +59,7 @@ const PROGRAMS: &[Needed] = &[
     needed("wrk", "wrk", &[Group::Test, Group::Bench]),
     needed("redis-server", "redis-server", &[Group::Test]),
     needed("redis-cli", "redis-tools", &[Group::Test]),
+    needed("redis-benchmark", "redis-tools", &[Group::Test]),
     needed("h2load", "nghttp2-client", &[Group::Bench]),
     needed("haproxy", "haproxy", &[Group::Bench]),
     needed("taskset", "util-linux", &[Group::Bench]),

@@ -39,7 +39,8 @@ const PATIENCE: u32 = 8;
 /// How much of the kernel's log is shown when the machine did not reach its end.
 const CONSOLE_LINES: usize = 40;
 
-const LONG: &str = "\
+/// What `--help` says.
+pub const LONG: &str = "\
 Boots a kernel of Debian's in qemu (software emulation: no /dev/kvm, no root) with the agent and the test programs, runs `sockway doctor` and
 then every test there, one at a time, and switches the machine off. The kernel is downloaded by apt from the mirror this host is configured
 for, unpacked below target/kernels and not installed; the guest has no network and no disk.
@@ -50,12 +51,11 @@ and what the guest said RELEASE.out beside it.
 
   cargo xtask test-kernel --kernel 6.1                   the latest 6.1: Debian 12
   cargo xtask test-kernel --kernel newest                the newest that Debian offers, in any suite
-  cargo xtask test-kernel --kernel 6.12 --test capture   one test program; `agent` is the agent's own unit tests
+  cargo xtask test-kernel --kernel 6.12 --test capture   one test program; `agent` is its unit tests of kernel and ring
   cargo xtask test-kernel --list                         what there is";
 
 /// The options of `test-kernel`.
 #[derive(clap::Args)]
-#[command(long_about = LONG)]
 pub struct Args {
     /// Which kernel: a version (6.1, 6.12.107) or `newest`
     #[arg(long, value_name = "VERSION", value_parser = Wanted::read, required_unless_present = "list")]
@@ -74,6 +74,9 @@ pub struct Args {
     /// The guest's memory in MiB, its file system included
     #[arg(long, value_name = "MIB", default_value_t = 3072, value_parser = clap::value_parser!(u32).range(1024..))]
     memory: u32,
+    /// Further words of the kernel's command line, `lockdown=confidentiality` for example; may be given more than once
+    #[arg(long, value_name = "WORD")]
+    boot: Vec<String>,
     /// Say which kernels Debian offers, and do nothing
     #[arg(long)]
     list: bool,
@@ -97,7 +100,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let tests = names.iter().map(|name| (*name).to_owned());
     let tests = tests.filter(|name| args.test.is_empty() || args.test.contains(name)).collect();
-    let plan = Plan { tests, filter: args.filter.clone(), patience: PATIENCE };
+    let plan = Plan { tests, named: !args.test.is_empty(), filter: args.filter.clone(), patience: PATIENCE };
     let initrd = image::write(&kernel, &built, &plan)?;
     let file = |kind: &str| cargo_target().join("test-kernel").join(format!("{}.{kind}", kernel.package.release));
     let (console, transcript) = (file("log"), file("out"));
@@ -109,6 +112,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         initrd: &initrd,
         console: &console,
         transcript: &transcript,
+        words: &args.boot,
         memory_mib: args.memory,
         time_max,
     };

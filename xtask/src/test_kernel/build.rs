@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::guest::UNIT_TESTS;
 use crate::{
     build::{self, locked},
     progress::{say, streamed},
@@ -60,7 +61,7 @@ fn programs(messages: &str) -> (BTreeMap<String, PathBuf>, Option<PathBuf>) {
         let (name, kind) = (message["target"]["name"].as_str(), message["target"]["kind"][0].as_str());
         match (name, kind, message["profile"]["test"].as_bool()) {
             (Some("sockway-probe"), Some("bin"), Some(false)) => probe = Some(path),
-            (Some("sockway"), Some("lib"), Some(true)) => drop(tests.insert("agent".to_owned(), path)),
+            (Some("sockway"), Some("lib"), Some(true)) => drop(tests.insert(UNIT_TESTS.to_owned(), path)),
             (Some(name), Some("test"), Some(true)) => drop(tests.insert(name.to_owned(), path)),
             _ => {}
         }

@@ -35,6 +35,8 @@ pub struct Machine<'a> {
     pub console: &'a Path,
     /// Where what the guest says goes, besides to standard output.
     pub transcript: &'a Path,
+    /// What its kernel is told besides [`COMMAND_LINE`].
+    pub words: &'a [String],
     /// Its memory, which holds the file system, too.
     pub memory_mib: u32,
     /// When it is taken away.
@@ -65,7 +67,8 @@ impl Machine<'_> {
         command.arg("-serial").arg(format!("file:{}", self.console.display()));
         command.args(["-chardev", "stdio,id=report,signal=off", "-serial", "chardev:report"]);
         command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initrd);
-        command.args(["-append", COMMAND_LINE]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let words = [&[COMMAND_LINE.to_owned()], self.words].concat().join(" ");
+        command.args(["-append", &words]).stdin(Stdio::null()).stdout(Stdio::piped());
         command
     }
 

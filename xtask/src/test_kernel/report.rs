@@ -105,10 +105,10 @@ impl Report {
     /// How it went.
     pub fn verdict(&self) -> Verdict {
         let unavailable = Some(UNAVAILABLE.to_string());
-        let tests = self.programs > 0 && self.sums.passed() > 0 && self.sums.failed() == 0 && self.broken.is_empty();
-        match (&self.doctor, self.over && self.error.is_none()) {
-            (Some(code), true) if code == "0" && tests => Verdict::Passed,
-            (doctor, true) if *doctor == unavailable && self.refusal == unavailable => Verdict::Unavailable,
+        let well = self.over && self.error.is_none() && self.sums.failed() == 0 && self.broken.is_empty();
+        match &self.doctor {
+            Some(code) if code == "0" && well && self.sums.passed() > 0 => Verdict::Passed,
+            doctor if *doctor == unavailable && well && self.refusal == unavailable => Verdict::Unavailable,
             _ => Verdict::Failed,
         }
     }
@@ -118,9 +118,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let doctor = self.doctor.as_deref().unwrap_or("nothing");
         write!(f, "Linux {}: doctor ended with {doctor}", self.kernel)?;
-        match &self.refusal {
-            Some(code) => write!(f, "; the agent cannot work on it and ended with {code}; no test was run")?,
-            None => write!(f, "; {}", self.sums)?,
+        if let Some(code) = &self.refusal {
+            write!(f, "; the agent cannot work on it and ended with {code}")?;
+        }
+        match self.programs {
+            0 => f.write_str("; no test was run")?,
+            _ => write!(f, "; {}", self.sums)?,
         }
         self.broken.iter().try_for_each(|line| write!(f, "\n  broken: {line}"))?;
         self.error.iter().try_for_each(|line| write!(f, "\n  error: {line}"))
