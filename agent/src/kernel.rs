@@ -21,6 +21,7 @@ mod namespace;
 mod offsets;
 mod pinned;
 mod pins;
+mod refused;
 mod ruled;
 mod rules;
 mod selftest;
@@ -74,6 +75,7 @@ use self::{
     last::LastSockets,
     load::Loaded,
     pins::Pins,
+    refused::Refused,
     rules::{Places, Rules},
     services::Tables,
 };
@@ -103,7 +105,7 @@ pub struct Kernel {
     current: Settings,
     capabilities: Vec<Capability>,
     self_test_passed: bool,
-    has_offsets: bool,
+    can_shortcut: bool,
     rules: Rules,
     captured: LastSockets,
     users: Users,
@@ -170,6 +172,8 @@ impl Kernel {
         let places = Places { mount: &mount, own: &own, links: &links };
         let rules = Rules::open(loaded.hooks()?, places, &capture.rules, self_test_passed)?;
 
+        let can_shortcut = offsets.is_ok() && loaded.has_shortcut();
+        loaded.refused.iter().for_each(|lacks| tracing::warn!(%lacks, "the shortcut stays off on this kernel"));
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
         let ebpf = &mut loaded.ebpf;
@@ -198,7 +202,7 @@ impl Kernel {
             current,
             capabilities,
             self_test_passed,
-            has_offsets: offsets.is_ok(),
+            can_shortcut,
             rules,
             captured: LastSockets::of(descriptor(ebpf, "CONNS")?),
             users,
@@ -218,7 +222,7 @@ impl Kernel {
     /// When a table is full or out of memory: services written before the failure are in force, the others as they were.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<(), KernelError> {
         let passed = self.self_test_passed;
-        let rules_allow = self.has_offsets && self.rules.say().1;
+        let rules_allow = self.can_shortcut && self.rules.say().1;
         let allows = |service: &Service| {
             let is_tcp = service.config.protocol.transport() == TCP;
             rules_allow && is_tcp && flows::allows(service.config.shortcut, passed)
@@ -540,6 +544,8 @@ pub enum KernelError {
     Load { source: Box<aya::EbpfError> },
     #[error("loading the program `{hook}`: {}", chain(source.as_ref()))]
     Program { hook: String, source: Box<aya::programs::ProgramError> },
+    #[error("this kernel lacks what the kernel half needs: {}", refused::list(refused))]
+    Lacks { refused: Vec<Refused> },
     #[error("the kernel half has no program `{name}`")]
     NoProgram { name: String },
     #[error("attaching `{hook}` to {to}: {}", chain(source.as_ref()))]
@@ -581,8 +587,8 @@ impl KernelError {
             Self::Cgroup { .. } => "make the cgroup, or correct capture.cgroups in the configuration".into(),
             Self::Inotify { .. } => "raise fs.inotify.max_user_instances".into(),
             Self::Bpffs { .. } => "mount it by hand: mount -t bpf bpf /sys/fs/bpf".into(),
-            Self::Load { .. } | Self::Program { .. } | Self::Attach { .. } => {
-                "`sockway doctor` tells what this kernel lacks; Linux 6.0 or later with BTF is needed".into()
+            Self::Load { .. } | Self::Program { .. } | Self::Lacks { .. } | Self::Attach { .. } => {
+                "`sockway doctor` tells what this kernel lacks; Linux 5.15 or later is needed".into()
             }
             _ => return None,
         })

@@ -26,7 +26,7 @@ mod watch;
 pub use buf::{Buf, Buffers, HEADROOM, LARGE, MEDIUM, SMALL};
 pub use connect::connect;
 pub use readiness::of_listener;
-pub use runtime::run;
+pub use runtime::{Form, form, run};
 pub use socket::Socket;
 pub use stream::{Reader, Stream, Writer};
 pub use watch::{Due, Watch};

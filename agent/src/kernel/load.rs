@@ -7,7 +7,7 @@ use aya::{
     programs::{Program, SkMsg},
 };
 
-use super::{KernelError, abi, hooks::Hooks};
+use super::{KernelError, abi, hooks::Hooks, refused::Refused};
 
 /// The kernel half, unless this binary was built without it. Aligned as aya wants it.
 #[cfg(sockway_ebpf)]
@@ -66,12 +66,16 @@ const LARGE_MAPS: &[&str] = &[
 ];
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
+/// That program. It reads the peer's memory (trap T18): a kernel that is locked down refuses it, and everything else works.
+const SHORTCUT_PROGRAM: &str = "send_direct";
 
 /// A loaded object.
 #[derive(Debug)]
 pub struct Loaded {
     /// The maps and programs.
     pub ebpf: Ebpf,
+    /// Programs that this kernel lacks something for, and that the agent does without.
+    pub refused: Vec<Refused>,
 }
 
 impl Loaded {
@@ -93,25 +97,30 @@ impl Loaded {
             }
         }
         let mut ebpf = loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
-        for (name, program) in ebpf.programs_mut() {
-            load_program(program)
-                .map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?;
-        }
-        Ok(Self { ebpf })
+        let refused = load_programs(&mut ebpf)?;
+        Ok(Self { ebpf, refused })
+    }
+
+    /// Whether this kernel takes the program of the sockhash: without it no message goes from socket to socket.
+    pub fn has_shortcut(&self) -> bool {
+        self.refused.iter().all(|refused| refused.program != SHORTCUT_PROGRAM)
     }
 
     /// Puts the program of the sockhash in place. It stays when this process ends, as long as the map is pinned.
     pub fn attach_shortcut(&mut self) -> Result<(), KernelError> {
+        if !self.has_shortcut() {
+            return Ok(());
+        }
         let map = self.ebpf.map(SHORTCUT_MAP).ok_or(KernelError::NoMap { name: SHORTCUT_MAP })?;
         let fd = aya::maps::SockHash::<_, u64>::try_from(map)
             .and_then(|map| map.fd().try_clone().map_err(aya::maps::MapError::IoError))
             .map_err(|source| KernelError::Map { name: SHORTCUT_MAP, source: Box::new(source) })?;
         let failed = |source| KernelError::Attach {
-            hook: "send_direct".into(),
+            hook: SHORTCUT_PROGRAM.into(),
             to: SHORTCUT_MAP.into(),
             source: Box::new(source),
         };
-        let program: &mut SkMsg = self.program("send_direct")?.try_into().map_err(failed)?;
+        let program: &mut SkMsg = self.program(SHORTCUT_PROGRAM)?.try_into().map_err(failed)?;
         let link = program.attach(&fd).map_err(failed)?;
         // aya would detach it on drop (trap T39), and the kernel does so when the last descriptor of the map is closed.
         std::mem::forget(program.take_link(link).map_err(failed)?);
@@ -121,7 +130,8 @@ impl Loaded {
     /// The programs that are attached to cgroups; they outlive the loaded object.
     pub fn hooks(&self) -> Result<Hooks, KernelError> {
         let mut programs = HashMap::new();
-        for (name, program) in self.ebpf.programs() {
+        let taken = |name: &str| self.refused.iter().all(|refused| refused.program != name);
+        for (name, program) in self.ebpf.programs().filter(|(name, _)| taken(name)) {
             let fd = program.fd().and_then(|fd| fd.try_clone().map_err(Into::into));
             let fd = fd.map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?;
             programs.insert(
@@ -138,6 +148,23 @@ impl Loaded {
     fn program(&mut self, name: &str) -> Result<&mut Program, KernelError> {
         self.ebpf.program_mut(name).ok_or_else(|| KernelError::NoProgram { name: name.to_owned() })
     }
+}
+
+/// Loads every program, also behind one that is refused: what this kernel lacks is told whole.
+fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Refused>, KernelError> {
+    let mut refused = Vec::new();
+    for (name, program) in ebpf.programs_mut() {
+        if let Err(error) = load_program(program) {
+            let lacking = Refused::read(name, error)
+                .map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?;
+            refused.push(lacking);
+        }
+    }
+    refused.sort_by(|one, other| one.program.cmp(&other.program));
+    if refused.iter().all(|refused| refused.program == SHORTCUT_PROGRAM) {
+        return Ok(refused);
+    }
+    Err(KernelError::Lacks { refused })
 }
 
 fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {

@@ -32,18 +32,9 @@ const OWNED: &[(&str, &[&str])] = &[
     ("httparse", &["decode"]),
     ("axum", &["node"]),
 ];
-/// Opening a socket in another namespace needs what `ring` needs; the doctor asks whether the host has it.
-const RING: &[&str] = &[
-    "ring",
-    "accept",
-    "connect",
-    "forward",
-    "node/worker",
-    "kernel/namespace",
-    "kernel/source",
-    "kernel/sockets",
-    "kernel/doctor",
-];
+/// Opening a socket in another namespace needs what `ring` needs.
+const RING: &[&str] =
+    &["ring", "accept", "connect", "forward", "node/worker", "kernel/namespace", "kernel/source", "kernel/sockets"];
 /// What a person wrote, and what the admin address and the run-time file show.
 const SERDE: &[&str] = &["config/file", "node", "record/observed", "command"];
 
