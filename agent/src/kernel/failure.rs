@@ -1,0 +1,122 @@
+//! How the kernel half can fail, told with its phase; and what to do about it.
+
+use std::{io, path::PathBuf};
+
+use super::refused::{self, Refused};
+
+/// Why the kernel half could not be loaded, attached or written.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the variants are")]
+pub enum KernelError {
+    #[error("this binary was built without the kernel half")]
+    NoObject,
+    #[error("this binary was built without the kernel half")]
+    NotBuilt,
+    #[error("the two halves do not match: {what}")]
+    Abi { what: String },
+    #[error("{}: pinned by another version: {what}", path.display())]
+    PinnedAbi { path: PathBuf, what: String },
+    #[error("cgroup v2 is not mounted")]
+    NoCgroup,
+    #[error("cgroup {}: {source}", path.display())]
+    Cgroup { path: PathBuf, source: io::Error },
+    #[error("mounting bpffs at {}: {source}", path.display())]
+    Bpffs { path: PathBuf, source: io::Error },
+    #[error("watching the tree of cgroups: {source}")]
+    Inotify { source: io::Error },
+    #[error("pinning at {}: {source}", path.display())]
+    Pin { path: PathBuf, source: io::Error },
+    #[error("pinning a link at {}: {source}", path.display())]
+    PinLink { path: PathBuf, source: Box<aya::pin::PinError> },
+    #[error("loading the kernel half: {}", chain(source.as_ref()))]
+    Load { source: Box<aya::EbpfError> },
+    #[error("loading the program `{hook}`: {}", chain(source.as_ref()))]
+    Program { hook: String, source: Box<aya::programs::ProgramError> },
+    #[error("this kernel lacks what the kernel half needs: {}", refused::list(refused))]
+    Lacks { refused: Vec<Refused> },
+    #[error("the kernel half has no program `{name}`")]
+    NoProgram { name: String },
+    #[error("attaching `{hook}` to {to}: {}", chain(source.as_ref()))]
+    Attach { hook: String, to: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the kernel half has no map `{name}`")]
+    NoMap { name: &'static str },
+    #[error("map {name}: {}", chain(source.as_ref()))]
+    Map { name: &'static str, source: Box<aya::maps::MapError> },
+    #[error("nothing is attached for instance {instance}: there is no {}", path.display())]
+    NotPinned { instance: String, path: PathBuf },
+    #[error("process {watcher} watches the flows of this instance already, and only one can")]
+    Watched { watcher: u32 },
+    #[error("{path}: {source}")]
+    Cpus { path: &'static str, source: io::Error },
+    #[error("listening in network namespace {namespace}: {source}")]
+    Listen { namespace: String, source: io::Error },
+}
+
+impl KernelError {
+    /// What to do about it.
+    pub fn remedy(&self) -> Option<String> {
+        if self.is_permission() {
+            return Some("run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN".into());
+        }
+        Some(match self {
+            Self::NotBuilt => "build with `cargo xtask build`, which embeds it".into(),
+            Self::Abi { .. } => "build both halves from one source with `cargo xtask build`".into(),
+            Self::PinnedAbi { .. } => {
+                "stop the other version and take its pins away with `sockway detach`, or run the version that made them"
+                    .into()
+            }
+            Self::NotPinned { .. } => {
+                "start its agent with `sockway run`, or name the right one with --instance".into()
+            }
+            Self::Watched { .. } => "wait for its end, or end it".into(),
+            Self::NoCgroup => {
+                "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified, or set capture.cgroup_mount".into()
+            }
+            Self::Cgroup { .. } => "make the cgroup, or correct capture.cgroups in the configuration".into(),
+            Self::Inotify { .. } => "raise fs.inotify.max_user_instances".into(),
+            Self::Bpffs { .. } => "mount it by hand: mount -t bpf bpf /sys/fs/bpf".into(),
+            Self::Load { .. } | Self::Program { .. } | Self::Lacks { .. } | Self::Attach { .. } => {
+                "`sockway doctor` tells what this kernel lacks; Linux 5.15 or later is needed".into()
+            }
+            _ => return None,
+        })
+    }
+
+    /// Exit code by `sysexits.h`: 77 no permission, 69 something this host lacks, 71 a system call that failed.
+    pub fn exit_code(&self) -> u8 {
+        if self.is_permission() {
+            return 77;
+        }
+        match self {
+            Self::Map { .. } | Self::Listen { .. } | Self::Cpus { .. } => 71,
+            _ => 69,
+        }
+    }
+
+    fn is_permission(&self) -> bool {
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            if let Some(error) = error.downcast_ref::<io::Error>()
+                && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+            {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+}
+
+/// An error with its causes, each once.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
