@@ -25,7 +25,8 @@ use sockway_tests::{
 };
 
 /// What `ways/ways.c` can do with an address that needs no more words.
-const WAYS: [&str; 7] = ["blocking", "non-blocking", "fast-open", "fast-open-connect", "io-uring", "let-go", "exec"];
+const WAYS: [&str; 8] =
+    ["blocking", "non-blocking", "fast-open", "fast-open-connect", "io-uring", "mptcp", "let-go", "exec"];
 
 /// An address that no namespace of the tests has a route to, unless it is given one.
 fn unroutable(host: u8) -> SocketAddr {
@@ -63,7 +64,7 @@ fn connects(agent: &Agent, verdict: &str) -> f64 {
 }
 
 #[track_caller]
-fn every_way_arrives(stage: &Stage, config: Config, shortcut: &str) {
+fn every_way_arrives(stage: &Stage, config: Config, shortcut: &str, ways: &[&str]) {
     let (four, six) = (stage.echo("four"), stage.echo_at("six", stage.addresses.next_v6()));
     let kernel = [stage.address(), stage.addresses.next_v6()];
     let through_agent = [stage.address(), stage.addresses.next_v6()];
@@ -74,7 +75,7 @@ fn every_way_arrives(stage: &Stage, config: Config, shortcut: &str) {
         config = config.service(kernel.set(shortcut)).service(agent.set(shortcut));
     }
     let agent = Agent::start(&config);
-    for way in WAYS {
+    for way in ways {
         for service in kernel.into_iter().chain(through_agent) {
             let (name, own) = if service.is_ipv4() { ("four", "127.0.0.1:0") } else { ("six", "[::1]:0") };
             let seen = dial(Room::of(&stage.clients), way, service, &[]);
@@ -82,22 +83,24 @@ fn every_way_arrives(stage: &Stage, config: Config, shortcut: &str) {
         }
     }
     // Twice in each family and, where a way dials twice, twice more.
-    let each = 2.0 * (WAYS.len() as f64 + 1.0);
+    let twice = ways.iter().filter(|way| **way == "let-go").count();
+    let each = 2.0 * (ways.len() + twice) as f64;
     assert_eq!((connects(&agent, "balanced"), connects(&agent, "agent")), (each, each));
 }
 
 #[test]
 fn every_way_to_connect_arrives_and_sees_honest_names() {
-    // Trap T30 among them: non-blocking connects, a socket that is let go and dials again.
+    // Traps T9 and T30 among them: MPTCP, non-blocking connects, a socket that is let go and dials again.
     let Some(stage) = Stage::set() else { return };
-    every_way_arrives(&stage, stage.config(), "shortcut: off");
+    every_way_arrives(&stage, stage.config(), "shortcut: off", &WAYS);
 }
 
 #[test]
 fn every_way_to_connect_arrives_with_the_shortcut_too() {
-    // Trap T6: early bytes are not overtaken.
+    // Traps T6 and T9: early bytes are not overtaken, a subflow of MPTCP is not enrolled.
     let Some(stage) = Stage::set() else { return };
-    every_way_arrives(&stage, stage.config_with_shortcut(), "shortcut: on");
+    let ways: Vec<&str> = WAYS.into_iter().filter(|way| *way != "let-go").collect();
+    every_way_arrives(&stage, stage.config_with_shortcut(), "shortcut: on", &ways);
 }
 
 #[test]
@@ -455,7 +458,7 @@ fn a_reader_of_bytes_sees_no_difference_when_its_own_service_name_is_dialled_in_
             .service(Service::agent_tcp("agent", through_agent).to(origin.address())),
     );
     for service in [kernel, through_agent] {
-        for way in ["blocking", "non-blocking", "fast-open", "io-uring"] {
+        for way in ["blocking", "non-blocking", "fast-open", "io-uring", "mptcp"] {
             let seen = dial(Room::of(&stage.clients), way, mapped(service), &[]);
             assert!(seen.starts_with(&format!("mapped {} ", mapped(service))), "{way}: {seen}");
         }
@@ -464,4 +467,55 @@ fn a_reader_of_bytes_sees_no_difference_when_its_own_service_name_is_dialled_in_
         stream.read_exact(&mut name).unwrap();
         assert_eq!(&name, b"mapped\n");
     }
+}
+
+#[test]
+fn what_the_kernel_dials_by_itself_is_left_alone() {
+    // Trap T29: a thread of the kernel that works for a captured program. MPTCP's path manager is one: it dials what a server announces.
+    let Some(stage) = Stage::set() else { return };
+    let (left, right) = (Netns::new(), Netns::new());
+    let wire = Veth::between(&left, &right);
+    let (first, second) = (SocketAddr::new(wire.right.into(), 8080), SocketAddr::from(([10, 64, 254, 2], 8080)));
+    right.add_address("10.64.254.2/32");
+    left.ip(&["route", "add", "10.64.254.2/32", "via", &wire.right.to_string()]);
+    for (netns, accepted) in [(&left, "2"), (&right, "0")] {
+        netns.ip(&["mptcp", "limits", "set", "subflows", "2", "add_addr_accepted", accepted]);
+    }
+    right.ip(&["mptcp", "endpoint", "add", "10.64.254.2", "signal"]);
+    let server = "import socket\n\
+        l = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); l.bind(('0.0.0.0', 8080)); l.listen()\n\
+        print('ready', flush=True); s, _ = l.accept(); s.send(b'x'); s.recv(1); s.recv(1)\n";
+    let mut command = Command::new("python3");
+    command.args(["-c", server]);
+    let server = Process::spawn(Room::of(&stage.origins).inside(&right), command);
+    wait::until("the server to listen", wait::SOON, || server.stdout().contains("ready"));
+    // What is announced is the address of a service: a program that dialled it would be balanced, to nowhere.
+    let nowhere = SocketAddr::new(wire.right.into(), 9);
+    let agent = Agent::start(
+        &stage
+            .config()
+            .service(Service::kernel_tcp("first", unroutable(1)).to(first))
+            .service(Service::kernel_tcp("second", second).to(nowhere)),
+    );
+    let client = "import socket\n\
+        s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); s.connect(('10.254.0.1', 80))\n\
+        s.recv(1); s.send(b'y'); s.recv(1)\n";
+    let mut command = Command::new("python3");
+    command.args(["-c", client]);
+    let client = Process::spawn(Room::of(&stage.clients).inside(&left), command);
+    wait::until("the kernel to dial by itself", wait::SOON, || {
+        assert!(client.stderr().is_empty(), "{}", client.stderr());
+        connects(&agent, "kernel") > 0.0
+    });
+    wait::until("the second subflow to join the first", wait::SOON, || joined(client.pid()) > 0);
+    assert_eq!(connects(&agent, "balanced"), 1.0);
+}
+
+/// How many further subflows of MPTCP connections were answered in the network namespace of this process (`MPJoinSynAckRx`).
+fn joined(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/netstat")).expect("the namespace's counters");
+    let mut lines = text.lines().filter(|line| line.starts_with("MPTcpExt:"));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "MPJoinSynAckRx");
+    found.expect("this kernel counts it").1.parse().expect("a number")
 }

@@ -62,6 +62,8 @@ counters! {
     ConnectHung = "connects_total" ["verdict" = "fail_open_hung"],
     /// connect() of an agent service balanced in the kernel because the socket is bound to a network device, which the agent is not behind.
     ConnectBoundDevice = "connects_total" ["verdict" = "fail_open_bound_device"],
+    /// connect() to a service's address by the kernel itself (NFS, SMB, MPTCP's path manager): untouched.
+    ConnectKernel = "connects_total" ["verdict" = "kernel"],
     /// connect() of a service that has no endpoint at all: untouched.
     ConnectNoEndpoint = "connects_total" ["verdict" = "no_endpoint"],
     /// connect() untouched because the socket's state could not be stored (out of memory).
@@ -72,6 +74,8 @@ counters! {
     SendOwn = "sends_total" ["verdict" = "own"],
     /// Datagrams left out by a capture rule (cgroup, network namespace or user): untouched.
     SendExcluded = "sends_total" ["verdict" = "excluded"],
+    /// Datagrams of the kernel itself to a service's address: untouched.
+    SendKernel = "sends_total" ["verdict" = "kernel"],
     /// Datagrams that began a conversation: an endpoint was chosen.
     SendBalanced = "sends_total" ["verdict" = "balanced"],
     /// Datagrams to the endpoint of a conversation under way.

@@ -20,9 +20,9 @@ use sockway_common::{
 };
 
 use crate::{
-    count, event, exclude,
+    caller, count, event, exclude,
     maps::{CONNS, CURSORS, ENDPOINT_STATS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SERVICES, SETTINGS, SLOTS},
-    socket, source, watch,
+    mptcp, socket, source, watch,
 };
 
 /// The hook lets `connect()` go on.
@@ -44,6 +44,7 @@ pub fn dial_v4(ctx: SockAddrContext) -> i32 {
     let verdict = verdict(&ctx, &dialled);
     if let Verdict::Redirect { to, .. } = &verdict {
         source::keep_v4(&ctx);
+        mptcp::tell_owner(&ctx);
         socket::redirect_v4(ctx.sock_addr, to);
     }
     verdict.count();
@@ -58,6 +59,7 @@ pub fn dial_v6(ctx: SockAddrContext) -> i32 {
     let verdict = verdict(&ctx, &dialled);
     if let Verdict::Redirect { to, .. } = &verdict {
         source::keep_v6(&ctx);
+        mptcp::tell_owner(&ctx);
         socket::redirect_v6(ctx.sock_addr, to);
     }
     verdict.count();
@@ -125,6 +127,9 @@ fn try_dial(ctx: &SockAddrContext, dialled: &Address) -> Result<(Address, Counte
         return Err(Counter::ConnectOwn);
     }
     let service = &service_at(dialled).ok_or(Counter::ConnectNotService)?;
+    if caller::is_kernel() {
+        return Err(Counter::ConnectKernel);
+    }
     exclude::check(ctx, settings, Counter::ConnectExcluded)?;
 
     let (agent, counter) = if service.flags & service_flags::AGENT != 0 {

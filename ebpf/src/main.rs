@@ -3,6 +3,8 @@
 //!
 //! - [`connect`]: a program dials: pass, balance, or hand to the agent;
 //! - [`exclude`]: whose sockets pass: users, network namespaces, cgroups within captured ones;
+//! - [`caller`]: is it a program that dials, or the kernel itself?
+//! - [`mptcp`]: what a subflow dialled is told to the socket above it;
 //! - [`udp`]: a program sends a datagram without connecting, or receives one;
 //! - [`source`]: a socket that goes to the agent keeps the address that it would have had;
 //! - [`peer`]: a program asks whom it dialled;
@@ -17,6 +19,7 @@
 // Atomic addition with a result, which core does not offer on this target.
 #![feature(asm_experimental_arch)]
 
+mod caller;
 mod connect;
 mod count;
 mod event;
@@ -24,6 +27,7 @@ mod exclude;
 mod join;
 mod latency;
 mod maps;
+mod mptcp;
 mod peer;
 mod sk_msg;
 mod sock_ops;

@@ -18,6 +18,7 @@ use sockway_common::{
 };
 
 use crate::{
+    caller,
     connect::{choose, count_endpoint, service_at},
     count, exclude,
     maps::{CONNS, CONVERSATIONS, SETTINGS},
@@ -90,6 +91,9 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
         return Err(Counter::SendOwn);
     }
     let service = &service_at(asked).ok_or(Counter::SendNotService)?;
+    if caller::is_kernel() {
+        return Err(Counter::SendKernel);
+    }
     exclude::check(ctx, settings, Counter::SendExcluded)?;
     if let Some(peer) = connected_peer(ctx, asked) {
         return Ok((peer, Counter::SendConnected));

@@ -7,7 +7,7 @@ use aya::{
     programs::{Program, SkMsg},
 };
 
-use super::{KernelError, abi, hooks::Hooks, refused::Refused};
+use super::{KernelError, abi, hooks::Hooks, offsets, refused::Refused};
 
 /// The kernel half, unless this binary was built without it. Aligned as aya wants it.
 #[cfg(sockway_ebpf)]
@@ -86,6 +86,10 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         // Nothing in the object is relocated by the kernel's BTF, and parsing it takes a hundred milliseconds.
         loader.btf(None);
+        // What the programs may know before the verifier sees them.
+        let task_flags = offsets::task_flags().unwrap_or(0);
+        let has_mptcp = u32::from(offsets::of_running_kernel().is_ok_and(|offsets| offsets.is_mptcp != 0));
+        loader.override_global("TASK_FLAGS", &task_flags, true).override_global("HAS_MPTCP", &has_mptcp, true);
         if let Some(pins) = pins {
             for name in MAPS.iter().copied().chain([SHORTCUT_MAP]) {
                 loader.map_pin_path(name, pins.join(name));

@@ -12,17 +12,26 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// The offsets of the running kernel; why not, in words, when they cannot be had. Read once.
 pub fn of_running_kernel() -> Result<Offsets, String> {
-    static OFFSETS: OnceLock<Result<Offsets, String>> = OnceLock::new();
-    OFFSETS.get_or_init(read).clone()
+    found().as_ref().map(|found| found.0).map_err(Clone::clone)
 }
 
-fn read() -> Result<Offsets, String> {
+/// Byte offset of `task_struct.flags`; `None` when it cannot be had.
+pub fn task_flags() -> Option<u32> {
+    found().as_ref().ok().and_then(|found| found.1)
+}
+
+fn found() -> &'static Result<(Offsets, Option<u32>), String> {
+    static OFFSETS: OnceLock<Result<(Offsets, Option<u32>), String>> = OnceLock::new();
+    OFFSETS.get_or_init(read)
+}
+
+fn read() -> Result<(Offsets, Option<u32>), String> {
     let bytes = fs::read(VMLINUX).map_err(|error| format!("{VMLINUX}: {error}"))?;
     let btf = Btf::parse(&bytes).ok_or_else(|| format!("{VMLINUX}: not a BTF file of a known shape"))?;
     let need = |structure, path: &[&str]| {
         btf.bit_offset(structure, path).map(|bits| bits / 8).ok_or_else(|| format!("no {structure}.{}", path.join(".")))
     };
-    Ok(Offsets {
+    let offsets = Offsets {
         cookie: need("sock_common", &["skc_cookie"])?,
         rmem_alloc: need("sock", &["sk_backlog", "rmem_alloc"])?,
         rcvbuf: need("sock", &["sk_rcvbuf"])?,
@@ -34,7 +43,8 @@ fn read() -> Result<Offsets, String> {
         flags: need("sock_common", &["skc_flags"])?,
         write_seq: need("tcp_sock", &["write_seq"])?,
         copied_seq: need("tcp_sock", &["copied_seq"])?,
-    })
+    };
+    Ok((offsets, btf.bit_offset("task_struct", &["flags"]).map(|bits| bits / 8)))
 }
 
 struct Btf<'a> {
