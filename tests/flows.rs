@@ -110,6 +110,22 @@ fn a_connection_is_told_with_who_what_where_and_how_much() {
 }
 
 #[test]
+fn what_went_from_socket_to_socket_is_counted_apart() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let direct = Service::kernel_tcp("direct", service).set("shortcut: on").to(origin.address());
+    let agent = Agent::start(&stage.config_with_shortcut().service(direct));
+    let tail = Tail::begin(agent.instance(), &[]);
+    let mut stream = stage.dial(service).unwrap();
+    read_name(&mut stream).unwrap();
+    assert!(echoes(&stream, &[7; 1000]).unwrap());
+    drop(stream);
+    let flow = tail.only();
+    assert_eq!((&flow["path"], &flow["verdict"]), (&"shortcut".into(), &"balanced".into()), "{flow:#}");
+    assert_eq!((&flow["sent_bytes"], &flow["shortcut_sent_bytes"]), (&0.into(), &1000.into()), "{flow:#}");
+}
+
+#[test]
 fn the_text_is_a_table_with_one_line_for_each_connection() {
     let Some(stage) = Stage::set() else { return };
     let (origin, service) = (stage.echo("origin"), stage.address());

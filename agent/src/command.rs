@@ -3,6 +3,7 @@
 pub mod check;
 pub mod detach;
 pub mod doctor;
+pub mod explain;
 pub mod flows;
 pub mod run;
 pub mod status;

@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "bpf(2), setns(2), mount(2) and the self-test's socket calls have no safe binding")]
 
 mod abi;
+mod caller;
 pub mod cgroup;
 pub mod doctor;
 mod events;
@@ -18,6 +19,7 @@ mod last;
 mod latency;
 mod load;
 mod log;
+mod measured;
 mod namespace;
 mod offsets;
 mod pinned;
@@ -27,6 +29,7 @@ mod ruled;
 mod rules;
 mod selftest;
 mod services;
+mod situation;
 mod sockets;
 mod source;
 mod sys;
@@ -48,15 +51,12 @@ use aya::{
 use sockway_common::{
     ABI_VERSION,
     capture::{Settings, settings_flags},
-    counter::{self, Counter},
     flow::{ENDPOINT_AGENT, Original, OriginalKey, TCP},
-    join::ShortcutStats,
-    latency::EndpointLatency,
-    service::{EndpointKey, EndpointStats},
     watch::Watch,
 };
 
 pub use self::{
+    caller::{Caller, Process},
     events::{Event, EventStream, Events},
     failure::KernelError,
     fill::Fill,
@@ -66,6 +66,7 @@ pub use self::{
     namespace::{Changes, Listening, Namespaces, Opened, named_cookies},
     pinned::Pinned,
     selftest::Capability,
+    situation::{Choice, Covered, Found, Listening as AgentListener, Situation, look},
     sockets::{Sockets, Target, Visited, holders},
     timing::HookTime,
     tree::{TreeNews, TreeStream},
@@ -320,22 +321,6 @@ impl Kernel {
         self.heartbeat.set(0, monotonic_ns(), 0).map_err(services::map_error("HEARTBEAT"))
     }
 
-    /// Every counter of the hooks, added up over the CPUs.
-    pub fn counters(&self) -> Vec<(Counter, u64)> {
-        let sum = |counter: Counter| self.counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum());
-        counter::ALL.iter().map(|counter| (*counter, sum(*counter))).collect()
-    }
-
-    /// What the connect hooks counted for each endpoint, added up over the CPUs.
-    pub fn endpoint_stats(&self) -> Vec<(EndpointKey, EndpointStats)> {
-        self.tables.stats()
-    }
-
-    /// What went by the shortcut on behalf of each service that may use it, by its id, added up over the CPUs.
-    pub fn shortcut_stats(&self) -> Vec<(u32, ShortcutStats)> {
-        self.shortcut_table.read()
-    }
-
     /// What the workers ask about single connections.
     pub fn flows(&self) -> Flows {
         self.flows.clone()
@@ -368,28 +353,6 @@ impl Kernel {
     /// The kernel half's log; `None` when it was taken before.
     pub fn take_log(&mut self) -> Option<KernelLog> {
         self.log.take()
-    }
-
-    /// What the hooks measured of the connections to each endpoint, added up over the CPUs.
-    pub fn latencies(&self) -> Vec<(EndpointKey, EndpointLatency)> {
-        self.latencies.read()
-    }
-
-    /// How full the tables are.
-    pub fn fill(&self) -> Vec<Fill> {
-        self.fill.read()
-    }
-
-    /// Has the kernel keep the hooks' run times, or no more.
-    pub fn measure_hooks(&mut self, wanted: bool) {
-        if let Err(error) = self.timing.measure(wanted) {
-            tracing::warn!(%error, "hook_stats: the kernel does not measure its programs (CAP_SYS_ADMIN and Linux 5.8 are needed)");
-        }
-    }
-
-    /// The hooks' run times; none while nobody has the kernel keep them.
-    pub fn hook_times(&self) -> Vec<HookTime> {
-        self.timing.read()
     }
 
     /// Tidies up, and looks after the tables: what clients published and nobody accepted (they gave up while they waited, or their agent

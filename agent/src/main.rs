@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use sockway::command::{self, Failure, Which, check, detach, doctor, flows, run, status};
+use sockway::command::{self, Failure, Which, check, detach, doctor, explain, flows, run, status};
 use tracing_subscriber::EnvFilter;
 
 /// Transparent proxy agent: captures the connections of unmodified programs, balances them in the kernel or through io_uring.
@@ -39,6 +39,8 @@ enum Command {
     Status(status::Status),
     /// Watch the connections of services as they end: who, to what, by which path, how much, how long, and how they ended
     Flows(flows::Args),
+    /// Say which way a connection would take now, and why
+    Explain(explain::Args),
     /// Take away what outlives an agent: every connection goes on as plain TCP
     Detach(Which),
 }
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Doctor(which) => doctor::run(&which),
         Command::Status(status) => status::run(&status),
         Command::Flows(flows) => flows::run(&flows),
+        Command::Explain(explain) => explain::run(&explain),
         Command::Detach(which) => detach::run(&which),
     };
     done.map_or_else(fail, ExitCode::from)

@@ -58,9 +58,7 @@ pub struct Flow {
     pub received_bytes: u64,
     /// Bytes sent through TCP that the peer has acknowledged, by `tcp_sock.bytes_acked`: SYN and FIN count as one each.
     pub sent_bytes: u64,
-    /// Bytes received from socket to socket, which TCP does not see.
-    pub shortcut_received_bytes: u64,
-    /// Bytes sent from socket to socket.
+    /// Bytes sent from socket to socket, which TCP does not see. What came in that way only the socket that sent it has counted.
     pub shortcut_sent_bytes: u64,
     /// This end's address; all zero when the socket never had one.
     pub local: Address,
@@ -134,7 +132,7 @@ impl Name {
 const _: () = {
     assert!(size_of::<Watch>() == 48);
     assert!(size_of::<Reported>() == 16);
-    assert!(size_of::<Flow>() == 208);
+    assert!(size_of::<Flow>() == 200);
     assert!(size_of::<Name>() == 64);
 };
 

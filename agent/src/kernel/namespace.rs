@@ -391,7 +391,12 @@ pub fn named_cookies() -> HashMap<u64, String> {
 fn cookie_of(path: &Path) -> Option<u64> {
     let namespace = File::open(path).ok()?;
     sys::enter_netns(namespace.as_fd()).ok()?;
-    cookie(&Socket::new(Domain::UNIX, Type::DGRAM, None).ok()?).ok()
+    own_cookie().ok()
+}
+
+/// The cookie of the network namespace that this thread is in.
+pub(super) fn own_cookie() -> io::Result<u64> {
+    cookie(&Socket::new(Domain::UNIX, Type::DGRAM, None)?)
 }
 
 pub(super) fn inode(path: &Path) -> Option<u64> {

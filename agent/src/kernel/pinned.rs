@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs, io,
     net::SocketAddr,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -12,9 +12,13 @@ use aya::{
     Pod,
     maps::{HashMap as BpfHashMap, Map, MapData, MapError},
 };
-use sockway_common::{flow::Address, service::Service, watch::Name};
+use sockway_common::{
+    flow::Address,
+    service::{Service, Slot, SlotKey, service_flags},
+    watch::Name,
+};
 
-use super::{KernelError, abi, flows, pins::Pins, services::map_error, sys};
+use super::{Choice, KernelError, abi, flows, pins::Pins, services::map_error, sys};
 use crate::config::Capture;
 
 /// The tables of one instance.
@@ -57,9 +61,14 @@ impl Pinned {
 
     /// One entry of a table that is not per CPU; `None` when there is none.
     pub fn entry<K: Pod, V: Pod>(&self, name: &'static str, key: &K) -> Result<Option<V>, KernelError> {
+        let map = self.open(name)?;
+        sys::lookup(map.as_fd(), key).map_err(|source| KernelError::Pin { path: self.maps.join(name), source })
+    }
+
+    /// A table's descriptor.
+    pub(super) fn open(&self, name: &'static str) -> Result<OwnedFd, KernelError> {
         let path = self.maps.join(name);
-        let map = sys::pinned(&path).map_err(|source| KernelError::Pin { path: path.clone(), source })?;
-        sys::lookup(map.as_fd(), key).map_err(|source| KernelError::Pin { path, source })
+        sys::pinned(&path).map_err(|source| KernelError::Pin { path, source })
     }
 
     /// Where links are pinned.
@@ -88,13 +97,41 @@ impl Pinned {
         Ok(names.iter().flatten().map(|(id, name)| (id, name.as_str().to_owned())).collect())
     }
 
-    /// The addresses of all services with their entries.
+    /// The name of one service.
     ///
     /// # Errors
     ///
     /// When the table cannot be read.
-    pub fn services(&self) -> Result<Vec<(Address, Service)>, KernelError> {
-        let services: BpfHashMap<MapData, Address, Service> = self.table("SERVICES")?;
-        Ok(services.iter().flatten().collect())
+    pub fn name_of(&self, service: u32) -> Result<Option<String>, KernelError> {
+        let name: Option<Name> = self.entry("NAMES", &service)?;
+        Ok(name.map(|name| name.as_str().to_owned()))
+    }
+
+    /// Which endpoints the hooks choose from, and each one's part of the choices, in the order of the table.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be read.
+    pub(super) fn endpoints_of(&self, service: &Service) -> Result<Vec<Choice>, KernelError> {
+        let slots: BpfHashMap<MapData, SlotKey, Slot> = self.table("SLOTS")?;
+        let in_turn = service.flags & service_flags::IN_TURN != 0;
+        let mut found: Vec<Choice> = Vec::new();
+        let mut add = |address: &Address, share: f64| {
+            let address = flows::socket_addr(address);
+            match found.iter_mut().find(|choice| choice.address == address) {
+                Some(choice) => choice.share += share,
+                None => found.push(Choice { address, share }),
+            }
+        };
+        for slot in 0..service.slots {
+            let key = SlotKey { service: service.id, generation: service.generation, slot };
+            let Ok(slot) = slots.get(&key, 0) else { continue };
+            let first = if in_turn { 1.0 } else { f64::from(slot.threshold) / f64::from(u32::MAX) };
+            add(&slot.first, first / f64::from(service.slots));
+            if first < 1.0 {
+                add(&slot.second, (1.0 - first) / f64::from(service.slots));
+            }
+        }
+        Ok(found)
     }
 }

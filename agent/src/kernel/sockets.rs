@@ -13,7 +13,10 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use sockway_common::flow::{Conn, TCP, UDP, conn_flags};
+use sockway_common::{
+    capture::LISTENER_TAG,
+    flow::{Conn, TCP, UDP, conn_flags},
+};
 
 use super::{flows, namespace, sys};
 
@@ -42,6 +45,8 @@ const MESSAGE_ID_AT: usize = 4;
 const ALL: u32 = !0;
 /// Every state but `TCP_LISTEN` (10), `TCP_TIME_WAIT` (6) and `TCP_CLOSE` (7; of UDP: not connected), in which nothing is left to end.
 const CONNECTED: u32 = !(1 << 10 | 1 << 6 | 1 << 7);
+/// `TCP_LISTEN`.
+const LISTENING: u32 = 1 << 10;
 /// What the kernel sends at once at most; it makes its messages no larger than the buffer of the last receive.
 const RECEIVE_BYTES: usize = 256 * 1024;
 
@@ -156,6 +161,26 @@ pub fn holders(map: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
         Ok(())
     })?;
     Ok((count, unseen))
+}
+
+/// Whether a socket that has the agent's tag in `tags`, an `sk_storage`, listens at `address` in a network namespace.
+///
+/// # Errors
+///
+/// When the namespace cannot be visited.
+pub fn is_tagged(tags: BorrowedFd<'_>, namespace: &File, address: SocketAddr) -> io::Result<bool> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let visit = || {
+        sys::enter_netns(namespace.as_fd())?;
+        let mut found = false;
+        Netlink::open()?.dump(family as u8, TCP, LISTENING, tags, |id, value| {
+            // A socket's id begins with its own port, in network order.
+            found |= id[..2] == address.port().to_be_bytes() && sys::from_bytes(value) == Some(LISTENER_TAG);
+        })?;
+        Ok(found)
+    };
+    // A thread of its own: one that has changed its namespace is of no other use.
+    thread::scope(|scope| scope.spawn(visit).join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))))
 }
 
 fn each(protocols: &[u8]) -> impl Iterator<Item = (u8, u8)> {

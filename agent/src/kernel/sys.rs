@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -19,6 +19,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -82,6 +83,13 @@ struct InfoAttr {
 }
 
 #[repr(C)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+#[repr(C)]
 struct StatsAttr {
     kind: u32,
 }
@@ -104,6 +112,22 @@ struct ProgramInfo {
     before: [u64; 24],
     run_time_ns: u64,
     run_count: u64,
+}
+
+/// The beginning of `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    link_type: u32,
+    id: u32,
+    prog_id: u32,
+}
+
+/// The beginning of `struct bpf_prog_info`, up to the name.
+#[repr(C)]
+struct ProgramName {
+    before: [u64; 8],
+    name: [u8; 16],
 }
 
 /// What a map was made with.
@@ -269,6 +293,19 @@ pub fn run_time(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     let mut info = ProgramInfo { before: [0; 24], run_time_ns: 0, run_count: 0 };
     object_info(program, &mut info)?;
     Ok((info.run_count, info.run_time_ns))
+}
+
+/// The name of the program behind a link; the kernel keeps fifteen characters of it. Needs CAP_SYS_ADMIN.
+pub fn program_of_link(link: BorrowedFd<'_>) -> io::Result<String> {
+    let mut info = LinkInfo::default();
+    object_info(link, &mut info)?;
+    // SAFETY: a non-negative result is a new descriptor, and ours.
+    let program = bpf(BPF_PROG_GET_FD_BY_ID, &IdAttr { id: info.prog_id, next_id: 0, open_flags: 0 })
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })?;
+    let mut info = ProgramName { before: [0; 8], name: [0; 16] };
+    object_info(program.as_fd(), &mut info)?;
+    let end = info.name.iter().position(|byte| *byte == 0).unwrap_or(info.name.len());
+    Ok(String::from_utf8_lossy(&info.name[..end]).into_owned())
 }
 
 fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {

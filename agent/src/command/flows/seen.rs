@@ -59,7 +59,6 @@ pub struct Seen {
     sent_bytes: u64,
     received_bytes: u64,
     shortcut_sent_bytes: u64,
-    shortcut_received_bytes: u64,
     lasted: Duration,
     connect: Option<Duration>,
     rtt: Option<Duration>,
@@ -94,7 +93,6 @@ impl Seen {
             sent_bytes: sent,
             received_bytes: received,
             shortcut_sent_bytes: flow.shortcut_sent_bytes,
-            shortcut_received_bytes: flow.shortcut_received_bytes,
             lasted: Duration::from_nanos(flow.ended_ns.saturating_sub(conn.dialled_ns)),
             connect: micros(conn.connect_us),
             rtt: micros(flow.rtt_us),
@@ -119,6 +117,9 @@ impl Seen {
         if self.retransmits > 0 {
             how += &format!("; {} retransmits", self.retransmits);
         }
+        // What came from socket to socket only its sender has counted.
+        let more = if matches!(self.path, "shortcut" | "joined") { "+" } else { "" };
+        let received = format!("{}{more}", self.received_bytes);
         let cells = [
             clock(self.ended),
             self.pid.to_string(),
@@ -127,7 +128,7 @@ impl Seen {
             endpoint,
             self.path.to_owned(),
             (self.sent_bytes + self.shortcut_sent_bytes).to_string(),
-            (self.received_bytes + self.shortcut_received_bytes).to_string(),
+            received,
             brief(Some(self.lasted)),
             brief(self.connect),
             brief(self.rtt),
@@ -157,7 +158,6 @@ impl Seen {
             "sent_bytes": self.sent_bytes,
             "received_bytes": self.received_bytes,
             "shortcut_sent_bytes": self.shortcut_sent_bytes,
-            "shortcut_received_bytes": self.shortcut_received_bytes,
             "lasted_us": micros(self.lasted),
             "connect_us": self.connect.map(micros),
             "rtt_us": self.rtt.map(micros),
@@ -254,7 +254,6 @@ mod tests {
             ended_ns: 0,
             received_bytes: 0,
             sent_bytes: 0,
-            shortcut_received_bytes: 0,
             shortcut_sent_bytes: 0,
             local: NOWHERE,
             cause: cause::CLOSED,

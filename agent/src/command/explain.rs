@@ -1,0 +1,222 @@
+//! `sockway explain`: which way a connection would take now, and why: what the hooks would find, and what they would make of it. Reads the
+//! running kernel's tables, so that it tells the truth of the kernel, also while no agent lives.
+
+mod verdict;
+
+use std::{fmt::Write as _, io, net::SocketAddr};
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use sockway_common::{
+    flow::{TCP, UDP},
+    service::service_flags,
+};
+
+use self::verdict::{Verdict, Way};
+use super::{Failure, OS_ERROR, UNAVAILABLE, Which, brief, say, table};
+use crate::kernel::{self, Caller, Found, Pinned, Situation, cgroup};
+
+/// No permission (`EX_NOPERM`).
+const NO_PERMISSION: u8 = 77;
+
+/// What would be dialled, and by whom.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    which: Which,
+    /// The address that a program would dial
+    #[arg(long, value_name = "IP:PORT")]
+    connect: SocketAddr,
+    /// By which protocol
+    #[arg(long, value_enum, default_value_t = Transport::Tcp)]
+    protocol: Transport,
+    /// Who would dial: a process by its number, or anybody in a network namespace by its name (`ip netns`; `host`) or path; this shell
+    /// unless said
+    #[arg(long, value_name = "PID|NAMESPACE")]
+    from: Option<String>,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// Says what would become of a connection.
+///
+/// # Errors
+///
+/// When nothing is attached, this user may not look, or there is no such process or namespace.
+pub fn run(args: &Args) -> Result<u8, Failure> {
+    let (instance, capture) = args.which.find()?;
+    let pinned = Pinned::find(&capture, &instance)?;
+    let mount = capture.cgroup_mount.or_else(cgroup::mount).unwrap_or_default();
+    let caller = caller(args.from.as_deref(), &mount)?;
+    let protocol = match args.protocol {
+        Transport::Tcp => TCP,
+        Transport::Udp => UDP,
+    };
+    let situation = kernel::look(&pinned, &caller, args.connect, protocol)?;
+    let answer = Answer { args, caller: &caller, situation: &situation };
+    if args.json {
+        say(format_args!("{:#}\n", answer.to_json()));
+    } else {
+        say(answer.to_text());
+    }
+    Ok(0)
+}
+
+fn caller(from: Option<&str>, mount: &std::path::Path) -> Result<Caller, Failure> {
+    let own = std::process::id().to_string();
+    let from = from.unwrap_or(&own);
+    let is_pid = from.bytes().all(|byte| byte.is_ascii_digit());
+    let found = match from.parse() {
+        Ok(pid) if is_pid => Caller::process(pid, mount),
+        _ => Caller::namespace(from),
+    };
+    found.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if is_pid => Failure::new(UNAVAILABLE, format!("sockway: there is no process {from}")),
+        io::ErrorKind::NotFound => Failure::new(
+            UNAVAILABLE,
+            format!(
+                "sockway: there is no network namespace {from}; name one of `ip netns`, `host`, or the path of its file"
+            ),
+        ),
+        io::ErrorKind::PermissionDenied => {
+            Failure::new(NO_PERMISSION, format!("sockway: looking at {from}: {error}; run as root"))
+        }
+        _ => Failure::new(OS_ERROR, format!("sockway: looking at {from}: {error}")),
+    })
+}
+
+struct Answer<'a> {
+    args: &'a Args,
+    caller: &'a Caller,
+    situation: &'a Situation,
+}
+
+impl Answer<'_> {
+    fn protocol(&self) -> &'static str {
+        match self.args.protocol {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        }
+    }
+
+    fn namespace(&self) -> String {
+        let names = kernel::named_cookies();
+        names.get(&self.caller.netns).cloned().unwrap_or_else(|| format!("cookie {}", self.caller.netns))
+    }
+
+    fn to_json(&self) -> Value {
+        let Situation { service, hooks, .. } = self.situation;
+        let (now, without) = (verdict::now(self.situation), verdict::without_agent(self.situation));
+        let (shortcut, shortcut_why) = verdict::shortcut(self.situation);
+        let tell =
+            |verdict: &Verdict| json!({ "path": verdict.way.word(), "verdict": verdict.counted, "why": verdict.why });
+        let process = self.caller.process.as_ref().map(|process| {
+            json!({
+                "pid": process.pid,
+                "command": process.command,
+                "uid": process.uid,
+                "cgroup": process.cgroups.first().map(|(path, _)| path),
+            })
+        });
+        let hooks = hooks
+            .iter()
+            .flatten()
+            .map(|covered| json!({ "cgroup": covered.cgroup, "connect": covered.dial, "sockops": covered.sockets }));
+        json!({
+            "connect": self.args.connect,
+            "protocol": self.protocol(),
+            "from": { "process": process, "netns": self.namespace(), "netns_cookie": self.caller.netns },
+            "hooks": hooks.collect::<Vec<Value>>(),
+            "captured_by": verdict::capturing(self.situation),
+            "service": service.as_ref().map(service_json),
+            "heartbeat_age_ms": self.situation.heartbeat_age.map(|age| age.as_millis() as u64),
+            "now": tell(&now),
+            "without_agent": tell(&without),
+            "shortcut": { "allowed": shortcut, "why": shortcut_why },
+        })
+    }
+
+    fn to_text(&self) -> String {
+        let mut text = format!("{}\n\n", self.heading());
+        let now = verdict::now(self.situation);
+        let counted = now.counted.map(|label| format!(" (counted as {label})")).unwrap_or_default();
+        let mut line = |name: &str, what: &str| {
+            let _ = writeln!(text, "{name:<13}{what}");
+        };
+        line("path", &format!("{}: {}{counted}", now.way.word(), now.why));
+        line("captured", &self.captured());
+        if let Some(found) = &self.situation.service {
+            line("service", &service_text(found));
+            line("agent", &self.agent(found));
+            let (allowed, why) = verdict::shortcut(self.situation);
+            line("shortcut", &format!("{}: {why}", if allowed { "yes" } else { "no" }));
+            let without = verdict::without_agent(self.situation);
+            let change = if without.way == now.way { "the same" } else { without.way.word() };
+            line("if it dies", &format!("{change}: {}", without.why));
+            text.push('\n');
+            text += &endpoints_text(found, now.way);
+        }
+        text
+    }
+
+    fn heading(&self) -> String {
+        let who = self.caller.process.as_ref().map_or("anybody".to_owned(), |process| {
+            let cgroup = process.cgroups.first().map_or("?".into(), |(path, _)| path.display().to_string());
+            format!("process {} ({}, user {}) in cgroup {cgroup}", process.pid, process.command, process.uid)
+        });
+        format!("{} {} from {who}, network namespace {}", self.protocol(), self.args.connect, self.namespace())
+    }
+
+    fn captured(&self) -> String {
+        match (verdict::capturing(self.situation), &self.situation.hooks) {
+            (Some(cgroup), _) => format!("by the rule of cgroup {cgroup}"),
+            (None, Some(_)) => "no".to_owned(),
+            (None, None) => "taken for granted: no process was named".to_owned(),
+        }
+    }
+
+    fn agent(&self, found: &Found) -> String {
+        let heartbeat = match self.situation.heartbeat_age {
+            Some(age) => format!("last heartbeat {} ago", brief(age)),
+            None => "no heartbeat ever".to_owned(),
+        };
+        let listener = match found.listener {
+            Some(listener) if listener.is_tagged => format!("; listens at {} there", listener.address),
+            Some(listener) => format!("; nothing of it listens at {} there", listener.address),
+            None => String::new(),
+        };
+        heartbeat + &listener
+    }
+}
+
+fn service_text(found: &Found) -> String {
+    let name = found.name.as_deref().unwrap_or("without a name");
+    let mode = if found.service.flags & service_flags::AGENT != 0 { "agent" } else { "kernel" };
+    format!("{name} (id {}), mode {mode}", found.service.id)
+}
+
+fn service_json(found: &Found) -> Value {
+    let endpoints = found.endpoints.iter().map(|choice| json!({ "address": choice.address, "share": choice.share }));
+    json!({
+        "name": found.name,
+        "id": found.service.id,
+        "mode": if found.service.flags & service_flags::AGENT != 0 { "agent" } else { "kernel" },
+        "listener": found.listener.map(|listener| json!({ "address": listener.address, "tagged": listener.is_tagged })),
+        "endpoints": endpoints.collect::<Vec<Value>>(),
+    })
+}
+
+fn endpoints_text(found: &Found, way: Way) -> String {
+    let heading = if way == Way::Agent { "ENDPOINT (without the agent)" } else { "ENDPOINT" };
+    let mut rows = vec![vec![heading.to_owned(), "SHARE".to_owned()]];
+    let row = |choice: &kernel::Choice| vec![choice.address.to_string(), format!("{:.1} %", choice.share * 100.0)];
+    rows.extend(found.endpoints.iter().map(row));
+    table(&rows)
+}

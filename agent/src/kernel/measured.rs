@@ -1,0 +1,50 @@
+//! What the hooks have counted and measured, read when somebody asks.
+
+use sockway_common::{
+    counter::{self, Counter},
+    join::ShortcutStats,
+    latency::EndpointLatency,
+    service::{EndpointKey, EndpointStats},
+};
+
+use super::{Fill, HookTime, Kernel};
+
+impl Kernel {
+    /// Every counter of the hooks, added up over the CPUs.
+    pub fn counters(&self) -> Vec<(Counter, u64)> {
+        let sum = |counter: Counter| self.counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum());
+        counter::ALL.iter().map(|counter| (*counter, sum(*counter))).collect()
+    }
+
+    /// What the connect hooks counted for each endpoint, added up over the CPUs.
+    pub fn endpoint_stats(&self) -> Vec<(EndpointKey, EndpointStats)> {
+        self.tables.stats()
+    }
+
+    /// What went by the shortcut on behalf of each service that may use it, by its id, added up over the CPUs.
+    pub fn shortcut_stats(&self) -> Vec<(u32, ShortcutStats)> {
+        self.shortcut_table.read()
+    }
+
+    /// What the hooks measured of the connections to each endpoint, added up over the CPUs.
+    pub fn latencies(&self) -> Vec<(EndpointKey, EndpointLatency)> {
+        self.latencies.read()
+    }
+
+    /// How full the tables are.
+    pub fn fill(&self) -> Vec<Fill> {
+        self.fill.read()
+    }
+
+    /// Has the kernel keep the hooks' run times, or no more.
+    pub fn measure_hooks(&mut self, wanted: bool) {
+        if let Err(error) = self.timing.measure(wanted) {
+            tracing::warn!(%error, "hook_stats: the kernel does not measure its programs (CAP_SYS_ADMIN and Linux 5.8 are needed)");
+        }
+    }
+
+    /// The hooks' run times; none while nobody has the kernel keep them.
+    pub fn hook_times(&self) -> Vec<HookTime> {
+        self.timing.read()
+    }
+}
