@@ -6,6 +6,7 @@
 
 mod abi;
 mod caller;
+mod carry;
 pub mod cgroup;
 pub mod doctor;
 mod events;
@@ -25,6 +26,7 @@ mod offsets;
 mod pinned;
 mod pins;
 mod refused;
+pub mod rights;
 mod ruled;
 mod rules;
 mod selftest;
@@ -73,11 +75,13 @@ pub use self::{
     watch::{Untold, Wanted, Watcher},
 };
 use self::{
+    carry::Carry,
     exclude::Users,
     joins::{Joins, ShortcutTable},
     last::LastSockets,
     load::Loaded,
     pins::Pins,
+    rights::Right,
     rules::{Places, Rules},
     services::Tables,
 };
@@ -109,6 +113,7 @@ pub struct Kernel {
     self_test_passed: bool,
     can_shortcut: bool,
     rules: Rules,
+    carry: Carry,
     captured: LastSockets,
     users: Users,
     except: Except,
@@ -126,21 +131,22 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads, attaches and pins. Nothing is captured until [`Kernel::apply`] names services; what an earlier agent of this instance
-    /// left pinned goes on meanwhile, and its programs are replaced one by one, atomically.
+    /// Loads and pins, and takes over the maps that an earlier agent of this instance left, whose hooks go on as they are until
+    /// [`Kernel::attach`].
     ///
     /// # Errors
     ///
     /// Each names its phase; [`KernelError::remedy`] says what to do. Nothing of this call stays attached.
     pub fn open(config: &Config) -> Result<Self, KernelError> {
         let capture = &config.capture;
+        check_rights()?;
         let mount = cgroup_mount(capture)?;
         let pins = Pins::new(&capture.bpffs, &config.instance);
         if !pins.exist() {
             rules::all_there(&mount, &capture.rules)?;
         }
         pins.create(&capture.bpffs)?;
-        abi::check_pinned(&pins.maps().join("SETTINGS"))?;
+        let version = abi::pinned_version(&pins.maps().join("SETTINGS"))?;
         raise_memlock();
 
         let capabilities = selftest::run(&mount, &config.instance);
@@ -151,7 +157,9 @@ impl Kernel {
         cgroup::enter(&own).map_err(|source| KernelError::Cgroup { path: own.clone(), source })?;
         let own_id = cgroup::id(&own).map_err(|source| KernelError::Cgroup { path: own.clone(), source })?;
 
+        let carry = Carry::begin(&pins, version, &load::shapes()?)?;
         let mut loaded = Loaded::new(Some(&pins.maps()))?;
+        carry.fill()?;
         let mut users = Users::new(&mut loaded.ebpf)?;
         users.set(&capture.except.uids)?;
         let namespaces = Namespaces::new(&mut loaded.ebpf, capture.namespaces.clone())?;
@@ -172,14 +180,14 @@ impl Kernel {
         loaded.attach_shortcut()?;
         let links = pins.links();
         let places = Places { mount: &mount, own: &own, links: &links };
-        let rules = Rules::open(loaded.hooks()?, places, &capture.rules, self_test_passed)?;
+        let rules = Rules::new(loaded.hooks()?, places, &capture.rules, self_test_passed)?;
 
         let can_shortcut = offsets.is_ok() && loaded.has_shortcut();
         loaded.refused.iter().for_each(|lacks| tracing::warn!(%lacks, "the shortcut stays off on this kernel"));
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
         let ebpf = &mut loaded.ebpf;
-        let mut kernel = Self {
+        let kernel = Self {
             flows: Flows::of_kernel(
                 descriptor(ebpf, "ORIGINALS")?,
                 descriptor(ebpf, "CONNS")?,
@@ -206,15 +214,30 @@ impl Kernel {
             self_test_passed,
             can_shortcut,
             rules,
+            carry,
             captured: LastSockets::of(descriptor(ebpf, "CONNS")?),
             users,
             except: capture.except.clone(),
             shortcut,
         };
-        kernel.tell_rules(ruled_flags(capture))?;
         drop(loaded);
         give_memory_back();
         Ok(kernel)
+    }
+
+    /// Attaches to the cgroups that the rules capture, once [`Kernel::apply`] has named the services: hooks of an earlier agent are replaced
+    /// one by one, atomically, by hooks that find the same.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach(&mut self, capture: &Capture, namespaces: &mut Namespaces) -> Result<(), KernelError> {
+        self.tell_rules(ruled_flags(capture))?;
+        self.carry.step_aside()?;
+        self.rules.begin()?;
+        self.carry.take_over()?;
+        self.follow_cgroups(namespaces);
+        Ok(())
     }
 
     /// Makes the kernel half balance what `snapshot` says, leaving out endpoints that are down.
@@ -249,7 +272,7 @@ impl Kernel {
     pub fn capture(&mut self, capture: &Capture, namespaces: &mut Namespaces) -> Result<(), KernelError> {
         // More users for a moment, never fewer.
         self.users.set(&capture.except.uids)?;
-        self.rules.set(&capture.rules, false)?;
+        self.rules.set(&capture.rules)?;
         namespaces.ruled().set(capture.namespaces.clone());
         self.except = capture.except.clone();
         self.tell_rules(ruled_flags(capture))?;
@@ -272,6 +295,7 @@ impl Kernel {
 
     /// Takes away hooks that stand only for sockets of rules withdrawn, when none of those is left. To be called from time to time.
     pub fn let_go(&mut self) {
+        self.carry.let_go();
         if self.rules.is_leaving()
             && self.captured.are_gone()
             && let Err(error) = self.rules.leave()
@@ -388,7 +412,10 @@ impl Kernel {
 /// When a pin cannot be removed.
 pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
     let pins = Pins::new(&capture.bpffs, instance);
-    switch_shortcut_off(&pins.maps().join("SETTINGS"));
+    for maps in pins.aside().iter().map(|aside| aside.join("maps")).chain([pins.maps()]) {
+        // None there: nothing was enrolled by it.
+        let _ = switch_shortcut_off(&maps.join("SETTINGS"));
+    }
     let removed = pins.remove().map_err(|source| KernelError::Pin { path: pins.links(), source })?;
     if let Ok(mount) = cgroup_mount(capture) {
         let own = own_cgroup(&mount, instance);
@@ -401,19 +428,31 @@ pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
     Ok(removed)
 }
 
-/// Sockets that are enrolled keep the program they have for as long as they live: it falls back to TCP at the next message.
-fn switch_shortcut_off(settings: &Path) {
-    let Ok(mut settings) = MapData::from_pin(settings).map(Map::Array).and_then(Array::<_, Settings>::try_from) else {
-        return;
-    };
-    if let Ok(current) = settings.get(&0, 0) {
-        let _ = settings.set(0, Settings { flags: 0, ..current }, 0);
+/// Sockets that are enrolled keep the program they have for as long as they live: it falls back to TCP at the next message. The flags are
+/// the second word of the settings in every version.
+fn switch_shortcut_off(settings: &Path) -> io::Result<()> {
+    let map = sys::pinned(settings)?;
+    let mut value = vec![0; sys::shape(map.as_fd())?.value_bytes as usize];
+    let entry = 0_u32.to_ne_bytes();
+    sys::get(map.as_fd(), &entry, &mut value)?;
+    if let Some(flags) = value.get_mut(4..8) {
+        flags.fill(0);
     }
+    sys::put(map.as_fd(), &entry, &value)
 }
 
 /// Whether anything is pinned for `instance`.
 pub fn pinned(capture: &Capture, instance: &str) -> bool {
     Pins::new(&capture.bpffs, instance).exist()
+}
+
+/// Without some rights nothing works, without others something does not, which is said once.
+fn check_rights() -> Result<(), KernelError> {
+    let (needed, others): (Vec<&Right>, Vec<&Right>) = rights::lacking().into_iter().partition(|right| right.is_needed);
+    for right in others {
+        tracing::warn!("runs without {}: {}", right.name, right.without);
+    }
+    if needed.is_empty() { Ok(()) } else { Err(KernelError::Rights { what: rights::told(&needed) }) }
 }
 
 /// What the settings say of users and network namespaces.

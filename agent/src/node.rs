@@ -179,10 +179,9 @@ impl Node {
         questions: mpsc::Receiver<Question>,
     ) -> Result<(Self, Senses), NodeError> {
         let mut kernel = Kernel::open(&config)?;
-        let (Some(events), Some(mut namespaces)) = (kernel.take_events(), kernel.take_namespaces()) else {
+        let (Some(events), Some(namespaces)) = (kernel.take_events(), kernel.take_namespaces()) else {
             unreachable!("a kernel half that was just opened has both");
         };
-        kernel.follow_cgroups(&mut namespaces);
         let tree = kernel.tree_news()?;
         let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
         let current = Arc::new(ArcSwap::from(Arc::clone(&snapshot)));
@@ -201,6 +200,7 @@ impl Node {
         }
         // Services before listeners: ids that an agent before this one left in the tables must reach no worker of ours.
         node.kernel.apply(&snapshot)?;
+        node.kernel.attach(&node.config.capture, &mut node.namespaces)?;
         node.kernel.measure_hooks(node.config.hook_stats);
         node.sweep();
         node.kernel.heartbeat()?;
@@ -417,6 +417,7 @@ impl Node {
         };
         if counts {
             let capability = |found: &Capability| (found.name.to_owned(), found.passed);
+            observed.rights = kernel::rights::held().into_iter().map(|(right, held)| (right.name, held)).collect();
             observed.capabilities = self.kernel.capabilities().iter().map(capability).collect();
             observed.kernel_totals = self.kernel.counters().into_iter().map(kernel_total).collect();
             observed.kernel_stats = self.kernel.endpoint_stats();

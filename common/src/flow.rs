@@ -56,6 +56,9 @@ impl Address {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Conn {
+    /// Moves all that follows.
+    #[cfg(feature = "next-layout")]
+    pub moved: u64,
     /// What the program dialled: what `getpeername` answers and the agent routes by.
     pub original: Address,
     /// Where the socket was sent instead.
@@ -89,6 +92,8 @@ pub struct Conn {
 impl Conn {
     /// Of a socket that has dialled nothing.
     pub const EMPTY: Self = Self {
+        #[cfg(feature = "next-layout")]
+        moved: 0,
         original: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 },
         actual: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 },
         service: 0,
@@ -180,7 +185,7 @@ pub struct Original {
 
 const _: () = {
     assert!(size_of::<Address>() == 20);
-    assert!(size_of::<Conn>() == 120);
+    assert!(size_of::<Conn>() == 120 + if cfg!(feature = "next-layout") { 8 } else { 0 });
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<OriginalKey>() == 32);
     assert!(size_of::<Original>() == 40);

@@ -4,6 +4,7 @@
 //! - [`udp`]: which endpoint each conversation of an unconnected UDP socket goes to;
 //! - [`service`]: what the kernel half needs to balance a service by itself;
 //! - [`capture`]: what the agent tells the kernel half: settings, its listeners, and what the kernel half tells back: events;
+//! - [`shape`]: which maps of another version can be used again;
 //! - [`counter`]: the kernel half's per-CPU counters, one for each way a hook can end;
 //! - [`join`]: the two ends of a shortcut, and of two connections that are joined;
 //! - [`latency`]: histograms that the hooks count;
@@ -21,11 +22,12 @@ pub mod latency;
 #[cfg(feature = "user")]
 mod pod;
 pub mod service;
+pub mod shape;
 pub mod udp;
 pub mod watch;
 
 /// Version of everything in this crate. The agent refuses an object or a pinned map of another version.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 3 + cfg!(feature = "next-layout") as u32;
 
 /// Stamp that the kernel half carries in the ELF section [`ABI_SECTION`], so that the agent can compare before it loads anything:
 /// the version, then the size of every shared type in the order of [`ABI_NAMES`].

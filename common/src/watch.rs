@@ -132,7 +132,7 @@ impl Name {
 const _: () = {
     assert!(size_of::<Watch>() == 48);
     assert!(size_of::<Reported>() == 16);
-    assert!(size_of::<Flow>() == 200);
+    assert!(size_of::<Flow>() == 80 + size_of::<crate::flow::Conn>());
     assert!(size_of::<Name>() == 64);
 };
 

@@ -175,6 +175,8 @@ fn remember(
     let shortcut = if service.flags & service_flags::SHORTCUT != 0 { conn_flags::SHORTCUT } else { 0 };
     let hold = if service.flags & service_flags::OPAQUE != 0 { conn_flags::HOLD } else { 0 };
     let mut conn = Conn {
+        #[cfg(feature = "next-layout")]
+        moved: 0,
         original: *dialled,
         actual: *to,
         service: service.id,

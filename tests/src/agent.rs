@@ -19,7 +19,7 @@ use crate::{
     metrics::Metrics,
     netns,
     process::{self, Process, Room},
-    wait,
+    stage, wait,
 };
 
 /// The agent loads its kernel half and tests the running kernel before it is ready.
@@ -78,6 +78,13 @@ impl Agent {
         Self::launch_by(command, Room::default(), config.instance(), directory)
     }
 
+    /// Starts an agent that has these capabilities and no others, as `BPF`.
+    #[track_caller]
+    pub fn start_with_rights(config: &Config, capabilities: &[&str]) -> Self {
+        let [inheritable, bounding] = sets(capabilities);
+        Self::start_through(&["setpriv", &inheritable, &bounding], config)
+    }
+
     #[track_caller]
     fn launch(room: Room<'_>, instance: &str, directory: TempDir, file: &Path, options: &[&str]) -> Self {
         let file = file.to_string_lossy();
@@ -106,6 +113,22 @@ impl Agent {
     pub fn begin_again(&mut self) {
         let file = self.config_file();
         self.process = Process::spawn(Room::default(), command_of(&["run", "--config", &file.to_string_lossy()]));
+        self.netns = None;
+    }
+
+    /// The same with another binary: an upgrade.
+    #[track_caller]
+    pub fn start_again_as(&mut self, binary: &Path) {
+        self.begin_again_as(binary);
+        self.admin = wait_ready(&mut self.process, None, &self.instance);
+    }
+
+    /// The same without waiting until it is ready.
+    pub fn begin_again_as(&mut self, binary: &Path) {
+        let file = self.config_file();
+        let mut command = Command::new(binary);
+        command.args(["run", "--config", &file.to_string_lossy()]);
+        self.process = Process::spawn(Room::default(), command);
         self.netns = None;
     }
 
@@ -258,6 +281,19 @@ pub fn command_of(arguments: &[&str]) -> Command {
     command
 }
 
+/// The binary under test with arguments, to be started as root with these capabilities and no others.
+pub fn restricted(arguments: &[&str], capabilities: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(sets(capabilities)).arg(binary()).args(arguments);
+    command
+}
+
+/// What setpriv is told.
+fn sets(capabilities: &[&str]) -> [String; 2] {
+    let set: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+    [format!("--inh-caps=-all{set}"), format!("--bounding-set=-all{set}")]
+}
+
 /// What a running agent says of itself: `/run/sockway/<instance>.json`.
 pub fn run_file(instance: &str) -> PathBuf {
     PathBuf::from(format!("/run/sockway/{instance}.json"))
@@ -274,6 +310,18 @@ pub fn binary() -> PathBuf {
     let candidates = [build, target().join("debug/sockway")];
     let found = candidates.iter().find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("there is no sockway below {}; {HOW_TO_RUN}", target().display())).clone()
+}
+
+/// The agent of another layout that `cargo xtask test` builds (`SOCKWAY_NEXT_BIN`, or below `target/next`); `None` where there is none, after
+/// saying so.
+pub fn next_binary() -> Option<PathBuf> {
+    let named = env::var_os("SOCKWAY_NEXT_BIN").map(PathBuf::from);
+    let path = named.unwrap_or_else(|| target().join("next/debug/sockway"));
+    if !path.is_file() {
+        stage::tell(&format!("SKIPPED: there is no agent of another layout at {}; {HOW_TO_RUN}", path.display()));
+        return None;
+    }
+    Some(path)
 }
 
 /// `sockway-probe`, which cargo builds beside the tests; or this program, when it is that.

@@ -31,6 +31,24 @@ pub fn ebpf() -> Result<()> {
     publish(&root().join(BUILT), &ebpf_object())
 }
 
+/// The agent of tomorrow: the same with another layout of what lives with sockets, for the tests of taking over. Below `target/next`.
+pub fn next() -> Result<()> {
+    let compiler = ready(&[Group::Build])?.context("no compiler for the kernel half")?;
+    let mut command = compiler.cargo();
+    let (folder, built) = (root().join("ebpf"), "target/next/bpfel-unknown-none/release/sockway");
+    command.current_dir(&folder).args(["build", "--release"]).args(NEXT).args(locked());
+    for_kernel(&mut command, &[]);
+    streamed("building the kernel half of another layout", &mut command)?;
+    let object = root().join("target/next/sockway.o");
+    publish(&folder.join(built), &object)?;
+    let mut command = Command::new(cargo());
+    command.current_dir(root()).env("SOCKWAY_EBPF_OBJECT", object).args(["build", "--package", "sockway"]);
+    streamed("building the agent of another layout", command.args(NEXT).args(locked()))
+}
+
+/// Apart from what is built otherwise.
+const NEXT: [&str; 4] = ["--features", "next-layout", "--target-dir", "target/next"];
+
 /// Compiles the kernel half with warnings denied, beside the real build so as not to disturb it.
 pub fn ebpf_without_warnings(compiler: &Compiler) -> Result<()> {
     let mut command = compiler.cargo();

@@ -36,6 +36,8 @@ enum Command {
     Setup,
     /// Build the kernel half's object: target/ebpf/sockway.o
     BuildEbpf,
+    /// The agent with another layout, to target/next: for the tests of taking over
+    BuildNext,
     /// Build the agent as it is shipped, the kernel half inside: target/release/sockway
     Build,
     /// Build the agent and run it
@@ -86,6 +88,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup => setup::run().map(success),
         Command::BuildEbpf => build::ebpf().map(success),
+        Command::BuildNext => build::next().map(success),
         Command::Build => build::release().map(success),
         Command::Run { config } => run::run(config.as_deref()).map(success),
         Command::Demo { stay } => demo::run(stay),

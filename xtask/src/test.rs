@@ -23,6 +23,7 @@ pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     if !root::is_prepared() {
         ready(&[Group::Test])?;
         build::release()?;
+        build::next()?;
         streamed("building the tests", cargo_test().args(locked()).arg("--no-run"))?;
     }
     root::elevate("the tests load programs into the kernel and make network namespaces")?;

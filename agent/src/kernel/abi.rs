@@ -1,11 +1,10 @@
 //! The two halves must mean the same bytes: the object's stamp and the pinned maps are compared with this agent before anything is loaded.
 
-use std::{os::fd::AsFd as _, path::Path};
+use std::{io, os::fd::AsFd as _, path::Path};
 
-use aya::maps::MapData;
-use sockway_common::{ABI_NAMES, ABI_SECTION, ABI_STAMP, ABI_VERSION, capture::Settings};
+use sockway_common::{ABI_NAMES, ABI_SECTION, ABI_STAMP, ABI_VERSION};
 
-use super::KernelError;
+use super::{KernelError, sys};
 
 /// Compares the stamp that the object carries.
 pub fn check_object(object: &[u8]) -> Result<(), KernelError> {
@@ -31,30 +30,41 @@ fn compare(words: &[u32]) -> Result<(), String> {
     Ok(())
 }
 
-/// Compares the settings that an earlier agent left pinned; nothing pinned is well.
-pub fn check_pinned(settings: &Path) -> Result<(), KernelError> {
+/// The version of the agent that made what is pinned, from the first word of its settings, which stands there in every version; `None`
+/// when nothing is pinned. A later version than ours is refused.
+pub fn pinned_version(settings: &Path) -> Result<Option<u32>, KernelError> {
     if !settings.exists() {
-        return Ok(());
+        return Ok(None);
     }
-    let unreadable = |error: String| KernelError::PinnedAbi { path: settings.to_path_buf(), what: error };
-    let map = MapData::from_pin(settings).map_err(|error| unreadable(error.to_string()))?;
-    let info = map.info().map_err(|error| unreadable(error.to_string()))?;
-    if info.value_size() as usize != size_of::<Settings>() {
-        return Err(unreadable(format!(
-            "the pinned settings have {} bytes, this agent's have {}",
-            info.value_size(),
-            size_of::<Settings>()
-        )));
+    match first_word(settings).map_err(|error| unreadable(settings, error.to_string()))? {
+        // An agent that died between making the map and writing it.
+        0 => Ok(Some(ABI_VERSION)),
+        theirs if theirs > ABI_VERSION => Err(unreadable(settings, other(theirs))),
+        theirs => Ok(Some(theirs)),
     }
-    let pinned: Option<Settings> =
-        super::sys::lookup(map.fd().as_fd(), &0_u32).map_err(|error| unreadable(error.to_string()))?;
-    match pinned.map(|pinned| pinned.abi_version) {
-        // Zero: an agent that died between making the map and writing it.
-        None | Some(0 | ABI_VERSION) => Ok(()),
-        Some(theirs) => Err(unreadable(format!(
-            "the pinned kernel half speaks version {theirs}, this agent speaks version {ABI_VERSION}"
-        ))),
+}
+
+/// What is pinned is of our own version.
+pub fn check_pinned(settings: &Path) -> Result<(), KernelError> {
+    match pinned_version(settings)? {
+        None | Some(ABI_VERSION) => Ok(()),
+        Some(theirs) => Err(unreadable(settings, other(theirs))),
     }
+}
+
+fn other(theirs: u32) -> String {
+    format!("the pinned kernel half speaks version {theirs}, this agent speaks version {ABI_VERSION}")
+}
+
+fn unreadable(settings: &Path, what: String) -> KernelError {
+    KernelError::PinnedAbi { path: settings.to_path_buf(), what }
+}
+
+fn first_word(settings: &Path) -> io::Result<u32> {
+    let map = sys::pinned(settings)?;
+    let mut value = vec![0; sys::shape(map.as_fd())?.value_bytes as usize];
+    sys::get(map.as_fd(), &0_u32.to_ne_bytes(), &mut value)?;
+    value.first_chunk().map(|word| u32::from_ne_bytes(*word)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// A section of a little-endian ELF64 object by name. Reads nothing outside `object`, whatever it holds.

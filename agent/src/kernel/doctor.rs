@@ -3,7 +3,11 @@
 
 use std::{fs, path::Path, time::Instant};
 
-use super::{cgroup, flows, load, offsets, pins, selftest};
+use super::{
+    cgroup, flows, load, offsets, pins,
+    rights::{self, RIGHTS},
+    selftest,
+};
 use crate::{
     config::{Capture, Shortcut},
     ring::{self, Form},
@@ -35,10 +39,6 @@ pub enum Verdict {
 
 /// Oldest kernel that has everything that is needed: `bpf_get_netns_cookie()` in the hooks that watch sockets is of 5.15.
 const KERNEL_MIN: (u32, u32) = (5, 15);
-
-/// `CAP_NET_ADMIN`, `CAP_SYS_ADMIN`, `CAP_PERFMON`, `CAP_BPF` of `include/uapi/linux/capability.h`.
-const CAPABILITIES: [(&str, u32); 4] =
-    [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
 /// Looks at this host, and tries the kernel half in a scratch cgroup.
 pub fn examine(capture: &Capture, instance: &str) -> Vec<Finding> {
@@ -85,16 +85,14 @@ fn btf() -> Finding {
 }
 
 fn capabilities() -> Finding {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).map_or("0", str::trim);
-    let effective = u64::from_str_radix(effective, 16).unwrap_or(0);
-    let missing: Vec<&str> =
-        CAPABILITIES.iter().filter(|(_, bit)| effective & (1 << bit) == 0).map(|(name, _)| *name).collect();
-    if missing.is_empty() {
-        finding("capabilities", "CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF", None)
-    } else {
-        finding("capabilities", format!("without {}", missing.join(", ")), Some((Verdict::Missing, "run as root")))
+    let lacking = rights::lacking();
+    let names = |rights: &mut dyn Iterator<Item = &'static str>| rights.collect::<Vec<_>>().join(", ");
+    if lacking.is_empty() {
+        return finding("capabilities", names(&mut RIGHTS.iter().map(|right| right.name)), None);
     }
+    let verdict = if lacking.iter().any(|right| right.is_needed) { Verdict::Missing } else { Verdict::Warn };
+    let remedy = format!("run as root, or give {}", names(&mut lacking.iter().map(|right| right.name)));
+    finding("capabilities", rights::told(&lacking), Some((verdict, &remedy)))
 }
 
 fn io_uring() -> Finding {

@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use super::refused::{self, Refused};
+use super::{
+    refused::{self, Refused},
+    rights,
+};
 
 /// Why the kernel half could not be loaded, attached or written.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +19,8 @@ pub enum KernelError {
     Abi { what: String },
     #[error("{}: pinned by another version: {what}", path.display())]
     PinnedAbi { path: PathBuf, what: String },
+    #[error("{what}")]
+    Rights { what: String },
     #[error("cgroup v2 is not mounted")]
     NoCgroup,
     #[error("cgroup {}: {source}", path.display())]
@@ -28,6 +33,8 @@ pub enum KernelError {
     Pin { path: PathBuf, source: io::Error },
     #[error("pinning a link at {}: {source}", path.display())]
     PinLink { path: PathBuf, source: Box<aya::pin::PinError> },
+    #[error("reading the kernel half: {}", chain(source.as_ref()))]
+    Object { source: Box<aya_obj::ParseError> },
     #[error("loading the kernel half: {}", chain(source.as_ref()))]
     Load { source: Box<aya::EbpfError> },
     #[error("loading the program `{hook}`: {}", chain(source.as_ref()))]
@@ -56,13 +63,18 @@ impl KernelError {
     /// What to do about it.
     pub fn remedy(&self) -> Option<String> {
         if self.is_permission() {
-            return Some("run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN".into());
+            let lacking: Vec<&str> = rights::lacking().into_iter().map(|right| right.name).collect();
+            return Some(match lacking.as_slice() {
+                [] => "the process has every capability: a security module or a container's seccomp profile refuses it"
+                    .into(),
+                names => format!("run as root, or give {}", names.join(", ")),
+            });
         }
         Some(match self {
             Self::NotBuilt => "build with `cargo xtask build`, which embeds it".into(),
             Self::Abi { .. } => "build both halves from one source with `cargo xtask build`".into(),
             Self::PinnedAbi { .. } => {
-                "stop the other version and take its pins away with `sockway detach`, or run the version that made them"
+                "run the version that made them, or a later one; or stop it and take its pins away with `sockway detach`"
                     .into()
             }
             Self::NotPinned { .. } => {
@@ -94,6 +106,9 @@ impl KernelError {
     }
 
     fn is_permission(&self) -> bool {
+        if matches!(self, Self::Rights { .. }) {
+            return true;
+        }
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
             if let Some(error) = error.downcast_ref::<io::Error>()

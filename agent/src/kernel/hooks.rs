@@ -160,6 +160,20 @@ pub fn pinned(links: &Path) -> Result<HashSet<u64>, KernelError> {
     Ok(ids)
 }
 
+/// Takes away every pinned link by which sockets dial; what serves those that have dialled stays.
+pub fn unpin_dialling(links: &Path) -> Result<(), KernelError> {
+    let failed = |source| KernelError::Pin { path: links.into(), source };
+    for entry in fs::read_dir(links).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let hook = name.to_str().and_then(|name| name.split_once('-')).map(|(_, hook)| hook);
+        if hook.is_some_and(|hook| CAPTURING.iter().any(|(_, dialling)| *dialling == hook)) {
+            unpin(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes away a pinned link, if there is one.
 fn unpin(pin: &Path) -> Result<(), KernelError> {
     match pins::remove_link(pin) {

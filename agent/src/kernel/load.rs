@@ -7,7 +7,7 @@ use aya::{
     programs::{Program, SkMsg},
 };
 
-use super::{KernelError, abi, hooks::Hooks, offsets, refused::Refused};
+use super::{KernelError, abi, hooks::Hooks, offsets, refused::Refused, sys::Shape};
 
 /// The kernel half, unless this binary was built without it. Aligned as aya wants it.
 #[cfg(sockway_ebpf)]
@@ -69,6 +69,25 @@ pub const SHORTCUT_MAP: &str = "SHORTCUT";
 /// That program. It reads the peer's memory (trap T18): a kernel that is locked down refuses it, and everything else works.
 const SHORTCUT_PROGRAM: &str = "send_direct";
 
+/// The names of all pinned maps.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    MAPS.iter().copied().chain([SHORTCUT_MAP])
+}
+
+/// What the object's maps are made with, by name.
+pub fn shapes() -> Result<HashMap<String, Shape>, KernelError> {
+    let object = OBJECT.ok_or(KernelError::NotBuilt)?;
+    let parsed = aya_obj::Object::parse(object).map_err(|source| KernelError::Object { source: Box::new(source) })?;
+    let shape = |map: &aya_obj::Map| Shape {
+        kind: map.map_type(),
+        key_bytes: map.key_size(),
+        value_bytes: map.value_size(),
+        entries_max: map.max_entries(),
+        flags: map.map_flags(),
+    };
+    Ok(parsed.maps.iter().map(|(name, map)| (name.clone(), shape(map))).collect())
+}
+
 /// A loaded object.
 #[derive(Debug)]
 pub struct Loaded {
@@ -91,7 +110,7 @@ impl Loaded {
         let has_mptcp = u32::from(offsets::of_running_kernel().is_ok_and(|offsets| offsets.is_mptcp != 0));
         loader.override_global("TASK_FLAGS", &task_flags, true).override_global("HAS_MPTCP", &has_mptcp, true);
         if let Some(pins) = pins {
-            for name in MAPS.iter().copied().chain([SHORTCUT_MAP]) {
+            for name in names() {
                 loader.map_pin_path(name, pins.join(name));
             }
         } else {

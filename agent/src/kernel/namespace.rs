@@ -284,8 +284,12 @@ pub(super) fn inside<T: Send + 'static>(
     namespace: File,
     act: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
+    // Where one is already nobody need be entered, which takes CAP_SYS_ADMIN.
+    let is_own = inode(Path::new("/proc/self/ns/net")) == namespace.metadata().ok().map(|meta| meta.ino());
     let enter = move || {
-        sys::enter_netns(namespace.as_fd())?;
+        if !is_own {
+            sys::enter_netns(namespace.as_fd())?;
+        }
         act()
     };
     let thread = thread::Builder::new().name("netns".into()).spawn(enter)?;

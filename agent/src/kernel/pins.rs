@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{KernelError, sys};
+use super::{KernelError, carry::ASIDE, sys};
 
 /// The pins of one instance.
 #[derive(Clone, Debug)]
@@ -36,6 +36,18 @@ impl Pins {
         Ok(())
     }
 
+    /// Where everything is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where is what was set aside when a layout changed.
+    pub fn aside(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let is_aside = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASIDE));
+        entries.map(|entry| entry.path()).filter(is_aside).collect()
+    }
+
     /// Where maps are pinned.
     pub fn maps(&self) -> PathBuf {
         self.root.join("maps")
@@ -48,32 +60,46 @@ impl Pins {
 
     /// Whether anything of this instance is pinned.
     pub fn exist(&self) -> bool {
-        [self.maps(), self.links()]
-            .iter()
-            .any(|path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()))
+        let has_any = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+        has_any(&self.maps()) || has_any(&self.links()) || !self.aside().is_empty()
     }
 
     /// Takes everything away, and no hook runs when it returns: links first, so that no program runs without its maps. How many pins
     /// there were.
     pub fn remove(&self) -> io::Result<usize> {
-        let mut removed = 0;
-        for (directory, remove) in
-            [(self.links(), remove_link as fn(&Path) -> io::Result<()>), (self.maps(), remove_map)]
-        {
-            let entries = match fs::read_dir(&directory) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                entries => entries?,
-            };
-            for entry in entries {
-                remove(&entry?.path())?;
-                removed += 1;
+        let aside: usize = self.aside().iter().map(|aside| remove_aside(aside)).sum::<io::Result<usize>>()?;
+        Ok(aside + remove_aside(&self.root)?)
+    }
+}
+
+/// What a directory of pins holds, in the order in which it is taken away: links, maps, and maps that only changed their size.
+const PARTS: [&str; 3] = ["links", "maps", RESIZED];
+/// Where maps stand aside that only changed their size.
+pub const RESIZED: &str = "resized";
+
+/// Takes away what is pinned in one directory, and the directory. How many pins there were.
+pub fn remove_aside(root: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for part in PARTS {
+        let directory = root.join(part);
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if part == PARTS[0] {
+                remove_link(&path)?
+            } else {
+                fs::remove_file(&path)?
             }
-            fs::remove_dir(&directory)?;
+            removed += 1;
         }
-        match fs::remove_dir(&self.root) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(removed),
-        }
+        fs::remove_dir(&directory)?;
+    }
+    match fs::remove_dir(root) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(removed),
     }
 }
 
@@ -82,10 +108,6 @@ pub fn remove_link(path: &Path) -> io::Result<()> {
     if let Err(error) = sys::pinned(path).and_then(|link| sys::detach_link(link.as_fd())) {
         tracing::debug!(%error, pin = %path.display(), "a link was not detached before its pin was removed");
     }
-    fs::remove_file(path)
-}
-
-fn remove_map(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 

@@ -25,7 +25,7 @@ pub struct Rules {
     mount: PathBuf,
     links: PathBuf,
     /// The agent's own cgroup, whose sockets are watched and never captured.
-    own: u64,
+    own: (PathBuf, u64),
     rules: Vec<Rule>,
     /// By id.
     attached: HashMap<u64, Found>,
@@ -48,58 +48,54 @@ pub struct Places<'p> {
 }
 
 impl Rules {
-    /// Attaches what the rules say, and takes over what an agent before this one left.
-    pub fn open(
+    /// Rules that are not yet in force.
+    pub fn new(
         hooks: Hooks,
         places: Places<'_>,
         rules: &[CaptureRule],
         self_test_passed: bool,
     ) -> Result<Self, KernelError> {
         let failed = |source| KernelError::Cgroup { path: places.own.into(), source };
-        let own = cgroup::id(places.own).map_err(failed)?;
-        hooks.pin_own(places.own, places.links)?;
-        let pinned = hooks::pinned(places.links)?;
         let tree = Tree::new(places.mount).map_err(|source| KernelError::Inotify { source })?;
-        let mut opened = Self {
+        let mut new = Self {
             hooks,
             tree,
             mount: places.mount.into(),
             links: places.links.into(),
-            own,
+            own: (places.own.into(), cgroup::id(places.own).map_err(failed)?),
             rules: Vec::new(),
             attached: HashMap::new(),
             leaving: HashMap::new(),
             refused: HashSet::new(),
             self_test_passed,
         };
-        // What is not there now was looked for before anything was attached, or has gone since an agent before this one.
-        opened.set(rules, true)?;
+        new.rules = new.judge(rules);
+        Ok(new)
+    }
+
+    /// Puts the rules in force: attaches what they say, and takes over what an agent before this one left.
+    pub fn begin(&mut self) -> Result<(), KernelError> {
+        self.hooks.pin_own(&self.own.0, &self.links)?;
+        let pinned = hooks::pinned(&self.links)?;
+        // A cgroup that is not there was looked for before anything was loaded, or has gone since an agent before this one.
+        for rule in self.rules.iter().filter(|rule| rule.path.is_plain() && rule.policy != Policy::LeftOut) {
+            let path = cgroup::below(&self.mount, Path::new(rule.path.as_str()));
+            if let Err(error) = cgroup::id(&path) {
+                tracing::warn!(%error, cgroup = %path.display(), "is captured as soon as it is there");
+            }
+        }
+        self.apply(true)?;
         // The path of what was captured before is known to the kernel alone; where no cgroup has that id any more, the pins go.
         let stale: HashSet<u64> =
-            pinned.into_iter().filter(|id| *id != own && !opened.attached.contains_key(id)).collect();
-        let living = cgroup::paths(places.mount, &stale);
-        for id in stale {
-            opened.withdraw(id, living.get(&id).cloned())?;
-        }
-        Ok(opened)
+            pinned.into_iter().filter(|id| *id != self.own.1 && !self.attached.contains_key(id)).collect();
+        let living = cgroup::paths(&self.mount, &stale);
+        stale.into_iter().try_for_each(|id| self.withdraw(id, living.get(&id).cloned()))
     }
 
     /// Puts other rules in force: new ones first, then away with what no rule asks for. With an error the rules before stay.
-    ///
-    /// `patient` says that cgroups may be missing: they will be captured when they come.
-    pub fn set(&mut self, rules: &[CaptureRule], patient: bool) -> Result<(), KernelError> {
-        let missing = all_there(&self.mount, rules);
-        if !patient {
-            missing?;
-        } else if let Err(error) = missing {
-            tracing::warn!(%error, "it is captured as soon as it is there");
-        }
-        let passed = self.self_test_passed;
-        let policy = |rule: &CaptureRule| match rule.capture {
-            true => Policy::Captured { shortcut: flows::allows(rule.shortcut, passed) },
-            false => Policy::LeftOut,
-        };
-        let new = rules.iter().map(|rule| Rule { path: rule.path.clone(), policy: policy(rule) }).collect();
+    pub fn set(&mut self, rules: &[CaptureRule]) -> Result<(), KernelError> {
+        all_there(&self.mount, rules)?;
+        let new = self.judge(rules);
         let old = std::mem::replace(&mut self.rules, new);
         let applied = self.apply(true);
         if applied.is_err() {
@@ -111,6 +107,14 @@ impl Rules {
         applied.map(|_| ())
     }
 
+    fn judge(&self, rules: &[CaptureRule]) -> Vec<Rule> {
+        let policy = |rule: &CaptureRule| match rule.capture {
+            true => Policy::Captured { shortcut: flows::allows(rule.shortcut, self.self_test_passed) },
+            false => Policy::LeftOut,
+        };
+        rules.iter().map(|rule| Rule { path: rule.path.clone(), policy: policy(rule) }).collect()
+    }
+
     /// Attaches cgroups that have come and forgets those that are gone. Whether any has.
     pub fn follow(&mut self) -> Result<bool, KernelError> {
         self.apply(false)
@@ -118,7 +122,9 @@ impl Rules {
 
     /// `whole`: a cgroup that cannot be attached is an error, unless it has just gone.
     fn apply(&mut self, whole: bool) -> Result<bool, KernelError> {
-        let found = self.tree.look(&self.rules);
+        let mut found = self.tree.look(&self.rules);
+        // What is left out first: not for a moment is it captured with what is around it.
+        found.sort_by_key(|found| found.policy != Policy::LeftOut);
         let mut changed = false;
         for found in &found {
             if self.attached.get(&found.id).is_some_and(|attached| attached.policy == found.policy) {
@@ -188,7 +194,7 @@ impl Rules {
 
     /// No socket that was captured is left: what stood for them goes.
     pub fn leave(&mut self) -> Result<(), KernelError> {
-        for id in std::mem::take(&mut self.leaving).into_keys().filter(|id| *id != self.own) {
+        for id in std::mem::take(&mut self.leaving).into_keys().filter(|id| *id != self.own.1) {
             self.hooks.unpin(id, &self.links)?;
         }
         Ok(())

@@ -26,6 +26,8 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_ENABLE_STATS: libc::c_int = 32;
 const BPF_LINK_DETACH: libc::c_int = 34;
+/// Flag of an update: only where there is none.
+const BPF_NOEXIST: u64 = 1;
 
 /// The arm of `union bpf_attr` that element calls use (`include/uapi/linux/bpf.h`).
 #[repr(C)]
@@ -336,37 +338,84 @@ pub fn create_map(shape: &Shape) -> io::Result<OwnedFd> {
     bpf(BPF_MAP_CREATE, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Reads an element's bytes; `key` and `value` must be as long as for [`put`].
+pub fn get(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+    let attr = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        zero: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_LOOKUP_ELEM, &attr).map(|_| ())
+}
+
+/// Visits every entry of a map: key and value as bytes, as for [`put`]. What comes or goes meanwhile may be left out.
+///
+/// # Errors
+///
+/// The visitor's.
+pub fn for_each(
+    map: BorrowedFd<'_>,
+    shape: &Shape,
+    mut visit: impl FnMut(&[u8], &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let cpus = if shape.is_per_cpu() { aya::util::nr_cpus().map_err(|(_, error)| error)? } else { 1 };
+    let mut value = vec![0_u8; (shape.value_bytes as usize).next_multiple_of(8) * cpus];
+    let mut key: Option<Vec<u8>> = None;
+    while let Some(next) = next_key(map, shape, key.as_deref()) {
+        if get(map, &next, &mut value).is_ok() {
+            visit(&next, &value)?;
+        }
+        key = Some(next);
+    }
+    Ok(())
+}
+
+/// The key behind this one; `None` when it was the last.
+fn next_key(map: BorrowedFd<'_>, shape: &Shape, key: Option<&[u8]>) -> Option<Vec<u8>> {
+    let mut next = vec![0_u8; shape.key_bytes as usize];
+    let attr = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        zero: 0,
+        // Null asks for the first.
+        key: key.map_or(0, |key| key.as_ptr() as u64),
+        value: next.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_GET_NEXT_KEY, &attr).is_ok().then_some(next)
+}
+
+/// Puts an element of bytes into a map that has none of this key.
+pub fn put_new(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    put_with(map, key, value, BPF_NOEXIST)
+}
+
 /// Puts an element of bytes into a map; `key` and `value` must be as long as its shape says (a value of a per-CPU map once for each
 /// possible CPU, rounded up to eight bytes).
 pub fn put(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    put_with(map, key, value, 0)
+}
+
+fn put_with(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
     let attr = ElementAttr {
         map_fd: map.as_raw_fd() as u32,
         zero: 0,
         key: key.as_ptr() as u64,
         value: value.as_ptr() as u64,
-        flags: 0,
+        flags,
     };
     bpf(BPF_MAP_UPDATE_ELEM, &attr).map(|_| ())
 }
 
 /// Counts a map's keys by asking for each, up to `most`. What is removed meanwhile may end the count early.
 pub fn count_keys(map: BorrowedFd<'_>, shape: &Shape, most: u64) -> u64 {
-    let mut key = vec![0_u8; shape.key_bytes as usize];
+    let mut key: Option<Vec<u8>> = None;
     let mut counted = 0;
-    while counted < most {
-        let mut next = vec![0_u8; key.len()];
-        let attr = ElementAttr {
-            map_fd: map.as_raw_fd() as u32,
-            zero: 0,
-            // Null asks for the first.
-            key: if counted == 0 { 0 } else { key.as_ptr() as u64 },
-            value: next.as_mut_ptr() as u64,
-            flags: 0,
-        };
-        if bpf(BPF_MAP_GET_NEXT_KEY, &attr).is_err() {
-            break;
-        }
-        key = next;
+    while counted < most
+        && let Some(next) = next_key(map, shape, key.as_deref())
+    {
+        key = Some(next);
         counted += 1;
     }
     counted

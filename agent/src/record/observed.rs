@@ -41,6 +41,8 @@ pub struct Observed {
     pub probes: Probes,
     /// The self-test of the running kernel: name, and whether it passed.
     pub capabilities: Vec<(String, bool)>,
+    /// Each capability of `capabilities(7)` that the agent makes use of, and whether it has it.
+    pub rights: Vec<(&'static str, bool)>,
     /// The workers' slabs, added up.
     pub workers_totals: Vec<Total>,
     /// The kernel half's counters.

@@ -64,6 +64,15 @@ fn node(observed: &Observed) {
     counter!("sockway_probes_total", "result" => "accepted").absolute(observed.probes.accepted);
     counter!("sockway_probes_total", "result" => "refused").absolute(observed.probes.refused);
     counter!("sockway_probes_total", "result" => "failed").absolute(observed.probes.failed);
+    if !observed.rights.is_empty() {
+        describe_gauge!(
+            "sockway_right",
+            "Whether the agent has this capability; `sockway doctor` tells what does not work without it."
+        );
+    }
+    for (capability, held) in &observed.rights {
+        gauge!("sockway_right", "capability" => *capability).set(flag(*held));
+    }
     if !observed.capabilities.is_empty() {
         describe_gauge!("sockway_kernel_capability", "Whether the running kernel passed this part of the self-test.");
     }
