@@ -4,12 +4,17 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
     process::Command,
     sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+};
 use sockway_tests::{
     agent::{self, Agent},
     config::{Config, Service},
@@ -246,7 +251,7 @@ fn a_reset_of_either_program_resets_the_other() {
 
 /// Trap T13: a redirect knows no bound of its own.
 #[test]
-fn a_reader_that_stops_holds_five_mebibytes_at_most_and_is_joined_again_when_it_has_read() {
+fn a_reader_that_stops_holds_five_mebibytes_at_most_and_gets_every_byte_in_order() {
     for slow in ["server", "client"] {
         let Some(joined) = Joined::set() else { return };
         let (from, to) = match slow {
@@ -256,17 +261,36 @@ fn a_reader_that_stops_holds_five_mebibytes_at_most_and_is_joined_again_when_it_
         let sent = fill(from);
         assert!(sent <= 5 << 20, "{sent} bytes queued for a {slow} that does not read");
         assert_eq!(joined.agent.metric(FALLBACKS, &[("reason", "full")]), 1.0);
-        let mut back = vec![0; sent];
-        Patient(to).read_exact(&mut back).unwrap();
-        assert!(back == pattern(64 << 20)[..sent], "bytes are in another order");
-        // Now all is quiet, and the agent has told so: the next message goes straight again.
-        wait::until("the pair to be joined again", wait::SOON, || joined.goes_straight());
-        assert!(joined.directions("came_back") >= 1.0);
-        let all = pattern(20_000_000);
+        let all = pattern(64 << 20);
         thread::scope(|scope| {
-            scope.spawn(|| send_in_chunks(from, &all, 3));
+            scope.spawn(|| send_in_chunks(from, &all[sent..], 3));
             reads_whole(to, &all);
         });
+        // The other direction is not touched by it.
+        exchange(to, from, b"answer");
+    }
+}
+
+/// Trap T6: redirect, TCP and redirect again, with a proof between that nothing is under way.
+#[test]
+fn a_direction_comes_back_when_a_slow_reader_has_caught_up() {
+    for slow in ["server", "client"] {
+        let Some(joined) = Joined::set() else { return };
+        let (from, to) = match slow {
+            "server" => (&joined.client, &joined.server),
+            _ => (&joined.server, &joined.client),
+        };
+        let all = pattern(1_800_000);
+        for _ in 0..5 {
+            // More than goes straight to a reader that does not read, and less than the agent then queues behind it.
+            (&*from).write_all(&all).unwrap();
+            let mut back = vec![0; all.len()];
+            Patient(to).read_exact(&mut back).unwrap();
+            assert!(back == all, "bytes are in another order");
+            wait::until("the pair to be joined again", wait::SOON, || joined.goes_straight());
+        }
+        assert!(joined.agent.metric(FALLBACKS, &[("reason", "full")]) >= 5.0);
+        assert!(joined.directions("came_back") >= 5.0);
     }
 }
 
@@ -332,17 +356,56 @@ fn programs_see_a_reset_when_the_agent_is_killed_behind_what_had_arrived() {
 }
 
 #[test]
-fn a_shortcut_that_is_switched_off_at_run_time_relays_and_switched_on_joins_again() {
+fn a_shortcut_that_is_switched_off_at_run_time_relays_and_switched_on_joins_what_begins_then() {
     let Some(joined) = Joined::set() else { return };
     assert!(joined.goes_straight());
-    for _ in 0..3 {
-        joined.set_shortcut("off");
+    joined.set_shortcut("off");
+    for _ in 0..20 {
         assert!(!joined.goes_straight());
         exchange(&joined.client, &joined.server, &pattern(100_000));
-        joined.set_shortcut("on");
-        wait::until("the pair to be joined again", wait::SOON, || joined.goes_straight());
+        exchange(&joined.server, &joined.client, &pattern(100_000));
     }
-    assert_eq!(joined.agent.metric(FALLBACKS, &[("reason", "off")]), 6.0);
+    assert_eq!(joined.agent.metric(FALLBACKS, &[("reason", "off")]), 2.0);
+    joined.set_shortcut("on");
+    // Bytes have come to the programs by TCP: a reader may wait for more there, and would not see others.
+    assert!(!joined.goes_straight());
+    let client = joined.stage.dial(joined.address).unwrap();
+    let server = accept(&joined.listener);
+    joined.wait_armed(2);
+    exchange(&client, &server, b"first");
+    assert!(joined.agent.metric(BYTES, &[]) >= 14.0);
+}
+
+/// Trap T6 from the reader's side: a `recv()` that waits for all (`MSG_WAITALL`) within TCP sees nothing of what comes by redirect, and
+/// takes what comes by TCP next before it. So a joined program never gets anything by TCP.
+#[test]
+fn a_reader_that_waits_for_all_misses_nothing_and_mixes_nothing_up() {
+    let Some(joined) = Joined::set() else { return };
+    let all = pattern(6_000_000);
+    for round in 0..8 {
+        let client = joined.stage.dial(joined.address).unwrap();
+        // Before the agent has armed the pair: through it.
+        (&client).write_all(&all[..4]).unwrap();
+        let server = accept(&joined.listener);
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let (mut back, mut buffer) = (Vec::new(), vec![0; 138_452]);
+                while back.len() < all.len() {
+                    match recv(server.as_raw_fd(), &mut buffer, MsgFlags::MSG_WAITALL) {
+                        Ok(0) => panic!("ended after {} bytes", back.len()),
+                        Ok(count) => back.extend_from_slice(&buffer[..count]),
+                        Err(Errno::EAGAIN) => {}
+                        Err(error) => panic!("{error} after {} bytes", back.len()),
+                    }
+                }
+                assert!(back == all, "bytes are in another order");
+            });
+            joined.wait_armed(round + 2);
+            all[4..].chunks(259_236).for_each(|chunk| (&client).write_all(chunk).unwrap());
+            reader.join().unwrap();
+        });
+    }
+    assert!(joined.agent.metric(BYTES, &[]) > 1e6);
 }
 
 #[test]

@@ -70,9 +70,11 @@ fn every_byte_and_every_end_arrives_through_the_agent() {
 }
 
 #[test]
-fn every_byte_and_every_end_arrives_through_the_agent_with_the_shortcut() {
-    let Some(tally) = torture("agent", seconds().div_ceil(6)) else { return };
-    assert!(tally.redirected_bytes > 100_000, "{tally}");
+fn every_byte_and_every_end_arrives_past_the_agent() {
+    for field in ["joined", "joined-v6", "joined-ns"] {
+        let Some(tally) = torture(field, seconds().div_ceil(6)) else { return };
+        assert!(tally.joined_bytes > 100_000, "{tally}");
+    }
 }
 
 #[test]

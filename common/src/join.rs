@@ -46,8 +46,10 @@ pub struct Join {
     pub direct_messages: u64,
     /// One of [`join_state`].
     pub state: u32,
+    /// First sequence number of the agent's socket: as long as it has sent nothing by TCP, its receiver reads one queue only.
+    pub via_first: u32,
     /// Zero: an entry has cache lines of its own.
-    pub zero: [u32; 15],
+    pub zero: [u32; 14],
 }
 
 /// Values of [`Join::state`].
@@ -125,6 +127,14 @@ impl Half {
     }
 }
 
+impl Half {
+    /// First sequence number of this socket.
+    #[inline(always)]
+    pub const fn first(&self) -> u32 {
+        if self.flags & half_flags::SERVER != 0 { self.key.server_sequence } else { self.key.client_sequence }
+    }
+}
+
 /// Values of [`Half::state`]. Bytes that passed through TCP must not be overtaken (trap T6): from `FALLBACK` and `HELD` a direction
 /// goes on only by a proof that all of them have been read.
 pub mod half_state {
@@ -148,6 +158,8 @@ pub mod half_flags {
     pub const HOLD: u32 = 1 << 1;
     /// This socket accepted.
     pub const SERVER: u32 = 1 << 2;
+    /// The agent's own socket towards a program that may be joined: it has a wider bound, since the program must get nothing by TCP.
+    pub const ROOMY: u32 = 1 << 3;
 }
 
 /// What two ends of a connection know of each other, kept where they can both see it until the client has sent its first message.

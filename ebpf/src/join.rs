@@ -1,11 +1,14 @@
 //! A message of a socket whose peer is the agent: straight to the other program, if the agent has said where that is and this is a quiet
 //! point; and once more through TCP and the agent when it cannot go on so.
 //!
-//! The quiet point is proven, not guessed (traps T5 and T6): what a socket gets by redirect is read before what came by TCP, so nothing
-//! may be under way by TCP when a direction switches. The hook runs under the sender's lock and looks at every place where bytes could
-//! be: none is in the sender or in the agent's socket (`write_seq` there is `copied_seq` here), none in the agent (it has counted as many as were
-//! sent), and none between the agent and the receiver (again by the two sequence numbers). What the agent redirects to the receiver is
-//! in the queue in which the next message is put behind it.
+//! The quiet point is proven, not guessed (traps T5 and T6). The hook runs under the sender's lock and looks at every place where bytes
+//! could be: none is in the sender or in the agent's socket (`write_seq` here is `copied_seq` there), none in the agent (it has
+//! counted as many as were sent), and all of them have gone into the receiver's queue by redirect, behind which the next message is put.
+//!
+//! Nothing may ever have come to the receiver by TCP: a `recv()` that waits for more of that (`MSG_WAITALL`) would not see what comes by
+//! redirect, and take what comes by TCP next before it. So the agent's own sockets have a wider bound than a joined direction: what a
+//! reader was too slow for goes through the agent into the same queue, and the direction comes back. Only a reader that is slower
+//! than that gets bytes by TCP, and from then on is relayed to.
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::SkMsgContext};
 use sockway_common::{
@@ -83,13 +86,14 @@ fn try_straight(ctx: &SkMsgContext, half: &mut Half, settings: &Settings, is_off
 fn begin(half: &mut Half, settings: &Settings) -> bool {
     let Some((place, join)) = find(half.cookie) else { return false };
     // SAFETY: an element of an array, of which words are read; the cookie is compared again behind the last.
-    let (state, to_cookie, to_sock, via_cookie, via_sock, forwarded) = unsafe {
+    let (state, to_cookie, to_sock, via_cookie, via_sock, via_first, forwarded) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*join).state),
             core::ptr::read_volatile(&raw const (*join).to_cookie),
             core::ptr::read_volatile(&raw const (*join).to_sock),
             core::ptr::read_volatile(&raw const (*join).via_cookie),
             core::ptr::read_volatile(&raw const (*join).via_sock),
+            core::ptr::read_volatile(&raw const (*join).via_first),
             core::ptr::read_volatile(&raw const (*join).forwarded),
         )
     };
@@ -100,9 +104,13 @@ fn begin(half: &mut Half, settings: &Settings) -> bool {
         refuse(half, settings);
         return false;
     }
+    // Half the bound: a direction that came back at the bound would fall back with its next message.
+    if word(to_sock, settings.offsets.rmem_alloc) > settings.shortcut_bytes_max / 2 {
+        return false;
+    }
     let sent = sent(half, settings);
     if !(is_settled(half, settings, sent, forwarded) || gets_settled(half, settings, sent, join))
-        || !is_drained(settings, (via_sock, via_cookie), (to_sock, to_cookie))
+        || !is_untouched(settings, (via_sock, via_cookie, via_first), (to_sock, to_cookie))
     {
         return false;
     }
@@ -139,9 +147,7 @@ fn is_settled(half: &Half, settings: &Settings, sent: u32, forwarded: u64) -> bo
 /// Bytes that this socket has sent towards the agent since the connection began.
 #[inline(always)]
 fn all_bytes(half: &Half, sent: u32) -> u32 {
-    let key = &half.key;
-    let first = if half.flags & half_flags::SERVER != 0 { key.server_sequence } else { key.client_sequence };
-    sent.wrapping_sub(first).wrapping_add(half.redirected_bytes as u32)
+    sent.wrapping_sub(half.first()).wrapping_add(half.redirected_bytes as u32)
 }
 
 /// Keeps the sender for a moment, since the agent cannot catch up with one that never pauses. Whether it has now.
@@ -203,15 +209,15 @@ fn peer_has_read(half: &Half, settings: &Settings, sent: u32) -> bool {
         && word(half.peer_sock, offsets.copied_seq) == sent
 }
 
-/// Whether the receiver has read all that the agent sent it by TCP, and the two are ends of one connection, as the agent was told by a map
+/// Whether nothing has come to the receiver by TCP, and the agent's socket and it are ends of one connection, as the agent was told by a map
 /// whose entries may be overwritten while they are read.
 #[inline(always)]
-fn is_drained(settings: &Settings, via: (u64, u64), to: (u64, u64)) -> bool {
+fn is_untouched(settings: &Settings, via: (u64, u64, u32), to: (u64, u64)) -> bool {
     let offsets = &settings.offsets;
     socket::peek::<u64>(via.0, offsets.cookie) == Some(via.1)
         && socket::peek::<u64>(to.0, offsets.cookie) == Some(to.1)
         && are_ends(word(via.0, offsets.ports), word(to.0, offsets.ports))
-        && word(to.0, offsets.copied_seq) == word(via.0, offsets.write_seq)
+        && word(via.0, offsets.write_seq) == via.2
 }
 
 /// Whether two sockets have each other's ports: `skc_dport` in network order, then `skc_num` in host order.

@@ -21,6 +21,10 @@ use crate::{
     socket,
 };
 
+/// How many times the bound of a joined direction the agent's own sockets may queue: with what TCP holds on the way, a reader that never
+/// reads has less than 5 MiB.
+const ROOMY_FACTOR: u32 = 3;
+
 /// A message of an enrolled socket.
 #[sk_msg]
 pub fn send_direct(ctx: SkMsgContext) -> u32 {
@@ -120,9 +124,12 @@ fn meet(half: &mut Half, settings: &Settings, is_off: bool) -> Result<(), Counte
 #[inline(always)]
 fn check_room(half: &Half, settings: &Settings, is_off: bool) -> Result<(), Counter> {
     let queued: i32 = socket::peek(half.peer_sock, settings.offsets.rmem_alloc).ok_or(Counter::FallbackGone)?;
+    // What a joined program sent through the agent must still find room behind what it sent straight, or the two stay apart for good.
+    let is_roomy = half.flags & half_flags::ROOMY != 0;
+    let limit = if is_roomy { ROOMY_FACTOR * settings.shortcut_bytes_max } else { half.limit_bytes };
     if is_off && queued == 0 {
         Err(Counter::FallbackOff)
-    } else if queued as u32 > half.limit_bytes {
+    } else if queued as u32 > limit {
         Err(Counter::FallbackFull)
     } else {
         Ok(())

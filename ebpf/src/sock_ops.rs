@@ -202,11 +202,11 @@ fn hold(ctx: &SockOpsContext, half: &Half) {
 /// Flags for the two halves of a connection: the one at the other end from the agent may be joined.
 #[inline(always)]
 fn joinable(conn: &Conn) -> (u32, u32) {
-    let hold = if conn.flags & conn_flags::HOLD != 0 { half_flags::HOLD } else { 0 };
+    let (hold, roomy) = if conn.flags & conn_flags::HOLD != 0 { (half_flags::HOLD, half_flags::ROOMY) } else { (0, 0) };
     if conn.flags & conn_flags::AGENT != 0 {
-        (0, half_flags::MAY_JOIN | hold)
+        (roomy, half_flags::MAY_JOIN | hold)
     } else if conn.endpoint == ENDPOINT_AGENT {
-        (half_flags::MAY_JOIN | hold, 0)
+        (half_flags::MAY_JOIN | hold, roomy)
     } else {
         (0, 0)
     }

@@ -49,7 +49,7 @@ pub struct Order {
 pub fn run(field: &Field, order: &Order) -> Option<Tally> {
     let stage = Stage::set()?;
     let ground = (field.lay)(&stage);
-    let mut agent = Agent::start(&ground.config);
+    let mut agent = Agent::start_in(ground.agent(), &ground.config);
     let (seed, first) = (order.seed.to_string(), order.first.to_string());
     let mut server = start(ground.server(&stage), &["torture-server", &seed, &first], &ground.endpoints);
     wait::until("the torturing server to listen", wait::SOON, || {

@@ -53,7 +53,9 @@ Fields:
   ipv6      the same over IPv6
   pods      shortcut on, between two namespaces, balanced in the kernel
   relay     opaque TCP through the agent, shortcut off
-  agent     opaque TCP through the agent, shortcut on
+  joined    opaque TCP through the agent, shortcut on: past the agent once it has nothing more to pass on
+  joined-v6 the same over IPv6
+  joined-ns the same between two namespaces
   killed    balanced in the kernel, shortcut on, while the agent is killed and started over and over, in mid-start too
   off       as `shortcut`, but with it off: what goes wrong here is not its doing
 

@@ -121,8 +121,8 @@ impl Joins {
                 else {
                     unreachable!("both are programs");
                 };
-                held.places[0] = self.claim(from, (to, to_sock), (far.cookie, far.sock));
-                held.places[1] = self.claim(to, (from, from_sock), (near.cookie, near.sock));
+                held.places[0] = self.claim(from, (to, to_sock), far);
+                held.places[1] = self.claim(to, (from, from_sock), near);
                 if held.places.iter().all(Option::is_some) { Verdict::Armed } else { Verdict::NoRoom }
             }
             ([Peer::Program { cookie, .. }, _], _) => {
@@ -166,15 +166,15 @@ impl Joins {
         })
     }
 
-    fn claim(&self, cookie: u64, to: (u64, u64), via: (u64, u64)) -> Option<u32> {
-        self.write(cookie, to, via, join_state::ARMED)
+    fn claim(&self, cookie: u64, to: (u64, u64), via: &Half) -> Option<u32> {
+        self.write(cookie, to, (via.cookie, via.sock, via.first()), join_state::ARMED)
     }
 
     fn claim_refused(&self, cookie: u64) -> Option<u32> {
-        self.write(cookie, (0, 0), (0, 0), join_state::REFUSED)
+        self.write(cookie, (0, 0), (0, 0, 0), join_state::REFUSED)
     }
 
-    fn write(&self, cookie: u64, to: (u64, u64), via: (u64, u64), state: u32) -> Option<u32> {
+    fn write(&self, cookie: u64, to: (u64, u64), via: (u64, u64, u32), state: u32) -> Option<u32> {
         let first = first_place(cookie);
         let place = (first..first + WAYS)
             .find(|place| self.cookie(*place).compare_exchange(0, CLAIMED, Acquire, Relaxed).is_ok())?;
@@ -188,6 +188,7 @@ impl Joins {
             word(&raw mut (*entry).via_sock).store(via.1, Relaxed);
             word(&raw mut (*entry).direct_bytes).store(0, Relaxed);
             word(&raw mut (*entry).direct_messages).store(0, Relaxed);
+            AtomicU32::from_ptr(&raw mut (*entry).via_first).store(via.2, Relaxed);
             AtomicU32::from_ptr(&raw mut (*entry).state).store(state, Relaxed);
         }
         self.cookie(place).store(cookie, Release);

@@ -23,7 +23,7 @@ pub struct Field {
 }
 
 /// All of them.
-pub const FIELDS: [Field; 7] = [
+pub const FIELDS: [Field; 9] = [
     Field {
         name: "shortcut",
         what: "shortcut on, one namespace: three in four balanced in the kernel, one through the agent",
@@ -46,13 +46,25 @@ pub const FIELDS: [Field; 7] = [
         name: "relay",
         what: "opaque TCP through the agent, shortcut off",
         kills_the_agent: false,
-        lay: |stage| Ground::through_the_agent(stage, "off"),
+        lay: |stage| Ground::through_the_agent(stage, "off", Stage::address),
     },
     Field {
-        name: "agent",
-        what: "opaque TCP through the agent, shortcut on",
+        name: "joined",
+        what: "opaque TCP through the agent, shortcut on: past the agent once it has nothing more to pass on",
         kills_the_agent: false,
-        lay: |stage| Ground::through_the_agent(stage, "on"),
+        lay: |stage| Ground::through_the_agent(stage, "on", Stage::address),
+    },
+    Field {
+        name: "joined-v6",
+        what: "the same over IPv6",
+        kills_the_agent: false,
+        lay: |stage| Ground::through_the_agent(stage, "on", |stage| stage.addresses.next_v6()),
+    },
+    Field {
+        name: "joined-ns",
+        what: "the same between two namespaces",
+        kills_the_agent: false,
+        lay: Ground::joined_pods,
     },
     Field {
         name: "killed",
@@ -88,6 +100,7 @@ pub struct Ground {
     pub end: SocketAddr,
     /// The namespaces of client and server, if they have one each.
     pods: Option<(Netns, Netns)>,
+    agent_beside_client: bool,
 }
 
 /// Who speaks first on a connection: either kind of service has endpoints of its own.
@@ -100,6 +113,12 @@ impl Ground {
         self.pods.as_ref().map_or(room, |(left, _)| room.inside(left))
     }
 
+    /// Where the agent runs.
+    pub fn agent(&self) -> Room<'_> {
+        let left = self.pods.as_ref().filter(|_| self.agent_beside_client).map(|(left, _)| left);
+        left.map_or(Room::default(), |left| Room::default().inside(left))
+    }
+
     /// Where the server runs.
     pub fn server<'a>(&'a self, stage: &'a Stage) -> Room<'a> {
         let room = Room::of(&stage.origins);
@@ -107,7 +126,14 @@ impl Ground {
     }
 
     fn new(config: Config, end: SocketAddr) -> Self {
-        Self { config, endpoints: vec![format!("client@{end}")], services: Vec::new(), end, pods: None }
+        Self {
+            config,
+            endpoints: vec![format!("client@{end}")],
+            services: Vec::new(),
+            end,
+            pods: None,
+            agent_beside_client: false,
+        }
     }
 
     fn captured(stage: &Stage, shortcut: &'static str) -> Config {
@@ -125,11 +151,11 @@ impl Ground {
         ground
     }
 
-    fn through_the_agent(stage: &Stage, shortcut: &'static str) -> Self {
-        let mut ground = Self::new(Self::captured(stage, shortcut), stage.address());
+    fn through_the_agent(stage: &Stage, shortcut: &'static str, address: fn(&Stage) -> SocketAddr) -> Self {
+        let mut ground = Self::new(Self::captured(stage, shortcut), address(stage));
         for leader in LEADERS {
-            let service = Service::agent_tcp(&format!("agent-{leader}"), ground.share(leader, 1, stage.address()));
-            ground.add(service, shortcut, leader, [stage.address(), stage.address()]);
+            let service = Service::agent_tcp(&format!("agent-{leader}"), ground.share(leader, 1, address(stage)));
+            ground.add(service, shortcut, leader, [address(stage), address(stage)]);
         }
         ground
     }
@@ -144,15 +170,24 @@ impl Ground {
     }
 
     fn pods(stage: &Stage) -> Self {
+        Self::between_pods(stage, Service::kernel_tcp)
+    }
+
+    /// The agent dials from the client's namespace: from nowhere else is there a way to the server's.
+    fn joined_pods(stage: &Stage) -> Self {
+        Self { agent_beside_client: true, ..Self::between_pods(stage, Service::agent_tcp) }
+    }
+
+    fn between_pods(stage: &Stage, service: fn(&str, SocketAddr) -> Service) -> Self {
         let (left, right) = (Netns::new(), Netns::new());
         let wire = Veth::between(&left, &right);
         let endpoint = |port: u16| SocketAddr::new(wire.right.into(), port);
         let mut ground = Self::new(stage.config_with_shortcut(), endpoint(1));
         for (index, leader) in LEADERS.into_iter().enumerate() {
             // No namespace has a route to a service's address: what gets through was captured.
-            let service = ground.share(leader, 1, SocketAddr::from(([10, 254, 0, index as u8 + 1], 80)));
+            let address = ground.share(leader, 1, SocketAddr::from(([10, 254, 0, index as u8 + 1], 80)));
             let port = (index as u16 + 1) * 1_000;
-            ground.add(Service::kernel_tcp(leader, service), "on", leader, [endpoint(port), endpoint(port + 1)]);
+            ground.add(service(leader, address), "on", leader, [endpoint(port), endpoint(port + 1)]);
         }
         Self { pods: Some((left, right)), ..ground }
     }

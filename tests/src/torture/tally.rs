@@ -26,6 +26,8 @@ pub struct Tally {
     pub redirected_messages: u64,
     /// Bytes that the shortcut moved.
     pub redirected_bytes: u64,
+    /// Of them, bytes that went past the agent.
+    pub joined_bytes: u64,
     /// Directions that went back to TCP because the peer did not read.
     pub fallbacks: u64,
     /// How often the agent was killed and started again.
@@ -50,6 +52,7 @@ impl Tally {
             hangs: 0,
             redirected_messages: 0,
             redirected_bytes: 0,
+            joined_bytes: 0,
             fallbacks: 0,
             agent_kills: 0,
             elapsed: Duration::ZERO,
@@ -95,6 +98,7 @@ impl Tally {
         let kernel = |name: &str| metrics.get(&format!("sockway_kernel_{name}"), &[]) as u64;
         self.redirected_messages = kernel("shortcut_messages_total");
         self.redirected_bytes = kernel("shortcut_bytes_total");
+        self.joined_bytes = kernel("joined_bytes_total");
         self.fallbacks = kernel("shortcut_fallbacks_total");
     }
 
@@ -103,7 +107,7 @@ impl Tally {
         serde_json::json!({
             "field": self.field, "seed": self.order.seed, "first": self.order.first, "asked": self.order.transfers,
             "transfers": self.transfers, "bytes": self.bytes, "wrong_bytes": self.wrong_bytes, "lost_ends": self.lost_ends,
-            "hangs": self.hangs, "redirected_messages": self.redirected_messages, "redirected_bytes": self.redirected_bytes,
+            "hangs": self.hangs, "redirected_messages": self.redirected_messages, "redirected_bytes": self.redirected_bytes, "joined_bytes": self.joined_bytes,
             "fallbacks": self.fallbacks, "agent_kills": self.agent_kills, "seconds": self.elapsed.as_secs_f64(),
             "clean": self.is_clean(), "counts": self.counts, "trouble": self.trouble,
         })
