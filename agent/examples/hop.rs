@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use sockway::{
     cluster::Snapshot,
-    config::{Balance, Capture, Config, Endpoint, Mode, Protocol, Service, Shortcut},
+    config::{Capture, Config, Endpoint, Mode, Policy, Protocol, Service, Shortcut},
     kernel::{Flows, OriginalDst},
     node::worker::{Listening, Worker, WorkerShared},
     record::Slab,
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (events, mut failures) = tokio::sync::mpsc::unbounded_channel();
     let shared = WorkerShared {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
-        flows: Flows::off(OriginalDst { address: *listen, service }),
+        flows: Flows::off(OriginalDst { address: *listen, service, source: 0 }),
         slab: Arc::new(Slab::default()),
         events,
     };
@@ -65,7 +65,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             address: listen,
             protocol,
             mode: Mode::Agent,
-            balance: Balance::RoundRobin,
+            policy: Policy::default(),
             shortcut: Shortcut::Off,
             connect_timeout: Duration::from_secs(1),
             probe_interval: None,

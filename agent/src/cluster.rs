@@ -27,6 +27,41 @@ pub struct Snapshot {
     by_address: HashMap<(SocketAddr, u8), Arc<Service>>,
     by_id: HashMap<u32, Arc<Service>>,
     next_service_id: u32,
+    /// Until the first is built.
+    adopted: Adopted,
+}
+
+/// Ids that an earlier agent gave to services, by what programs dial, and to their endpoints. Sockets still carry them: they are not given
+/// to anybody else.
+#[derive(Clone, Debug, Default)]
+pub struct Adopted {
+    services: HashMap<(SocketAddr, u8), u32>,
+    endpoints: HashMap<u32, Vec<(u32, SocketAddr)>>,
+}
+
+impl Adopted {
+    /// Of services (address and IP protocol, id) and endpoints (service, id, address).
+    pub fn new(
+        services: impl IntoIterator<Item = ((SocketAddr, u8), u32)>,
+        endpoints: impl IntoIterator<Item = (u32, u32, SocketAddr)>,
+    ) -> Self {
+        let mut adopted = Self { services: services.into_iter().collect(), endpoints: HashMap::new() };
+        for (service, endpoint, address) in endpoints {
+            adopted.endpoints.entry(service).or_default().push((endpoint, address));
+        }
+        adopted
+    }
+
+    fn next_service_id(&self) -> u32 {
+        self.services.values().chain(self.endpoints.keys()).max().map_or(0, |id| id + 1)
+    }
+
+    fn endpoints(&self, service: u32) -> Vec<Arc<Endpoint>> {
+        let endpoint = |(id, address): &(u32, SocketAddr)| {
+            Arc::new(Endpoint { id: *id, address: *address, weight: 1, state: Arc::default() })
+        };
+        self.endpoints.get(&service).into_iter().flatten().map(endpoint).collect()
+    }
 }
 
 /// What programs dial, with its one cluster of endpoints.
@@ -132,6 +167,11 @@ impl EndpointState {
 }
 
 impl Snapshot {
+    /// No service yet, and ids to be taken over by the first snapshot with some.
+    pub fn adopting(adopted: Adopted) -> Snapshot {
+        Snapshot { next_service_id: adopted.next_service_id(), adopted, ..Snapshot::default() }
+    }
+
     /// Builds the snapshot that follows `previous`, taking over ids and state by service name and endpoint address. Endpoints that were
     /// there and no longer are, leave.
     pub fn build(config: &config::Config, previous: &Snapshot) -> Snapshot {
@@ -143,16 +183,17 @@ impl Snapshot {
         let mut services = Vec::with_capacity(config.services.len());
         for service in &config.services {
             let old = old.get(service.name.as_str()).copied();
-            let id = old.map_or_else(
-                || {
-                    next_service_id += 1;
-                    next_service_id - 1
-                },
-                |old| old.id,
-            );
+            let dialled = (service.address, service.protocol.transport());
+            let adopted = previous.adopted.services.get(&dialled).copied();
+            let id = old.map(|old| old.id).or(adopted).unwrap_or_else(|| {
+                next_service_id += 1;
+                next_service_id - 1
+            });
+            let adopted = previous.adopted.endpoints(id);
             let known: Vec<&Arc<Endpoint>> = old
                 .iter()
                 .flat_map(|old| &old.endpoints)
+                .chain(&adopted)
                 .chain(leaving_before.get(&id).into_iter().flatten().map(|leaving| &leaving.endpoint))
                 .collect();
             let (active, draining) = build_endpoints(&service.endpoints, &known);
@@ -168,7 +209,15 @@ impl Snapshot {
             services.iter().map(|service| (service.id, Arc::clone(service))).collect();
         leaving.extend(previous.orphans(&by_id));
         let by_address = services.iter().map(|service| (service.dialled(), Arc::clone(service))).collect();
-        Snapshot { generation: previous.generation + 1, services, leaving, by_address, by_id, next_service_id }
+        Snapshot {
+            generation: previous.generation + 1,
+            services,
+            leaving,
+            by_address,
+            by_id,
+            next_service_id,
+            adopted: Adopted::default(),
+        }
     }
 
     /// The same without the endpoints that have left for good.
@@ -314,6 +363,18 @@ mod tests {
         }
         assert!(snapshot.by_id(99).is_none());
         assert!(snapshot.by_address(snapshot.services[0].config.address, UDP).is_none());
+    }
+
+    #[test]
+    fn ids_of_an_earlier_agent_are_taken_over_and_given_to_nobody_else() {
+        let at = |text: &str| -> SocketAddr { text.parse().expect("an address") };
+        let services = [((at("10.0.0.1:80"), TCP), 7), ((at("10.0.0.9:80"), TCP), 11)];
+        let endpoints = [(7, 3, at("10.0.1.2:80")), (7, 5, at("10.0.1.9:80")), (12, 0, at("10.0.1.1:80"))];
+        let adopting = Snapshot::adopting(Adopted::new(services, endpoints));
+        let first = snapshot(&[("a", 1, &[1, 2]), ("b", 2, &[1])], &adopting);
+        assert_eq!(first.services.iter().map(|service| service.id).collect::<Vec<u32>>(), [7, 13]);
+        assert_eq!(first.services[0].endpoints.iter().map(|found| found.id).collect::<Vec<u32>>(), [6, 3]);
+        assert_eq!(first.leaving.iter().map(|leaving| leaving.endpoint.id).collect::<Vec<u32>>(), [5]);
     }
 
     #[test]

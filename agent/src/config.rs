@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod file;
 pub mod pattern;
+pub mod policy;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,6 +12,7 @@ use sockway_common::flow;
 pub use self::{
     capture::{Capture, CaptureRule, Except, NamespaceRules},
     file::ConfigError,
+    policy::{Balance, Policy},
 };
 
 /// The whole configuration at one moment.
@@ -55,8 +57,8 @@ pub struct Service {
     pub protocol: Protocol,
     /// Who forwards.
     pub mode: Mode,
-    /// How an endpoint is chosen.
-    pub balance: Balance,
+    /// How its connections are spread over the endpoints, and how many there may be.
+    pub policy: Policy,
     /// Whether its connections may use the shortcut.
     pub shortcut: Shortcut,
     /// How long the agent waits for an endpoint to accept.
@@ -110,13 +112,4 @@ pub enum Mode {
     Kernel,
     /// The agent, by protocol.
     Agent,
-}
-
-/// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Balance {
-    /// In turn; weights are honoured exactly over one cycle.
-    RoundRobin,
-    /// At random, each endpoint with its share of the weight.
-    WeightedRandom,
 }

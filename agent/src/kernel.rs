@@ -8,6 +8,8 @@ mod abi;
 mod caller;
 mod carry;
 pub mod cgroup;
+mod choices;
+mod detach;
 pub mod doctor;
 mod events;
 mod exclude;
@@ -40,7 +42,7 @@ mod tree;
 mod watch;
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
@@ -59,6 +61,8 @@ use sockway_common::{
 
 pub use self::{
     caller::{Caller, Process},
+    choices::{Choice, Taken, algorithm_word},
+    detach::detach,
     events::{Event, EventStream, Events},
     failure::KernelError,
     fill::Fill,
@@ -68,7 +72,7 @@ pub use self::{
     namespace::{Changes, Listening, Namespaces, Opened, named_cookies},
     pinned::Pinned,
     selftest::Capability,
-    situation::{Choice, Covered, Found, Listening as AgentListener, Situation, look},
+    situation::{Covered, Found, Listening as AgentListener, Situation, look},
     sockets::{Sockets, Target, Visited, holders},
     timing::HookTime,
     tree::{TreeNews, TreeStream},
@@ -83,10 +87,10 @@ use self::{
     pins::Pins,
     rights::Right,
     rules::{Places, Rules},
-    services::Tables,
+    services::{Limits, Tables},
 };
 use crate::{
-    cluster::{Service, Snapshot},
+    cluster::{Adopted, Service, Snapshot},
     config::{Capture, Config, Except},
 };
 
@@ -128,6 +132,7 @@ pub struct Kernel {
     latencies: latency::Latencies,
     fill: fill::Tables,
     timing: timing::Timing,
+    limits: Limits,
 }
 
 impl Kernel {
@@ -186,8 +191,10 @@ impl Kernel {
         loaded.refused.iter().for_each(|lacks| tracing::warn!(%lacks, "the shortcut stays off on this kernel"));
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
+        let sweeper = loaded.descriptor("sweep_limits")?;
         let ebpf = &mut loaded.ebpf;
         let kernel = Self {
+            limits: Limits::new(services::table(ebpf, "LIMITS")?, sweeper),
             flows: Flows::of_kernel(
                 descriptor(ebpf, "ORIGINALS")?,
                 descriptor(ebpf, "CONNS")?,
@@ -345,6 +352,16 @@ impl Kernel {
         self.heartbeat.set(0, monotonic_ns(), 0).map_err(services::map_error("HEARTBEAT"))
     }
 
+    /// Connections that count against the limit of each service, by its id.
+    pub fn limited(&self) -> Vec<(u32, u64)> {
+        self.limits.open()
+    }
+
+    /// Ids that an earlier agent gave, for the first snapshot.
+    pub fn adopted(&self) -> Adopted {
+        self.tables.adopted()
+    }
+
     /// What the workers ask about single connections.
     pub fn flows(&self) -> Flows {
         self.flows.clone()
@@ -381,8 +398,9 @@ impl Kernel {
 
     /// Tidies up, and looks after the tables: what clients published and nobody accepted (they gave up while they waited, or their agent
     /// was killed), what was measured of endpoints that are not in `snapshot`, a watcher that was killed. To be called from time to
-    /// time. How many published destinations nobody had fetched.
+    /// time. How many entries of the tables nobody needed.
     pub fn sweep(&mut self, snapshot: &Snapshot) -> usize {
+        let swept = self.limits.sweep(monotonic_ns());
         watch::end_stale(&mut self.watch);
         self.fill.watch();
         self.latencies.keep(|key| match key.endpoint {
@@ -400,45 +418,8 @@ impl Kernel {
         for key in &stale {
             let _ = self.originals.remove(key);
         }
-        stale.len()
+        swept + stale.len()
     }
-}
-
-/// Takes away everything that is pinned for `instance`, and its cgroup when it is empty: every socket goes on as plain TCP. How many
-/// pins there were.
-///
-/// # Errors
-///
-/// When a pin cannot be removed.
-pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
-    let pins = Pins::new(&capture.bpffs, instance);
-    for maps in pins.aside().iter().map(|aside| aside.join("maps")).chain([pins.maps()]) {
-        // None there: nothing was enrolled by it.
-        let _ = switch_shortcut_off(&maps.join("SETTINGS"));
-    }
-    let removed = pins.remove().map_err(|source| KernelError::Pin { path: pins.links(), source })?;
-    if let Ok(mount) = cgroup_mount(capture) {
-        let own = own_cgroup(&mount, instance);
-        if cgroup::current(&mount).is_ok_and(|current| current == own) {
-            cgroup::enter(&mount).map_err(|source| KernelError::Cgroup { path: mount, source })?;
-        }
-        // Busy while another agent runs in it, absent when none ever did: both are well.
-        let _ = fs::remove_dir(own);
-    }
-    Ok(removed)
-}
-
-/// Sockets that are enrolled keep the program they have for as long as they live: it falls back to TCP at the next message. The flags are
-/// the second word of the settings in every version.
-fn switch_shortcut_off(settings: &Path) -> io::Result<()> {
-    let map = sys::pinned(settings)?;
-    let mut value = vec![0; sys::shape(map.as_fd())?.value_bytes as usize];
-    let entry = 0_u32.to_ne_bytes();
-    sys::get(map.as_fd(), &entry, &mut value)?;
-    if let Some(flags) = value.get_mut(4..8) {
-        flags.fill(0);
-    }
-    sys::put(map.as_fd(), &entry, &value)
 }
 
 /// Whether anything is pinned for `instance`.

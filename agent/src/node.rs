@@ -183,7 +183,7 @@ impl Node {
             unreachable!("a kernel half that was just opened has both");
         };
         let tree = kernel.tree_news()?;
-        let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
+        let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::adopting(kernel.adopted())));
         let current = Arc::new(ArcSwap::from(Arc::clone(&snapshot)));
         let (tell, hear) = mpsc::unbounded_channel();
         let slabs: Vec<Arc<Slab>> = (0..config.workers).map(|_| Arc::default()).collect();
@@ -289,7 +289,7 @@ impl Node {
     fn sweep(&mut self) {
         let swept = self.kernel.sweep(&self.snapshot.load());
         if swept > 0 {
-            tracing::debug!(swept, "original destinations that nobody fetched are removed");
+            tracing::debug!(swept, "entries that nobody needs any more are removed from the tables");
         }
     }
 

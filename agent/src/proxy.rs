@@ -16,8 +16,8 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 
 use crate::{
-    balance::Balancer,
-    cluster::{Service, Snapshot},
+    balance::{Balancer, Choice},
+    cluster::{Endpoint, Service, Snapshot},
     config::Protocol,
     connect::Upstreams,
     kernel::Flows,
@@ -113,11 +113,17 @@ impl Hop {
             return Some(Rc::clone(cluster));
         }
         let service = route(snapshot, service, dialled)?;
-        let weights: Vec<u32> = service.endpoints.iter().map(|endpoint| endpoint.weight).collect();
+        let choice = |(index, endpoint): (u32, &Arc<Endpoint>)| Choice {
+            endpoint: index,
+            weight: endpoint.weight,
+            address: endpoint.address,
+        };
+        let choices: Vec<Choice> = (0..).zip(&service.endpoints).map(choice).collect();
+        let config = &service.config.policy;
         let cluster = Rc::new(Cluster {
             service: Arc::clone(service),
             generation: snapshot.generation,
-            balancer: Balancer::new(service.config.balance, &weights),
+            balancer: Balancer::new(config.balance, &choices, config.maglev_table_size),
         });
         clusters.by_id.insert(service.id, Rc::clone(&cluster));
         Some(cluster)
@@ -163,9 +169,9 @@ pub async fn serve(hop: Rc<Hop>, socket: OwnedFd, netns: u64, peer: SocketAddr) 
         return hop.slab.count(Counter::NoService);
     };
     let outcome = match cluster.service.config.protocol {
-        Protocol::Http => http::serve(&hop, downstream, cluster, original.address).await,
+        Protocol::Http => http::serve(&hop, downstream, cluster, original).await,
         // No UDP comes this way: such a service is balanced in the kernel. What a reload made of the id in between is opaque to us.
-        Protocol::Tcp | Protocol::Udp => opaque::serve(&hop, downstream, cluster).await,
+        Protocol::Tcp | Protocol::Udp => opaque::serve(&hop, downstream, cluster, original.source).await,
     };
     hop.slab.count(outcome);
 }

@@ -20,7 +20,7 @@ pub struct Settings {
     pub rules: u32,
 }
 
-/// Offsets of the fields that the shortcut reads of a peer's socket. Rust has no CO-RE, so the agent resolves them.
+/// Offsets of the fields that hooks read of sockets. Rust has no CO-RE, so the agent resolves them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offsets {

@@ -98,6 +98,24 @@ counters! {
     SourceBound = "sources_total" ["result" = "bound"],
     /// Sockets sent to the agent with a loopback address, because the one they would have had is gone.
     SourceRefused = "sources_total" ["result" = "refused"],
+    /// connect() over a limit of its service: refused, ECONNREFUSED.
+    ConnectRefused = "connects_total" ["verdict" = "over_limit_refused"],
+    /// connect() over a limit of its service: forbidden, EPERM.
+    ConnectForbidden = "connects_total" ["verdict" = "over_limit_forbidden"],
+    /// connect() over a limit of its service: untouched.
+    ConnectOver = "connects_total" ["verdict" = "over_limit_passed"],
+    /// Connects over the limit of the service's connections at once.
+    OverServiceConnections = "over_limit_total" ["limit" = "connections"],
+    /// Connects over the limit of the service's connections per second.
+    OverServiceRate = "over_limit_total" ["limit" = "connections_per_second"],
+    /// Connects over the limit of one source's connections at once.
+    OverSourceConnections = "over_limit_total" ["limit" = "per_source_connections"],
+    /// Connects over the limit of one source's connections per second.
+    OverSourceRate = "over_limit_total" ["limit" = "per_source_connections_per_second"],
+    /// Connects that a limit could not count because its table was full: they passed.
+    LimitTableFull = "limits_uncounted_total" [],
+    /// Endpoints ejected in the kernel after handshakes that failed in a row.
+    Ejected = "ejections_total" [],
     /// getpeername() answered with the address that was dialled.
     PeerName = "peer_names_total" [],
     /// Original destinations published for the agent.

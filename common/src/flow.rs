@@ -117,8 +117,10 @@ pub mod held {
     pub const SERVICE: u64 = 1;
     /// One of the source's open connections.
     pub const SOURCE: u64 = 1 << 1;
-    /// One of the endpoint's open connections.
+    /// One of the endpoint's open connections, of its statistics.
     pub const ENDPOINT: u64 = 1 << 2;
+    /// The same of its live state, which all CPUs share.
+    pub const LIVE: u64 = 1 << 3;
 }
 
 /// Value of [`Conn::endpoint`] when the socket was sent to the agent.
@@ -140,6 +142,10 @@ pub mod conn_flags {
     pub const ENDED: u32 = 1 << 4;
     /// The agent only relays this connection: it may be joined from its first byte.
     pub const HOLD: u32 = 1 << 12;
+    /// sock_ops is told of every state of this socket, and gives back what it holds when it closes.
+    pub const WATCHED: u32 = 1 << 8;
+    /// Its service ejects endpoints: how the handshake ends is noted in the endpoint's live state.
+    pub const EJECTS: u32 = 1 << 9;
 }
 
 /// One direction's identity on the wire, the same seen from both ends: addresses and the two initial sequence numbers.
@@ -181,6 +187,8 @@ pub struct Original {
     pub cookie: u64,
     /// When it was published, in nanoseconds of `CLOCK_MONOTONIC`: what nobody fetched is swept.
     pub published_ns: u64,
+    /// [`Conn::source`].
+    pub source: u64,
 }
 
 const _: () = {
@@ -188,5 +196,5 @@ const _: () = {
     assert!(size_of::<Conn>() == 120 + if cfg!(feature = "next-layout") { 8 } else { 0 });
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<OriginalKey>() == 32);
-    assert!(size_of::<Original>() == 40);
+    assert!(size_of::<Original>() == 48);
 };

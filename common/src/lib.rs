@@ -3,6 +3,8 @@
 //! - [`flow`]: addresses and the state of one socket: what it dialled, where it was sent, who its peer is;
 //! - [`udp`]: which endpoint each conversation of an unconnected UDP socket goes to;
 //! - [`service`]: what the kernel half needs to balance a service by itself;
+//! - [`endpoint`]: one endpoint as the kernel half knows it;
+//! - [`limit`]: what a service and its sources may take, and what they have taken;
 //! - [`capture`]: what the agent tells the kernel half: settings, its listeners, and what the kernel half tells back: events;
 //! - [`shape`]: which maps of another version can be used again;
 //! - [`counter`]: the kernel half's per-CPU counters, one for each way a hook can end;
@@ -16,18 +18,21 @@
 
 pub mod capture;
 pub mod counter;
+pub mod endpoint;
 pub mod flow;
 pub mod join;
 pub mod latency;
+pub mod limit;
 #[cfg(feature = "user")]
 mod pod;
+mod seal;
 pub mod service;
 pub mod shape;
 pub mod udp;
 pub mod watch;
 
 /// Version of everything in this crate. The agent refuses an object or a pinned map of another version.
-pub const ABI_VERSION: u32 = 3 + cfg!(feature = "next-layout") as u32;
+pub const ABI_VERSION: u32 = 4 + cfg!(feature = "next-layout") as u32;
 
 /// Stamp that the kernel half carries in the ELF section [`ABI_SECTION`], so that the agent can compare before it loads anything:
 /// the version, then the size of every shared type in the order of [`ABI_NAMES`].
@@ -42,8 +47,16 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
     size_of::<flow::Original>() as u32,
     size_of::<udp::Conversations>() as u32,
     size_of::<service::Service>() as u32,
-    size_of::<service::SlotKey>() as u32,
-    size_of::<service::Slot>() as u32,
+    size_of::<service::ChunkKey>() as u32,
+    size_of::<service::Chunk>() as u32,
+    size_of::<service::SourceKey>() as u32,
+    size_of::<service::Affinity>() as u32,
+    size_of::<endpoint::Endpoint>() as u32,
+    size_of::<endpoint::EndpointLive>() as u32,
+    size_of::<endpoint::EjectPolicy>() as u32,
+    size_of::<limit::LimitPolicy>() as u32,
+    size_of::<limit::LimitKey>() as u32,
+    size_of::<limit::LimitState>() as u32,
     size_of::<capture::Settings>() as u32,
     size_of::<capture::Listener>() as u32,
     size_of::<capture::Source>() as u32,
@@ -57,7 +70,7 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
 ];
 
 /// What each word of [`ABI_STAMP`] is, for the message of a mismatch.
-pub const ABI_NAMES: [&str; 22] = [
+pub const ABI_NAMES: [&str; 30] = [
     "abi version",
     "flow::Address",
     "flow::Conn",
@@ -68,8 +81,16 @@ pub const ABI_NAMES: [&str; 22] = [
     "flow::Original",
     "udp::Conversations",
     "service::Service",
-    "service::SlotKey",
-    "service::Slot",
+    "service::ChunkKey",
+    "service::Chunk",
+    "service::SourceKey",
+    "service::Affinity",
+    "endpoint::Endpoint",
+    "endpoint::EndpointLive",
+    "endpoint::EjectPolicy",
+    "limit::LimitPolicy",
+    "limit::LimitKey",
+    "limit::LimitState",
     "capture::Settings",
     "capture::Listener",
     "capture::Source",

@@ -1,6 +1,6 @@
 //! The only `unsafe impl aya::Pod`s: every type here is `repr(C)`, `Copy`, free of padding (sizes asserted beside it) and of pointers.
 
-use crate::{capture, flow, join, latency, service, udp, watch};
+use crate::{capture, endpoint, flow, join, latency, limit, service, udp, watch};
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {
@@ -23,8 +23,16 @@ pod!(
     join::Meeting,
     join::ShortcutStats,
     service::Service,
-    service::SlotKey,
-    service::Slot,
+    service::ChunkKey,
+    service::Chunk,
+    service::SourceKey,
+    service::Affinity,
+    endpoint::Endpoint,
+    endpoint::EndpointLive,
+    endpoint::EjectPolicy,
+    limit::LimitPolicy,
+    limit::LimitKey,
+    limit::LimitState,
     service::EndpointKey,
     service::EndpointStats,
     capture::Settings,

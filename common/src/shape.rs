@@ -7,9 +7,9 @@
 pub fn since(map: &str) -> u32 {
     match map {
         #[cfg(feature = "next-layout")]
-        "CONNS" => 4,
+        "CONNS" => 5,
         "HEARTBEAT" | "LISTENER_TAGS" => 1,
-        _ => 3,
+        _ => 4,
     }
 }
 

@@ -1,4 +1,4 @@
-//! A program dials. The verdict is which address its socket will really dial; `connect()` itself is always allowed.
+//! A program dials. The verdict is which address its socket will really dial, or that it may not: only a limit of the service says so.
 
 use core::{mem, ptr};
 
@@ -6,8 +6,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock_tuple,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns,
-        generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release},
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        generated::{bpf_get_current_cgroup_id, bpf_get_retval, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release},
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
@@ -16,17 +16,26 @@ use sockway_common::{
     capture::{Event, LISTENER_TAG, Settings, event_kind},
     counter::Counter,
     flow::{Address, Conn, ENDPOINT_AGENT, UDP, conn_flags},
-    service::{EndpointKey, Service, Slot, SlotKey, service_flags},
+    limit::over,
+    service::{Service, service_flags},
 };
 
 use crate::{
-    caller, count, event, exclude,
-    maps::{CONNS, CURSORS, ENDPOINT_STATS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SERVICES, SETTINGS, SLOTS},
-    mptcp, socket, source, watch,
+    caller,
+    choose::{self, service_at},
+    count, event, exclude,
+    limit::{self, Over},
+    maps::{CONNS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SETTINGS},
+    mptcp, release, socket, source, watch,
 };
 
 /// The hook lets `connect()` go on.
 const ALLOW: i32 = 1;
+/// The hook lets `connect()` fail, with the error that it has set (Linux 5.18), else with `EPERM`.
+const FAIL: i32 = 0;
+/// Errors of `connect()`, as Linux numbers them.
+const EPERM: i32 = 1;
+const ECONNREFUSED: i32 = 111;
 /// 127.0.0.1 in network order.
 const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
 /// Last word of ::1.
@@ -47,8 +56,7 @@ pub fn dial_v4(ctx: SockAddrContext) -> i32 {
         mptcp::tell_owner(&ctx);
         socket::redirect_v4(ctx.sock_addr, to);
     }
-    verdict.count();
-    ALLOW
+    verdict.settle()
 }
 
 /// `connect()` of an IPv6 socket, to an IPv4-mapped address too.
@@ -62,8 +70,7 @@ pub fn dial_v6(ctx: SockAddrContext) -> i32 {
         mptcp::tell_owner(&ctx);
         socket::redirect_v6(ctx.sock_addr, to);
     }
-    verdict.count();
-    ALLOW
+    verdict.settle()
 }
 
 /// What becomes of one `connect()`.
@@ -72,44 +79,59 @@ enum Verdict {
     Pass(Counter),
     /// To another address.
     Redirect { to: Address, counter: Counter },
-    /// Untouched, and counted before: the hook of a nearer cgroup has put this address in.
+    /// It fails at once, with this error (a negative errno).
+    Fail { error: i32, counter: Counter },
+    /// Untouched, and counted before: the hook of a nearer cgroup has put this address in, or has let it fail.
     Settled,
 }
 
 impl Verdict {
+    /// Counts it, and says to the kernel whether `connect()` goes on.
     #[inline(always)]
-    fn count(&self) {
+    fn settle(&self) -> i32 {
         match self {
             Verdict::Pass(counter) | Verdict::Redirect { counter, .. } => count::one(*counter),
+            Verdict::Fail { error, counter } => {
+                count::one(*counter);
+                // SAFETY: plain helper; what it refuses is an error number that is none.
+                unsafe { bpf_set_retval(*error) };
+                return FAIL;
+            }
             Verdict::Settled => {}
         }
+        ALLOW
     }
 }
 
 #[inline(always)]
 fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
-    match try_dial(ctx, dialled) {
-        Ok((to, counter)) => Verdict::Redirect { to, counter },
-        Err(counter) => {
-            if is_settled(ctx, dialled) {
-                return Verdict::Settled;
-            }
-            Verdict::Pass(counter)
-        }
+    let Some(settings) = SETTINGS.get(0) else { return Verdict::Pass(Counter::ConnectNotService) };
+    // SAFETY: plain helper without arguments.
+    if unsafe { bpf_get_current_cgroup_id() } == settings.agent_cgroup {
+        return Verdict::Pass(Counter::ConnectOwn);
     }
-}
-
-/// Whether the hook of a nearer cgroup has just put this address in. If not, what an earlier connect() of this socket left must not
-/// answer for this one (trap T30), and is forgotten.
-#[inline(always)]
-fn is_settled(ctx: &SockAddrContext, dialled: &Address) -> bool {
     let socket = socket::of_addr(ctx.sock_addr);
-    let Some(conn) = socket::stored(&CONNS, socket) else { return false };
-    if conn.flags & conn_flags::DIALLING != 0 && conn.actual == *dialled && is_under_way(conn) {
-        return true;
+    let left = socket::stored(&CONNS, socket);
+    if let Some(conn) = left {
+        if conn.flags & conn_flags::DIALLING != 0 && conn.actual == *dialled && is_under_way(conn) {
+            return Verdict::Settled;
+        }
+        // What an earlier connect() of this socket took and left must not answer for this one (trap T30).
+        release::all(conn);
+        socket::forget(&CONNS, socket);
     }
-    socket::forget(&CONNS, socket);
-    false
+    // SAFETY: plain helper without arguments.
+    if unsafe { bpf_get_retval() } < 0 {
+        return Verdict::Settled;
+    }
+    let Some(service) = service_at(dialled) else { return Verdict::Pass(Counter::ConnectNotService) };
+    if caller::is_kernel() {
+        return Verdict::Pass(Counter::ConnectKernel);
+    }
+    match exclude::check(ctx, settings, Counter::ConnectExcluded) {
+        Ok(()) => dial(ctx, settings, dialled, &service),
+        Err(counter) => Verdict::Pass(counter),
+    }
 }
 
 /// Of TCP, the flag says it: it is taken away when the SYN leaves. UDP has no such moment, but its hooks run within one `connect()`.
@@ -119,161 +141,128 @@ fn is_under_way(conn: &Conn) -> bool {
     conn.original.protocol != UDP || unsafe { bpf_ktime_get_ns() }.wrapping_sub(conn.dialled_ns) < UDP_DIAL_NS
 }
 
+/// A service is dialled.
 #[inline(always)]
-fn try_dial(ctx: &SockAddrContext, dialled: &Address) -> Result<(Address, Counter), Counter> {
-    let settings = SETTINGS.get(0).ok_or(Counter::ConnectNotService)?;
+fn dial(ctx: &SockAddrContext, settings: &Settings, dialled: &Address, service: &Service) -> Verdict {
     // SAFETY: plain helper without arguments.
-    if unsafe { bpf_get_current_cgroup_id() } == settings.agent_cgroup {
-        return Err(Counter::ConnectOwn);
-    }
-    let service = &service_at(dialled).ok_or(Counter::ConnectNotService)?;
-    if caller::is_kernel() {
-        return Err(Counter::ConnectKernel);
-    }
-    exclude::check(ctx, settings, Counter::ConnectExcluded)?;
-
-    let (agent, counter) = if service.flags & service_flags::AGENT != 0 {
-        match agent_address(ctx, settings, dialled, service) {
-            Ok(to) => (Some((to, ENDPOINT_AGENT)), Counter::ConnectAgent),
-            Err(why) => (None, why),
-        }
-    } else {
-        (None, Counter::ConnectBalanced)
-    };
-    let Some((to, endpoint)) = agent.or_else(|| choose(dialled, service)) else {
-        watch::not_dialled(dialled, service.id, netns(ctx), Counter::ConnectNoEndpoint);
-        return Err(Counter::ConnectNoEndpoint);
-    };
-    remember(ctx, dialled, &to, service, endpoint, counter)?;
-    count_endpoint(service.id, endpoint);
-    Ok((to, counter))
-}
-
-/// The service at an address. An entry that is being replaced under our eyes is read once more.
-#[inline(always)]
-pub fn service_at(dialled: &Address) -> Option<Service> {
-    read_service(dialled).or_else(|| read_service(dialled))
-}
-
-#[inline(always)]
-fn read_service(dialled: &Address) -> Option<Service> {
-    // SAFETY: copied once, at once, and used only if the copy is whole.
-    let service: Service = unsafe { ptr::read_volatile(SERVICES.get_ptr(dialled)?) };
-    service.is_whole(dialled).then_some(service)
-}
-
-/// Keeps with the socket what it dialled.
-#[inline(always)]
-fn remember(
-    ctx: &SockAddrContext,
-    dialled: &Address,
-    to: &Address,
-    service: &Service,
-    endpoint: u32,
-    verdict: Counter,
-) -> Result<(), Counter> {
-    let shortcut = if service.flags & service_flags::SHORTCUT != 0 { conn_flags::SHORTCUT } else { 0 };
-    let hold = if service.flags & service_flags::OPAQUE != 0 { conn_flags::HOLD } else { 0 };
+    let now = unsafe { bpf_ktime_get_ns() };
+    let netns = socket::netns(ctx);
     let mut conn = Conn {
         #[cfg(feature = "next-layout")]
         moved: 0,
         original: *dialled,
-        actual: *to,
+        actual: *dialled,
         service: service.id,
-        endpoint,
-        netns: netns(ctx),
-        source: netns(ctx),
-        // SAFETY: plain helper without arguments.
-        dialled_ns: unsafe { bpf_ktime_get_ns() },
+        endpoint: ENDPOINT_AGENT,
+        netns,
+        source: choose::source(service, netns),
+        dialled_ns: now,
         held: 0,
-        flags: shortcut | hold | conn_flags::DIALLING,
+        flags: flags(service),
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         connect_us: 0,
-        verdict: verdict as u32,
+        verdict: 0,
         cgroup: 0,
         command: [0; 16],
     };
-    let conn = socket::store(&CONNS, socket::of_addr(ctx.sock_addr), &mut conn).ok_or(Counter::ConnectNoStorage)?;
-    watch::note_who(conn);
-    Ok(())
+    if service.flags & service_flags::LIMITED != 0 {
+        match limit::reserve(service.id, conn.source, now) {
+            Ok(held) => conn.held = held,
+            Err(over) => {
+                let verdict = over_limit(&over);
+                if let Verdict::Fail { counter, .. } | Verdict::Pass(counter) = &verdict {
+                    watch::not_dialled(dialled, service.id, netns, *counter);
+                }
+                return verdict;
+            }
+        }
+    }
+    match direct(ctx, settings, service, &mut conn) {
+        Ok(counter) => Verdict::Redirect { to: conn.actual, counter },
+        Err(counter) => {
+            release::give_back(conn.service, conn.endpoint, conn.source, conn.held);
+            watch::not_dialled(dialled, service.id, netns, counter);
+            Verdict::Pass(counter)
+        }
+    }
 }
 
-/// An endpoint of the service; `None` when there is none to choose. The agent may have swapped the table since the service was read:
-/// then once more with what stands there now.
 #[inline(always)]
-pub fn choose(dialled: &Address, service: &Service) -> Option<(Address, u32)> {
-    take_slot(service).or_else(|| take_slot(&service_at(dialled)?))
+fn flags(service: &Service) -> u32 {
+    let mut flags = conn_flags::DIALLING;
+    if service.flags & service_flags::SHORTCUT != 0 {
+        flags |= conn_flags::SHORTCUT;
+    }
+    if service.flags & service_flags::EJECT != 0 {
+        flags |= conn_flags::EJECTS;
+    }
+    if service.flags & service_flags::OPAQUE != 0 {
+        flags |= conn_flags::HOLD;
+    }
+    flags
 }
 
-/// An endpoint by the slot table.
 #[inline(always)]
-fn take_slot(service: &Service) -> Option<(Address, u32)> {
-    if service.slots == 0 {
-        return None;
+fn over_limit(over: &Over) -> Verdict {
+    count::one(over.counter);
+    match over.policy {
+        over::FORBID => Verdict::Fail { error: -EPERM, counter: Counter::ConnectForbidden },
+        over::PASS => Verdict::Pass(Counter::ConnectOver),
+        _ => Verdict::Fail { error: -ECONNREFUSED, counter: Counter::ConnectRefused },
     }
-    let in_turn = service.flags & service_flags::IN_TURN != 0;
-    let turn = if in_turn { next_turn(service.id) } else { random() };
-    let key = SlotKey { service: service.id, generation: service.generation, slot: turn % service.slots };
-    // SAFETY: copied once, at once, and used only if the copy is whole.
-    let slot: Slot = unsafe { ptr::read_volatile(SLOTS.get_ptr(&key)?) };
-    if !slot.is_whole(&key) {
-        return None;
+}
+
+/// Finds where the connection goes, to the agent or to an endpoint, and keeps it with the socket.
+#[inline(always)]
+fn direct(ctx: &SockAddrContext, settings: &Settings, service: &Service, conn: &mut Conn) -> Result<Counter, Counter> {
+    let mut counter = Counter::ConnectBalanced;
+    let mut agent = None;
+    if service.flags & service_flags::AGENT != 0 {
+        match agent_address(ctx, settings, conn) {
+            Ok(to) => {
+                agent = Some(to);
+                counter = Counter::ConnectAgent;
+            }
+            Err(why) => counter = why,
+        }
     }
-    if in_turn || random() <= slot.threshold {
-        Some((slot.first, slot.first_id))
+    if let Some(to) = agent {
+        conn.actual = to;
     } else {
-        Some((slot.second, slot.second_id))
+        let chosen = choose::endpoint(&conn.original, service, conn.source, conn.dialled_ns)
+            .ok_or(Counter::ConnectNoEndpoint)?;
+        conn.actual = chosen.address;
+        conn.endpoint = chosen.endpoint;
     }
-}
-
-/// Counts up the cursor of a service. Shared by all CPUs, so that taking turns is exact.
-#[inline(always)]
-fn next_turn(service: u32) -> u32 {
-    let Some(cursor) = CURSORS.get_ptr_mut(&service) else { return random() };
-    let mut turn = 1_u64;
-    // SAFETY: the pointer is to a map value, eight bytes, aligned. Rust's atomics have no `fetch_add` on this target, the machine has.
-    unsafe {
-        core::arch::asm!(
-            "{turn} = atomic_fetch_add((u64 *)({cursor} + 0), {turn})",
-            cursor = in(reg) cursor,
-            turn = inout(reg) turn,
-            options(nostack),
-        );
-    }
-    turn as u32
-}
-
-#[inline(always)]
-fn random() -> u32 {
-    // SAFETY: plain helper without arguments.
-    unsafe { bpf_get_prandom_u32() }
+    let reserved = conn.held;
+    conn.held |= release::count_open(service, conn.endpoint);
+    conn.verdict = counter as u32;
+    let Some(stored) = socket::store(&CONNS, socket::of_addr(ctx.sock_addr), conn) else {
+        release::give_back(conn.service, conn.endpoint, conn.source, conn.held & !reserved);
+        conn.held = reserved;
+        return Err(Counter::ConnectNoStorage);
+    };
+    watch::note_who(stored);
+    Ok(counter)
 }
 
 /// The agent's listener in the caller's namespace, if the agent lives; else why not.
 #[inline(always)]
-fn agent_address(
-    ctx: &SockAddrContext,
-    settings: &Settings,
-    dialled: &Address,
-    service: &Service,
-) -> Result<Address, Counter> {
+fn agent_address(ctx: &SockAddrContext, settings: &Settings, conn: &Conn) -> Result<Address, Counter> {
     // Loopback is behind no other device: the agent would never hear of it.
     if socket::is_bound_to_device(ctx.sock_addr) {
         return Err(Counter::ConnectBoundDevice);
     }
-    // SAFETY: plain helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
     let heartbeat = HEARTBEAT.get(0).copied().unwrap_or(0);
-    if now.wrapping_sub(heartbeat) as i64 > settings.heartbeat_max_age_ns as i64 {
+    if conn.dialled_ns.wrapping_sub(heartbeat) as i64 > settings.heartbeat_max_age_ns as i64 {
         return Err(Counter::ConnectHung);
     }
-    let netns = netns(ctx);
     // SAFETY: the entry is replaced whole by the agent.
-    let Some(listener) = (unsafe { LISTENERS.get(&netns) }) else {
-        report_unseen(netns, service.id);
+    let Some(listener) = (unsafe { LISTENERS.get(&conn.netns) }) else {
+        report_unseen(conn);
         return Err(Counter::ConnectNoListener);
     };
-    let v4 = dialled.is_v4();
+    let v4 = conn.original.is_v4();
     let to = if v4 {
         Address::v4(LOOPBACK_V4, listener.port_v4)
     } else {
@@ -320,21 +309,13 @@ fn is_tagged(ctx: &SockAddrContext, to: &Address, v4: bool) -> bool {
 }
 
 #[inline(always)]
-fn netns(ctx: &SockAddrContext) -> u64 {
-    // SAFETY: the helper takes the hook's context.
-    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
-}
-
-#[inline(always)]
-fn report_unseen(netns: u64, service: u32) {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    event::send(&Event { kind: event_kind::UNSEEN_NAMESPACE, pid, netns, service, endpoint: ENDPOINT_AGENT }, netns);
-}
-
-#[inline(always)]
-pub fn count_endpoint(service: u32, endpoint: u32) {
-    if let Some(stats) = ENDPOINT_STATS.get_ptr_mut(&EndpointKey { service, endpoint }) {
-        // SAFETY: this CPU's element; see `count::add`.
-        unsafe { (*stats).connects += 1 };
-    }
+fn report_unseen(conn: &Conn) {
+    let event = Event {
+        kind: event_kind::UNSEEN_NAMESPACE,
+        pid: conn.pid,
+        netns: conn.netns,
+        service: conn.service,
+        endpoint: ENDPOINT_AGENT,
+    };
+    event::send(&event, conn.netns);
 }

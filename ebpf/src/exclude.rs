@@ -6,11 +6,7 @@
 //! endpoint's address in by then, which is no service: it is not marked, and stands.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::bpf_sock_addr,
-    helpers::{bpf_get_current_uid_gid, generated::bpf_get_netns_cookie},
-    macros::cgroup_sock_addr,
-    maps::lpm_trie::Key,
+    bindings::bpf_sock_addr, helpers::bpf_get_current_uid_gid, macros::cgroup_sock_addr, maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
 use sockway_common::{
@@ -95,8 +91,7 @@ fn is_namespace_excluded(ctx: &SockAddrContext, flags: u32) -> bool {
     if flags & settings_flags::RULED_NAMESPACES == 0 {
         return false;
     }
-    // SAFETY: the helper takes the hook's context.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let netns = socket::netns(ctx);
     // SAFETY: copied out at once; the agent writes whole words.
     match unsafe { RULED_NAMESPACES.get(&netns) } {
         Some(captured) => *captured == 0,

@@ -2,6 +2,9 @@
 //! counter for it. In doubt a hook passes: the program goes on as if Sockway were not there.
 //!
 //! - [`connect`]: a program dials: pass, balance, or hand to the agent;
+//!   ([`choose`]: which endpoint; [`turn`]: taking turns; [`limit`]: may it pass now?);
+//! - [`release`]: a connection ends, and what it held is given back;
+//! - [`sweep`]: the agent has idle entries of the limits removed;
 //! - [`exclude`]: whose sockets pass: users, network namespaces, cgroups within captured ones;
 //! - [`caller`]: is it a program that dials, or the kernel itself?
 //! - [`mptcp`]: what a subflow dialled is told to the socket above it;
@@ -19,20 +22,27 @@
 // Atomic addition with a result, which core does not offer on this target.
 #![feature(asm_experimental_arch)]
 
+mod atomic;
 mod caller;
+mod choose;
 mod connect;
 mod count;
+mod eject;
 mod event;
 mod exclude;
 mod join;
 mod latency;
+mod limit;
 mod maps;
 mod mptcp;
 mod peer;
+mod release;
 mod sk_msg;
 mod sock_ops;
 mod socket;
 mod source;
+mod sweep;
+mod turn;
 mod udp;
 mod watch;
 

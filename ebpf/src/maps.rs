@@ -10,10 +10,12 @@ use aya_ebpf::{
 use sockway_common::{
     capture::{Listener, Settings, Source},
     counter,
+    endpoint::{EjectPolicy, Endpoint, EndpointLive},
     flow::{Address, Conn, FlowKey, Original, OriginalKey},
     join::{ENTRIES, Half, Join, Meeting, ShortcutStats},
     latency::EndpointLatency,
-    service::{EndpointKey, EndpointStats, Service, Slot, SlotKey},
+    limit::{LimitKey, LimitPolicy, LimitState},
+    service::{Affinity, Chunk, ChunkKey, EndpointKey, EndpointStats, Service, SourceKey},
     udp::Conversations,
     watch::{Name, Reported, Watch},
 };
@@ -33,13 +35,52 @@ pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static SERVICES: HashMap<Address, Service> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
-/// Agent writes, connect hooks read. Eight slots for each service on average; one service's are there twice while they are swapped.
+/// Agent writes, connect hooks read: ten slots in an entry, two entries for each service on average; one service's are there twice
+/// while they are swapped.
 #[map]
-pub static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(1_048_576, NO_PREALLOC);
+pub static SLOTS: HashMap<ChunkKey, Chunk> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+
+/// Agent writes, connect hooks read. One for each endpoint of each service.
+#[map]
+pub static ENDPOINTS: HashMap<EndpointKey, Endpoint> = HashMap::with_max_entries(524_288, NO_PREALLOC);
+
+/// Hooks count; the agent makes the entry, for services that need it, and never writes it again. When it is full the agent says so and
+/// the service is not changed.
+#[map]
+pub static ENDPOINT_LIVE: HashMap<EndpointKey, EndpointLive> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Agent writes, connect hooks read: by service id, for services with limits.
+#[map]
+pub static LIMIT_POLICIES: HashMap<u32, LimitPolicy> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Hooks reserve and give back: hard state, made by the first connection, swept by the agent (through the program `sweep_limits`) when
+/// idle. One for each limited service and each of its sources; when it is full what cannot be counted passes, and is counted as such.
+/// Pinned: what is reserved outlives the agent.
+#[map]
+pub static LIMITS: HashMap<LimitKey, LimitState> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Agent writes, sock_ops reads: by service id, for services that eject.
+#[map]
+pub static EJECT_POLICIES: HashMap<u32, EjectPolicy> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// sock_ops only: a pointer to a socket is written here and read back as a number (see [`crate::socket::number`]).
+#[map]
+pub static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Connect hooks write and read. Soft state: a source that was evicted is balanced like a new one.
+#[map]
+pub static AFFINITY: LruHashMap<SourceKey, Affinity> = LruHashMap::with_max_entries(32_768, 0);
 
 /// Connect hooks count up; the agent makes an entry for each service that takes its slots in turn and removes it with the service.
 #[map]
 pub static CURSORS: HashMap<u32, u64> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Services whose turns a CPU keeps apart: the hot ones of a host are fewer, and two that meet only lose their turns.
+pub const TURNS_SERVICES: u32 = 256;
+
+/// Connect hooks only: what each CPU has taken of the turns of hot services and not used.
+#[map]
+pub static TURNS: PerCpuArray<Turns> = PerCpuArray::with_max_entries(TURNS_SERVICES, 0);
 
 /// Hooks count, agent reads; the agent makes the entry, so that a hook never allocates. One for each endpoint.
 #[map]
@@ -151,6 +192,16 @@ pub static REPORTED: PerCpuArray<Reported> = PerCpuArray::with_max_entries(1, 0)
 /// Agent writes, by service id; no hook reads. Who looks at the tables while no agent runs learns the services' names here.
 #[map]
 pub static NAMES: HashMap<u32, Name> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+/// Value of [`TURNS`]: turns from `next` up to `end` are this CPU's.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Turns {
+    pub service: u32,
+    pub zero: u32,
+    pub next: u64,
+    pub end: u64,
+    pub last_ns: u64,
+}
 
 /// Key of [`SYNS`]: the client's and the server's address.
 #[repr(C)]

@@ -27,9 +27,9 @@ use sockway_common::{
 };
 
 use crate::{
-    count, event, latency,
+    count, eject, event, latency,
     maps::{CONNS, ENDPOINT_STATS, HALVES, MEETINGS, ORIGINALS, SETTINGS, SHORTCUT, SYNS, SynKey},
-    socket, watch,
+    release, socket, watch,
 };
 
 /// The hook has nothing to say about the connection's parameters.
@@ -103,6 +103,7 @@ fn on_dial(ctx: &SockOpsContext, allowed: bool) {
         publish(ctx, conn);
     }
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+    conn.flags |= conn_flags::WATCHED;
 }
 
 #[inline(always)]
@@ -114,6 +115,7 @@ fn publish(ctx: &SockOpsContext, conn: &Conn) {
         cookie: cookie(ctx),
         // SAFETY: plain helper without arguments.
         published_ns: unsafe { bpf_ktime_get_ns() },
+        source: conn.source,
     };
     if ORIGINALS.insert(&key, &original, 0).is_ok() {
         count::one(Counter::OriginalPublished);
@@ -128,6 +130,7 @@ fn publish(ctx: &SockOpsContext, conn: &Conn) {
 fn on_dialled(ctx: &SockOpsContext, allowed: bool) {
     let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
     latency::established(conn);
+    eject::established(conn);
     let wanted = conn.flags & (conn_flags::SHORTCUT | conn_flags::NEVER) == conn_flags::SHORTCUT;
     if allowed
         && wanted
@@ -300,7 +303,7 @@ fn enrol(ctx: &SockOpsContext, cookie: &mut u64) -> Result<(), i32> {
     SHORTCUT.update(cookie, unsafe { &mut *ctx.ops }, NO_EXIST)
 }
 
-/// A connection is closed.
+/// A connection is closed: what it held is given back, and it is counted, once.
 #[inline(always)]
 fn on_state(ctx: &SockOpsContext) {
     let (from, to) = (ctx.arg(0), ctx.arg(1));
@@ -308,27 +311,35 @@ fn on_state(ctx: &SockOpsContext) {
         return;
     }
     let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
+    release::all(conn);
     if conn.flags & conn_flags::ENDED != 0 {
         return;
     }
     conn.flags |= conn_flags::ENDED;
     if from == BPF_TCP_SYN_SENT {
-        on_failed(conn);
+        on_failed(ctx, conn);
     } else {
         latency::ended(ctx, conn);
     }
     watch::closed(ctx, conn, from);
 }
 
-/// A dial ended before it was established: the endpoint refused, or nobody answered.
+/// A dial ended before it was established: the endpoint refused, nobody answered, or the program gave up.
 #[inline(always)]
-fn on_failed(conn: &Conn) {
+fn on_failed(ctx: &SockOpsContext, conn: &Conn) {
     let key = EndpointKey { service: conn.service, endpoint: conn.endpoint };
     if let Some(stats) = ENDPOINT_STATS.get_ptr_mut(&key) {
         // SAFETY: this CPU's element; see `count::add`.
         unsafe { (*stats).failures += 1 };
     }
     count::one(Counter::HandshakeFailed);
+    if conn.endpoint == ENDPOINT_AGENT {
+        return;
+    }
+    if let Some(settings) = SETTINGS.get(0) {
+        // SAFETY: plain helper without arguments.
+        eject::failed(conn, socket::of_ops(ctx.ops), settings, unsafe { bpf_ktime_get_ns() });
+    }
     let event = Event {
         kind: event_kind::CONNECT_FAILED,
         pid: 0,

@@ -3,12 +3,15 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_ESTABLISHED, bpf_sock_addr, bpf_sock_ops},
     btf_maps::SkStorage,
-    helpers::generated::{bpf_probe_read_kernel, bpf_sk_storage_delete, bpf_sk_storage_get},
-    programs::SockOpsContext,
+    helpers::generated::{bpf_get_netns_cookie, bpf_probe_read_kernel, bpf_sk_storage_delete, bpf_sk_storage_get},
+    programs::{SockAddrContext, SockOpsContext},
 };
 use sockway_common::{capture::Settings, flow::Address};
+
+use crate::maps::SCRATCH;
 
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
@@ -110,6 +113,13 @@ pub fn redirect_v6(addr: *mut bpf_sock_addr, to: &Address) {
         ptr::write_volatile(&raw mut (*addr).user_ip6[3], to.ip[3]);
         ptr::write_volatile(&raw mut (*addr).user_port, u32::from(to.port));
     }
+}
+
+/// Cookie of the network namespace of a sock_addr context's socket.
+#[inline(always)]
+pub fn netns(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes the hook's context.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
 /// The socket of a sock_addr context.
@@ -217,6 +227,21 @@ pub fn forget<T>(map: &'static SkStorage<T>, socket: *mut c_void) {
 #[inline(always)]
 fn map_ptr<T>(map: &'static SkStorage<T>) -> *mut c_void {
     ptr::from_ref(map).cast_mut().cast()
+}
+
+/// A socket as a number, for [`peek`]: the verifier lets nobody calculate with the pointer, and written into a map value and read back
+/// it is a number. A hook that comes in between on this CPU may leave its own: for what does no harm if it is another's.
+#[inline(always)]
+pub fn number(socket: *mut c_void) -> Option<u64> {
+    if socket.is_null() {
+        return None;
+    }
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: eight aligned bytes of a map value.
+    unsafe {
+        ptr::write_volatile(scratch.cast::<*mut c_void>(), socket);
+        Some(ptr::read_volatile(scratch))
+    }
 }
 
 /// Reads a field of a kernel object that may be gone: memory that cannot be read gives `None`, memory that was reused gives

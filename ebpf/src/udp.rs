@@ -13,16 +13,15 @@ use aya_ebpf::{
 use sockway_common::{
     counter::Counter,
     flow::{Address, conn_flags},
-    service::Service,
     udp::{CONVERSATIONS_MAX, Conversation, Conversations, conversation_state},
 };
 
 use crate::{
     caller,
-    connect::{choose, count_endpoint, service_at},
+    choose::{self, service_at},
     count, exclude,
     maps::{CONNS, CONVERSATIONS, SETTINGS},
-    socket,
+    release, socket,
 };
 
 /// The hook lets the call go on.
@@ -106,7 +105,7 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
     let mut counter = Counter::SendBalanced;
     if let Some(current) = current(conversations, asked) {
         let idle = now.saturating_sub(current.used_ns) > u64::from(service.udp_idle_ms) * MILLISECOND_NS;
-        let usable = is_usable(current, service);
+        let usable = current.service == service.id && choose::may_use(service, current.endpoint, now);
         if usable && !idle {
             current.used_ns = now;
             return Ok((current.actual, Counter::SendKept));
@@ -115,21 +114,22 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
             counter = Counter::SendMoved;
         }
     }
-    let (to, endpoint) = choose(asked, service).ok_or(Counter::SendNoEndpoint)?;
+    let source = choose::source(service, socket::netns(ctx));
+    let chosen = choose::endpoint(asked, service, source, now).ok_or(Counter::SendNoEndpoint)?;
     begin(
         conversations,
         Conversation {
             original: *asked,
-            actual: to,
+            actual: chosen.address,
             service: service.id,
-            endpoint,
-            generation: service.generation,
+            endpoint: chosen.endpoint,
+            zero: 0,
             state: conversation_state::CURRENT,
             used_ns: now,
         },
     );
-    count_endpoint(service.id, endpoint);
-    Ok((to, counter))
+    release::count_conversation(service.id, chosen.endpoint);
+    Ok((chosen.address, counter))
 }
 
 /// The endpoint to which `connect()` has turned this socket, if that was for the same address: only from there the kernel takes replies.
@@ -143,12 +143,6 @@ fn connected_peer(ctx: &SockAddrContext, asked: &Address) -> Option<Address> {
 #[inline(always)]
 fn current<'a>(conversations: &'a mut Conversations, asked: &Address) -> Option<&'a mut Conversation> {
     conversations.table.iter_mut().find(|entry| entry.state == conversation_state::CURRENT && entry.original == *asked)
-}
-
-/// Whether a conversation's endpoint may still be used: it was chosen from the table that is in force.
-#[inline(always)]
-fn is_usable(current: &Conversation, service: &Service) -> bool {
-    current.service == service.id && current.generation == service.generation
 }
 
 /// Writes a new conversation where the same one stood before, or nothing, or else the one that has been quiet for longest. What went on

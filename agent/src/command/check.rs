@@ -103,7 +103,7 @@ fn describe_service(text: &mut String, service: &Service) {
         service.name,
         service.address,
         file::protocol_word(service.protocol),
-        file::balance_word(service.balance),
+        file::balance_word(service.policy.balance),
         shortcut_text(if service.protocol == Protocol::Udp { Shortcut::Off } else { service.shortcut }),
         service.connect_timeout,
     );

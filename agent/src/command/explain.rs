@@ -14,7 +14,7 @@ use sockway_common::{
 
 use self::verdict::{Verdict, Way};
 use super::{Failure, OS_ERROR, UNAVAILABLE, Which, brief, say, table};
-use crate::kernel::{self, Caller, Found, Pinned, Situation, cgroup};
+use crate::kernel::{self, Caller, Found, Pinned, Situation, Taken, cgroup};
 
 /// No permission (`EX_NOPERM`).
 const NO_PERMISSION: u8 = 77;
@@ -155,6 +155,10 @@ impl Answer<'_> {
         if let Some(found) = &self.situation.service {
             line("service", &service_text(found));
             line("agent", &self.agent(found));
+            line("limits", &limits_text(found));
+            if let Some((endpoint, left)) = found.affinity {
+                line("stays with", &format!("{endpoint}, for {} yet if it does not dial meanwhile", brief(left)));
+            }
             let (allowed, why) = verdict::shortcut(self.situation);
             line("shortcut", &format!("{}: {why}", if allowed { "yes" } else { "no" }));
             let without = verdict::without_agent(self.situation);
@@ -199,24 +203,69 @@ impl Answer<'_> {
 fn service_text(found: &Found) -> String {
     let name = found.name.as_deref().unwrap_or("without a name");
     let mode = if found.service.flags & service_flags::AGENT != 0 { "agent" } else { "kernel" };
-    format!("{name} (id {}), mode {mode}", found.service.id)
+    let chosen = kernel::algorithm_word(&found.service);
+    format!("{name} (id {}), mode {mode}, endpoints chosen {chosen}", found.service.id)
 }
 
 fn service_json(found: &Found) -> Value {
-    let endpoints = found.endpoints.iter().map(|choice| json!({ "address": choice.address, "share": choice.share }));
+    let endpoints = found.endpoints.iter().map(|choice| {
+        json!({
+            "address": choice.address,
+            "share": choice.share,
+            "state": choice.state,
+            "ejected_for_ms": choice.ejected_for.map(|left| left.as_millis() as u64),
+            "open": choice.open,
+        })
+    });
+    let limits = found.limits.taken.iter().map(|taken| {
+        json!({
+            "of": taken.scope,
+            "open": taken.open,
+            "open_max": (taken.open_max != 0).then_some(taken.open_max),
+            "per_second": per_second(taken),
+            "is_over": taken.is_over,
+        })
+    });
     json!({
         "name": found.name,
         "id": found.service.id,
         "mode": if found.service.flags & service_flags::AGENT != 0 { "agent" } else { "kernel" },
         "listener": found.listener.map(|listener| json!({ "address": listener.address, "tagged": listener.is_tagged })),
+        "chosen": kernel::algorithm_word(&found.service),
+        "stays_with": found.affinity.map(|(endpoint, _)| endpoint),
+        "limits": limits.collect::<Vec<Value>>(),
         "endpoints": endpoints.collect::<Vec<Value>>(),
     })
 }
 
+/// The sustained rate of a limit, if it has one.
+fn per_second(taken: &Taken) -> Option<f64> {
+    (!taken.interval.is_zero()).then(|| 1.0 / taken.interval.as_secs_f64())
+}
+
+fn limits_text(found: &Found) -> String {
+    let one = |taken: &Taken| {
+        let most = if taken.open_max == 0 { "any number".to_owned() } else { taken.open_max.to_string() };
+        let rate = per_second(taken).map(|rate| format!(", {rate:.1} a second")).unwrap_or_default();
+        let over = if taken.is_over { ": OVER" } else { "" };
+        format!("{}: {} of {most} open{rate}{over}", taken.scope, taken.open)
+    };
+    let limits: Vec<String> = found.limits.taken.iter().map(one).collect();
+    if limits.is_empty() { "none".to_owned() } else { limits.join("; ") }
+}
+
 fn endpoints_text(found: &Found, way: Way) -> String {
     let heading = if way == Way::Agent { "ENDPOINT (without the agent)" } else { "ENDPOINT" };
-    let mut rows = vec![vec![heading.to_owned(), "SHARE".to_owned()]];
-    let row = |choice: &kernel::Choice| vec![choice.address.to_string(), format!("{:.1} %", choice.share * 100.0)];
+    let mut rows = vec![[heading, "STATE", "SHARE", "OPEN"].map(str::to_owned).to_vec()];
+    let row = |choice: &kernel::Choice| {
+        let ejected = choice.ejected_for.map(|left| format!(", ejected for {} yet", brief(left))).unwrap_or_default();
+        vec![
+            choice.address.to_string(),
+            format!("{}{ejected}", choice.state),
+            format!("{:.1} %", choice.share * 100.0),
+            choice.open.map_or("-".to_owned(), |open| open.to_string()),
+        ]
+    };
     rows.extend(found.endpoints.iter().map(row));
     table(&rows)
 }

@@ -5,6 +5,7 @@
 
 mod capture;
 mod conflicts;
+mod policy;
 mod section;
 mod service;
 mod show;
@@ -25,7 +26,10 @@ use self::{
     service::services,
     tree::Node,
 };
-use super::{Balance, Config, Mode, Protocol, Shortcut};
+use super::{
+    Balance, Config, Mode, Protocol, Shortcut,
+    policy::{Over, Source},
+};
 
 pub use self::{
     section::{Position, Problem},
@@ -45,8 +49,17 @@ const SWITCHES: [(&str, bool); 2] = [("on", true), ("off", false)];
 const SHORTCUTS: [(&str, Shortcut); 3] = [("auto", Shortcut::Auto), ("on", Shortcut::On), ("off", Shortcut::Off)];
 const PROTOCOLS: [(&str, Protocol); 3] = [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("udp", Protocol::Udp)];
 const MODES: [(&str, Mode); 2] = [("kernel", Mode::Kernel), ("agent", Mode::Agent)];
-const BALANCES: [(&str, Balance); 2] =
-    [("round_robin", Balance::RoundRobin), ("weighted_random", Balance::WeightedRandom)];
+const BALANCES: [(&str, Balance); 6] = [
+    ("round_robin", Balance::RoundRobin),
+    ("random", Balance::Random),
+    ("weighted_random", Balance::WeightedRandom),
+    ("least_connections", Balance::LeastConnections),
+    ("source_hash", Balance::SourceHash),
+    ("maglev", Balance::Maglev),
+];
+const SOURCES: [(&str, Source); 3] =
+    [("namespace", Source::Namespace), ("cgroup", Source::Cgroup), ("uid", Source::Uid)];
+const OVERS: [(&str, Over); 3] = [("refuse", Over::Refuse), ("forbid", Over::Forbid), ("pass", Over::Pass)];
 
 /// States of an endpoint; true is draining.
 const STATES: [(&str, bool); 2] = [("active", false), ("draining", true)];

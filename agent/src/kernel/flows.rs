@@ -25,6 +25,8 @@ pub struct OriginalDst {
     pub address: SocketAddr,
     /// The service's id in the snapshot.
     pub service: u32,
+    /// Who dialled, as the service's hashes know it.
+    pub source: u64,
 }
 
 /// What the workers ask the kernel half about single connections. Cheap to clone.
@@ -72,7 +74,11 @@ impl Flows {
                     tracing::warn!(%error, "an original destination could not be read");
                     None
                 });
-                found.map(|found| OriginalDst { address: socket_addr(&found.address), service: found.service })
+                found.map(|found| OriginalDst {
+                    address: socket_addr(&found.address),
+                    service: found.service,
+                    source: found.source,
+                })
             }
         }
     }

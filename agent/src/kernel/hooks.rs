@@ -26,8 +26,13 @@ pub enum Policy {
 type Hook = (&'static str, &'static str);
 
 /// What serves sockets that were captured, besides what watches them.
-const SERVING: [Hook; 4] =
-    [("peer_v4", "getpeername4"), ("peer_v6", "getpeername6"), ("receive_v4", "recvmsg4"), ("receive_v6", "recvmsg6")];
+const SERVING: [Hook; 5] = [
+    ("released", "sock_release"),
+    ("peer_v4", "getpeername4"),
+    ("peer_v6", "getpeername6"),
+    ("receive_v4", "recvmsg4"),
+    ("receive_v6", "recvmsg6"),
+];
 /// What captures: attached last, so that nothing is captured before the others are there, and taken away first.
 const CAPTURING: [Hook; 4] =
     [("send_v4", "sendmsg4"), ("send_v6", "sendmsg6"), ("dial_v4", "connect4"), ("dial_v6", "connect6")];
@@ -53,6 +58,7 @@ const ATTACH_TYPES: &[(&str, u32)] = &[
     ("recvmsg6", 20),
     ("getpeername4", 29),
     ("getpeername6", 30),
+    ("sock_release", 34),
 ];
 
 impl Policy {

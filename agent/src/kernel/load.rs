@@ -1,6 +1,10 @@
 //! Loads the kernel half's object, with its maps pinned or private.
 
-use std::{collections::HashMap, os::fd::AsFd as _, path::Path};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -22,8 +26,15 @@ pub const MAPS: &[&str] = &[
     "HEARTBEAT",
     "SERVICES",
     "SLOTS",
-    "CURSORS",
+    "ENDPOINTS",
+    "ENDPOINT_LIVE",
     "ENDPOINT_STATS",
+    "LIMIT_POLICIES",
+    "LIMITS",
+    "EJECT_POLICIES",
+    "AFFINITY",
+    "CURSORS",
+    "TURNS",
     "LISTENERS",
     "SOURCES",
     "EXCLUDED_USERS",
@@ -50,8 +61,14 @@ pub const MAPS: &[&str] = &[
 const LARGE_MAPS: &[&str] = &[
     "SERVICES",
     "SLOTS",
-    "CURSORS",
+    "ENDPOINTS",
+    "ENDPOINT_LIVE",
     "ENDPOINT_STATS",
+    "LIMIT_POLICIES",
+    "LIMITS",
+    "EJECT_POLICIES",
+    "AFFINITY",
+    "CURSORS",
     "LISTENERS",
     "SOURCES",
     "EXCLUDED_USERS",
@@ -168,6 +185,12 @@ impl Loaded {
         Ok(Hooks::new(programs))
     }
 
+    /// A program of its own descriptor, to be run by itself.
+    pub fn descriptor(&mut self, name: &str) -> Result<OwnedFd, KernelError> {
+        let fd = self.program(name)?.fd().and_then(|fd| fd.as_fd().try_clone_to_owned().map_err(Into::into));
+        fd.map_err(|source| KernelError::Program { hook: name.into(), source: Box::new(source) })
+    }
+
     fn program(&mut self, name: &str) -> Result<&mut Program, KernelError> {
         self.ebpf.program_mut(name).ok_or_else(|| KernelError::NoProgram { name: name.to_owned() })
     }
@@ -195,6 +218,8 @@ fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkMsg(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SocketFilter(program) => program.load(),
         // The object has no other kind; a new one is added here.
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
     }

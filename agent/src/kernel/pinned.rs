@@ -12,13 +12,9 @@ use aya::{
     Pod,
     maps::{HashMap as BpfHashMap, Map, MapData, MapError},
 };
-use sockway_common::{
-    flow::Address,
-    service::{Service, Slot, SlotKey, service_flags},
-    watch::Name,
-};
+use sockway_common::{service::Service, watch::Name};
 
-use super::{Choice, KernelError, abi, flows, pins::Pins, services::map_error, sys};
+use super::{KernelError, abi, flows, pins::Pins, services::map_error, sys};
 use crate::config::Capture;
 
 /// The tables of one instance.
@@ -105,33 +101,5 @@ impl Pinned {
     pub fn name_of(&self, service: u32) -> Result<Option<String>, KernelError> {
         let name: Option<Name> = self.entry("NAMES", &service)?;
         Ok(name.map(|name| name.as_str().to_owned()))
-    }
-
-    /// Which endpoints the hooks choose from, and each one's part of the choices, in the order of the table.
-    ///
-    /// # Errors
-    ///
-    /// When the table cannot be read.
-    pub(super) fn endpoints_of(&self, service: &Service) -> Result<Vec<Choice>, KernelError> {
-        let slots: BpfHashMap<MapData, SlotKey, Slot> = self.table("SLOTS")?;
-        let in_turn = service.flags & service_flags::IN_TURN != 0;
-        let mut found: Vec<Choice> = Vec::new();
-        let mut add = |address: &Address, share: f64| {
-            let address = flows::socket_addr(address);
-            match found.iter_mut().find(|choice| choice.address == address) {
-                Some(choice) => choice.share += share,
-                None => found.push(Choice { address, share }),
-            }
-        };
-        for slot in 0..service.slots {
-            let key = SlotKey { service: service.id, generation: service.generation, slot };
-            let Ok(slot) = slots.get(&key, 0) else { continue };
-            let first = if in_turn { 1.0 } else { f64::from(slot.threshold) / f64::from(u32::MAX) };
-            add(&slot.first, first / f64::from(service.slots));
-            if first < 1.0 {
-                add(&slot.second, (1.0 - first) / f64::from(service.slots));
-            }
-        }
-        Ok(found)
     }
 }

@@ -19,8 +19,9 @@ use sockway_common::{
     ABI_VERSION,
     capture::{LISTENER_TAG, Listener, Settings, settings_flags},
     counter::Counter,
+    endpoint::{Endpoint, endpoint_state},
     flow::Address,
-    service::{Service, Slot, SlotKey, service_flags},
+    service::{Chunk, ChunkKey, EndpointKey, Service, Slot, algorithm, service_flags},
 };
 
 use super::{cgroup, flows, hooks::Policy, load::Loaded, offsets, services};
@@ -66,7 +67,8 @@ struct Bench {
     settings: Array<MapData, Settings>,
     current: Settings,
     services: BpfHashMap<MapData, Address, Service>,
-    slots: BpfHashMap<MapData, SlotKey, Slot>,
+    slots: BpfHashMap<MapData, ChunkKey, Chunk>,
+    endpoints: BpfHashMap<MapData, EndpointKey, Endpoint>,
     heartbeat: Array<MapData, u64>,
     listeners: BpfHashMap<MapData, u64, Listener>,
     tags: aya::maps::SkStorage<MapData, u32>,
@@ -117,6 +119,7 @@ impl Bench {
             settings: services::table(ebpf, "SETTINGS").map_err(text)?,
             services: services::table(ebpf, "SERVICES").map_err(text)?,
             slots: services::table(ebpf, "SLOTS").map_err(text)?,
+            endpoints: services::table(ebpf, "ENDPOINTS").map_err(text)?,
             heartbeat: services::table(ebpf, "HEARTBEAT").map_err(text)?,
             listeners: services::table(ebpf, "LISTENERS").map_err(text)?,
             tags: services::table(ebpf, "LISTENER_TAGS").map_err(text)?,
@@ -159,10 +162,23 @@ impl Bench {
     /// One service at [`DIALLED`] with one endpoint: the listener of this bench.
     fn serve(&mut self, flags: u32) -> Result<(), String> {
         let to = flows::address(self.endpoint.local_addr().map_err(text)?);
-        let slot = Slot { first: to, first_id: 0, second: to, second_id: 0, threshold: u32::MAX, seal: 0 };
-        let (key, dialled) = (SlotKey { service: 1, generation: 1, slot: 0 }, flows::address(DIALLED));
-        self.slots.insert(key, slot.sealed(&key), 0).map_err(text)?;
-        let service = Service { id: 1, generation: 1, slots: 1, flags, udp_idle_ms: 0, seal: 0 };
+        let key = EndpointKey { service: 1, endpoint: 0 };
+        let endpoint = Endpoint { address: to, state: endpoint_state::ACTIVE, seal: 0 };
+        self.endpoints.insert(key, endpoint.sealed(&key), 0).map_err(text)?;
+        let (key, dialled) = (ChunkKey { service: 1, generation: 1, chunk: 0 }, flows::address(DIALLED));
+        let mut chunk = Chunk::default();
+        chunk.slots[0] = Slot::only(0);
+        self.slots.insert(key, chunk, 0).map_err(text)?;
+        let service = Service {
+            id: 1,
+            generation: 1,
+            slots: 1,
+            flags,
+            algorithm: algorithm::AT_RANDOM,
+            affinity_ms: 0,
+            udp_idle_ms: 0,
+            seal: 0,
+        };
         self.services.insert(dialled, service.sealed(&dialled), 0).map_err(text)
     }
 

@@ -1,197 +1,300 @@
-//! Writes a snapshot's services into the kernel half's tables: each service's slots under a new generation, then the service entry that
-//! names it, then away with what is left over. A hook sees the old table or the new, never a mixture.
+//! Writes a snapshot's services into the kernel half's tables, and only what differs from what stands there: each service's slots under a
+//! new generation, then the service entry that names it, then away with what is left over. A hook sees the old table or the new, never a
+//! mixture.
+
+mod adopt;
+mod entry;
+mod limits;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    time::Duration,
 };
 
 use aya::{
-    Ebpf,
+    Ebpf, Pod,
     maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuHashMap, PerCpuValues},
 };
 use sockway_common::{
+    endpoint::{EjectPolicy, Endpoint, EndpointLive},
     flow::{Address, ENDPOINT_AGENT},
-    service::{self, EndpointKey, EndpointStats, Slot, SlotKey, service_flags},
+    limit::LimitPolicy,
+    service::{CHUNK_SLOTS, Chunk, ChunkKey, EndpointKey, EndpointStats, Service, service_flags},
     watch::Name,
 };
 
-use super::{KernelError, flows};
+pub use self::limits::Limits;
+use self::{adopt::Found, entry::Wanted};
+use super::KernelError;
 use crate::{
-    balance::{round_robin, weighted_random},
-    cluster::{Endpoint, Service, Snapshot},
-    config::{Balance, Mode, Protocol},
+    balance,
+    cluster::{self, Leaving, Snapshot},
+    config::Balance,
 };
+
+/// `BPF_NOEXIST`: what the hooks count in is made once and never written again.
+const NO_EXIST: u64 = 1;
+
+/// The kernel takes memory for each CPU from pages that it fills in the background, and says that there is none while it does.
+const POPULATE_TRIES: u32 = 200;
+const POPULATE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The tables, and what stands in them.
 pub struct Tables {
-    services: BpfHashMap<MapData, Address, service::Service>,
-    slots: BpfHashMap<MapData, SlotKey, Slot>,
-    cursors: BpfHashMap<MapData, u32, u64>,
+    services: BpfHashMap<MapData, Address, Service>,
+    slots: BpfHashMap<MapData, ChunkKey, Chunk>,
+    endpoints: BpfHashMap<MapData, EndpointKey, Endpoint>,
+    live: BpfHashMap<MapData, EndpointKey, EndpointLive>,
     stats: PerCpuHashMap<MapData, EndpointKey, EndpointStats>,
+    cursors: BpfHashMap<MapData, u32, u64>,
     names: BpfHashMap<MapData, u32, Name>,
-    written: HashMap<Address, Written>,
+    limit_policies: BpfHashMap<MapData, u32, LimitPolicy>,
+    eject_policies: BpfHashMap<MapData, u32, EjectPolicy>,
+    written: HashMap<u32, Written>,
+    found: Option<Found>,
     generation: u32,
     cpus: usize,
 }
 
-/// What was written for one service, to see whether it changed.
-#[derive(Clone, Debug, PartialEq)]
+/// What was written for one service, by its id.
+#[derive(Debug, Default)]
 struct Written {
-    id: u32,
-    flags: u32,
-    udp_idle_ms: u32,
-    slots: Vec<Slot>,
-    generation: u32,
-    endpoints: Vec<u32>,
+    /// `None` once no program can dial it any more.
+    dialled: Option<Dialled>,
+    /// Those that are chosen from, and those that leave.
+    endpoints: Vec<(u32, Endpoint)>,
+    name: Option<Name>,
+    limits: Option<LimitPolicy>,
+    eject: Option<EjectPolicy>,
+}
+
+/// The part of it by which programs dial.
+#[derive(Clone, Debug)]
+struct Dialled {
+    address: Address,
+    entry: Service,
+    /// What the slots were made of.
+    choices: Vec<balance::Choice>,
+    recipe: (Balance, u32),
 }
 
 impl Tables {
     /// Takes the tables of a loaded object. What an earlier agent left in them stays in force until the first [`Tables::apply`].
     pub fn new(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        let services = table(ebpf, "SERVICES")?;
-        let generation = BpfHashMap::<_, Address, service::Service>::iter(&services)
-            .flatten()
-            .map(|(_, service)| service.generation)
-            .max()
-            .unwrap_or(0);
-        Ok(Self {
-            services,
+        let mut tables = Self {
+            services: table(ebpf, "SERVICES")?,
             slots: table(ebpf, "SLOTS")?,
-            cursors: table(ebpf, "CURSORS")?,
+            endpoints: table(ebpf, "ENDPOINTS")?,
+            live: table(ebpf, "ENDPOINT_LIVE")?,
             stats: table(ebpf, "ENDPOINT_STATS")?,
+            cursors: table(ebpf, "CURSORS")?,
             names: table(ebpf, "NAMES")?,
+            limit_policies: table(ebpf, "LIMIT_POLICIES")?,
+            eject_policies: table(ebpf, "EJECT_POLICIES")?,
             written: HashMap::new(),
-            generation,
+            found: None,
+            generation: 0,
             cpus: aya::util::nr_cpus().map_err(|(path, source)| KernelError::Cpus { path, source })?,
-        })
+        };
+        let found = tables.find();
+        tables.generation = found.generation;
+        tables.found = (!found.is_nothing()).then_some(found);
+        Ok(tables)
+    }
+
+    /// Ids that an earlier agent gave: sockets that it sent somewhere still carry them.
+    pub fn adopted(&self) -> cluster::Adopted {
+        self.found.as_ref().map(Found::ids).unwrap_or_default()
     }
 
     /// Makes the tables say what `snapshot` says. `shortcut` tells for each service whether its connections may use the shortcut.
-    pub fn apply(&mut self, snapshot: &Snapshot, shortcut: impl Fn(&Service) -> bool) -> Result<(), KernelError> {
-        let first = self.written.is_empty();
-        let mut wanted = HashSet::with_capacity(snapshot.services.len());
+    pub fn apply(
+        &mut self,
+        snapshot: &Snapshot,
+        shortcut: impl Fn(&cluster::Service) -> bool,
+    ) -> Result<(), KernelError> {
+        let mut leaving: HashMap<u32, Vec<&Leaving>> = HashMap::new();
+        for one in &snapshot.leaving {
+            leaving.entry(one.service).or_default().push(one);
+        }
+        let none = Vec::new();
         for service in &snapshot.services {
-            let (address, transport) = service.dialled();
-            let address = flows::address(address).of(transport);
-            wanted.insert(address);
-            self.write(address, service, shortcut(service))?;
+            let wanted = Wanted::new(service, leaving.get(&service.id).unwrap_or(&none), shortcut(service));
+            self.write(&wanted)?;
         }
-        let gone: Vec<Address> = self.written.keys().filter(|address| !wanted.contains(*address)).copied().collect();
-        for address in gone {
-            let _ = self.services.remove(&address);
-            if let Some(written) = self.written.remove(&address) {
-                self.clear(&written, &[]);
-            }
+        let kept: HashSet<u32> = snapshot.services.iter().map(|service| service.id).collect();
+        let gone: Vec<u32> = self.written.keys().filter(|id| !kept.contains(id)).copied().collect();
+        for id in gone {
+            self.forget(id, leaving.get(&id).unwrap_or(&none))?;
         }
-        if first {
+        if self.found.take().is_some() {
             self.clear_strangers();
         }
         Ok(())
     }
 
-    fn write(&mut self, address: Address, service: &Service, shortcut: bool) -> Result<(), KernelError> {
-        let slots = slots(service);
-        let flags = flags(service, shortcut);
-        let old = self.written.get(&address).cloned();
-        if old.as_ref().is_some_and(|old| old.is(service, flags, &slots)) {
-            return Ok(());
+    /// Nothing that a hook looks up is written after what leads to it.
+    fn write(&mut self, wanted: &Wanted) -> Result<(), KernelError> {
+        let id = wanted.id;
+        let mut written = self.written.remove(&id).unwrap_or_default();
+        let result = self.write_parts(wanted, &mut written);
+        // Also after a failure: what stands there is to be replaced or removed one day.
+        self.written.insert(id, written);
+        result
+    }
+
+    fn write_parts(&mut self, wanted: &Wanted, written: &mut Written) -> Result<(), KernelError> {
+        let id = wanted.id;
+        if written.name != Some(wanted.name) {
+            self.names.insert(id, wanted.name, 0).map_err(map_error("NAMES"))?;
+            written.name = Some(wanted.name);
         }
-        self.generation = self.generation.wrapping_add(1);
-        let generation = self.generation;
-        let endpoints: Vec<u32> =
-            service.endpoints.iter().map(|endpoint| endpoint.id).chain([ENDPOINT_AGENT]).collect();
-        self.prepare(service, &endpoints)?;
-        for (slot, value) in slots.iter().enumerate() {
-            let key = SlotKey { service: service.id, generation, slot: slot as u32 };
-            self.slots.insert(key, value.sealed(&key), 0).map_err(map_error("SLOTS"))?;
+        let in_turn = written.dialled.as_ref().is_some_and(|old| old.recipe.0 == Balance::RoundRobin);
+        if wanted.balance == Balance::RoundRobin && !in_turn {
+            insert_new(&mut self.cursors, id, 0, "CURSORS")?;
         }
-        let entry = service::Service {
-            id: service.id,
-            generation,
-            slots: slots.len() as u32,
-            flags,
-            udp_idle_ms: udp_idle_ms(service),
-            seal: 0,
+        replace(&mut self.limit_policies, id, &mut written.limits, wanted.limits, "LIMIT_POLICIES")?;
+        replace(&mut self.eject_policies, id, &mut written.eject, wanted.eject, "EJECT_POLICIES")?;
+        if written.dialled.is_none() {
+            self.make_stats(id, ENDPOINT_AGENT)?;
         }
-        .sealed(&address);
-        self.services.insert(address, entry, 0).map_err(map_error("SERVICES"))?;
-        let written = Written {
-            id: service.id,
-            flags,
-            udp_idle_ms: udp_idle_ms(service),
-            slots,
-            generation,
-            endpoints: endpoints.clone(),
-        };
-        if let Some(old) = old {
-            self.clear(&old, &endpoints);
+        let was_live = written.dialled.as_ref().is_some_and(|old| old.entry.flags & service_flags::LIVE != 0);
+        let live = wanted.flags & service_flags::LIVE != 0;
+        let gone = self.write_endpoints(wanted, written, live && !was_live)?;
+        self.write_dialled(wanted, written)?;
+        for endpoint in gone {
+            self.remove_endpoint(EndpointKey { service: id, endpoint });
         }
-        self.written.insert(address, written);
         Ok(())
     }
 
-    /// A hook allocates nothing: its counters and its cursor are there before the service is.
-    fn prepare(&mut self, service: &Service, endpoints: &[u32]) -> Result<(), KernelError> {
-        if service.config.balance == Balance::RoundRobin && self.cursors.get(&service.id, 0).is_err() {
-            self.cursors.insert(service.id, 0, 0).map_err(map_error("CURSORS"))?;
+    /// Writes what is new or other among the endpoints; the ids of those to be removed.
+    fn write_endpoints(
+        &mut self,
+        wanted: &Wanted,
+        written: &mut Written,
+        all_live: bool,
+    ) -> Result<Vec<u32>, KernelError> {
+        if written.endpoints == wanted.endpoints && !all_live {
+            return Ok(Vec::new());
         }
-        let name = Name::new(&service.config.name);
-        if self.names.get(&service.id, 0).ok() != Some(name) {
-            self.names.insert(service.id, name, 0).map_err(map_error("NAMES"))?;
+        let old = std::mem::take(&mut written.endpoints);
+        let before: HashMap<u32, Endpoint> = old.iter().copied().collect();
+        let live = wanted.flags & service_flags::LIVE != 0;
+        for (endpoint, value) in &wanted.endpoints {
+            let (key, old) = (EndpointKey { service: wanted.id, endpoint: *endpoint }, before.get(endpoint));
+            if live && (old.is_none() || all_live) {
+                insert_new(&mut self.live, key, EndpointLive::default(), "ENDPOINT_LIVE")?;
+            }
+            if old.is_none() {
+                self.make_stats(wanted.id, *endpoint)?;
+            }
+            if old != Some(value) {
+                self.endpoints.insert(key, value, 0).map_err(map_error("ENDPOINTS"))?;
+            }
         }
-        for endpoint in endpoints {
-            let key = EndpointKey { service: service.id, endpoint: *endpoint };
-            if self.stats.get(&key, 0).is_err() {
-                let zero = PerCpuValues::try_from(vec![EndpointStats::default(); self.cpus])
-                    .map_err(|source| map_error("ENDPOINT_STATS")(MapError::IoError(source)))?;
-                self.stats.insert(key, zero, 0).map_err(map_error("ENDPOINT_STATS"))?;
+        written.endpoints.clone_from(&wanted.endpoints);
+        let kept = |id: &u32| wanted.endpoints.iter().any(|(endpoint, _)| endpoint == id);
+        Ok(old.into_iter().map(|(id, _)| id).filter(|id| !kept(id)).collect())
+    }
+
+    /// Writes the service's entry, and its slots if they are others than those that stand there.
+    fn write_dialled(&mut self, wanted: &Wanted, written: &mut Written) -> Result<(), KernelError> {
+        let old = written.dialled.take();
+        let recipe = (wanted.balance, wanted.maglev_table_size);
+        let same_slots = old.as_ref().filter(|old| old.recipe == recipe && old.choices == wanted.choices);
+        let (generation, slots) = match same_slots {
+            Some(old) => (old.entry.generation, old.entry.slots),
+            None => self.write_slots(wanted)?,
+        };
+        let entry = wanted.entry(generation, slots);
+        if old.as_ref().is_none_or(|old| old.entry != entry || old.address != wanted.address) {
+            self.services.insert(wanted.address, entry, 0).map_err(map_error("SERVICES"))?;
+        }
+        written.dialled = Some(Dialled { address: wanted.address, entry, choices: wanted.choices.clone(), recipe });
+        if let Some(old) = old {
+            if old.address != wanted.address {
+                let _ = self.services.remove(&old.address);
+            }
+            if old.entry.generation != generation {
+                self.remove_slots(&old.entry);
             }
         }
         Ok(())
     }
 
-    /// Removes an old table. A hook that read the old service entry just before finds no slot and lets its one connect pass; to make
-    /// that all but impossible the entry was replaced before this.
-    fn clear(&mut self, old: &Written, kept: &[u32]) {
-        for slot in 0..old.slots.len() as u32 {
-            let _ = self.slots.remove(&SlotKey { service: old.id, generation: old.generation, slot });
+    /// Writes a new generation of slots: its number, and how many there are.
+    fn write_slots(&mut self, wanted: &Wanted) -> Result<(u32, u32), KernelError> {
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let slots = balance::table(wanted.balance, &wanted.choices, wanted.maglev_table_size);
+        for (chunk, part) in slots.chunks(CHUNK_SLOTS).enumerate() {
+            let mut value = Chunk::default();
+            value.slots[..part.len()].copy_from_slice(part);
+            let key = ChunkKey { service: wanted.id, generation, chunk: chunk as u32 };
+            self.slots.insert(key, value, 0).map_err(map_error("SLOTS"))?;
         }
-        for endpoint in old.endpoints.iter().filter(|endpoint| !kept.contains(endpoint)) {
-            let _ = self.stats.remove(&EndpointKey { service: old.id, endpoint: *endpoint });
-        }
-        if kept.is_empty() {
-            let _ = self.cursors.remove(&old.id);
-            let _ = self.names.remove(&old.id);
+        Ok((generation, slots.len() as u32))
+    }
+
+    /// Removes an old table. A hook that read the old service entry just before finds no slot and reads the entry again: it was replaced
+    /// before this.
+    fn remove_slots(&mut self, old: &Service) {
+        for chunk in 0..old.slots.div_ceil(CHUNK_SLOTS as u32) {
+            let _ = self.slots.remove(&ChunkKey { service: old.id, generation: old.generation, chunk });
         }
     }
 
-    /// Removes what an earlier agent left and this one does not name.
-    fn clear_strangers(&mut self) {
-        let live: HashSet<(u32, u32)> = self.written.values().map(|written| (written.id, written.generation)).collect();
-        let ids: HashSet<u32> = live.iter().map(|(id, _)| *id).collect();
-        let stale: Vec<Address> =
-            self.services.keys().flatten().filter(|address| !self.written.contains_key(address)).collect();
-        for address in stale {
-            let _ = self.services.remove(&address);
+    fn remove_endpoint(&mut self, key: EndpointKey) {
+        let _ = self.endpoints.remove(&key);
+        let _ = self.live.remove(&key);
+        let _ = self.stats.remove(&key);
+    }
+
+    /// A hook allocates nothing: what it counts in is there before the endpoint is.
+    fn make_stats(&mut self, service: u32, endpoint: u32) -> Result<(), KernelError> {
+        let mut tries = 0;
+        loop {
+            let zero = PerCpuValues::try_from(vec![EndpointStats::default(); self.cpus])
+                .map_err(|source| map_error("ENDPOINT_STATS")(MapError::IoError(source)))?;
+            let made = unless_there(self.stats.insert(EndpointKey { service, endpoint }, zero, NO_EXIST));
+            tries += 1;
+            if tries == POPULATE_TRIES || !made.as_ref().is_err_and(is_out_of_memory) {
+                return made.map_err(map_error("ENDPOINT_STATS"));
+            }
+            std::thread::sleep(POPULATE_PAUSE);
         }
-        let stale: Vec<SlotKey> =
-            self.slots.keys().flatten().filter(|key| !live.contains(&(key.service, key.generation))).collect();
-        for key in stale {
-            let _ = self.slots.remove(&key);
-        }
-        let stale: Vec<u32> = self.cursors.keys().flatten().filter(|id| !ids.contains(id)).collect();
-        for id in stale {
+    }
+
+    /// A service that is not in the snapshot: nobody can dial it; what is left of its endpoints stays until they have left.
+    fn forget(&mut self, id: u32, leaving: &[&Leaving]) -> Result<(), KernelError> {
+        let Some(mut written) = self.written.remove(&id) else { return Ok(()) };
+        if let Some(old) = written.dialled.take() {
+            let _ = self.services.remove(&old.address);
+            self.remove_slots(&old.entry);
             let _ = self.cursors.remove(&id);
+            let _ = self.limit_policies.remove(&id);
+            let _ = self.eject_policies.remove(&id);
+            (written.limits, written.eject) = (None, None);
         }
-        let stale: Vec<u32> = self.names.keys().flatten().filter(|id| !ids.contains(id)).collect();
-        for id in stale {
+        let endpoints = entry::leaving(id, leaving);
+        for (endpoint, value) in endpoints.iter().filter(|one| !written.endpoints.contains(one)) {
+            let key = EndpointKey { service: id, endpoint: *endpoint };
+            self.endpoints.insert(key, value, 0).map_err(map_error("ENDPOINTS"))?;
+        }
+        for (endpoint, _) in &written.endpoints {
+            if !endpoints.iter().any(|(kept, _)| kept == endpoint) {
+                self.remove_endpoint(EndpointKey { service: id, endpoint: *endpoint });
+            }
+        }
+        if endpoints.is_empty() {
             let _ = self.names.remove(&id);
+            let _ = self.stats.remove(&EndpointKey { service: id, endpoint: ENDPOINT_AGENT });
+        } else {
+            written.endpoints = endpoints;
+            self.written.insert(id, written);
         }
-        let stale: Vec<EndpointKey> = self.stats.keys().flatten().filter(|key| !ids.contains(&key.service)).collect();
-        for key in stale {
-            let _ = self.stats.remove(&key);
-        }
+        Ok(())
     }
 
     /// What the connect hooks counted for each endpoint, added up over the CPUs.
@@ -208,65 +311,44 @@ impl Tables {
     }
 }
 
-impl Written {
-    fn is(&self, service: &Service, flags: u32, slots: &[Slot]) -> bool {
-        self.id == service.id && self.flags == flags && self.udp_idle_ms == udp_idle_ms(service) && self.slots == slots
+/// Puts a service's entry in place of the one that stands there, or takes that away.
+fn replace<V: Pod + PartialEq>(
+    map: &mut BpfHashMap<MapData, u32, V>,
+    id: u32,
+    old: &mut Option<V>,
+    new: Option<V>,
+    name: &'static str,
+) -> Result<(), KernelError> {
+    if *old == new {
+        return Ok(());
+    }
+    match new {
+        Some(value) => map.insert(id, value, 0).map_err(map_error(name))?,
+        None => drop(map.remove(&id)),
+    }
+    *old = new;
+    Ok(())
+}
+
+fn insert_new<K: Pod, V: Pod>(
+    map: &mut BpfHashMap<MapData, K, V>,
+    key: K,
+    value: V,
+    name: &'static str,
+) -> Result<(), KernelError> {
+    unless_there(map.insert(key, value, NO_EXIST)).map_err(map_error(name))
+}
+
+/// That an element is there already is well.
+fn unless_there(inserted: Result<(), MapError>) -> Result<(), MapError> {
+    match inserted {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other,
     }
 }
 
-fn udp_idle_ms(service: &Service) -> u32 {
-    let milliseconds = service.config.udp_idle_timeout.as_millis();
-    if service.config.protocol == Protocol::Udp { u32::try_from(milliseconds).unwrap_or(u32::MAX) } else { 0 }
-}
-
-fn flags(service: &Service, shortcut: bool) -> u32 {
-    let mut flags = 0;
-    if service.config.mode == Mode::Agent {
-        flags |= service_flags::AGENT;
-    }
-    if service.config.balance == Balance::RoundRobin {
-        flags |= service_flags::IN_TURN;
-    }
-    if shortcut {
-        flags |= service_flags::SHORTCUT;
-    }
-    if flows::is_opaque(service) {
-        flags |= service_flags::OPAQUE;
-    }
-    flags
-}
-
-/// The slot table of a service: its usable endpoints, or all of them when none is (a wrong verdict must not cut everything off). A hook
-/// can point a socket only at an address of its own family, so endpoints of the other one are for the agent alone.
-fn slots(service: &Service) -> Vec<Slot> {
-    let reachable = || {
-        let same_family = |endpoint: &&Arc<Endpoint>| endpoint.address.is_ipv4() == service.config.address.is_ipv4();
-        service.endpoints.iter().filter(same_family).map(AsRef::as_ref)
-    };
-    let usable: Vec<&Endpoint> = reachable().filter(|endpoint| endpoint.state.usable()).collect();
-    let chosen = if usable.is_empty() { reachable().collect() } else { usable };
-    let weights: Vec<u32> = chosen.iter().map(|endpoint| endpoint.weight).collect();
-    let transport = service.config.protocol.transport();
-    let to = |address| flows::address(address).of(transport);
-    let slot = |first: &Endpoint, second: &Endpoint, threshold| Slot {
-        first: to(first.address),
-        first_id: first.id,
-        second: to(second.address),
-        second_id: second.id,
-        threshold,
-        seal: 0,
-    };
-    match service.config.balance {
-        Balance::RoundRobin => round_robin::cycle(&weights)
-            .into_iter()
-            .map(|index| slot(chosen[index as usize], chosen[index as usize], u32::MAX))
-            .collect(),
-        Balance::WeightedRandom => weighted_random::columns(&weights)
-            .iter()
-            .zip(&chosen)
-            .map(|(column, own)| slot(own, chosen[column.alias as usize], column.threshold))
-            .collect(),
-    }
+fn is_out_of_memory(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOMEM))
 }
 
 /// Takes a map out of a loaded object, typed.

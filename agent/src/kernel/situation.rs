@@ -17,7 +17,12 @@ use sockway_common::{
     service::{Service, service_flags},
 };
 
-use super::{Caller, KernelError, Pinned, caller::Process, sockets, sys};
+use super::{
+    Caller, KernelError, Pinned,
+    caller::Process,
+    choices::{self, Choice, Limits},
+    sockets, sys,
+};
 
 /// What the hooks would find.
 #[derive(Clone, Debug)]
@@ -58,8 +63,12 @@ pub struct Found {
     pub name: Option<String>,
     /// The agent's listener in the caller's network namespace, for services of the agent.
     pub listener: Option<Listening>,
-    /// Which endpoints the kernel half would choose from.
+    /// Its endpoints, those that take no new connections too.
     pub endpoints: Vec<Choice>,
+    /// The endpoint that the caller stays with, and how long yet.
+    pub affinity: Option<(SocketAddr, Duration)>,
+    /// Its limits, and what is taken of them.
+    pub limits: Limits,
 }
 
 /// A listener of the agent that the table names.
@@ -69,15 +78,6 @@ pub struct Listening {
     pub address: SocketAddr,
     /// Whether a socket with the agent's tag listens there.
     pub is_tagged: bool,
-}
-
-/// An endpoint.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Its part of the new connections, of 1.
-    pub share: f64,
 }
 
 /// Reads the tables.
@@ -112,8 +112,10 @@ fn found(pinned: &Pinned, caller: &Caller, dialled: SocketAddr, service: Service
         _ => listener(pinned, caller, dialled.ip())?,
     };
     let name = pinned.name_of(service.id)?;
-    let endpoints = pinned.endpoints_of(&service)?;
-    Ok(Found { service, name, listener, endpoints })
+    let endpoints = choices::endpoints(pinned, &service)?;
+    let affinity = choices::affinity(pinned, &service, caller)?;
+    let limits = choices::limits(pinned, &service, caller)?;
+    Ok(Found { service, name, listener, endpoints, affinity, limits })
 }
 
 /// The programs of the links that are pinned for the cgroups over a process.

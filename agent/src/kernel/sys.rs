@@ -19,6 +19,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
@@ -169,6 +170,22 @@ impl Shape {
     }
 }
 
+#[repr(C)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+}
+
 fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<RawFd> {
     // SAFETY: `attr` is one of the structs above, laid out as the kernel wants it for `command`, and lives through the call; the pointers
     // inside it are to live values of the sizes that the map was created with (the typed callers below see to it).
@@ -260,6 +277,28 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 /// Takes a link's program out of its hook, at once: unlinking the last pin does so only some time after. Needs Linux 5.9.
 pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &LinkDetachAttr { link_fd: link.as_raw_fd() as u32 }).map(|_| ())
+}
+
+/// Runs a program of a socket filter's kind once, here and now, on a packet that never was on a network: what it returned.
+pub fn run_program(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
+    let mut attr = TestRunAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        retval: 0,
+        data_size_in: packet.len() as u32,
+        data_size_out: 0,
+        data_in: packet.as_ptr() as u64,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
+        ctx_size_in: 0,
+        ctx_size_out: 0,
+        ctx_in: 0,
+        ctx_out: 0,
+    };
+    let attr_size = size_of::<TestRunAttr>();
+    // SAFETY: as in `bpf`, of an argument that the kernel writes its result into.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, attr_size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(attr.retval) }
 }
 
 /// A value that the kernel wrote into bytes; `None` if there are too few of them.

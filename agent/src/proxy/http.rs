@@ -27,6 +27,7 @@ use crate::{
         chunked::{BadChunk, Decoder, Style, reframe},
         http1::{Asked, Framing, Method, RequestHead},
     },
+    kernel::OriginalDst,
     record::{Bytes, Counter},
     ring::{Buf, Due, MEDIUM, SMALL, Stream},
 };
@@ -47,6 +48,8 @@ struct Connection<'h> {
     cluster: Rc<Cluster>,
     /// What the client dialled.
     dialled: SocketAddr,
+    /// Who dialled, as the service's hashes know it.
+    source: u64,
     /// Bytes of the next request that have come already.
     pending: Option<Buf>,
 }
@@ -104,8 +107,9 @@ enum Rest {
 }
 
 /// Serves one connection to its end.
-pub async fn serve(hop: &Rc<Hop>, stream: Stream, cluster: Rc<Cluster>, dialled: SocketAddr) -> Counter {
-    let mut connection = Connection { hop, stream, cluster, dialled, pending: None };
+pub async fn serve(hop: &Rc<Hop>, stream: Stream, cluster: Rc<Cluster>, original: OriginalDst) -> Counter {
+    let (dialled, source) = (original.address, original.source);
+    let mut connection = Connection { hop, stream, cluster, dialled, source, pending: None };
     loop {
         let (buf, head) = match connection.request().await {
             Ok(request) => request,
@@ -177,7 +181,7 @@ impl Connection<'_> {
         head: &RequestHead,
         mut own: Option<OwnTime>,
     ) -> Next {
-        let mut tried = Tried::default();
+        let mut tried = Tried::by(self.source);
         // Whether an endpoint did accept, but gave no response.
         let (mut replays, mut is_mute) = (0, false);
         loop {

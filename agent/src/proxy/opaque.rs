@@ -19,8 +19,8 @@ use crate::{
 };
 
 /// Serves one connection.
-pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>) -> Counter {
-    let Ok(mut upstream) = hop.reach(&cluster, &mut Tried::default(), true).await else {
+pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, source: u64) -> Counter {
+    let Ok(mut upstream) = hop.reach(&cluster, &mut Tried::by(source), true).await else {
         // The program would have met the same: a connection that is not to be had.
         downstream.socket.reset();
         return Counter::RelayNoEndpoint;

@@ -9,7 +9,8 @@ use std::{
 
 use super::{Cluster, Hop};
 use crate::{
-    cluster::{Endpoint, Stage},
+    balance::Ask,
+    cluster::{Endpoint, Service, Stage},
     connect::ConnectError,
     record::Counter,
     ring::Stream,
@@ -59,14 +60,46 @@ pub enum Unreached {
     NoSocket,
 }
 
-/// The endpoints that were tried for one request.
-#[derive(Default)]
-pub struct Tried(Vec<usize>);
+/// The endpoints that were tried for one request, and for whom.
+pub struct Tried {
+    indexes: Vec<usize>,
+    source: u64,
+}
 
 impl Tried {
+    /// None yet.
+    pub fn by(source: u64) -> Self {
+        Self { indexes: Vec::new(), source }
+    }
+
     /// Counts the endpoint of a connection that was made, and was no good, among them.
     pub fn add(&mut self, upstream: &Upstream) {
-        self.0.push(upstream.lease.endpoint);
+        self.indexes.push(upstream.lease.endpoint);
+    }
+}
+
+/// What a policy may ask.
+struct World<'w> {
+    hop: &'w Hop,
+    service: &'w Service,
+    source: u64,
+}
+
+impl Ask for World<'_> {
+    fn turn(&mut self) -> usize {
+        self.service.cursor.fetch_add(1, Relaxed)
+    }
+
+    fn chance(&mut self) -> u64 {
+        self.hop.chance()
+    }
+
+    fn load(&self, index: usize) -> u64 {
+        self.service.endpoints[index].state.active.load(Relaxed).into()
+    }
+
+    fn source(&self) -> u64 {
+        self.source
     }
 }
 
@@ -100,7 +133,7 @@ impl Hop {
                         why = Unreached::Late(timeout);
                     }
                     self.set_down(&cluster.service.config.name, cluster.service.id, endpoint, &error);
-                    tried.0.push(chosen);
+                    tried.indexes.push(chosen);
                 }
             }
         }
@@ -109,18 +142,15 @@ impl Hop {
 
     /// The next endpoint to try.
     fn choose(&self, cluster: &Cluster, tried: &Tried) -> Option<usize> {
-        if tried.0.len() >= TRIES_MAX {
+        if tried.indexes.len() >= TRIES_MAX {
             return None;
         }
         let endpoints = &cluster.service.endpoints;
-        let turn = || cluster.service.cursor.fetch_add(1, Relaxed);
-        let untried = |index: usize| !tried.0.contains(&index);
+        let untried = |index: usize| !tried.indexes.contains(&index);
         let usable = |index: usize| endpoints[index].state.usable() && untried(index);
         // All down: any may have come back, and a wrong guess costs no more than refusing would.
-        cluster
-            .balancer
-            .choose(usable, turn, || self.chance())
-            .or_else(|| cluster.balancer.choose(untried, turn, || self.chance()))
+        let world = || World { hop: self, service: &cluster.service, source: tried.source };
+        cluster.balancer.choose(usable, world()).or_else(|| cluster.balancer.choose(untried, world()))
     }
 
     fn set_down(&self, name: &str, service: u32, endpoint: &Endpoint, error: &ConnectError) {

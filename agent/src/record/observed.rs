@@ -267,7 +267,7 @@ fn endpoint_json(service: u32, endpoint: &Endpoint, kernel: &KernelSide) -> Valu
         "weight": endpoint.weight,
         "state": state.stage().word(),
         "up": state.usable(),
-        "active": state.active.load(Ordering::Relaxed),
+        "active": u64::from(state.active.load(Ordering::Relaxed)) + kernel.open(),
         "total": state.total.load(Ordering::Relaxed) + kernel.connects,
         "failures": state.connect_failures.load(Ordering::Relaxed) + kernel.failures,
         "connect_us": latency_json(&latency.connect),

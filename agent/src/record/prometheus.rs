@@ -188,17 +188,19 @@ fn leaving(text: &mut String, observed: &Observed) {
 }
 
 fn kernel_endpoints(text: &mut String, observed: &Observed) {
-    let mut family = |name, help, value: fn(&EndpointStats) -> u64| {
+    let mut family = |name, kind, help, value: fn(&EndpointStats) -> u64| {
         let samples = observed.kernel_endpoints().map(|(service, endpoint, stats)| {
             let endpoint = endpoint.map_or_else(|| "agent".to_owned(), |endpoint| endpoint.address.to_string());
             (service, endpoint, value(&stats))
         });
-        write_endpoints(text, (name, "counter", help), samples);
+        write_endpoints(text, (name, kind, help), samples);
     };
     let help = "Connects of programs that the kernel half sent to the endpoint, or to the agent.";
-    family("sockway_kernel_endpoint_connects_total", help, |stats| stats.connects);
+    family("sockway_kernel_endpoint_connects_total", "counter", help, |stats| stats.connects);
     let help = "Handshakes of programs with the endpoint, or with the agent, that failed.";
-    family("sockway_kernel_endpoint_connect_failures_total", help, |stats| stats.failures);
+    family("sockway_kernel_endpoint_connect_failures_total", "counter", help, |stats| stats.failures);
+    let help = "Connections of programs with the endpoint, or with the agent, that are open, those under way included.";
+    family("sockway_kernel_endpoint_open", "gauge", help, EndpointStats::open);
 }
 
 /// What went by the shortcut on behalf of each service that may use it.
@@ -275,7 +277,7 @@ mod tests {
         endpoint.state.down.store(true, Ordering::Relaxed);
         endpoint.state.total.store(7, Ordering::Relaxed);
         let key = |endpoint| EndpointKey { service: snapshot.services[0].id, endpoint };
-        let stats = |connects, failures| EndpointStats { connects, failures };
+        let stats = |connects, failures| EndpointStats { connects, failures, closed: connects - 1 };
         let total = |(index, counter): (usize, &counter::Counter)| Total {
             name: counter.name(),
             labels: counter.labels(),
@@ -377,6 +379,7 @@ mod tests {
             ("sockway_endpoint_requests_total{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 7.0),
             ("sockway_kernel_endpoint_connects_total{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 5.0),
             ("sockway_kernel_endpoint_connects_total{service=\"a/b\",endpoint=\"agent\"}", 6.0),
+            ("sockway_kernel_endpoint_open{service=\"a/b\",endpoint=\"agent\"}", 1.0),
             ("sockway_kernel_connect_seconds_bucket{service=\"a/b\",le=\"0.000064\"}", 1.0),
             ("sockway_kernel_connect_seconds_bucket{service=\"a/b\",le=\"+Inf\"}", 3.0),
             ("sockway_kernel_connect_seconds_sum{service=\"a/b\"}", 3.00002),

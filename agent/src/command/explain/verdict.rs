@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sockway_common::{capture::settings_flags, counter::Counter, service::service_flags};
+use sockway_common::{capture::settings_flags, counter::Counter, limit::over, service::service_flags};
 
 use crate::kernel::{Covered, Found, Situation};
 
@@ -22,6 +22,8 @@ pub enum Way {
     Kernel,
     /// To the agent.
     Agent,
+    /// Nowhere: `connect()` would fail at once.
+    Refused,
 }
 
 impl Way {
@@ -31,6 +33,7 @@ impl Way {
             Self::Passed => "passed",
             Self::Kernel => "kernel",
             Self::Agent => "agent",
+            Self::Refused => "refused",
         }
     }
 }
@@ -65,6 +68,9 @@ pub fn now(situation: &Situation) -> Verdict {
         return Verdict::new(Way::Passed, Counter::ConnectNotService, "no service stands at this address");
     };
     if let Err(verdict) = included(situation) {
+        return verdict;
+    }
+    if let Err(verdict) = within_limits(found) {
         return verdict;
     }
     if found.service.flags & service_flags::AGENT == 0 {
@@ -126,6 +132,22 @@ fn included(situation: &Situation) -> Result<(), Verdict> {
     }
 }
 
+/// Whether one more connection is within the service's limits.
+fn within_limits(found: &Found) -> Result<(), Verdict> {
+    let Some(taken) = found.limits.taken.iter().find(|taken| taken.is_over) else { return Ok(()) };
+    let whose = if taken.scope == "source" { "the caller's" } else { "the service's" };
+    let what = if taken.open_max != 0 && taken.open >= taken.open_max {
+        format!("{} of {} {whose} connections are open", taken.open, taken.open_max)
+    } else {
+        format!("{whose} connections come faster than one each {:?}", taken.interval)
+    };
+    Err(match found.limits.over {
+        over::FORBID => Verdict::new(Way::Refused, Counter::ConnectForbidden, format!("{what}: EPERM")),
+        over::PASS => Verdict::new(Way::Passed, Counter::ConnectOver, what),
+        _ => Verdict::new(Way::Refused, Counter::ConnectRefused, format!("{what}: ECONNREFUSED")),
+    })
+}
+
 /// Whether the hook would hand the connection to the agent; if not, why, and what it counts.
 fn agent(situation: &Situation, found: &Found) -> Result<String, (Counter, String)> {
     let most = Duration::from_nanos(situation.settings.heartbeat_max_age_ns);
@@ -156,7 +178,7 @@ fn agent(situation: &Situation, found: &Found) -> Result<String, (Counter, Strin
 }
 
 fn by_kernel(found: &Found, counter: Counter, why: &str) -> Verdict {
-    if found.endpoints.is_empty() {
+    if found.service.slots == 0 {
         let why = format!("{why}; but the kernel half has no endpoint for it (of the family that was dialled)");
         return Verdict::new(Way::Passed, Counter::ConnectNoEndpoint, why);
     }
@@ -210,10 +232,21 @@ mod tests {
             is_user_excluded: false,
             namespace_rule: None,
             service: Some(Found {
-                service: Service { id: 1, generation: 1, slots: 1, flags, udp_idle_ms: 0, seal: 0 },
+                service: Service {
+                    id: 1,
+                    generation: 1,
+                    slots: 1,
+                    flags,
+                    algorithm: 0,
+                    affinity_ms: 0,
+                    udp_idle_ms: 0,
+                    seal: 0,
+                },
                 name: None,
                 listener: Some(AgentListener { address, is_tagged: true }),
-                endpoints: vec![Choice { address, share: 1.0 }],
+                endpoints: vec![Choice { address, share: 1.0, state: "active", ejected_for: None, open: None }],
+                affinity: None,
+                limits: Default::default(),
             }),
         }
     }

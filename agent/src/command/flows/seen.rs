@@ -174,7 +174,10 @@ fn path(flow: &Flow) -> &'static str {
     } else if flow.flags & flow_flags::SHORTCUT != 0 {
         "shortcut"
     } else if flow.cause == cause::NOT_DIALLED {
-        if verdict(flow.conn.verdict).contains("limit") { "refused" } else { "passed" }
+        match verdict(flow.conn.verdict) {
+            "over_limit_refused" | "over_limit_forbidden" => "refused",
+            _ => "passed",
+        }
     } else if flow.conn.endpoint == ENDPOINT_AGENT {
         "agent"
     } else {

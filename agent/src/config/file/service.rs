@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 
 use super::{
-    BALANCES, MODES, PROTOCOLS, SHORTCUTS, STATES,
+    MODES, PROTOCOLS, SHORTCUTS, STATES,
     conflicts::Conflicts,
-    milliseconds,
+    milliseconds, policy,
     section::{Field, Path, Position, Problems, Section, shown},
     tree::{Node, Value},
 };
-use crate::config::{Balance, Endpoint, Mode, Protocol, Service, Shortcut};
+use crate::config::{Endpoint, Mode, Policy, Protocol, Service, Shortcut};
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
 const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
@@ -43,7 +43,7 @@ pub(super) struct Draft {
     pub(super) address: Option<(Position, SocketAddr)>,
     pub(super) protocol: Option<Protocol>,
     pub(super) mode: Option<Option<Mode>>,
-    pub(super) balance: Option<Balance>,
+    pub(super) policy: Option<Policy>,
     pub(super) shortcut: Option<Shortcut>,
     pub(super) connect_timeout_ms: Option<u32>,
     pub(super) probe_interval_ms: Option<Option<u32>>,
@@ -75,7 +75,7 @@ impl Draft {
             name: self.name?.1,
             address: self.address?.1,
             protocol: self.protocol?,
-            balance: self.balance?,
+            policy: self.policy?,
             shortcut: self.shortcut?,
             connect_timeout: milliseconds(self.connect_timeout_ms?),
             probe_interval: self.probe_interval_ms?.map(milliseconds),
@@ -87,12 +87,11 @@ impl Draft {
 }
 
 fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft> {
-    let keys = [
+    let own = [
         "name",
         "address",
         "protocol",
         "mode",
-        "balance",
         "shortcut",
         "connect_timeout_ms",
         "probe_interval_ms",
@@ -100,6 +99,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "udp_idle_timeout_ms",
         "endpoints",
     ];
+    let keys = [&own[..], &policy::KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let placed = |field: &Field<'_>| field.node.at;
     let name = section.require("name", "write a name that no other service has", problems);
@@ -109,12 +109,12 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     let read = endpoints.map(|field| endpoint_drafts(&field, problems)).unwrap_or_default();
     let protocol = protocol.and_then(|field| field.choice(&PROTOCOLS, problems));
     refuse_foreign_keys(&section, protocol, problems);
-    Some(Draft {
+    let draft = Draft {
         name: name.and_then(|field| Some((placed(&field), service_name(&field, problems)?))),
         address: address.and_then(|field| Some((placed(&field), dialled_address(&field, problems)?))),
         protocol,
         mode: section.or("mode", || None, |field, p| field.choice(&MODES, p).map(Some), problems),
-        balance: section.or("balance", || Balance::RoundRobin, |field, p| field.choice(&BALANCES, p), problems),
+        policy: policy::policy(&section, problems),
         shortcut: section.or("shortcut", Shortcut::default, |field, p| field.choice(&SHORTCUTS, p), problems),
         connect_timeout_ms: section.or(
             "connect_timeout_ms",
@@ -136,7 +136,11 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
             problems,
         ),
         endpoints: read,
-    })
+    };
+    if draft.mode() == Some(Mode::Agent) {
+        policy::refuse_in_agent(&section, path, problems);
+    }
+    Some(draft)
 }
 
 /// Notes keys that say what a service of this protocol cannot have.

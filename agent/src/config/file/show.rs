@@ -4,8 +4,11 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{BALANCES, Config, MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES};
-use crate::config::{Balance, Capture, CaptureRule, Mode, Protocol, Service, Shortcut};
+use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES};
+use crate::config::{
+    Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
+    policy::{Limits, Take},
+};
 
 /// The configuration as the file would say it.
 pub fn show(config: &Config) -> Value {
@@ -69,18 +72,50 @@ fn show_service(service: &Service) -> Value {
             })
         })
         .collect();
-    json!({
+    let mut shown = json!({
         "name": service.name,
         "address": service.address,
         "protocol": protocol_word(service.protocol),
         "mode": mode_word(service.mode),
-        "balance": balance_word(service.balance),
         "shortcut": shortcut_word(service.shortcut),
         "connect_timeout_ms": milliseconds(service.connect_timeout),
         "probe_interval_ms": service.probe_interval.map(milliseconds),
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
         "udp_idle_timeout_ms": (service.protocol == Protocol::Udp).then(|| milliseconds(service.udp_idle_timeout)),
         "endpoints": endpoints,
+    });
+    if let (Value::Object(shown), Value::Object(policy)) = (&mut shown, show_policy(&service.policy)) {
+        shown.extend(policy);
+    }
+    shown
+}
+
+fn show_policy(policy: &Policy) -> Value {
+    let mut shown = json!({
+        "balance": balance_word(policy.balance),
+        "source": word(&SOURCES, policy.source),
+        "affinity_timeout_ms": policy.affinity_timeout.map(milliseconds),
+        "limits": policy.limits.as_ref().map(show_limits),
+        "eject": policy.eject.map(|eject| json!({ "failures": eject.failures, "for_ms": milliseconds(eject.period) })),
+    });
+    if policy.balance == Balance::Maglev {
+        shown["maglev_table_size"] = json!(policy.maglev_table_size);
+    }
+    shown
+}
+
+fn show_limits(limits: &Limits) -> Value {
+    let mut shown = show_take(&limits.service);
+    shown["per_source"] = show_take(&limits.per_source);
+    shown["over"] = json!(word(&OVERS, limits.over));
+    shown
+}
+
+fn show_take(take: &Take) -> Value {
+    json!({
+        "connections": take.connections,
+        "connections_per_second": take.rate.map(|rate| rate.per_second),
+        "burst": take.rate.map(|rate| rate.burst),
     })
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::*;
+use crate::config::policy::{Eject, Limits, Over, Policy, Rate, Source, Take};
 
 /// Seconds of CPU that this thread has used: unlike the time of day it does not depend on what else the machine does.
 fn cpu_seconds() -> i64 {
@@ -50,6 +51,14 @@ services:
     protocol: http
     mode: kernel
     balance: weighted_random
+    source: uid
+    affinity_timeout_ms: 60000
+    limits:
+      connections: 100
+      connections_per_second: 50
+      per_source: { connections_per_second: 5, burst: 1 }
+      over: forbid
+    eject: { failures: 3 }
     shortcut: off
     connect_timeout_ms: 250
     probe_interval_ms: 100
@@ -96,7 +105,24 @@ fn every_key_means_what_it_says() {
     let orders = &config.services[0];
     assert_eq!((orders.name.as_str(), orders.address.to_string().as_str()), ("shop/orders", "10.96.0.10:80"));
     assert_eq!((orders.protocol, orders.mode), (Protocol::Http, Mode::Kernel));
-    assert_eq!((orders.balance, orders.shortcut), (Balance::WeightedRandom, Shortcut::Off));
+    assert_eq!((orders.policy.balance, orders.shortcut), (Balance::WeightedRandom, Shortcut::Off));
+    let take = |connections, rate: Option<(u32, u32)>| Take {
+        connections,
+        rate: rate.map(|(per_second, burst)| Rate { per_second, burst }),
+    };
+    let expected = Policy {
+        balance: Balance::WeightedRandom,
+        source: Source::Uid,
+        affinity_timeout: Some(Duration::from_secs(60)),
+        limits: Some(Limits {
+            service: take(Some(100), Some((50, 50))),
+            per_source: take(None, Some((5, 1))),
+            over: Over::Forbid,
+        }),
+        eject: Some(Eject { failures: 3, period: Duration::from_secs(30) }),
+        ..Policy::default()
+    };
+    assert_eq!(orders.policy, expected);
     assert_eq!(orders.connect_timeout, Duration::from_millis(250));
     assert_eq!(orders.probe_interval, Some(Duration::from_millis(100)));
     let weights: Vec<_> = orders.endpoints.iter().map(|e| (e.address.to_string(), e.weight)).collect();
@@ -213,7 +239,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("services: {}\n", "F:1:11: services: expected a list, found a mapping; begin each item with \"- \""),
         (
             "services: [ a ]\n",
-            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, balance, shortcut, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, udp_idle_timeout_ms, endpoints",
+            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, shortcut, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, udp_idle_timeout_ms, endpoints, balance, source, affinity_timeout_ms, maglev_table_size, limits, eject",
         ),
         (
             "- a\n",

@@ -21,7 +21,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::*;
 use crate::{
-    config::{Balance, Capture, Config, Endpoint, Mode, Protocol, Service, Shortcut},
+    config::{Capture, Config, Endpoint, Mode, Policy, Protocol, Service, Shortcut},
     kernel::OriginalDst,
 };
 
@@ -42,7 +42,7 @@ impl Hop {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let snapshot = Snapshot::build(&config(address, protocol, endpoints), &Snapshot::default());
-        let flows = Flows::off(OriginalDst { address, service: snapshot.services[0].id });
+        let flows = Flows::off(OriginalDst { address, service: snapshot.services[0].id, source: 0 });
         let (sender, events) = unbounded_channel();
         let slab = Arc::<Slab>::default();
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
@@ -85,7 +85,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             address,
             protocol,
             mode: Mode::Agent,
-            balance: Balance::RoundRobin,
+            policy: Policy::default(),
             shortcut: Shortcut::Off,
             connect_timeout: Duration::from_millis(300),
             probe_interval: None,

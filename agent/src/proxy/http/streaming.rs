@@ -26,7 +26,7 @@ enum Ended {
 impl Connection<'_> {
     pub(super) async fn exchange_streaming(&mut self, outgoing: Outgoing, head: &RequestHead) -> Next {
         // What was received of the body is in our hands until an endpoint is reached, so any number can be tried.
-        let mut upstream = match self.hop.reach(&self.cluster, &mut Tried::default(), false).await {
+        let mut upstream = match self.hop.reach(&self.cluster, &mut Tried::by(self.source), false).await {
             Ok(upstream) => upstream,
             Err(why) => return Next::End(self.refuse(Reply::unreached(why)).await),
         };

@@ -1,0 +1,172 @@
+//! What is to stand in the tables for one service.
+
+use std::sync::Arc;
+
+use sockway_common::{
+    endpoint::{EjectPolicy, Endpoint, endpoint_state},
+    flow::Address,
+    limit::{Limit, LimitPolicy, over},
+    service::{self, EndpointKey, algorithm, service_flags},
+    watch::Name,
+};
+
+use crate::{
+    balance::Choice,
+    cluster::{self, Leaving, Service, Stage},
+    config::{
+        Balance, Mode, Protocol,
+        policy::{Over, Rate, Source, Take},
+    },
+    kernel::flows,
+};
+
+/// One service as the tables are to have it.
+pub struct Wanted {
+    pub id: u32,
+    pub address: Address,
+    pub name: Name,
+    pub flags: u32,
+    pub balance: Balance,
+    pub maglev_table_size: u32,
+    affinity_ms: u32,
+    udp_idle_ms: u32,
+    /// What is chosen from, with weights.
+    pub choices: Vec<Choice>,
+    /// These and the ones that leave, each with its entry.
+    pub endpoints: Vec<(u32, Endpoint)>,
+    pub limits: Option<LimitPolicy>,
+    pub eject: Option<EjectPolicy>,
+}
+
+impl Wanted {
+    pub fn new(service: &Service, leaves: &[&Leaving], shortcut: bool) -> Self {
+        let config = &service.config;
+        let transport = config.protocol.transport();
+        let active = service.endpoints.iter();
+        let active = active.map(|endpoint| entry((service.id, transport), endpoint, endpoint_state::ACTIVE));
+        Self {
+            id: service.id,
+            address: flows::address(config.address).of(transport),
+            name: Name::new(&config.name),
+            flags: flags(service, shortcut),
+            balance: config.policy.balance,
+            maglev_table_size: config.policy.maglev_table_size,
+            affinity_ms: config.policy.affinity_timeout.map_or(0, |timeout| timeout.as_millis() as u32),
+            udp_idle_ms: udp_idle_ms(service),
+            choices: choices(service),
+            endpoints: active.chain(leaving(service.id, leaves)).collect(),
+            limits: limits(service),
+            eject: eject(service),
+        }
+    }
+
+    /// The service's entry, with its slots.
+    pub fn entry(&self, generation: u32, slots: u32) -> service::Service {
+        let entry = service::Service {
+            id: self.id,
+            generation,
+            slots,
+            flags: self.flags,
+            algorithm: algorithm_of(self.balance),
+            affinity_ms: self.affinity_ms,
+            udp_idle_ms: self.udp_idle_ms,
+            seal: 0,
+        };
+        entry.sealed(&self.address)
+    }
+}
+
+/// The entries of endpoints that leave.
+pub fn leaving(service: u32, leaves: &[&Leaving]) -> Vec<(u32, Endpoint)> {
+    let state = |leaving: &Leaving| match leaving.endpoint.state.stage() {
+        // Nobody has told it yet.
+        Stage::Active | Stage::Draining => endpoint_state::DRAINING,
+        Stage::Dead | Stage::Gone => endpoint_state::DEAD,
+    };
+    let entry =
+        |leaving: &&Leaving| entry((service, leaving.config.protocol.transport()), &leaving.endpoint, state(leaving));
+    leaves.iter().map(entry).collect()
+}
+
+fn entry((service, transport): (u32, u8), endpoint: &cluster::Endpoint, state: u32) -> (u32, Endpoint) {
+    let key = EndpointKey { service, endpoint: endpoint.id };
+    (endpoint.id, Endpoint { address: flows::address(endpoint.address).of(transport), state, seal: 0 }.sealed(&key))
+}
+
+fn udp_idle_ms(service: &Service) -> u32 {
+    let milliseconds = service.config.udp_idle_timeout.as_millis();
+    if service.config.protocol == Protocol::Udp { u32::try_from(milliseconds).unwrap_or(u32::MAX) } else { 0 }
+}
+
+fn flags(service: &Service, shortcut: bool) -> u32 {
+    let config = &service.config;
+    let source = match config.policy.source {
+        Source::Namespace => 0,
+        Source::Cgroup => service_flags::SOURCE_CGROUP,
+        Source::Uid => service_flags::SOURCE_UID,
+    };
+    let live = config.policy.balance == Balance::LeastConnections || config.policy.eject.is_some();
+    [
+        (config.mode == Mode::Agent, service_flags::AGENT),
+        (shortcut, service_flags::SHORTCUT),
+        (flows::is_opaque(service), service_flags::OPAQUE),
+        (live, service_flags::LIVE),
+        (config.policy.eject.is_some(), service_flags::EJECT),
+        (limits(service).is_some(), service_flags::LIMITED),
+    ]
+    .into_iter()
+    .filter(|(set, _)| *set)
+    .fold(source, |flags, (_, flag)| flags | flag)
+}
+
+fn algorithm_of(balance: Balance) -> u32 {
+    match balance {
+        Balance::RoundRobin => algorithm::IN_TURN,
+        Balance::Random | Balance::WeightedRandom => algorithm::AT_RANDOM,
+        Balance::LeastConnections => algorithm::LEAST_OPEN,
+        Balance::SourceHash | Balance::Maglev => algorithm::BY_SOURCE,
+    }
+}
+
+/// The endpoints to choose from: the usable ones, or all of them when none is (a wrong verdict must not cut everything off). A hook can
+/// point a socket only at an address of its own family, so endpoints of the other one are for the agent alone.
+fn choices(service: &Service) -> Vec<Choice> {
+    let same_family =
+        |endpoint: &&Arc<cluster::Endpoint>| endpoint.address.is_ipv4() == service.config.address.is_ipv4();
+    let reachable: Vec<&Arc<cluster::Endpoint>> = service.endpoints.iter().filter(same_family).collect();
+    let any = reachable.iter().any(|endpoint| endpoint.state.usable());
+    let chosen = reachable.into_iter().filter(|endpoint| !any || endpoint.state.usable());
+    chosen
+        .map(|endpoint| Choice { endpoint: endpoint.id, weight: endpoint.weight, address: endpoint.address })
+        .collect()
+}
+
+fn limits(service: &Service) -> Option<LimitPolicy> {
+    let limits = service.config.policy.limits.as_ref()?;
+    let policy = LimitPolicy {
+        service: limit(&limits.service),
+        source: limit(&limits.per_source),
+        over: match limits.over {
+            Over::Refuse => over::REFUSE,
+            Over::Forbid => over::FORBID,
+            Over::Pass => over::PASS,
+        },
+        seal: 0,
+    };
+    Some(policy.sealed(service.id))
+}
+
+fn limit(take: &Take) -> Limit {
+    let (interval_ns, tolerance_ns) = take.rate.map_or((0, 0), |Rate { per_second, burst }| {
+        // Rounded up: never faster than was said.
+        let interval_ns = 1_000_000_000_u64.div_ceil(u64::from(per_second));
+        (interval_ns, interval_ns * u64::from(burst - 1))
+    });
+    Limit { connections: take.connections.map_or(0, u64::from), interval_ns, tolerance_ns }
+}
+
+fn eject(service: &Service) -> Option<EjectPolicy> {
+    let eject = service.config.policy.eject?;
+    let policy = EjectPolicy { for_ns: eject.period.as_nanos() as u64, failures: eject.failures, seal: 0 };
+    Some(policy.sealed(service.id))
+}

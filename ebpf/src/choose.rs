@@ -1,0 +1,322 @@
+//! Which endpoint of a service takes a connection, or a datagram. Knows nothing of the hook that asks: who dials, and when, come in.
+//!
+//! An endpoint may be chosen while it is active and not ejected. A policy that names another is asked again; then whatever may be chosen
+//! is looked for; and when there is none, one that may not is better than nothing (a wrong verdict must not cut a service off).
+
+use core::ptr;
+
+use aya_ebpf::helpers::{bpf_get_current_uid_gid, bpf_get_prandom_u32, generated::bpf_get_current_cgroup_id};
+use sockway_common::{
+    endpoint::{Endpoint, EndpointLive, endpoint_state},
+    flow::Address,
+    service::{
+        Affinity, CHUNK_SLOTS, ChunkKey, EndpointKey, Service, Slot, SourceKey, algorithm, service_flags, spread,
+    },
+};
+
+use crate::{
+    maps::{AFFINITY, ENDPOINT_LIVE, ENDPOINTS, SERVICES, SLOTS},
+    turn,
+};
+
+/// How often a policy is asked: each further ask keeps the proportions among those that may be chosen.
+const ASKS_MAX: u64 = 4;
+/// Slots that are looked through, for the least open endpoint or for any that may be chosen: of a larger table this many from a random
+/// place on. 128 lookups take a few microseconds.
+const SCAN_MAX: u64 = 128;
+
+/// An endpoint that was chosen.
+pub struct Chosen {
+    /// Where it listens.
+    pub address: Address,
+    /// Its id within the service.
+    pub endpoint: u32,
+}
+
+/// The service at an address. An entry that is being replaced under our eyes is read once more.
+#[inline(always)]
+pub fn service_at(dialled: &Address) -> Option<Service> {
+    read_service(dialled).or_else(|| read_service(dialled))
+}
+
+#[inline(always)]
+fn read_service(dialled: &Address) -> Option<Service> {
+    // SAFETY: copied once, at once, and used only if the copy is whole.
+    let service: Service = unsafe { ptr::read_volatile(SERVICES.get_ptr(dialled)?) };
+    service.is_whole(dialled).then_some(service)
+}
+
+/// Who dials, as the service's limits, affinity and hashes know it. `netns` is the cookie of the program's network namespace. To be asked
+/// in the program's own context.
+#[inline(always)]
+pub fn source(service: &Service, netns: u64) -> u64 {
+    if service.flags & service_flags::SOURCE_CGROUP != 0 {
+        // SAFETY: plain helper without arguments.
+        unsafe { bpf_get_current_cgroup_id() }
+    } else if service.flags & service_flags::SOURCE_UID != 0 {
+        u64::from(bpf_get_current_uid_gid() as u32)
+    } else {
+        netns
+    }
+}
+
+/// An endpoint of the service at `dialled`; `None` when there is none to choose. The agent may have swapped the table since the service
+/// was read: then once more with what stands there now.
+#[inline(always)]
+pub fn endpoint(dialled: &Address, service: &Service, source: u64, now: u64) -> Option<Chosen> {
+    let mut service = *service;
+    for _ in 0..2 {
+        let id = choose(&service, source, now);
+        if id != NONE
+            && let Some(endpoint) = read_endpoint(service.id, id as u32)
+        {
+            return Some(Chosen { address: endpoint.address, endpoint: id as u32 });
+        }
+        service = service_at(dialled)?;
+    }
+    None
+}
+
+/// Whether the endpoint of this id may be chosen.
+#[inline(always)]
+pub fn may_use(service: &Service, endpoint: u32, now: u64) -> bool {
+    may(&Table::of(service), endpoint, now) == Some(true)
+}
+
+#[inline(always)]
+fn choose(service: &Service, source: u64, now: u64) -> u64 {
+    let (table, shape) = Table::of(service).packed();
+    if service.slots == 0 {
+        return NONE;
+    }
+    if service.affinity_ms != 0 {
+        let kept = kept_endpoint(table, shape, source, now, u64::from(service.affinity_ms));
+        if kept != NONE {
+            return kept;
+        }
+    }
+    let mut chosen = NONE;
+    if service.algorithm == algorithm::LEAST_OPEN {
+        chosen = least_open(table, shape, now);
+    }
+    if chosen == NONE {
+        chosen = draw_endpoint(table, shape, source, now);
+        if chosen != NONE && chosen & REFUSED != 0 {
+            let usable = first_usable(table, shape, now);
+            chosen = if usable == NONE { chosen & !REFUSED } else { usable };
+        }
+    }
+    if chosen != NONE && service.affinity_ms != 0 {
+        keep(service.id, source, now, chosen as u32);
+    }
+    chosen
+}
+
+/// No endpoint, where an id is given back as a number.
+const NONE: u64 = u64::MAX;
+
+/// What of a service is needed to choose.
+#[derive(Clone, Copy)]
+struct Table {
+    service: u32,
+    generation: u32,
+    slots: u32,
+    algorithm: u32,
+    ejects: bool,
+}
+
+impl Table {
+    #[inline(always)]
+    fn of(service: &Service) -> Self {
+        Self {
+            service: service.id,
+            generation: service.generation,
+            slots: service.slots,
+            algorithm: service.algorithm,
+            ejects: service.flags & service_flags::EJECT != 0,
+        }
+    }
+
+    /// In two numbers: the verifier looks at a function of numbers alone by itself, once, wherever it is called from. Looked at as part of
+    /// each hook, with all that can have happened before, it would be beyond what the kernel looks at.
+    #[inline(always)]
+    fn packed(self) -> (u64, u64) {
+        (
+            u64::from(self.service) | u64::from(self.generation) << 32,
+            u64::from(self.slots) | u64::from(self.algorithm) << 32 | u64::from(self.ejects) << 63,
+        )
+    }
+
+    #[inline(always)]
+    fn unpacked(table: u64, shape: u64) -> Self {
+        Self {
+            service: table as u32,
+            generation: (table >> 32) as u32,
+            slots: shape as u32,
+            algorithm: (shape >> 32) as u32 & 0xff,
+            ejects: shape >> 63 != 0,
+        }
+    }
+}
+
+/// The id of the endpoint that this source was sent to before, if that is not too long ago and it may still be chosen; else [`NONE`]. See
+/// [`Table::packed`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn kept_endpoint(table: u64, shape: u64, source: u64, now: u64, affinity_ms: u64) -> u64 {
+    let table = Table::unpacked(table, shape);
+    let Some(bound) = AFFINITY.get_ptr_mut(&SourceKey { source, service: table.service, zero: 0 }) else { return NONE };
+    // SAFETY: two words of a map value; torn, they name another endpoint of this service, or none.
+    let Affinity { last_ns, endpoint, .. } = unsafe { ptr::read_volatile(bound) };
+    if now.wrapping_sub(last_ns) > affinity_ms * 1_000_000 || may(&table, endpoint, now) != Some(true) {
+        return NONE;
+    }
+    // SAFETY: one word of a map value.
+    unsafe { (*bound).last_ns = now };
+    u64::from(endpoint)
+}
+
+#[inline(always)]
+fn keep(service: u32, source: u64, now: u64, endpoint: u32) {
+    let key = SourceKey { source, service, zero: 0 };
+    let _ = AFFINITY.insert(&key, &Affinity { last_ns: now, endpoint, zero: 0 }, 0);
+}
+
+/// With an id: the endpoint may not be chosen, but nothing better was found.
+const REFUSED: u64 = 1 << 32;
+
+/// The id of the endpoint that the table says, asked until it names one that may be chosen; see [`Table::packed`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn draw_endpoint(table: u64, shape: u64, source: u64, now: u64) -> u64 {
+    let table = Table::unpacked(table, shape);
+    let slots = u64::from(table.slots);
+    let mut refused = NONE;
+    for ask in 0..ASKS_MAX {
+        let word = match table.algorithm {
+            algorithm::IN_TURN => turn::next(table.service, now).unwrap_or_else(chance),
+            // Asked again, the hash of another number: what one source is sent to instead does not depend on the others.
+            algorithm::BY_SOURCE => spread(source.wrapping_add(ask)),
+            _ => chance(),
+        };
+        if slots != 0
+            && let Some(id) = read_slot(&table, word % slots).map(named)
+        {
+            match may(&table, id, now) {
+                Some(true) => return u64::from(id),
+                Some(false) => refused = u64::from(id) | REFUSED,
+                None => {}
+            }
+        }
+    }
+    refused
+}
+
+/// Of a slot's two endpoints the one that chance falls on.
+#[inline(always)]
+fn named(slot: Slot) -> u32 {
+    if slot.threshold == u32::MAX || random() <= slot.threshold { slot.first } else { slot.second }
+}
+
+/// The first endpoint from a random slot on that may be chosen; see [`Table::packed`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn first_usable(table: u64, shape: u64, now: u64) -> u64 {
+    let table = Table::unpacked(table, shape);
+    let slots = u64::from(table.slots);
+    let start = chance();
+    for step in 0..SCAN_MAX {
+        if step >= slots {
+            break;
+        }
+        if let Some(slot) = read_slot(&table, (start + step) % slots)
+            && may(&table, slot.first, now) == Some(true)
+        {
+            return u64::from(slot.first);
+        }
+    }
+    NONE
+}
+
+/// The endpoint with the fewest open connections for its weight, this one included; of several the first from a random place on. See
+/// [`Table::packed`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn least_open(table: u64, shape: u64, now: u64) -> u64 {
+    let table = Table::unpacked(table, shape);
+    let slots = u64::from(table.slots);
+    let start = chance();
+    let (mut best, mut best_load, mut best_weight) = (NONE, 0_u64, 0_u64);
+    for step in 0..SCAN_MAX {
+        if step >= slots {
+            break;
+        }
+        if let Some(slot) = read_slot(&table, (start + step) % slots)
+            && let Some(live) = live(&table, slot.first)
+            && is_not_ejected(&live, now)
+        {
+            let (load, weight) = (live.open.wrapping_add(1), u64::from(slot.threshold));
+            // load / weight < best_load / best_weight, without fractions.
+            if best == NONE || load.wrapping_mul(best_weight) < best_load.wrapping_mul(weight) {
+                (best, best_load, best_weight) = (u64::from(slot.first), load, weight);
+            }
+        }
+    }
+    if best != NONE && may(&table, best as u32, now) == Some(true) { best } else { NONE }
+}
+
+/// Whether the endpoint of this id may be chosen; `None` when it cannot be.
+#[inline(always)]
+fn may(table: &Table, id: u32, now: u64) -> Option<bool> {
+    let endpoint = read_endpoint(table.service, id)?;
+    let ejected = table.ejects && live(table, id).is_some_and(|live| !is_not_ejected(&live, now));
+    Some(endpoint.state == endpoint_state::ACTIVE && !ejected)
+}
+
+/// The endpoint of this id, unless its connections are being ended.
+#[inline(always)]
+fn read_endpoint(service: u32, endpoint: u32) -> Option<Endpoint> {
+    let key = EndpointKey { service, endpoint };
+    // SAFETY: copied once, at once, and used only if the copy is whole.
+    let endpoint: Endpoint = unsafe { ptr::read_volatile(ENDPOINTS.get_ptr(&key)?) };
+    (endpoint.is_whole(&key) && endpoint.state != endpoint_state::DEAD).then_some(endpoint)
+}
+
+#[inline(always)]
+fn live(table: &Table, endpoint: u32) -> Option<EndpointLive> {
+    // SAFETY: copied once; each word is whole, and that they are of one moment matters to nobody.
+    Some(unsafe { ptr::read_volatile(ENDPOINT_LIVE.get_ptr(&EndpointKey { service: table.service, endpoint })?) })
+}
+
+#[inline(always)]
+fn is_not_ejected(live: &EndpointLive, now: u64) -> bool {
+    live.ejected_until_ns <= now
+}
+
+#[inline(always)]
+fn read_slot(table: &Table, index: u64) -> Option<Slot> {
+    let chunk = (index / CHUNK_SLOTS as u64) as u32;
+    let key = ChunkKey { service: table.service, generation: table.generation, chunk };
+    let chunk = SLOTS.get_ptr(&key)?;
+    let mut at = index % CHUNK_SLOTS as u64;
+    // The compiler knows that the remainder is small, and the verifier does not: the comparison below is for the verifier, and this
+    // hides from the compiler that it is always true. (An instruction, since the kernel refuses line information of none.)
+    // SAFETY: a register is copied to itself.
+    unsafe { core::arch::asm!("{at} = {at}", at = inout(reg) at, options(nostack, nomem)) };
+    if at >= CHUNK_SLOTS as u64 {
+        return None;
+    }
+    // SAFETY: within the chunk, as just compared; copied once.
+    Some(unsafe { ptr::read_volatile((&raw const (*chunk).slots).cast::<Slot>().add(at as usize)) })
+}
+
+#[inline(always)]
+fn chance() -> u64 {
+    u64::from(random())
+}
+
+#[inline(always)]
+fn random() -> u32 {
+    // SAFETY: plain helper without arguments.
+    unsafe { bpf_get_prandom_u32() }
+}
