@@ -27,7 +27,7 @@
 //! | [`decode`] | bytes | heads, bodies, ends | malformed: a local reply that says why |
 //! | [`balance`] | weights and usable endpoints, a counter or chance | an endpoint | none is usable: all are |
 //! | [`connect`] | an endpoint | a connection, pooled or new | it does not accept: the next endpoint |
-//! | [`forward`] | two connections | an outcome | an error that knows its side |
+//! | [`forward`] | two connections | an outcome; opaque ones are joined past the agent where both programs are in the shortcut | an error that knows its side |
 //! | [`record`] | an outcome | counters | never |
 //!
 //! [`proxy`] is the corridor that calls them in order. [`ring`] is how all of them move bytes, on tokio-uring. [`health`] judges
