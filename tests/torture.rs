@@ -14,7 +14,7 @@ use std::{
 
 use sockway_tests::{
     address::Block,
-    agent,
+    agent, patience,
     process::{Process, Room},
     stage::tell,
     torture::{self, Field, Order, Tally},
@@ -80,7 +80,7 @@ fn every_byte_and_every_end_arrives_past_the_agent() {
 #[test]
 fn connections_balanced_in_the_kernel_lose_nothing_while_the_agent_is_killed_over_and_over() {
     let Some(tally) = torture("killed", seconds().div_ceil(3)) else { return };
-    assert!(tally.agent_kills >= 2, "{tally}");
+    assert!(tally.agent_kills >= patience::load(2) as u64, "{tally}");
 }
 
 #[test]

@@ -55,6 +55,7 @@ const PROGRAMS: &[Needed] = &[
     needed("python3", "python3", &[Group::Demo, Group::Test, Group::Bench]),
     needed("ip", "iproute2", &[Group::Demo, Group::Test, Group::Bench]),
     needed("setpriv", "util-linux", &[Group::Demo, Group::Test]),
+    needed("unshare", "util-linux", &[Group::Test]),
     needed("nginx", "nginx", &[Group::Test, Group::Bench]),
     needed("wrk", "wrk", &[Group::Test, Group::Bench]),
     needed("redis-server", "redis-server", &[Group::Test]),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -24,6 +25,8 @@ pub struct Built {
     pub agent: PathBuf,
     /// `sockway-probe`.
     pub probe: PathBuf,
+    /// `tests/ways/ways.c`.
+    pub ways: PathBuf,
     /// Test programs by name; the agent's own unit tests are `agent`.
     pub tests: BTreeMap<String, PathBuf>,
 }
@@ -50,7 +53,12 @@ pub fn run(debug: bool) -> Result<Built> {
     }
     let (tests, probe) = programs(&String::from_utf8(output.stdout)?);
     let probe = probe.context("cargo built no sockway-probe")?;
-    Ok(Built { agent, probe, tests })
+    let ways = workspace::cargo_target().join("test-kernel/ways");
+    fs::create_dir_all(ways.parent().context("a file is in a folder")?)?;
+    let mut command = Command::new("cc");
+    command.arg("-O1").arg("-o").arg(&ways).arg(workspace::root().join("tests/ways/ways.c"));
+    streamed("compiling tests/ways/ways.c", &mut command)?;
+    Ok(Built { agent, probe, ways, tests })
 }
 
 /// Reads cargo's messages: the test programs by name, and the probe.

@@ -36,6 +36,9 @@ pub const PROBE: &str = "/target/debug/sockway-probe";
 pub const UNIT_TESTS: &str = "agent";
 const ROOMS_OF_THE_KERNEL: [&str; 4] = ["kernel::", "ring::", "accept::", "node::"];
 
+/// The C program of the tests, which they compile where there is a compiler.
+pub const WAYS: &str = "/target/debug/ways";
+
 /// What a line of ours begins with.
 pub const MARK: &str = "@guest ";
 
@@ -190,7 +193,10 @@ fn test(name: &str, plan: &Plan) -> Command {
         None if name == UNIT_TESTS => drop(command.args(ROOMS_OF_THE_KERNEL)),
         None => {}
     }
-    command.env("SOCKWAY_BIN", AGENT).env("SOCKWAY_TEST_PATIENCE", plan.patience.to_string());
+    command
+        .env("SOCKWAY_BIN", AGENT)
+        .env("SOCKWAY_TEST_WAYS", WAYS)
+        .env("SOCKWAY_TEST_PATIENCE", plan.patience.to_string());
     command
 }
 

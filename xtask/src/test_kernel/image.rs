@@ -13,7 +13,7 @@ use super::{archive::Archive, build::Built, guest, kernel::Kernel};
 use crate::{
     progress::say,
     setup::{Group, programs_of, python},
-    workspace::{cargo_target, find_program},
+    workspace::{self, cargo_target, find_program},
 };
 
 /// Programs beside those of the tests: what a shell line in a test may call, and what loads modules when the kernel asks for one.
@@ -22,6 +22,9 @@ const PROGRAMS: &[&str] = &["sh", "sleep", "cat", "true", "false", "kill", "moun
 /// Where the tests' files are looked up by name: users for nginx, protocols for ip.
 const FILES: &[&str] =
     &["/etc/passwd", "/etc/group", "/etc/hosts", "/etc/nsswitch.conf", "/etc/protocols", "/etc/services"];
+
+/// What tests read of the workspace, at the place where it was built.
+const WORKSPACE: &[&str] = &["agent/src", "agent/deploy", "common/src", "ebpf/src", "target/ebpf"];
 
 /// Mount points, and what programs expect to be there.
 const DIRECTORIES: &[&str] =
@@ -49,6 +52,7 @@ pub fn write(kernel: &Kernel, built: &Built, plan: &guest::Plan) -> Result<PathB
         (PathBuf::from(guest::INIT), me),
         (PathBuf::from(guest::AGENT), built.agent.clone()),
         (PathBuf::from(guest::PROBE), built.probe.clone()),
+        (PathBuf::from(guest::WAYS), built.ways.clone()),
     ];
     ours.extend(built.tests.iter().map(|(name, path)| (Path::new(guest::BUILD_DEPS).join(name), path.clone())));
     for (at, path) in &ours {
@@ -61,6 +65,9 @@ pub fn write(kernel: &Kernel, built: &Built, plan: &guest::Plan) -> Result<PathB
         add_program(&mut archive, program)?;
     }
     add_python(&mut archive)?;
+    for folder in WORKSPACE {
+        archive.tree_as_here(&workspace::root().join(folder), &|_| false)?;
+    }
     add_libraries(&mut archive)?;
     add_modules(&mut archive, kernel)?;
     let path = home.join(format!("{}.cpio", kernel.package.release));
