@@ -83,11 +83,14 @@ fn stripped(path: &Path, home: &Path) -> Result<PathBuf> {
     if age(&copy) > age(path) {
         return Ok(copy);
     }
-    let output = Command::new("strip").arg("--strip-debug").arg("-o").arg(&copy).arg(path).output();
+    // Renamed into place: another machine may be packed at the same time.
+    let fresh = copy.with_extension(format!("{}.tmp", std::process::id()));
+    let output = Command::new("strip").arg("--strip-debug").arg("-o").arg(&fresh).arg(path).output();
     let output = output.context("cannot start strip")?;
     if !output.status.success() {
         bail!("strip {}: {}", path.display(), String::from_utf8_lossy(&output.stderr).trim());
     }
+    fs::rename(&fresh, &copy).with_context(|| format!("cannot write {}", copy.display()))?;
     Ok(copy)
 }
 
