@@ -14,7 +14,7 @@ mod report;
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -65,6 +65,9 @@ pub struct Args {
     test: Vec<String>,
     /// Only tests whose name contains this
     filter: Option<String>,
+    /// Test this agent, and build none
+    #[arg(long, value_name = "FILE", conflicts_with = "debug")]
+    agent: Option<PathBuf>,
     /// Test the agent without optimisation: built sooner, and slower
     #[arg(long)]
     debug: bool,
@@ -93,7 +96,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     ready(&[Group::Test, Group::Kernels])?;
     let kernel = kernel::ready(wanted)?;
-    let built = build::run(args.debug)?;
+    let built = build::run(args.debug, args.agent.as_deref())?;
     let names: Vec<&str> = built.tests.keys().map(String::as_str).collect();
     if let Some(unknown) = args.test.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("there is no test program `{unknown}`; there are {}", names.join(", "));

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -31,9 +31,11 @@ pub struct Built {
     pub tests: BTreeMap<String, PathBuf>,
 }
 
-/// Builds; `debug` is an agent without optimisation.
-pub fn run(debug: bool) -> Result<Built> {
-    let agent = if debug {
+/// Builds; `debug` is an agent without optimisation, `agent` one that is there already.
+pub fn run(debug: bool, agent: Option<&Path>) -> Result<Built> {
+    let agent = if let Some(agent) = agent {
+        agent.to_owned()
+    } else if debug {
         build::ebpf()?;
         let mut command = Command::new(cargo());
         command.current_dir(workspace::root()).args(["build", "--package", "sockway"]).args(locked());
