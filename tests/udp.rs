@@ -209,6 +209,43 @@ fn a_connected_socket_hears_that_nobody_listens() {
 }
 
 #[test]
+fn a_connected_socket_is_told_when_its_endpoint_goes() {
+    // Trap T28: connect() on UDP would pin the endpoint for as long as the program lives.
+    let Some(stage) = Stage::set() else { return };
+    let (old, new) = (stage.datagrams("old"), stage.datagrams("new"));
+    let service = stage.address();
+    let config = stage.config().service(Service::udp("moves", service).to(old.address()));
+    let agent = Agent::start(&config);
+    let socket = stage.socket(ANY);
+    socket.connect(service).unwrap();
+    assert_eq!(ask(&socket, service, "who").unwrap().0, "old:who");
+
+    agent.reload(&config.with_services([Service::udp("moves", service).to(new.address())]));
+    assert_eq!(receive(&socket).unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
+    // What every client of UDP does after an error: connect once more.
+    socket.connect(service).unwrap();
+    assert_eq!(ask(&socket, service, "who").unwrap(), ("new:who".to_owned(), service));
+}
+
+#[test]
+fn a_socket_that_is_closed_or_dials_elsewhere_is_no_longer_listed() {
+    // What would stay would fill the table in the end, and name sockets that are another's by now.
+    let Some(stage) = Stage::set() else { return };
+    let (endpoint, plain) = (stage.datagrams("behind"), stage.datagrams("plain"));
+    let service = stage.address();
+    let agent = Agent::start(&stage.config().service(Service::udp("some", service).to(endpoint.address())));
+    let listed = || agent.metric("sockway_kernel_map_entries", &[("map", "CONNECTED")]);
+
+    let sockets: Vec<UdpSocket> = (0..10).map(|_| stage.socket(ANY)).collect();
+    sockets.iter().for_each(|socket| socket.connect(service).unwrap());
+    assert_eq!(listed(), 10.0);
+    sockets[0].connect(plain.address()).unwrap();
+    assert_eq!(listed(), 9.0);
+    drop(sockets);
+    wait::until("the closed sockets to be gone from the table", wait::SOON, || listed() == 0.0);
+}
+
+#[test]
 fn a_socket_may_be_connected_again_and_let_go() {
     // Trap T30, for UDP: what an earlier connect() left answers for no later one.
     let Some(stage) = Stage::set() else { return };

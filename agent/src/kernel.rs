@@ -205,7 +205,7 @@ impl Kernel {
             events: Some(Events::new(ebpf)?),
             log: KernelLog::new(ebpf),
             originals: services::table(ebpf, "ORIGINALS")?,
-            sockets: Sockets::new(descriptor(ebpf, "CONNS")?),
+            sockets: Sockets::new(descriptor(ebpf, "CONNS")?, descriptor(ebpf, "CONNECTED")?),
             watch: services::table(ebpf, "WATCH")?,
             latencies: latency::Latencies::new(ebpf)?,
             fill: fill::Tables::new(&pins.maps()),

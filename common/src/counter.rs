@@ -90,6 +90,8 @@ counters! {
     SendNoStorage = "sends_total" ["verdict" = "no_storage"],
     /// Conversations forgotten because their socket had more than eight at once: late replies show the endpoint's own address.
     ConversationEvicted = "conversations_evicted_total" [],
+    /// Connected UDP sockets that found no room in their table: they are not told when their endpoint is gone.
+    ConnectedFull = "connected_full_total" [],
     /// Datagrams received that seem to come from the address that was asked.
     ReplyReversed = "replies_total" ["result" = "reversed"],
     /// Datagrams received from others: untouched.

@@ -46,6 +46,7 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
     size_of::<flow::OriginalKey>() as u32,
     size_of::<flow::Original>() as u32,
     size_of::<udp::Conversations>() as u32,
+    size_of::<udp::Connected>() as u32,
     size_of::<service::Service>() as u32,
     size_of::<service::ChunkKey>() as u32,
     size_of::<service::Chunk>() as u32,
@@ -70,7 +71,7 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
 ];
 
 /// What each word of [`ABI_STAMP`] is, for the message of a mismatch.
-pub const ABI_NAMES: [&str; 30] = [
+pub const ABI_NAMES: [&str; 31] = [
     "abi version",
     "flow::Address",
     "flow::Conn",
@@ -80,6 +81,7 @@ pub const ABI_NAMES: [&str; 30] = [
     "flow::OriginalKey",
     "flow::Original",
     "udp::Conversations",
+    "udp::Connected",
     "service::Service",
     "service::ChunkKey",
     "service::Chunk",

@@ -18,6 +18,7 @@ pod!(
     flow::OriginalKey,
     flow::Original,
     udp::Conversations,
+    udp::Connected,
     join::Join,
     join::Half,
     join::Meeting,

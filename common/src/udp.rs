@@ -1,5 +1,5 @@
 //! The conversations of one UDP socket: what it asked, and which endpoint its datagrams go to. Kept in the socket's `sk_storage`, where
-//! they die with it.
+//! they die with it; and the list of UDP sockets that are connected.
 
 use crate::flow::Address;
 
@@ -46,7 +46,21 @@ pub mod conversation_state {
     pub const FORMER: u32 = 2;
 }
 
+/// A UDP socket that `connect()` has turned to an endpoint: value of a table keyed by the socket's cookie, which is never given twice.
+///
+/// The socket's storage says the same, but the kernel lists the storage of TCP sockets only (`inet_sk_diag_fill`): who wants to end the
+/// sockets of an endpoint that is gone (trap T28) must find them here, and compares with where the socket is connected to now.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// The address that the program dialled.
+    pub original: Address,
+    /// The endpoint.
+    pub actual: Address,
+}
+
 const _: () = {
+    assert!(size_of::<Connected>() == 40);
     assert!(CONVERSATIONS_MAX.is_power_of_two(), "the hook masks an index with it");
     assert!(size_of::<Conversation>() == 64);
     assert!(size_of::<Conversations>() == 64 * CONVERSATIONS_MAX);

@@ -26,7 +26,7 @@ use crate::{
     count, event, exclude,
     limit::{self, Over},
     maps::{CONNS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SETTINGS},
-    mptcp, release, socket, source, watch,
+    mptcp, release, socket, source, udp, watch,
 };
 
 /// The hook lets `connect()` go on.
@@ -54,6 +54,7 @@ pub fn dial_v4(ctx: SockAddrContext) -> i32 {
     if let Verdict::Redirect { to, .. } = &verdict {
         source::keep_v4(&ctx);
         mptcp::tell_owner(&ctx);
+        udp::note_connected(&ctx);
         socket::redirect_v4(ctx.sock_addr, to);
     }
     verdict.settle()
@@ -68,6 +69,7 @@ pub fn dial_v6(ctx: SockAddrContext) -> i32 {
     if let Verdict::Redirect { to, .. } = &verdict {
         source::keep_v6(&ctx);
         mptcp::tell_owner(&ctx);
+        udp::note_connected(&ctx);
         socket::redirect_v6(ctx.sock_addr, to);
     }
     verdict.settle()
@@ -118,6 +120,7 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
         }
         // What an earlier connect() of this socket took and left must not answer for this one (trap T30).
         release::all(conn);
+        udp::forget_connected(ctx, conn);
         socket::forget(&CONNS, socket);
     }
     // SAFETY: plain helper without arguments.

@@ -11,6 +11,7 @@
 //! - [`udp`]: a program sends a datagram without connecting, or receives one;
 //! - [`source`]: a socket that goes to the agent keeps the address that it would have had;
 //! - [`peer`]: a program asks whom it dialled;
+//! - [`release`]: a program closes a socket;
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
 //! - [`latency`]: how long handshakes and round trips take;
 //! - [`watch`]: a flow has ended, and somebody watches;

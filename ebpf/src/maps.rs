@@ -16,7 +16,7 @@ use sockway_common::{
     latency::EndpointLatency,
     limit::{LimitKey, LimitPolicy, LimitState},
     service::{Affinity, Chunk, ChunkKey, EndpointKey, EndpointStats, Service, SourceKey},
-    udp::Conversations,
+    udp::{Connected, Conversations},
     watch::{Name, Reported, Watch},
 };
 
@@ -115,6 +115,11 @@ pub static LISTENER_TAGS: SkStorage<u32> = SkStorage::new();
 /// Connect hooks write (and the agent, for its upstream sockets), getpeername and sock_ops read. Dies with the socket.
 #[btf_map]
 pub static CONNS: SkStorage<Conn> = SkStorage::new();
+
+/// Connect hooks write, the agent reads, `sock_release` removes: UDP sockets that are connected to an endpoint, by cookie. When it is full
+/// a socket is not told that its endpoint is gone.
+#[map]
+pub static CONNECTED: HashMap<u64, Connected> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
 /// sendmsg hooks write, recvmsg hooks read. Made when an unconnected UDP socket first sends to a service; dies with the socket.
 #[btf_map]

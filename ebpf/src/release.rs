@@ -14,7 +14,7 @@ use sockway_common::{
 use crate::{
     atomic, limit,
     maps::{CONNS, ENDPOINT_LIVE, ENDPOINT_STATS},
-    socket,
+    socket, udp,
 };
 
 /// The hook has nothing to forbid.
@@ -25,11 +25,11 @@ const CLOSE: u32 = 7;
 /// The last descriptor of a socket is closed.
 #[cgroup_sock(sock_release)]
 pub fn released(ctx: SockContext) -> i32 {
-    if let Some(conn) = socket::stored(&CONNS, ctx.sock.cast())
-        && conn.held != 0
-        && !is_watched(&ctx, conn)
-    {
-        all(conn);
+    if let Some(conn) = socket::stored(&CONNS, ctx.sock.cast()) {
+        udp::forget_connected(&ctx, conn);
+        if conn.held != 0 && !is_watched(&ctx, conn) {
+            all(conn);
+        }
     }
     DONE
 }

@@ -6,21 +6,25 @@
 //! allowed. A connected socket's datagrams never come here, unless they name an address.
 
 use aya_ebpf::{
-    helpers::{bpf_ktime_get_ns, generated::bpf_get_current_cgroup_id},
+    EbpfContext,
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_get_current_cgroup_id, bpf_get_socket_cookie},
+    },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use sockway_common::{
     counter::Counter,
-    flow::{Address, conn_flags},
-    udp::{CONVERSATIONS_MAX, Conversation, Conversations, conversation_state},
+    flow::{Address, Conn, UDP, conn_flags},
+    udp::{CONVERSATIONS_MAX, Connected, Conversation, Conversations, conversation_state},
 };
 
 use crate::{
     caller,
     choose::{self, service_at},
     count, exclude,
-    maps::{CONNS, CONVERSATIONS, SETTINGS},
+    maps::{CONNECTED, CONNS, CONVERSATIONS, SETTINGS},
     release, socket,
 };
 
@@ -192,4 +196,28 @@ fn original(ctx: &SockAddrContext, from: &Address) -> Option<Address> {
     // SAFETY: plain helper without arguments.
     found.used_ns = unsafe { bpf_ktime_get_ns() };
     Some(found.original)
+}
+
+/// A UDP socket has been turned to an endpoint by `connect()`.
+#[inline(always)]
+pub fn note_connected(ctx: &SockAddrContext) {
+    let Some(conn) = socket::stored(&CONNS, socket::of_addr(ctx.sock_addr)) else { return };
+    if conn.original.protocol != UDP {
+        return;
+    }
+    let connected = Connected { original: conn.original, actual: conn.actual };
+    // SAFETY: the helper takes the hook's context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if CONNECTED.insert(&cookie, &connected, 0).is_err() {
+        count::one(Counter::ConnectedFull);
+    }
+}
+
+/// A UDP socket that was connected to an endpoint is closed, or dials anew: `ctx` is the hook's context.
+#[inline(always)]
+pub fn forget_connected(ctx: &impl EbpfContext, conn: &Conn) {
+    if conn.original.protocol == UDP {
+        // SAFETY: the helper takes the hook's context.
+        let _ = CONNECTED.remove(&unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
+    }
 }

@@ -43,6 +43,7 @@ pub const MAPS: &[&str] = &[
     "LISTENER_TAGS",
     "CONNS",
     "CONVERSATIONS",
+    "CONNECTED",
     "ORIGINALS",
     "COUNTERS",
     "EVENTS",
@@ -73,6 +74,7 @@ const LARGE_MAPS: &[&str] = &[
     "SOURCES",
     "EXCLUDED_USERS",
     "RULED_NAMESPACES",
+    "CONNECTED",
     "ORIGINALS",
     "SYNS",
     "MEETINGS",
@@ -216,9 +218,9 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Refused>, KernelError> {
 fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkMsg(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
         Program::SocketFilter(program) => program.load(),
         // The object has no other kind; a new one is added here.
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),

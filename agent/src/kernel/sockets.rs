@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     thread,
 };
@@ -15,7 +15,8 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 use sockway_common::{
     capture::LISTENER_TAG,
-    flow::{Conn, TCP, UDP, conn_flags},
+    flow::{Address, Conn, TCP, UDP, conn_flags},
+    udp::Connected,
 };
 
 use super::{flows, namespace, sys};
@@ -69,6 +70,12 @@ impl Target {
             && conn.original == flows::address(self.service).of(protocol)
             && conn.actual == flows::address(self.endpoint).of(protocol)
     }
+
+    fn is_udp_of(&self, known: &Connected) -> bool {
+        self.is_udp
+            && known.original == flows::address(self.service).of(UDP)
+            && known.actual == flows::address(self.endpoint).of(UDP)
+    }
 }
 
 /// What a visit to every namespace found.
@@ -99,12 +106,13 @@ impl Visited {
 #[derive(Debug)]
 pub struct Sockets {
     conns: OwnedFd,
+    connected: OwnedFd,
 }
 
 impl Sockets {
-    /// `conns`: the map `CONNS`.
-    pub(super) fn new(conns: OwnedFd) -> Self {
-        Self { conns }
+    /// `conns`: the map `CONNS`; `connected`: the map `CONNECTED`.
+    pub(super) fn new(conns: OwnedFd, connected: OwnedFd) -> Self {
+        Self { conns, connected }
     }
 
     /// Another handle to the same.
@@ -113,7 +121,7 @@ impl Sockets {
     ///
     /// When descriptors have run out.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { conns: self.conns.try_clone()? })
+        Ok(Self { conns: self.conns.try_clone()?, connected: self.connected.try_clone()? })
     }
 
     /// Ends every connection to one of these targets, in every network namespace in which a process lives or that has a name. Programs
@@ -131,19 +139,57 @@ impl Sockets {
         visited.unseen = in_every_namespace(|| {
             let netlink = Netlink::open()?;
             for (protocol, family) in each(&protocols) {
-                let mut found = Vec::new();
-                netlink.dump(family, protocol, CONNECTED, self.conns.as_fd(), |id, value| {
-                    let conn: Option<Conn> = sys::from_bytes(value);
-                    if conn.is_some_and(|conn| targets.iter().any(|target| target.is_of(&conn))) {
-                        found.push(id);
-                    }
-                })?;
+                let found = self.find(&netlink, (protocol, family), targets)?;
                 found.iter().for_each(|id| visited.count(netlink.destroy(family, protocol, id)));
             }
             Ok(())
         })?;
         Ok(visited)
     }
+}
+
+impl Sockets {
+    /// The sockets of this namespace, protocol and family that are connected to one of these targets.
+    fn find(&self, netlink: &Netlink, (protocol, family): (u8, u8), targets: &[Target]) -> io::Result<Vec<SocketId>> {
+        let mut found = Vec::new();
+        if protocol == TCP {
+            netlink.dump(family, protocol, CONNECTED, self.conns.as_fd(), |id, value| {
+                let conn: Option<Conn> = sys::from_bytes(value);
+                if conn.is_some_and(|conn| targets.iter().any(|target| target.is_of(&conn))) {
+                    found.push(id);
+                }
+            })?;
+            return Ok(found);
+        }
+        // Of UDP sockets the kernel does not tell what is stored with them.
+        netlink.list(family, protocol, CONNECTED, None, |body| {
+            let Some(id) = body.get(MESSAGE_ID_AT..).and_then(<[u8]>::first_chunk::<SOCKET_ID>) else { return };
+            let known: Option<Connected> = sys::lookup(self.connected.as_fd(), &cookie_of(id)).unwrap_or_default();
+            if known.is_some_and(|known| {
+                remote_of(id, family) == Some(known.actual) && targets.iter().any(|target| target.is_udp_of(&known))
+            }) {
+                found.push(*id);
+            }
+        })?;
+        Ok(found)
+    }
+}
+
+/// The cookie in a `struct inet_diag_sockid`: two words, the low one first.
+fn cookie_of(id: &SocketId) -> u64 {
+    let word = |at: usize| u64::from(u32::from_ne_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]));
+    word(40) | word(44) << 32
+}
+
+/// Where a UDP socket is connected to, by the same structure: ports, then addresses of 16 bytes of which IPv4 uses the first four.
+fn remote_of(id: &SocketId, family: u8) -> Option<Address> {
+    let port = u16::from_be_bytes([id[2], id[3]]);
+    let ip: IpAddr = if i32::from(family) == libc::AF_INET {
+        IpAddr::from(*id[20..].first_chunk::<4>()?)
+    } else {
+        IpAddr::from(*id[20..].first_chunk::<16>()?).to_canonical()
+    };
+    Some(flows::address(SocketAddr::new(ip, port)).of(UDP))
 }
 
 /// How many sockets of the host have a value in `map`, an `sk_storage`, and how many namespaces could not be asked.
@@ -225,10 +271,28 @@ impl Netlink {
         map: BorrowedFd<'_>,
         mut visit: impl FnMut(SocketId, &[u8]),
     ) -> io::Result<()> {
+        self.list(family, protocol, states, Some(map), |body| {
+            if let Some((id, value)) = parse(body) {
+                visit(id, value);
+            }
+        })
+    }
+
+    /// Visits the message of every socket in one of `states`, with what `map` holds for it, if the kernel tells that for the protocol.
+    fn list(
+        &self,
+        family: u8,
+        protocol: u8,
+        states: u32,
+        map: Option<BorrowedFd<'_>>,
+        mut visit: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         let mut request = request(SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST | libc::NLM_F_DUMP, family, protocol);
         request[HEADER + REQUEST_STATES_AT..][..4].copy_from_slice(&states.to_ne_bytes());
-        let map = attribute(REQUEST_MAP, &map.as_raw_fd().to_ne_bytes());
-        request.extend(attribute(REQUEST_STORAGES | libc::NLA_F_NESTED as u16, &map));
+        if let Some(map) = map {
+            let map = attribute(REQUEST_MAP, &map.as_raw_fd().to_ne_bytes());
+            request.extend(attribute(REQUEST_STORAGES | libc::NLA_F_NESTED as u16, &map));
+        }
         self.send(request)?;
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
@@ -237,11 +301,7 @@ impl Netlink {
                 match i32::from(message.kind) {
                     libc::NLMSG_DONE => return Ok(()),
                     libc::NLMSG_ERROR => return Err(error_of(message.body)),
-                    _ => {
-                        if let Some((id, value)) = parse(message.body) {
-                            visit(id, value);
-                        }
-                    }
+                    _ => visit(message.body),
                 }
             }
         }
