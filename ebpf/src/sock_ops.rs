@@ -12,7 +12,7 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_get_socket_cookie, bpf_setsockopt},
+        generated::{bpf_get_socket_cookie, bpf_map_delete_elem, bpf_setsockopt},
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -88,9 +88,22 @@ fn on_syn(ctx: &SockOpsContext, allowed: bool) {
     }
 }
 
+/// A socket that was let go dials again (trap T30). The kernel has thrown away what came by TCP and was not read, but keeps the socket
+/// enrolled, with what came by redirect: it would be read as the first bytes of the new connection.
+#[inline(always)]
+fn leave_earlier(ctx: &SockOpsContext) {
+    if decided(ctx) {
+        let cookie = cookie(ctx);
+        // SAFETY: the helper takes a map and a key of its size; nothing enrolled is no error for us. aya has no method for it.
+        unsafe { bpf_map_delete_elem((&raw const SHORTCUT).cast_mut().cast(), (&raw const cookie).cast()) };
+        socket::forget(&HALVES, socket::of_ops(ctx.ops));
+    }
+}
+
 /// The SYN is about to leave: the agent, if that is where it goes, cannot accept before it can learn what was dialled.
 #[inline(always)]
 fn on_dial(ctx: &SockOpsContext, allowed: bool) {
+    leave_earlier(ctx);
     let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
     conn.flags &= !conn_flags::DIALLING;
     if !allowed {
