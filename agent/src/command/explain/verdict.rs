@@ -288,7 +288,7 @@ mod tests {
                 Way::Kernel,
                 Some("fail_open_no_listener"),
             ),
-            (0, |s| s.service.iter_mut().for_each(|f| f.endpoints.clear()), Way::Passed, Some("no_endpoint")),
+            (0, |s| s.service.iter_mut().for_each(|f| f.service.slots = 0), Way::Passed, Some("no_endpoint")),
         ];
         for (index, (flags, change, way, counted)) in cases.into_iter().enumerate() {
             let mut situation = situation(flags);
