@@ -13,8 +13,9 @@ use crate::socket;
 const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// Byte offset of `task_struct.flags`, set by the agent when it loads this; 0: not known, and nobody is taken for the kernel.
+/// Its first value is nobody else's (see [`crate::mptcp`]).
 #[unsafe(no_mangle)]
-static TASK_FLAGS: u32 = 0;
+static TASK_FLAGS: u32 = 0x5357_0002;
 
 /// Whether the kernel acts on its own behalf.
 #[inline(always)]

@@ -9,8 +9,9 @@ use sockway_common::flow::Conn;
 use crate::{maps::CONNS, socket};
 
 /// Whether this kernel has MPTCP, set by the agent when it loads this: without, the verifier must not see the helper, whose type is unknown.
+/// Its first value is nobody else's: the linker merges constants that are equal, and what the agent sets here would be set there.
 #[unsafe(no_mangle)]
-static HAS_MPTCP: u32 = 0;
+static HAS_MPTCP: u32 = 0x5357_0001;
 
 /// Tells the socket above what was dialled, if there is one above.
 #[inline(always)]
