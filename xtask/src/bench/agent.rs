@@ -1,14 +1,7 @@
 //! Sockway itself as one of the ways: its configuration for a scenario, the agent's process, and its counters as witnesses that the
 //! connections really took the path that is being measured. An agent that fails open is very fast.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -183,7 +176,7 @@ impl Drop for Agent {
     }
 }
 
-fn detach(binary: &Path, config: &Path) -> Result<()> {
+fn detach(binary: &std::path::Path, config: &std::path::Path) -> Result<()> {
     let output = Command::new(binary).arg("detach").arg("--config").arg(config).output().context("sockway detach")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "sockway detach: {}", said.trim());
@@ -227,8 +220,19 @@ impl Counters {
 pub struct Witness {
     /// Who has to forward.
     pub forward: Forward,
-    /// Whether bytes have to take the shortcut.
-    pub shortcut: bool,
+    /// How messages have to get from socket to socket.
+    pub path: Path,
+}
+
+/// How messages get from socket to socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// By TCP.
+    Tcp,
+    /// Past it, by the shortcut.
+    Shortcut,
+    /// And past the agent.
+    Joined,
 }
 
 impl Witness {
@@ -240,11 +244,15 @@ impl Witness {
         };
         let taken = after.since(before, "sockway_kernel_connects_total", label);
         ensure!(taken >= f64::from(connections), "only {taken} connections had {label}: the others took another path");
-        let messages = after.since(before, "sockway_kernel_shortcut_messages_total", "");
-        if self.shortcut {
-            ensure!(messages >= requests as f64, "{messages} messages took the shortcut, for {requests} requests");
-        } else {
-            ensure!(messages == 0.0, "{messages} messages took the shortcut, which is off");
+        let shortcut = after.since(before, "sockway_kernel_shortcut_messages_total", "");
+        let joined = after.since(before, "sockway_kernel_joined_messages_total", "");
+        let enough = |messages: f64| messages >= requests as f64;
+        match self.path {
+            Path::Tcp => ensure!(shortcut + joined == 0.0, "{shortcut} messages took the shortcut, which is off"),
+            Path::Shortcut => {
+                ensure!(enough(shortcut), "{shortcut} messages took the shortcut, for {requests} requests")
+            }
+            Path::Joined => ensure!(enough(joined), "{joined} messages went past the agent, for {requests} requests"),
         }
         Ok(())
     }
@@ -274,13 +282,15 @@ mod tests {
     #[test]
     fn a_round_that_failed_open_has_no_witness() {
         let (before, after) = (Counters::default(), Counters::parse(METRICS));
-        let agent = Witness { forward: Forward::Http, shortcut: true };
+        let agent = Witness { forward: Forward::Http, path: Path::Shortcut };
         assert!(agent.check(&before, &after, 32, 100).is_ok());
         assert!(agent.check(&before, &after, 41, 100).is_err(), "connections that did not reach the agent");
         assert!(agent.check(&before, &after, 32, 101).is_err(), "requests that did not take the shortcut");
-        let kernel = Witness { forward: Forward::Kernel, shortcut: false };
+        let kernel = Witness { forward: Forward::Kernel, path: Path::Tcp };
         assert!(kernel.check(&after, &after, 0, 100).is_ok());
         assert!(kernel.check(&before, &after, 2, 100).is_err(), "a shortcut that should be off");
+        let joined = Witness { forward: Forward::Opaque, path: Path::Joined };
+        assert!(joined.check(&before, &after, 1, 1).is_err(), "messages that went through the agent");
     }
 
     #[test]

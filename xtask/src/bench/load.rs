@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::{
     Bench,
-    agent::{Agent, Forward, Plan, Service, Witness},
+    agent::{Agent, Forward, Path, Plan, Service, Witness},
     interrupt,
     process::{self, Process},
     report::Take,
@@ -38,9 +38,12 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const READY: Duration = Duration::from_secs(15);
 /// How long the agent may take until it has its listener in the client's namespace.
 const CAPTURE: Duration = Duration::from_secs(15);
-/// Sockway's two ways are two services of one agent: they differ in their shortcut only.
+/// Sockway's ways are services of one agent: they differ in their shortcut and their policies only.
 const PLAIN: &str = "127.66.0.1:80";
 const SHORTCUT: &str = "127.66.0.2:80";
+const POLICIES: &str = "127.66.0.3:80";
+/// All of them are looked at for each connection; none of them ever says no.
+const KEYS: &str = "affinity_timeout_ms: 600000, limits: { connections: 100000, connections_per_second: 1000000 }, ";
 
 impl Load {
     /// Measures every way in both placements.
@@ -61,20 +64,24 @@ impl Load {
     }
 
     fn plan(&self, stand: &Stand, origin: &str) -> Plan {
-        let service = |name: &str, address: &str, shortcut| Service {
+        let service = |name: &str, address: &str, shortcut, keys| Service {
             name: name.into(),
             address: address.into(),
             forward: self.forward,
             shortcut,
             endpoints: vec![origin.into()],
-            keys: "",
+            keys,
         };
+        let mut services = vec![service("plain", PLAIN, false, ""), service("shortcut", SHORTCUT, true, "")];
+        if self.ways.contains(&way::SOCKWAY_POLICIES) {
+            services.push(service("policies", POLICIES, false, KEYS));
+        }
         Plan {
             instance: "bench".into(),
             workers: 1,
             admin_port: 9901,
             cgroups: stand.captured().map(|group| (group.to_owned(), true)).into(),
-            services: vec![service("plain", PLAIN, false), service("shortcut", SHORTCUT, true)],
+            services,
         }
     }
 }
@@ -145,10 +152,14 @@ impl Cast {
         match way {
             way::DIRECT => Ok(part(&origin[0], None)),
             way::DIRECT_2CORE => Ok(part(&origin[1], None)),
-            way::SOCKWAY | way::SOCKWAY_SHORTCUT | way::SOCKWAY_JOINED => {
-                let shortcut = way != way::SOCKWAY;
-                let witness = Witness { forward: load.forward, shortcut };
-                let part = part(if shortcut { SHORTCUT } else { PLAIN }, Some(witness));
+            _ if way::is_sockway(way) => {
+                let (address, path) = match way {
+                    way::SOCKWAY => (PLAIN, Path::Tcp),
+                    way::SOCKWAY_POLICIES => (POLICIES, Path::Tcp),
+                    way::SOCKWAY_JOINED => (SHORTCUT, Path::Joined),
+                    _ => (SHORTCUT, Path::Shortcut),
+                };
+                let part = part(address, Some(Witness { forward: load.forward, path }));
                 if self.agent.is_none() {
                     self.agent = Some(Agent::start(bench, stand, &load.plan(stand, &origin[0]))?);
                 }
@@ -237,10 +248,10 @@ impl Cast {
     }
 
     fn server(&self, way: &str) -> Option<&Process> {
-        match way {
-            way::SOCKWAY | way::SOCKWAY_SHORTCUT | way::SOCKWAY_JOINED => self.agent.as_ref().map(Agent::process),
-            _ => self.proxies.iter().find(|(its_way, _)| *its_way == way).map(|(_, process)| process),
+        if way::is_sockway(way) {
+            return self.agent.as_ref().map(Agent::process);
         }
+        self.proxies.iter().find(|(its_way, _)| *its_way == way).map(|(_, process)| process)
     }
 
     fn meters(&self, stand: &Stand, part: &Part) -> Result<Meters> {

@@ -22,6 +22,8 @@ pub const SOCKWAY: &str = "sockway";
 pub const SOCKWAY_SHORTCUT: &str = "sockway+shortcut";
 /// Through Sockway, the shortcut on, and the agent out of the way once it has nothing more to decide.
 pub const SOCKWAY_JOINED: &str = "sockway+joined";
+/// Through Sockway, the shortcut off, with what the kernel half can do besides balancing: affinity and limits, which never bind here.
+pub const SOCKWAY_POLICIES: &str = "sockway+policies";
 /// Through nginx.
 pub const NGINX: &str = "nginx";
 /// Through HAProxy.
@@ -30,7 +32,13 @@ pub const HAPROXY: &str = "haproxy";
 pub const ENVOY: &str = "envoy";
 
 /// Every way, in the order of the reports.
-pub const ALL: [&str; 8] = [DIRECT, DIRECT_2CORE, SOCKWAY, SOCKWAY_SHORTCUT, SOCKWAY_JOINED, NGINX, HAPROXY, ENVOY];
+pub const ALL: [&str; 9] =
+    [DIRECT, DIRECT_2CORE, SOCKWAY, SOCKWAY_SHORTCUT, SOCKWAY_JOINED, SOCKWAY_POLICIES, NGINX, HAPROXY, ENVOY];
+
+/// Whether it is one of Sockway's.
+pub fn is_sockway(way: &str) -> bool {
+    way.starts_with(SOCKWAY)
+}
 
 /// nginx speaks TCP by this module, which Debian has in a package of its own.
 pub const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
