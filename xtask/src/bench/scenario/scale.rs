@@ -2,7 +2,7 @@
 //! what the tables weigh. In force is what a captured program sees: whom its `connect()` reaches. Of a change the goal is the part that
 //! any source of changes has; reading a file of 3 MB whole comes on top of it.
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
@@ -83,7 +83,6 @@ fn measure(bench: &Bench, stand: &Stand, watcher: &mut Watcher) -> Result<BTreeM
     let change = watcher.time(&last, third.0, || agent.reload(&yaml))?;
     let apply = agent.counters(stand)?.sum("sockway_config_apply_seconds", "") * 1e3;
     let (maps, rss) = (agent.process().maps_kb()?, agent.process().rss_kb()? as f64);
-    fs::remove_file(stand.file(&format!("{}.yaml", plan.instance)))?;
     Ok(BTreeMap::from([
         (Figure::Load, load),
         (Figure::Reload, reload),
