@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
@@ -66,9 +67,11 @@ fn while_dialling(stage: &Stage, service: SocketAddr, act: impl FnOnce()) -> usi
                 dialled.fetch_add(1, Ordering::Relaxed);
             }
         });
-        act();
+        // Also when the test has failed: a scope waits for its threads.
+        let ended = catch_unwind(AssertUnwindSafe(act));
         stop.store(true, Ordering::Relaxed);
         dialling.join().unwrap();
+        ended.unwrap_or_else(|panic| resume_unwind(panic));
     });
     dialled.into_inner()
 }

@@ -56,12 +56,13 @@ impl Address {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Conn {
-    /// Moves all that follows.
+    /// Where another layout has it: the tests' hooks of tomorrow take it for what was dialled if they read a socket of today.
     #[cfg(feature = "next-layout")]
-    pub moved: u64,
+    pub actual: Address,
     /// What the program dialled: what `getpeername` answers and the agent routes by.
     pub original: Address,
     /// Where the socket was sent instead.
+    #[cfg(not(feature = "next-layout"))]
     pub actual: Address,
     /// Which service, by its id in the service table.
     pub service: u32,
@@ -92,8 +93,6 @@ pub struct Conn {
 impl Conn {
     /// Of a socket that has dialled nothing.
     pub const EMPTY: Self = Self {
-        #[cfg(feature = "next-layout")]
-        moved: 0,
         original: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 },
         actual: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 },
         service: 0,
@@ -193,7 +192,7 @@ pub struct Original {
 
 const _: () = {
     assert!(size_of::<Address>() == 20);
-    assert!(size_of::<Conn>() == 120 + if cfg!(feature = "next-layout") { 8 } else { 0 });
+    assert!(size_of::<Conn>() == 120);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<OriginalKey>() == 32);
     assert!(size_of::<Original>() == 48);

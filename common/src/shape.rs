@@ -7,18 +7,40 @@
 pub fn since(map: &str) -> u32 {
     match map {
         #[cfg(feature = "next-layout")]
-        "CONNS" => 5,
+        "CONNS" => crate::ABI_VERSION,
         "HEARTBEAT" | "LISTENER_TAGS" => 1,
         _ => 4,
     }
 }
 
-/// Maps that mean something only together: if one of them is made anew, so are the others.
-pub const TOGETHER: &[&[&str]] = &[
+/// Maps that mean something only together: where one of the first is made anew, so are all of the second.
+pub const TOGETHER: &[(&[&str], &[&str])] = &[
     // Where the ends of a shortcut find each other.
-    &["SYNS", "MEETINGS", "HALVES", "JOINS", "SHORTCUT"],
+    (SHORTCUT, SHORTCUT),
     // Whom the agent is handed.
-    &["LISTENERS", "ORIGINALS"],
+    (&["LISTENERS", "ORIGINALS"], &["LISTENERS", "ORIGINALS"]),
+    // A service's id is the same in all of them; sockets keep it, too. What sockets of before hold, their own hooks give back to the
+    // tables of before: limits count anew meanwhile.
+    (BY_ID, BY_ID),
+    (BY_ID, &["CONNS", "CONVERSATIONS"]),
+];
+
+const SHORTCUT: &[&str] = &["SYNS", "MEETINGS", "HALVES", "JOINS", "SHORTCUT"];
+const BY_ID: &[&str] = &[
+    "SERVICES",
+    "SLOTS",
+    "ENDPOINTS",
+    "ENDPOINT_LIVE",
+    "ENDPOINT_STATS",
+    "LATENCIES",
+    "LIMIT_POLICIES",
+    "LIMITS",
+    "EJECT_POLICIES",
+    "AFFINITY",
+    "CURSORS",
+    "TURNS",
+    "SHORTCUT_STATS",
+    "NAMES",
 ];
 
 /// Maps whose values live with a socket: nobody can carry them over. Where one of them is made anew, the hooks that read the old one

@@ -151,8 +151,6 @@ fn dial(ctx: &SockAddrContext, settings: &Settings, dialled: &Address, service: 
     let now = unsafe { bpf_ktime_get_ns() };
     let netns = socket::netns(ctx);
     let mut conn = Conn {
-        #[cfg(feature = "next-layout")]
-        moved: 0,
         original: *dialled,
         actual: *dialled,
         service: service.id,

@@ -185,10 +185,10 @@ fn unfit(maps: &Path, version: Option<u32>, wanted: &HashMap<String, Shape>) -> 
         differs(version >= shape::since(name), pinned.as_ref(), wanted.get(name))
     };
     let changes: HashMap<&str, Change> = there.iter().filter_map(|name| Some((*name, change(name)?))).collect();
+    let anew = |maps: &[&str]| maps.iter().any(|name| changes.get(name) == Some(&Change::Layout));
     let with_others = |name: &'static str| {
-        let group = shape::TOGETHER.iter().find(|group| group.contains(&name))?;
-        let anew = group.iter().any(|name| changes.get(name) == Some(&Change::Layout));
-        anew.then_some(Change::Layout)
+        let belongs = shape::TOGETHER.iter().any(|(first, also)| also.contains(&name) && anew(first));
+        belongs.then_some(Change::Layout)
     };
     let change = |name: &'static str| Some((name, with_others(name).or(changes.get(name).copied())?));
     there.into_iter().filter_map(change).collect()

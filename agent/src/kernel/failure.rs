@@ -62,7 +62,9 @@ pub enum KernelError {
 impl KernelError {
     /// What to do about it.
     pub fn remedy(&self) -> Option<String> {
-        if self.is_permission() {
+        // The verifier's no is EACCES, too: then no right is lacking, and the kernel is what to look at.
+        let refused_program = matches!(self, Self::Program { .. }) && rights::lacking().is_empty();
+        if self.is_permission() && !refused_program {
             let lacking: Vec<&str> = rights::lacking().into_iter().map(|right| right.name).collect();
             return Some(match lacking.as_slice() {
                 [] => "the process has every capability: a security module or a container's seccomp profile refuses it"
