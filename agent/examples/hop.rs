@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         events,
     };
     let worker = Worker::spawn(0, shared)?;
-    worker.listen(Listening { socket: TcpListener::bind(listen)?, netns: 0 });
+    worker.listen(Listening { socket: TcpListener::bind(listen)?, netns: 0, place: None });
     writeln!(std::io::stdout(), "listening on {listen}")?;
     while let Some(event) = failures.blocking_recv() {
         writeln!(std::io::stdout(), "{event:?}")?;
@@ -53,6 +53,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
         drain_timeout: Duration::from_secs(1),
         admin_address: ([127, 0, 0, 1], 0).into(),
         hook_stats: false,
+        inbound: Vec::new(),
         capture: Capture {
             cgroup_mount: None,
             bpffs: PathBuf::new(),
@@ -67,6 +68,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             mode: Mode::Agent,
             policy: Policy::default(),
             shortcut: Shortcut::Off,
+            original_dst: false,
             connect_timeout: Duration::from_secs(1),
             probe_interval: None,
             udp_idle_timeout: Duration::from_secs(30),

@@ -7,13 +7,14 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
     rc::Rc,
+    sync::Arc,
     task::{Poll, Waker},
 };
 
 use socket2::SockRef;
 use tokio::{io::unix::AsyncFd, sync::Notify};
 
-use crate::ring;
+use crate::{kernel::Place, ring};
 
 /// A listener of one worker in one network namespace. It waits in the runtime's epoll set and is never in the ring's hands: a ring is
 /// torn down some time after its process was killed, and until then a listener held by it would take connections that nobody serves.
@@ -22,6 +23,8 @@ pub struct Listener {
     socket: AsyncFd<TcpListener>,
     /// Cookie of the network namespace in which it listens.
     pub netns: u64,
+    /// For connections that come in: where that is.
+    pub place: Option<Arc<Place>>,
     is_closing: Cell<bool>,
     closing: Notify,
 }
@@ -37,12 +40,12 @@ pub enum Accepted {
 
 impl Listener {
     /// Over a listening socket.
-    pub fn new(socket: TcpListener, netns: u64) -> io::Result<Self> {
+    pub fn new(socket: TcpListener, netns: u64, place: Option<Arc<Place>>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         // Accepted sockets inherit it: no piece of a response waits for the acknowledgement of the one before.
         SockRef::from(&socket).set_tcp_nodelay(true)?;
         let socket = ring::of_listener(socket)?;
-        Ok(Self { socket, netns, is_closing: Cell::new(false), closing: Notify::new() })
+        Ok(Self { socket, netns, place, is_closing: Cell::new(false), closing: Notify::new() })
     }
 
     /// Waits for the next connection.

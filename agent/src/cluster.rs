@@ -3,6 +3,8 @@
 //! A reload builds a whole new snapshot. What must outlive it (an endpoint's health, its in-flight count, a service's id) is shared:
 //! [`Snapshot::build`] takes it over from the previous snapshot by service name and endpoint address.
 
+mod inbound;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -12,6 +14,7 @@ use std::{
     },
 };
 
+pub use self::inbound::{Inbound, InboundState, Refused};
 use crate::config;
 
 /// All services at one moment.
@@ -23,6 +26,8 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     /// Endpoints that take no new connections, and may still have old ones.
     pub leaving: Vec<Leaving>,
+    /// In the order of the configuration: the first that covers a port holds.
+    pub inbound: Vec<Arc<Inbound>>,
     /// By address and IP protocol.
     by_address: HashMap<(SocketAddr, u8), Arc<Service>>,
     by_id: HashMap<u32, Arc<Service>>,
@@ -209,10 +214,12 @@ impl Snapshot {
             services.iter().map(|service| (service.id, Arc::clone(service))).collect();
         leaving.extend(previous.orphans(&by_id));
         let by_address = services.iter().map(|service| (service.dialled(), Arc::clone(service))).collect();
+        let inbound = inbound::build(&config.inbound, &previous.inbound);
         Snapshot {
             generation: previous.generation + 1,
             services,
             leaving,
+            inbound,
             by_address,
             by_id,
             next_service_id,
@@ -276,6 +283,11 @@ impl Snapshot {
     /// The service that programs dial at `address` with the IP protocol of this number.
     pub fn by_address(&self, address: SocketAddr, transport: u8) -> Option<&Arc<Service>> {
         self.by_address.get(&(address, transport))
+    }
+
+    /// The rule for a port of a network namespace that stands at these paths, or is the host's.
+    pub fn inbound(&self, paths: &[String], host: bool, port: u16) -> Option<&Arc<Inbound>> {
+        self.inbound.iter().find(|rule| rule.config.covers(port) && rule.config.namespaces.captures(paths, host))
     }
 
     /// The service of this id.

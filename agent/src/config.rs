@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod file;
+pub mod inbound;
 pub mod pattern;
 pub mod policy;
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub capture: Capture,
     /// What programs dial, in the file's order; names are unique, and so are addresses among the services of one IP protocol.
     pub services: Vec<Service>,
+    /// Whose connections that come in go through the agent, in the file's order; names are unique.
+    pub inbound: Vec<inbound::Inbound>,
 }
 
 /// Whether bytes may go socket to socket on this host, without the TCP stack.
@@ -61,6 +64,8 @@ pub struct Service {
     pub policy: Policy,
     /// Whether its connections may use the shortcut.
     pub shortcut: Shortcut,
+    /// Whether endpoints on this host can ask what their clients dialled (`SO_ORIGINAL_DST`), as proxies do.
+    pub original_dst: bool,
     /// How long the agent waits for an endpoint to accept.
     pub connect_timeout: Duration,
     /// How often every endpoint is probed by a TCP connect; `None` probes only those that failed, until they accept again.

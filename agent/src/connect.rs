@@ -6,7 +6,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     io,
     net::SocketAddr,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     cluster::{Endpoint, EndpointState, Service, Stage},
-    kernel::Flows,
+    kernel::{Flows, Place},
     record::{Counter, Slab},
     ring::{self, Due, Socket, Stream, Watch},
 };
@@ -36,6 +36,37 @@ pub enum ConnectError {
     /// This process or host is out of descriptors or memory: says nothing of the endpoint.
     #[error("no socket: {0}")]
     Ours(io::Error),
+}
+
+/// A client's connection that came in, on its way to the program.
+///
+/// Its connections to the program are its own: each tells the program of this client, so none is ever used for another.
+pub struct Visit {
+    /// Where it came in.
+    pub place: Arc<Place>,
+    /// Who it is.
+    pub client: SocketAddr,
+    /// What it dialled.
+    pub destination: SocketAddr,
+    idle: RefCell<Option<Stream>>,
+}
+
+impl Visit {
+    /// Of `client`, who dialled `destination`.
+    pub fn new(place: Arc<Place>, client: SocketAddr, destination: SocketAddr) -> Self {
+        Self { place, client, destination, idle: RefCell::default() }
+    }
+
+    /// The connection to the program that its last request used, if that is still alive, as far as can be known.
+    pub fn reuse(&self) -> Option<Stream> {
+        let mut stream = self.idle.borrow_mut().take()?;
+        stream.reader.is_quiet().then_some(stream)
+    }
+
+    /// Keeps a connection to the program for its next request.
+    pub fn keep(&self, stream: Stream) {
+        *self.idle.borrow_mut() = Some(stream);
+    }
 }
 
 /// The upstream connections of one worker.
@@ -96,32 +127,62 @@ impl Upstreams {
     /// A new connection.
     pub async fn dial(&self, service: &Service, endpoint: &Endpoint) -> Result<Stream, ConnectError> {
         let result = self.try_dial(service, endpoint).await;
-        self.slab.count(match result {
-            Ok(_) => Counter::ConnectAccepted,
-            Err(ConnectError::Failed(_)) => Counter::ConnectFailed,
-            Err(ConnectError::Late(_)) => Counter::ConnectLate,
-            Err(ConnectError::Ours(_)) => Counter::ConnectOurs,
-        });
+        self.count_dial(&result);
         if matches!(result, Err(ConnectError::Failed(_) | ConnectError::Late(_))) {
             endpoint.state.connect_failures.fetch_add(1, Relaxed);
         }
         result
     }
 
+    fn count_dial(&self, result: &Result<Stream, ConnectError>) {
+        self.slab.count(match result {
+            Ok(_) => Counter::ConnectAccepted,
+            Err(ConnectError::Failed(_)) => Counter::ConnectFailed,
+            Err(ConnectError::Late(_)) => Counter::ConnectLate,
+            Err(ConnectError::Ours(_)) => Counter::ConnectOurs,
+        });
+    }
+
     async fn try_dial(&self, service: &Service, endpoint: &Endpoint) -> Result<Stream, ConnectError> {
         let socket = Socket::dialling(endpoint.address, &self.watch, owner(service.id, endpoint.id))
             .map_err(ConnectError::Ours)?;
         self.flows.allow_shortcut(socket.as_fd(), service);
-        let timeout = service.config.connect_timeout;
-        socket.set_due(timeout, Due::End);
-        let connected = ring::connect(socket.as_raw_fd(), endpoint.address).await;
-        socket.clear_due();
-        match connected {
-            _ if socket.is_overdue() => Err(ConnectError::Late(timeout)),
-            Err(error) if is_ours(&error) => Err(ConnectError::Ours(error)),
-            Err(error) => Err(ConnectError::Failed(error)),
-            Ok(()) => Stream::new(socket).map_err(ConnectError::Ours),
+        connected(socket, endpoint.address, service.config.connect_timeout).await
+    }
+
+    /// A new connection to the program that a client has dialled.
+    pub async fn dial_inside(&self, service: &Service, visit: &Visit) -> Result<Stream, ConnectError> {
+        let result = self.try_dial_inside(service, visit).await;
+        self.count_dial(&result);
+        result
+    }
+
+    async fn try_dial_inside(&self, service: &Service, visit: &Visit) -> Result<Stream, ConnectError> {
+        let destination = visit.destination;
+        let socket = visit.place.socket(destination).map_err(ConnectError::Ours)?;
+        // From the address it goes to: the hook that steers such connections passes it (trap T33), and the program meets a client that is
+        // at home.
+        let owner = owner_inside(visit.place.netns);
+        let socket = Socket::dialling_from(socket, destination.ip(), &self.watch, owner).map_err(ConnectError::Ours)?;
+        self.flows.introduce(socket.as_fd(), service, visit.client);
+        let stream = connected(socket, destination, service.config.connect_timeout).await?;
+        // Where nobody listens, a socket that was given the same port meets itself (RFC 9293, 3.5: simultaneous open).
+        match stream.socket.local() {
+            Ok(local) if local.port() == destination.port() => {
+                Err(ConnectError::Failed(io::ErrorKind::ConnectionRefused.into()))
+            }
+            _ => Ok(stream),
         }
+    }
+
+    /// Takes a client's connection, accepted inside a namespace, under watch.
+    pub fn accepted_inside(&self, socket: OwnedFd, netns: u64) -> Socket {
+        Socket::accepted_for(socket, &self.watch, owner_inside(netns))
+    }
+
+    /// Ends every connection inside a network namespace: it is gone but for them.
+    pub fn end_inside(&self, netns: u64) {
+        self.watch.end_owned(owner_inside(netns));
     }
 
     /// Closes unused connections that the endpoint has ended or that nobody needed for long.
@@ -155,6 +216,24 @@ impl Upstreams {
     pub fn close_idle(&self) {
         self.idle.borrow_mut().clear();
     }
+}
+
+/// Connects a socket in time.
+async fn connected(socket: Socket, address: SocketAddr, timeout: Duration) -> Result<Stream, ConnectError> {
+    socket.set_due(timeout, Due::End);
+    let connected = ring::connect(socket.as_raw_fd(), address).await;
+    socket.clear_due();
+    match connected {
+        _ if socket.is_overdue() => Err(ConnectError::Late(timeout)),
+        Err(error) if is_ours(&error) => Err(ConnectError::Ours(error)),
+        Err(error) => Err(ConnectError::Failed(error)),
+        Ok(()) => Stream::new(socket).map_err(ConnectError::Ours),
+    }
+}
+
+/// Whose a socket inside a namespace is, for the watch: the ids of services that are dialled stay below.
+fn owner_inside(netns: u64) -> u64 {
+    1 << 63 | netns
 }
 
 /// Whose a socket is, for the watch. Service ids begin at 1.

@@ -17,6 +17,8 @@ mod failure;
 mod fill;
 mod flows;
 mod hooks;
+mod inbound;
+mod inlets;
 mod joins;
 mod last;
 mod latency;
@@ -27,6 +29,7 @@ mod namespace;
 mod offsets;
 mod pinned;
 mod pins;
+mod place;
 mod refused;
 pub mod rights;
 mod ruled;
@@ -67,10 +70,12 @@ pub use self::{
     failure::KernelError,
     fill::Fill,
     flows::{Flows, OriginalDst, socket_addr},
+    inlets::{Inlets, Look},
     joins::{Join, Verdict, Way},
     log::KernelLog,
     namespace::{Changes, Listening, Namespaces, Opened, named_cookies},
     pinned::Pinned,
+    place::Place,
     selftest::Capability,
     situation::{Covered, Found, Listening as AgentListener, Situation, look},
     sockets::{Sockets, Target, Visited, holders},
@@ -125,6 +130,7 @@ pub struct Kernel {
     flows: Flows,
     events: Option<Events>,
     namespaces: Option<Namespaces>,
+    inlets: Option<Inlets>,
     log: Option<KernelLog>,
     originals: HashMap<MapData, OriginalKey, Original>,
     sockets: Sockets,
@@ -212,6 +218,7 @@ impl Kernel {
             timing: timing::Timing::new(ebpf),
             namespaces: Some(namespaces),
             shortcut_table: ShortcutTable::new(ebpf)?,
+            inlets: Some(Inlets::new(ebpf, &pins)?),
             tables: Tables::new(ebpf)?,
             heartbeat: services::table(ebpf, "HEARTBEAT")?,
             counters: services::table(ebpf, "COUNTERS")?,
@@ -264,6 +271,11 @@ impl Kernel {
         self.set_flags(settings_flags::SHORTCUT, if any { settings_flags::SHORTCUT } else { 0 })?;
         let counted = snapshot.services.iter().filter(|service| allows(service));
         self.shortcut_table.keep(counted.map(|service| service.id))?;
+        let tells_original = snapshot.services.iter().any(|service| service.config.original_dst);
+        self.rules.answer_original(tells_original)?;
+        let introduces = tells_original || !snapshot.inbound.is_empty();
+        let introductions = if introduces { settings_flags::INTRODUCTIONS } else { 0 };
+        self.set_flags(settings_flags::INTRODUCTIONS, introductions)?;
         if self.except.is_of_destinations() {
             let except = &self.except;
             return self.tables.apply(&snapshot.without(|service| except.covers(service.config.address)), allows);
@@ -391,6 +403,11 @@ impl Kernel {
         self.namespaces.take()
     }
 
+    /// The room that steers connections that come in; `None` when it was taken before.
+    pub fn take_inlets(&mut self) -> Option<Inlets> {
+        self.inlets.take()
+    }
+
     /// The kernel half's log; `None` when it was taken before.
     pub fn take_log(&mut self) -> Option<KernelLog> {
         self.log.take()
@@ -493,7 +510,7 @@ fn warn_of_deviations(config: &Config, passed: bool, capabilities: &[Capability]
 }
 
 /// `CLOCK_MONOTONIC`, which is what `bpf_ktime_get_ns` reads.
-fn monotonic_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call fills one struct.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };

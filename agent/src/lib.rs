@@ -17,6 +17,18 @@
 //!                                                                       record
 //! ```
 //!
+//! A connection that comes in to a declared port takes the same way from the other side:
+//!
+//! ```text
+//!  client ── SYN ──▶ sk_lookup hook ── other port, the node, a program of the namespace itself, no agent that lives ──▶ program
+//!                      │
+//!                      │ the agent's listener in the namespace; local and remote address stay what they are
+//!                      ▼
+//!                    accept → route → limit → decode → connect (a socket of the namespace, from the address it goes to) ──▶ program
+//!                                                        │
+//!                                                        └ introduces the client: the program's accept() tells its address
+//! ```
+//!
 //! A connection walks through rooms, and each room is a file (or a folder behind a front-door file) named after what happens there:
 //!
 //! | room | takes | gives | when it says no |
@@ -24,6 +36,7 @@
 //! | [`kernel`] | an agent's listener and a client's address | what the client dialled | unknown: close |
 //! | [`accept`] | a permit, then a listener | a connection | accepts no more until a permit comes back |
 //! | [`route`] | the original destination, the snapshot | a service | its service was removed meanwhile: close |
+//! | [`limit`] | limits, counts, the time | leave to pass, for what comes in | a reason: reset, and counted |
 //! | [`decode`] | bytes | heads, bodies, ends | malformed: a local reply that says why |
 //! | [`balance`] | weights and usable endpoints, a counter or chance | an endpoint | none is usable: all are |
 //! | [`connect`] | an endpoint | a connection, pooled or new | it does not accept: the next endpoint |
@@ -38,7 +51,7 @@
 //!
 //! `command` → `node` → `proxy` → hands and judges → `cluster`, `config` → `common`. Hands touch the world and judge nothing: `kernel`
 //! (the only door to eBPF), `ring`, `accept`, `connect`, `forward`, `record`. Judges get bytes, time and chance as arguments and give
-//! values back: `decode`, `route`, `balance`, `health`. A judge imports no hand and no other judge. `cargo xtask check` reads the `use`
+//! values back: `decode`, `route`, `limit`, `balance`, `health`. A judge imports no hand and no other judge. `cargo xtask check` reads the `use`
 //! lines.
 //!
 //! # Threads
@@ -80,6 +93,8 @@ pub mod ring;
 pub mod accept;
 pub mod decode;
 pub mod route;
+
+pub mod limit;
 
 pub mod balance;
 pub mod health;

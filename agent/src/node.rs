@@ -39,7 +39,7 @@ use self::{
 use crate::{
     cluster::Snapshot,
     config::{Capture, Config},
-    kernel::{self, Capability, Changes, Event, Kernel, KernelError, Namespaces, Opened},
+    kernel::{self, Capability, Changes, Event, Inlets, Kernel, KernelError, Look, Namespaces, Opened},
     record::{
         Slab,
         observed::{self, Observed, Total},
@@ -165,6 +165,7 @@ pub struct Node {
     config: Arc<Config>,
     kernel: Kernel,
     namespaces: Namespaces,
+    inlets: Inlets,
     snapshot: Arc<ArcSwap<Snapshot>>,
     workers: Vec<Worker>,
     slabs: Vec<Arc<Slab>>,
@@ -179,8 +180,10 @@ impl Node {
         questions: mpsc::Receiver<Question>,
     ) -> Result<(Self, Senses), NodeError> {
         let mut kernel = Kernel::open(&config)?;
-        let (Some(events), Some(namespaces)) = (kernel.take_events(), kernel.take_namespaces()) else {
-            unreachable!("a kernel half that was just opened has both");
+        let (Some(events), Some(namespaces), Some(inlets)) =
+            (kernel.take_events(), kernel.take_namespaces(), kernel.take_inlets())
+        else {
+            unreachable!("a kernel half that was just opened has them all");
         };
         let tree = kernel.tree_news()?;
         let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::adopting(kernel.adopted())));
@@ -194,7 +197,9 @@ impl Node {
         let retirer = Retirer::new(kernel.sockets().map_err(failed)?);
         let senses = Senses::new(hear, events, tree, questions, reloader, retirer, &snapshot).map_err(failed)?;
         let pulse = Pulse::new(workers.len(), Instant::now());
-        let mut node = Self { config, kernel, namespaces, snapshot: current, workers, slabs, pulse, not_ready: None };
+        let (snapshot_now, not_ready) = (current, None);
+        let mut node =
+            Self { config, kernel, namespaces, inlets, snapshot: snapshot_now, workers, slabs, pulse, not_ready };
         if let Some(log) = node.kernel.take_log() {
             tokio::spawn(log.forward());
         }
@@ -207,6 +212,9 @@ impl Node {
         node.namespaces.follow_services(&snapshot);
         let home = node.namespaces.open_home(node.workers.len())?;
         node.listen(home);
+        node.inlets.follow(&node.config.inbound)?;
+        // Whoever hears that the agent is ready finds connections that come in steered.
+        node.scan();
         kernel::give_memory_back();
         Ok((node, senses))
     }
@@ -226,6 +234,7 @@ impl Node {
             News::Kernel(Event::UnseenNamespace { pid, .. }) => {
                 if let Some(opened) = self.namespaces.open_pid(pid, self.workers.len()) {
                     self.listen(opened);
+                    self.look_for_inlets();
                 }
             }
             News::Endpoint => self.apply_current(),
@@ -254,8 +263,10 @@ impl Node {
         if alive && let Err(error) = self.kernel.heartbeat() {
             tracing::error!(%error, "no heartbeat: agent services are balanced in the kernel");
         }
-        for opened in self.namespaces.scan_named(self.workers.len()) {
-            self.listen(opened);
+        let opened = self.namespaces.scan_named(self.workers.len());
+        if !opened.is_empty() {
+            opened.into_iter().for_each(|opened| self.listen(opened));
+            self.look_for_inlets();
         }
         Ok(())
     }
@@ -284,6 +295,27 @@ impl Node {
             tracing::info!(netns, "network namespace is gone");
             self.unlisten(netns);
         }
+        self.look_for_inlets();
+    }
+
+    /// Steers connections that come in as the rules and the namespaces are now.
+    fn look_for_inlets(&mut self) {
+        if self.inlets.is_idle() {
+            return;
+        }
+        let Look { let_go, gone, opened } = self.inlets.look(&self.namespaces.served(), self.workers.len());
+        for worker in &self.workers {
+            // Old listeners first: new ones may be of the same namespace.
+            let_go.iter().for_each(|netns| worker.let_go(*netns));
+            gone.iter().for_each(|netns| worker.end_inside(*netns));
+        }
+        for netns in let_go {
+            tracing::info!(netns, "connections that come in are the programs' own");
+        }
+        for opened in opened {
+            tracing::info!(netns = opened.netns, found = opened.found, "connections that come in are the agent's");
+            self.hand_out(opened);
+        }
     }
 
     fn sweep(&mut self) {
@@ -295,9 +327,13 @@ impl Node {
 
     fn listen(&self, opened: Opened) {
         tracing::info!(netns = opened.netns, found = opened.found, "network namespace is served");
+        self.hand_out(opened);
+    }
+
+    fn hand_out(&self, opened: Opened) {
         for (worker, share) in self.workers.iter().zip(opened.workers) {
-            for kernel::Listening { socket, netns } in share {
-                worker.listen(Listening { socket, netns });
+            for kernel::Listening { socket, netns, place } in share {
+                worker.listen(Listening { socket, netns, place });
             }
         }
     }
@@ -363,12 +399,17 @@ impl Node {
         }
         let old = self.snapshot.load_full();
         let new = Arc::new(Snapshot::build(&config, &old));
-        self.capture(&config.capture)?;
+        self.inlets.follow(&config.inbound)?;
+        if let Err(error) = self.capture(&config.capture) {
+            self.steer_as_before();
+            return Err(error);
+        }
         // The workers first: what the kernel half hands over, they must know.
         self.snapshot.store(Arc::clone(&new));
         if let Err(error) = self.kernel.apply(&new) {
             self.snapshot.store(Arc::clone(&old));
             self.capture_as_before();
+            self.steer_as_before();
             self.apply_current();
             return Err(error);
         }
@@ -378,6 +419,12 @@ impl Node {
         // Namespaces that are captured now are served, and others no longer.
         self.scan();
         Ok(new)
+    }
+
+    fn steer_as_before(&mut self) {
+        if let Err(error) = self.inlets.follow(&self.config.inbound) {
+            tracing::error!(%error, "the inbound rules before are not whole again");
+        }
     }
 
     /// Captures by other rules, or by those before if these cannot be.

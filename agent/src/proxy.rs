@@ -1,6 +1,7 @@
 //! The corridor: a connection walks through the rooms in order.
 
 pub mod http;
+pub mod inbound;
 pub mod opaque;
 mod reach;
 
@@ -19,8 +20,9 @@ use crate::{
     balance::{Balancer, Choice},
     cluster::{Endpoint, Service, Snapshot},
     config::Protocol,
-    connect::Upstreams,
+    connect::{Upstreams, Visit},
     kernel::Flows,
+    limit,
     record::{Counter, Slab},
     ring::{Buffers, Socket, Stream, Watch},
     route::route,
@@ -40,6 +42,7 @@ pub struct Hop {
     pub slab: Arc<Slab>,
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     clusters: RefCell<Clusters>,
+    sources: RefCell<HashMap<u32, Rc<RefCell<limit::Sources>>>>,
     endpoint_down: Box<dyn Fn(u32, u32)>,
     is_draining: Cell<bool>,
     chance: Cell<u64>,
@@ -53,6 +56,8 @@ const OWN_TIME_SAMPLE: usize = 16;
 pub struct Cluster {
     /// The service.
     pub service: Arc<Service>,
+    /// For a connection that came in: the way to the program, which is the service's one endpoint.
+    visit: Option<Visit>,
     generation: u64,
     balancer: Balancer,
 }
@@ -82,6 +87,7 @@ impl Hop {
             slab,
             snapshot: RefCell::new(Cache::new(snapshot)),
             clusters: RefCell::default(),
+            sources: RefCell::default(),
             endpoint_down,
             is_draining: Cell::new(false),
             chance: Cell::new(seed),
@@ -122,6 +128,7 @@ impl Hop {
         let config = &service.config.policy;
         let cluster = Rc::new(Cluster {
             service: Arc::clone(service),
+            visit: None,
             generation: snapshot.generation,
             balancer: Balancer::new(config.balance, &choices, config.maglev_table_size),
         });
@@ -131,6 +138,9 @@ impl Hop {
 
     /// Brings a connection's cluster up to date; one whose service is gone stays as it was: connections live on.
     fn refresh(&self, cluster: &mut Rc<Cluster>) {
+        if cluster.visit.is_some() {
+            return;
+        }
         let generation = self.snapshot.borrow_mut().load().generation;
         if cluster.generation != generation
             && let Some(current) = self.cluster(cluster.service.id, cluster.service.config.address)

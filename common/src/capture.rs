@@ -53,6 +53,8 @@ pub const SOCK_DONE: u32 = 1;
 pub mod settings_flags {
     /// Some service and some capture rule may use the shortcut.
     pub const SHORTCUT: u32 = 1;
+    /// Accepting ends are to look whether they were told something of their connection: see [`crate::flow::Introduction`].
+    pub const INTRODUCTIONS: u32 = 1 << 1;
     /// Some cgroups are left out of what is captured around them: their hooks mark each socket that dials a service with
     /// [`super::Settings::rules`], and sockets with that mark pass. A mark of other rules means nothing.
     pub const EXCLUDED_CGROUPS: u32 = 1 << 8;

@@ -124,6 +124,30 @@ counters! {
     OriginalPublished = "originals_total" ["result" = "published"],
     /// Original destinations that found no room in the table.
     OriginalFull = "originals_total" ["result" = "full"],
+    /// Introductions of the dialling end published for the accepting end.
+    IntroductionPublished = "introductions_total" ["result" = "published"],
+    /// Introductions taken by the accepting end: its program hears the real client, or what was dialled.
+    IntroductionTaken = "introductions_total" ["result" = "taken"],
+    /// accept() and getpeername() answered with the address of the client for whom the agent dialled.
+    SourceName = "source_names_total" [],
+    /// SO_ORIGINAL_DST answered with the address that the client dialled.
+    OriginalAnswered = "original_dst_answers_total" [],
+    /// Lookups for a listener on a port that no inbound rule names: untouched.
+    InboundOther = "inbound_lookups_total" ["verdict" = "other_port"],
+    /// Lookups for a connection from the address that it goes to, the agent's own among them: to the program directly.
+    InboundSelf = "inbound_lookups_total" ["verdict" = "self"],
+    /// Lookups for a connection from an address of the node itself, as health probes come: to the program directly.
+    InboundNode = "inbound_lookups_total" ["verdict" = "node"],
+    /// Lookups for a connection from a source that the rule passes: to the program directly.
+    InboundPassed = "inbound_lookups_total" ["verdict" = "passed"],
+    /// Lookups for a connection from a source that the rule denies: refused.
+    InboundDenied = "inbound_lookups_total" ["verdict" = "denied"],
+    /// Lookups that gave a listener of the agent.
+    InboundSteered = "inbound_lookups_total" ["verdict" = "agent"],
+    /// Lookups that went to the program directly because the agent has no listener there, or is gone.
+    InboundNoListener = "inbound_lookups_total" ["verdict" = "fail_open_no_listener"],
+    /// Lookups that went to the program directly because the agent's heartbeat is old.
+    InboundHung = "inbound_lookups_total" ["verdict" = "fail_open_hung"],
     /// Handshakes with an endpoint that failed.
     HandshakeFailed = "handshakes_failed_total" [],
     /// Events that found no room in the ring buffer.

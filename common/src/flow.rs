@@ -3,6 +3,8 @@
 //! Addresses are network-order bytes kept in words as the kernel hands them out; IPv4 is mapped into IPv6 (`::ffff:a.b.c.d`),
 //! so that every table has one key shape for both families.
 
+use crate::seal::{SEED, mix, mix_address};
+
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
 /// `IPPROTO_UDP`.
@@ -139,6 +141,10 @@ pub mod conn_flags {
     pub const DIALLING: u32 = 1 << 3;
     /// Its end has been counted: where capture rules nest, the hook of the outer cgroup sees it too.
     pub const ENDED: u32 = 1 << 4;
+    /// The agent dials a program on behalf of a client: [`Conn::original`] is the client, and the program is to hear it as its peer.
+    pub const INTRODUCES: u32 = 1 << 5;
+    /// The accepting end is to be told what was dialled: [`Conn::original`].
+    pub const TELLS_ORIGINAL: u32 = 1 << 6;
     /// The agent only relays this connection: it may be joined from its first byte.
     pub const HOLD: u32 = 1 << 12;
     /// sock_ops is told of every state of this socket, and gives back what it holds when it closes.
@@ -160,6 +166,57 @@ pub struct FlowKey {
     pub client_sequence: u32,
     /// First byte the server will send.
     pub server_sequence: u32,
+}
+
+/// What the dialling end of a connection has to say to the accepting end on this host, published between the dialling end's establishment
+/// and the accepting end's, under their [`FlowKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Introduction {
+    /// For whom was dialled: what `accept` and `getpeername` of the accepting end answer. [`NOWHERE`]: for nobody else.
+    pub source: Address,
+    /// What was dialled: what `SO_ORIGINAL_DST` of the accepting end answers. [`NOWHERE`]: it is not told.
+    pub original: Address,
+    /// See [`Introduction::sealed`].
+    pub seal: u32,
+}
+
+/// No address.
+pub const NOWHERE: Address = Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 };
+
+impl Introduction {
+    /// The entry with its seal, for the key it will stand under: as [`crate::service::Service::sealed`]. A program must never hear a
+    /// stranger's address.
+    #[inline(always)]
+    pub fn sealed(mut self, key: &FlowKey) -> Self {
+        self.seal = self.seal_for(key);
+        self
+    }
+
+    /// Whether the entry is whole and belongs to this key.
+    #[inline(always)]
+    pub fn is_whole(&self, key: &FlowKey) -> bool {
+        self.seal == self.seal_for(key)
+    }
+
+    #[inline(always)]
+    fn seal_for(&self, key: &FlowKey) -> u32 {
+        let seal = mix_address(mix_address(SEED, &key.client), &key.server);
+        let seal = mix(mix(seal, key.client_sequence), key.server_sequence);
+        mix_address(mix_address(seal, &self.source), &self.original)
+    }
+}
+
+/// What an accepted socket was told, kept in its `sk_storage`: it dies with the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Accepted {
+    /// The peer that the kernel knows; a socket that was disconnected and dials has another.
+    pub peer: Address,
+    /// [`Introduction::source`].
+    pub source: Address,
+    /// [`Introduction::original`].
+    pub original: Address,
 }
 
 /// Where the agent finds what a captured connection dialled: the network namespace and the client's address.
@@ -194,6 +251,8 @@ const _: () = {
     assert!(size_of::<Address>() == 20);
     assert!(size_of::<Conn>() == 120);
     assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<Introduction>() == 44);
+    assert!(size_of::<Accepted>() == 60);
     assert!(size_of::<OriginalKey>() == 32);
     assert!(size_of::<Original>() == 48);
 };

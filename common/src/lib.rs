@@ -6,6 +6,7 @@
 //! - [`endpoint`]: one endpoint as the kernel half knows it;
 //! - [`limit`]: what a service and its sources may take, and what they have taken;
 //! - [`capture`]: what the agent tells the kernel half: settings, its listeners, and what the kernel half tells back: events;
+//! - [`inbound`]: what the kernel half needs to steer connections that come in to the agent;
 //! - [`shape`]: which maps of another version can be used again;
 //! - [`counter`]: the kernel half's per-CPU counters, one for each way a hook can end;
 //! - [`join`]: the two ends of a shortcut, and of two connections that are joined;
@@ -20,6 +21,7 @@ pub mod capture;
 pub mod counter;
 pub mod endpoint;
 pub mod flow;
+pub mod inbound;
 pub mod join;
 pub mod latency;
 pub mod limit;
@@ -47,6 +49,9 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
     size_of::<flow::Original>() as u32,
     size_of::<udp::Conversations>() as u32,
     size_of::<udp::Connected>() as u32,
+    size_of::<flow::Introduction>() as u32,
+    size_of::<flow::Accepted>() as u32,
+    size_of::<inbound::Port>() as u32,
     size_of::<service::Service>() as u32,
     size_of::<service::ChunkKey>() as u32,
     size_of::<service::Chunk>() as u32,
@@ -71,7 +76,7 @@ pub const ABI_STAMP: [u32; ABI_NAMES.len()] = [
 ];
 
 /// What each word of [`ABI_STAMP`] is, for the message of a mismatch.
-pub const ABI_NAMES: [&str; 31] = [
+pub const ABI_NAMES: [&str; 34] = [
     "abi version",
     "flow::Address",
     "flow::Conn",
@@ -82,6 +87,9 @@ pub const ABI_NAMES: [&str; 31] = [
     "flow::Original",
     "udp::Conversations",
     "udp::Connected",
+    "flow::Introduction",
+    "flow::Accepted",
+    "inbound::Port",
     "service::Service",
     "service::ChunkKey",
     "service::Chunk",

@@ -1,6 +1,6 @@
 //! The only `unsafe impl aya::Pod`s: every type here is `repr(C)`, `Copy`, free of padding (sizes asserted beside it) and of pointers.
 
-use crate::{capture, endpoint, flow, join, latency, limit, service, udp, watch};
+use crate::{capture, endpoint, flow, inbound, join, latency, limit, service, udp, watch};
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {
@@ -23,6 +23,13 @@ pod!(
     join::Half,
     join::Meeting,
     join::ShortcutStats,
+    flow::Introduction,
+    flow::Accepted,
+    inbound::PortKey,
+    inbound::Port,
+    inbound::AccessKey,
+    inbound::SourceVerdict,
+    inbound::SteerKey,
     service::Service,
     service::ChunkKey,
     service::Chunk,

@@ -71,6 +71,8 @@ pub mod service_flags {
     pub const SOURCE_UID: u32 = 1 << 9;
     /// The agent only relays its connections.
     pub const OPAQUE: u32 = 1 << 12;
+    /// Accepting ends are told what was dialled, for `SO_ORIGINAL_DST`.
+    pub const ORIGINAL_DST: u32 = 1 << 15;
 }
 
 /// Values of [`Service::algorithm`]: which slot of the table is taken.

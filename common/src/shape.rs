@@ -45,4 +45,4 @@ const BY_ID: &[&str] = &[
 
 /// Maps whose values live with a socket: nobody can carry them over. Where one of them is made anew, the hooks that read the old one
 /// stay until the last socket that has a value in it is gone.
-pub const OF_SOCKETS: &[&str] = &["CONNS", "CONVERSATIONS", "HALVES"];
+pub const OF_SOCKETS: &[&str] = &["ACCEPTED", "CONNS", "CONVERSATIONS", "HALVES"];

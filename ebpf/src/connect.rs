@@ -200,6 +200,9 @@ fn flags(service: &Service) -> u32 {
     if service.flags & service_flags::OPAQUE != 0 {
         flags |= conn_flags::HOLD;
     }
+    if service.flags & service_flags::ORIGINAL_DST != 0 {
+        flags |= conn_flags::TELLS_ORIGINAL;
+    }
     flags
 }
 

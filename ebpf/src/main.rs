@@ -15,6 +15,9 @@
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
 //! - [`latency`]: how long handshakes and round trips take;
 //! - [`watch`]: a flow has ended, and somebody watches;
+//! - [`sk_lookup`]: a connection comes in: to the program, to the agent, or to nobody;
+//! - [`introduce`]: the dialling end of a connection tells the accepting end for whom it dialled, or what;
+//! - [`sockopt`]: a program asks what its client dialled;
 //! - [`sk_msg`]: an enrolled socket sends: to the peer's socket, past the agent ([`join`]), or through TCP.
 //!
 //! Programs and maps are pinned and outlive the agent.
@@ -31,6 +34,7 @@ mod count;
 mod eject;
 mod event;
 mod exclude;
+mod introduce;
 mod join;
 mod latency;
 mod limit;
@@ -38,9 +42,11 @@ mod maps;
 mod mptcp;
 mod peer;
 mod release;
+mod sk_lookup;
 mod sk_msg;
 mod sock_ops;
 mod socket;
+mod sockopt;
 mod source;
 mod sweep;
 mod turn;

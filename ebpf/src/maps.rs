@@ -11,7 +11,8 @@ use sockway_common::{
     capture::{Listener, Settings, Source},
     counter,
     endpoint::{EjectPolicy, Endpoint, EndpointLive},
-    flow::{Address, Conn, FlowKey, Original, OriginalKey},
+    flow::{Accepted, Address, Conn, FlowKey, Introduction, Original, OriginalKey},
+    inbound::{AccessKey, Port, PortKey, SourceVerdict, SteerKey},
     join::{ENTRIES, Half, Join, Meeting, ShortcutStats},
     latency::EndpointLatency,
     limit::{LimitKey, LimitPolicy, LimitState},
@@ -207,6 +208,30 @@ pub struct Turns {
     pub end: u64,
     pub last_ns: u64,
 }
+
+/// Agent writes, sk_lookup reads: the ports whose connections go to the agent. A range takes at most 30 entries; when full the agent
+/// reports which ranges did not fit, and those go to the program.
+#[map]
+pub static INBOUND_PORTS: LpmTrie<PortKey, Port> = LpmTrie::with_max_entries(65_536, 0);
+
+/// Agent writes, sk_lookup reads: sources that a rule names, and the node's own addresses. When full the agent refuses the configuration:
+/// half of an access list is none.
+#[map]
+pub static INBOUND_SOURCES: LpmTrie<AccessKey, SourceVerdict> = LpmTrie::with_max_entries(262_144, 0);
+
+/// Agent writes, sk_lookup reads: the agent's inbound listeners, for each namespace, family and worker. The kernel takes a socket out
+/// when it is closed, also that of an agent that was killed: then the program serves.
+#[map]
+pub static INBOUND_SOCKETS: SockHash<SteerKey> = SockHash::with_max_entries(65_536, 0);
+
+/// sock_ops at the dialling end publishes, sock_ops at the accepting end takes, microseconds later. Soft state: of what was evicted the
+/// program hears the agent's address instead of the client's.
+#[map]
+pub static INTRODUCTIONS: LruHashMap<FlowKey, Introduction> = LruHashMap::with_max_entries(8192, 0);
+
+/// sock_ops writes, getpeername and getsockopt read. Dies with the socket.
+#[btf_map]
+pub static ACCEPTED: SkStorage<Accepted> = SkStorage::new();
 
 /// Key of [`SYNS`]: the client's and the server's address.
 #[repr(C)]

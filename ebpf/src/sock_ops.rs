@@ -27,7 +27,7 @@ use sockway_common::{
 };
 
 use crate::{
-    count, eject, event, latency,
+    count, eject, event, introduce, latency,
     maps::{CONNS, ENDPOINT_STATS, HALVES, MEETINGS, ORIGINALS, SETTINGS, SHORTCUT, SYNS, SynKey},
     release, socket, watch,
 };
@@ -141,6 +141,7 @@ fn publish(ctx: &SockOpsContext, conn: &Conn) {
 /// The dialling end is established; nothing has been sent.
 #[inline(always)]
 fn on_dialled(ctx: &SockOpsContext, allowed: bool) {
+    introduce::publish(ctx);
     let Some(conn) = socket::stored(&CONNS, socket::of_ops(ctx.ops)) else { return };
     latency::established(conn);
     eject::established(conn);
@@ -170,9 +171,7 @@ fn enrol_client(ctx: &SockOpsContext, conn: &Conn) -> Result<(), Counter> {
     if peer != SYN_ALLOWED {
         return Err(Counter::ShortcutPeerRemote);
     }
-    // SAFETY: two fields of the hook's context.
-    let (client_sequence, server_sequence) = unsafe { ((*ctx.ops).snd_nxt, (*ctx.ops).rcv_nxt) };
-    let key = FlowKey { client: syn.client, server: syn.server, client_sequence, server_sequence };
+    let key = dialled_key(ctx);
     let half = new_half(ctx, settings, key, half_state::WAITING)?;
     let (mine, theirs) = joinable(conn);
     (half.flags, half.service) = (mine, conn.service);
@@ -231,6 +230,7 @@ fn joinable(conn: &Conn) -> (u32, u32) {
 /// The accepting end is established; nothing has been received. If the dialling end was enrolled, so is this one, and they are a pair.
 #[inline(always)]
 fn on_accepted(ctx: &SockOpsContext, allowed: bool) {
+    introduce::take(ctx);
     if !shortcut_wanted() || decided(ctx) {
         return;
     }
@@ -283,8 +283,17 @@ fn enrol_server(ctx: &SockOpsContext) -> Result<(), Counter> {
     Ok(())
 }
 
+/// The name of a flow, as its dialling end finds it at establishment.
 #[inline(always)]
-fn accepted_key(ctx: &SockOpsContext) -> FlowKey {
+pub fn dialled_key(ctx: &SockOpsContext) -> FlowKey {
+    // SAFETY: two fields of the hook's context.
+    let (client_sequence, server_sequence) = unsafe { ((*ctx.ops).snd_nxt, (*ctx.ops).rcv_nxt) };
+    FlowKey { client: socket::local(ctx), server: socket::remote(ctx), client_sequence, server_sequence }
+}
+
+/// The same as its accepting end finds it.
+#[inline(always)]
+pub fn accepted_key(ctx: &SockOpsContext) -> FlowKey {
     // SAFETY: two fields of the hook's context.
     let (client_sequence, server_sequence) = unsafe { ((*ctx.ops).rcv_nxt, (*ctx.ops).snd_nxt) };
     FlowKey { client: socket::remote(ctx), server: socket::local(ctx), client_sequence, server_sequence }

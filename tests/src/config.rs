@@ -19,6 +19,7 @@ pub struct Config {
     captured: Vec<(String, String)>,
     capture: Vec<String>,
     services: Vec<Service>,
+    inbound: Vec<String>,
 }
 
 impl Config {
@@ -26,7 +27,7 @@ impl Config {
     pub fn new() -> Self {
         let instance = format!("test-{}-{}", process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
         let keys = vec!["workers: 2".to_owned(), "admin: { address: 127.0.0.1:0 }".to_owned()];
-        Self { instance, keys, captured: Vec::new(), capture: Vec::new(), services: Vec::new() }
+        Self { instance, keys, captured: Vec::new(), capture: Vec::new(), services: Vec::new(), inbound: Vec::new() }
     }
 
     /// Its instance name.
@@ -72,6 +73,17 @@ impl Config {
         Self { services: services.into_iter().collect(), ..self.clone() }
     }
 
+    /// Adds a rule for connections that come in: the keys of one, `name: web, ports: [80], protocol: tcp`.
+    pub fn inbound(mut self, rule: &str) -> Self {
+        self.inbound.push(rule.to_owned());
+        self
+    }
+
+    /// The same configuration with other rules for connections that come in.
+    pub fn with_inbound(&self, rules: &[&str]) -> Self {
+        Self { inbound: rules.iter().map(|rule| (*rule).to_owned()).collect(), ..self.clone() }
+    }
+
     /// Adds a top-level key, `drain_timeout_ms: 500` for example.
     pub fn set(mut self, key: &str) -> Self {
         let name = key.split(':').next();
@@ -91,6 +103,12 @@ impl Config {
         for (path, key) in &self.captured {
             let _ = writeln!(text, "    - {{ path: \"{path}\", {key} }}");
         }
+        if !self.inbound.is_empty() {
+            text.push_str("inbound:\n");
+        }
+        self.inbound.iter().for_each(|rule| {
+            let _ = writeln!(text, "  - {{ {rule} }}");
+        });
         if self.services.is_empty() {
             text.push_str("services: []\n");
         } else {

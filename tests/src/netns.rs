@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::unix::fs::MetadataExt,
     path::PathBuf,
     process::{self, Command},
@@ -54,6 +54,11 @@ impl Netns {
         self.ip(&["address", "add", address, "dev", "lo", "nodad"]);
     }
 
+    /// Sets a kernel parameter in it, `net.ipv4.ip_forward` for example.
+    pub fn sysctl(&self, name: &str, value: &str) {
+        ip(&["netns", "exec", &self.name, "sysctl", "-qw", &format!("{name}={value}")]);
+    }
+
     /// Its inode, by which `/proc/<pid>/ns/net` names it.
     pub fn inode(&self) -> u64 {
         self.inode
@@ -76,14 +81,24 @@ pub struct Veth {
     pub left: Ipv4Addr,
     /// The address at the end given second.
     pub right: Ipv4Addr,
+    /// The IPv6 address at the end given first.
+    pub left_v6: Ipv6Addr,
+    /// The IPv6 address at the end given second.
+    pub right_v6: Ipv6Addr,
 }
 
 impl Veth {
-    /// Lays a wire, with a /30 of 10.64.0.0/10 at its ends: each reaches the other and nothing else.
+    /// Lays a wire, with a /30 of 10.64.0.0/10 and a /64 of fd64::/32 at its ends: each reaches the other and nothing else.
     pub fn between(left: &Netns, right: &Netns) -> Self {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let network = u32::from(Ipv4Addr::new(10, 64, 0, 0)) + (serial % 0x0008_0000) * 4;
-        let wire = Self { left: Ipv4Addr::from(network + 1), right: Ipv4Addr::from(network + 2) };
+        let network_v6 = |end| Ipv6Addr::new(0xfd64, 0, (serial >> 16) as u16, serial as u16, 0, 0, 0, end);
+        let wire = Self {
+            left: Ipv4Addr::from(network + 1),
+            right: Ipv4Addr::from(network + 2),
+            left_v6: network_v6(1),
+            right_v6: network_v6(2),
+        };
         let device = format!("wire{serial}");
         ip(&[
             "link",
@@ -99,8 +114,9 @@ impl Veth {
             "netns",
             &right.name,
         ]);
-        for (netns, address) in [(left, wire.left), (right, wire.right)] {
+        for (netns, address, address_v6) in [(left, wire.left, wire.left_v6), (right, wire.right, wire.right_v6)] {
             netns.ip(&["address", "add", &format!("{address}/30"), "dev", &device]);
+            netns.ip(&["address", "add", &format!("{address_v6}/64"), "dev", &device, "nodad"]);
             netns.ip(&["link", "set", &device, "up"]);
         }
         wire

@@ -135,6 +135,16 @@ impl Cidr {
         (u32::from(prefix) <= width && bits & !mask(prefix.into(), width) == 0).then_some(cidr)
     }
 
+    /// Where they begin.
+    pub fn ip(&self) -> IpAddr {
+        self.ip
+    }
+
+    /// How many bits they share.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
     /// Whether it is one of them; an IPv4-mapped address is the IPv4 address that it stands for.
     pub fn contains(&self, ip: IpAddr) -> bool {
         let ((own, width), (other, other_width)) = (bits(self.ip), bits(ip.to_canonical()));

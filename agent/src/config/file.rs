@@ -5,6 +5,7 @@
 
 mod capture;
 mod conflicts;
+mod inbound;
 mod policy;
 mod section;
 mod service;
@@ -22,6 +23,7 @@ use std::{
 
 use self::{
     capture::{capture, default_capture},
+    inbound::inbound,
     section::{Field, Path, Problems, Section, shown},
     service::services,
     tree::Node,
@@ -137,7 +139,7 @@ pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
 }
 
 fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
-    let keys = ["instance", "workers", "drain_timeout_ms", "admin", "hook_stats", "capture", "services"];
+    let keys = ["instance", "workers", "drain_timeout_ms", "admin", "hook_stats", "capture", "services", "inbound"];
     let section = Section::open(tree, &Path::Root, &keys, problems)?;
     let instance = section.or("instance", || "default".to_owned(), instance, problems);
     let workers = section.or("workers", one_per_core, |field, p| field.integer(1..=WORKERS_MAX, p), problems);
@@ -147,6 +149,7 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
     let hook_stats = section.or("hook_stats", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let capture = section.or("capture", default_capture, capture, problems);
     let services = section.or("services", Vec::new, services, problems);
+    let inbound = section.or("inbound", Vec::new, inbound, problems);
     Some(Config {
         instance: instance?,
         workers: workers? as usize,
@@ -155,6 +158,7 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
         hook_stats: hook_stats?,
         capture: capture?,
         services: services?,
+        inbound: inbound?,
     })
 }
 

@@ -113,6 +113,16 @@ impl Flows {
         joined.inspect_err(|error| tracing::warn!(%error, "two connections were not joined")).ok()
     }
 
+    /// Lets the program that a socket of the agent, not yet connected, dials hear `client` as its peer.
+    pub fn introduce(&self, socket: BorrowedFd<'_>, service: &Service, client: SocketAddr) {
+        let Source::Kernel { conns, .. } = &*self.0 else { return };
+        let flags = conn_flags::AGENT | conn_flags::INTRODUCES;
+        let conn = Conn { original: address(client), service: service.id, flags, ..Conn::EMPTY };
+        if let Err(error) = sys::store(conns.as_fd(), socket, &conn) {
+            tracing::debug!(%error, "a client was not introduced: the program hears the agent's address");
+        }
+    }
+
     fn takes_shortcut(&self, service: &Service) -> bool {
         match &*self.0 {
             Source::Off(_) => false,

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{KernelError, cgroup, pins, sys};
+use super::{KernelError, cgroup, inbound, pins, sys};
 
 /// What the programs of one cgroup get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,10 @@ const PASSING: [Hook; 4] = [
 const WATCHING: Hook = ("allow_shortcut", "sockops");
 const WATCHING_ONLY: Hook = ("deny_shortcut", "sockops");
 
+/// What answers `SO_ORIGINAL_DST`: attached while some service tells its endpoints what was dialled, since it is asked for every option
+/// of every socket.
+const ANSWERING: Hook = ("ask_option", "getsockopt");
+
 /// `enum bpf_attach_type` of `include/uapi/linux/bpf.h`, by the names of hooks.
 const ATTACH_TYPES: &[(&str, u32)] = &[
     ("sockops", 3),
@@ -57,6 +61,7 @@ const ATTACH_TYPES: &[(&str, u32)] = &[
     ("recvmsg4", 19),
     ("recvmsg6", 20),
     ("getpeername4", 29),
+    ("getsockopt", 21),
     ("getpeername6", 30),
     ("sock_release", 34),
 ];
@@ -76,12 +81,18 @@ impl Policy {
 #[derive(Debug)]
 pub struct Hooks {
     programs: HashMap<String, OwnedFd>,
+    answers_original: bool,
 }
 
 impl Hooks {
     /// Of programs by their names.
     pub fn new(programs: HashMap<String, OwnedFd>) -> Self {
-        Self { programs }
+        Self { programs, answers_original: false }
+    }
+
+    /// Whether captured programs that are attached from now on can ask what their clients dialled.
+    pub fn answer_original(&mut self, answers: bool) -> bool {
+        std::mem::replace(&mut self.answers_original, answers) != answers
     }
 
     /// Attaches to `cgroup` what its policy asks for; the links are the caller's.
@@ -93,7 +104,11 @@ impl Hooks {
     /// The same by links pinned in `links`, each as `<cgroup id>-<hook>`. One that is pinned already has its program replaced, atomically;
     /// one that the policy does not ask for is taken away.
     pub fn pin(&self, path: &Path, policy: Policy, links: &Path) -> Result<(), KernelError> {
-        self.pin_all(path, &policy.hooks(), links)
+        let mut hooks = policy.hooks();
+        if self.answers_original && matches!(policy, Policy::Captured { .. }) {
+            hooks.push(ANSWERING);
+        }
+        self.pin_all(path, &hooks, links)
     }
 
     /// Attaches to the agent's own cgroup only what watches sockets: they are never captured but take part in the shortcut.
@@ -155,6 +170,9 @@ pub fn pinned(links: &Path) -> Result<HashSet<u64>, KernelError> {
     for entry in fs::read_dir(links).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
+        if name.to_str().is_some_and(inbound::is_pin) {
+            continue;
+        }
         let parts = name.to_str().and_then(|name| name.split_once('-'));
         match parts.filter(|(_, hook)| is_known(hook)).and_then(|(id, _)| id.parse::<u64>().ok()) {
             Some(id) => {

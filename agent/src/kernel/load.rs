@@ -57,6 +57,11 @@ pub const MAPS: &[&str] = &[
     "REPORTED",
     "NAMES",
     "LATENCIES",
+    "INBOUND_PORTS",
+    "INBOUND_SOURCES",
+    "INBOUND_SOCKETS",
+    "INTRODUCTIONS",
+    "ACCEPTED",
 ];
 /// Those of them whose size costs time and memory even when they are empty.
 const LARGE_MAPS: &[&str] = &[
@@ -82,11 +87,17 @@ const LARGE_MAPS: &[&str] = &[
     "LATENCIES",
     "JOINS",
     "SHORTCUT_STATS",
+    "INBOUND_SOCKETS",
+    "INTRODUCTIONS",
 ];
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
 /// That program. It reads the peer's memory (trap T18): a kernel that is locked down refuses it, and everything else works.
 const SHORTCUT_PROGRAM: &str = "send_direct";
+
+/// The program of the sk_lookup hook, and what tells it its namespace.
+pub const STEERING: &str = "steer";
+const STEERING_NETNS: &str = "NETNS";
 
 /// The names of all pinned maps.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -215,6 +226,21 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Refused>, KernelError> {
     Err(KernelError::Lacks { refused })
 }
 
+/// A copy of the object of which only the program of the sk_lookup hook is loaded, for one network namespace; on the maps pinned in `maps`.
+pub fn steering(maps: &Path, netns: u64) -> Result<Ebpf, KernelError> {
+    let object = OBJECT.ok_or(KernelError::NotBuilt)?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    for name in MAPS.iter().copied().chain([SHORTCUT_MAP]) {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    loader.override_global(STEERING_NETNS, &netns, true);
+    let mut ebpf = loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
+    let program = ebpf.program_mut(STEERING).ok_or_else(|| KernelError::NoProgram { name: STEERING.into() })?;
+    load_program(program).map_err(|source| KernelError::Program { hook: STEERING.into(), source: Box::new(source) })?;
+    Ok(ebpf)
+}
+
 fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
@@ -222,6 +248,8 @@ fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError
         Program::SockOps(program) => program.load(),
         Program::SkMsg(program) => program.load(),
         Program::SocketFilter(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
         // The object has no other kind; a new one is added here.
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
     }

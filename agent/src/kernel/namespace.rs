@@ -14,6 +14,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
@@ -25,7 +26,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use sockway_common::capture::{LISTENER_TAG, Listener};
 
 use super::{
-    KernelError,
+    KernelError, Place,
     ruled::Ruled,
     services,
     source::{Probe, Sources, Watched},
@@ -60,6 +61,8 @@ pub struct Namespaces {
 #[derive(Debug)]
 struct Served {
     cookie: u64,
+    /// Where it was found last.
+    path: PathBuf,
     /// Keeps the entry of SOURCES; `None` where addresses cannot be asked for.
     _source: Option<Watched>,
 }
@@ -82,6 +85,8 @@ pub struct Listening {
     pub socket: TcpListener,
     /// Cookie of the namespace it listens in.
     pub netns: u64,
+    /// Whether it is for connections that come in: then also where it is.
+    pub place: Option<Arc<Place>>,
 }
 
 /// What a scan changed.
@@ -169,12 +174,19 @@ impl Namespaces {
                 && seen.insert(inode)
             {
                 opened.extend(self.try_open(&path, &format!("process {pid}"), workers));
+                // Whoever it was found by may have gone.
+                self.served.entry(inode).and_modify(|served| served.path = path);
             }
         }
         let mut closed = self.close_gone(&seen);
         closed.extend(self.close_left_out());
         self.refused.retain(|inode| seen.contains(inode));
         Changes { opened, closed }
+    }
+
+    /// The namespaces that are served, each by its inode and a path at which it was.
+    pub fn served(&self) -> Vec<(u64, PathBuf)> {
+        self.served.iter().map(|(inode, served)| (*inode, served.path.clone())).collect()
     }
 
     /// Stops serving every namespace: from now on the hooks balance in the kernel. The cookies whose listeners the workers close.
@@ -243,33 +255,38 @@ impl Namespaces {
         let entry = Listener { port_v4: port(&inside.v4), port_v6: port(&inside.v6) };
         // Last: a hook that finds the entry finds tagged sockets.
         self.listeners.insert(inside.cookie, entry, 0).map_err(services::map_error("LISTENERS"))?;
-        self.served.insert(inode, Served { cookie: inside.cookie, _source: source });
+        self.served.insert(inode, Served { cookie: inside.cookie, path: path.to_owned(), _source: source });
         self.refused.remove(&inode);
-        Ok(Opened { netns: inside.cookie, found: found.to_owned(), workers: inside.shared_out(workers) })
+        Ok(Opened { netns: inside.cookie, found: found.to_owned(), workers: inside.shared_out(workers, None) })
     }
 }
 
 /// Sockets opened inside a namespace.
-struct Inside {
-    cookie: u64,
-    v4: Vec<TcpListener>,
-    v6: Vec<TcpListener>,
-    probe: Option<Probe>,
+pub(super) struct Inside {
+    /// The namespace's cookie.
+    pub(super) cookie: u64,
+    /// One for each worker.
+    pub(super) v4: Vec<TcpListener>,
+    /// The same, or none at all.
+    pub(super) v6: Vec<TcpListener>,
+    pub(super) probe: Option<Probe>,
 }
 
 impl Inside {
-    fn shared_out(self, workers: usize) -> Vec<Vec<Listening>> {
+    /// The sockets of each worker.
+    pub(super) fn shared_out(self, workers: usize, place: Option<&Arc<Place>>) -> Vec<Vec<Listening>> {
         let mut shares: Vec<Vec<Listening>> = (0..workers).map(|_| Vec::new()).collect();
         for family in [self.v4, self.v6] {
             for (share, socket) in shares.iter_mut().zip(family) {
-                share.push(Listening { socket, netns: self.cookie });
+                share.push(Listening { socket, netns: self.cookie, place: place.cloned() });
             }
         }
         shares
     }
 }
 
-fn open_inside(workers: usize) -> io::Result<Inside> {
+/// Opens listeners in the namespace of the calling thread.
+pub(super) fn open_inside(workers: usize) -> io::Result<Inside> {
     let v4 = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), workers)?;
     // No IPv6 in this namespace, or none at all: IPv4 alone is served.
     let v6 = listen(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers).unwrap_or_default();
@@ -407,7 +424,7 @@ pub(super) fn inode(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|meta| meta.ino())
 }
 
-fn for_each_process(mut visit: impl FnMut(&Path)) {
+pub(super) fn for_each_process(mut visit: impl FnMut(&Path)) {
     let Ok(entries) = fs::read_dir("/proc") else { return };
     for entry in entries.flatten() {
         if entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {

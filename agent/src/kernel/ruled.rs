@@ -154,7 +154,7 @@ fn read_cookie(path: &Path, inode: u64) -> io::Result<Option<u64>> {
 }
 
 /// Every path that the rules may mean, by the inode of the namespace that stands there.
-fn paths(rules: &NamespaceRules) -> HashMap<u64, Vec<String>> {
+pub(super) fn paths(rules: &NamespaceRules) -> HashMap<u64, Vec<String>> {
     let device = fs::metadata("/proc/self/ns/net").map(|meta| meta.dev()).ok();
     let mut paths: HashMap<u64, Vec<String>> = HashMap::new();
     let named = Path::new(NAMED);

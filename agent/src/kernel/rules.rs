@@ -115,6 +115,21 @@ impl Rules {
         rules.iter().map(|rule| Rule { path: rule.path.clone(), policy: policy(rule) }).collect()
     }
 
+    /// Lets captured programs ask what their clients dialled, or no longer.
+    pub fn answer_original(&mut self, answers: bool) -> Result<(), KernelError> {
+        if !self.hooks.answer_original(answers) {
+            return Ok(());
+        }
+        for found in self.attached.values() {
+            // One that has gone meanwhile is found so at the next look.
+            let pinned = self.hooks.pin(&found.path, found.policy, &self.links);
+            if cgroup::id(&found.path).ok() == Some(found.id) {
+                pinned?;
+            }
+        }
+        Ok(())
+    }
+
     /// Attaches cgroups that have come and forgets those that are gone. Whether any has.
     pub fn follow(&mut self) -> Result<bool, KernelError> {
         self.apply(false)

@@ -26,6 +26,7 @@ pub async fn drain(node: &mut Node, senses: &mut Senses, signal: i32) -> Result<
     node.not_ready = Some("draining".to_owned());
     // First the kernel half: from now on it balances by itself. Then the listeners, once nothing can be on its way to them.
     node.namespaces.close_all();
+    node.inlets.pause();
     let arrived = Instant::now() + ARRIVAL;
     if let Some(cut) = hear_until(node, senses, arrived).await? {
         return Ok(cut);

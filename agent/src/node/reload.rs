@@ -162,6 +162,7 @@ pub fn keep_fixed(old: &Config, new: Config) -> (Config, Vec<&'static str>) {
         drain_timeout: new.drain_timeout,
         hook_stats: new.hook_stats,
         services: new.services,
+        inbound: new.inbound,
     };
     (config, kept)
 }

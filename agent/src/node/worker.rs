@@ -24,7 +24,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::{
     accept::{Accepted, Gate, Listener, Permit},
     cluster::Snapshot,
-    kernel::Flows,
+    kernel::{Flows, Place},
     proxy::{self, Hop},
     record::{Counter, Slab},
     ring,
@@ -67,11 +67,15 @@ pub struct Listening {
     pub socket: TcpListener,
     /// Cookie of the network namespace in which it listens.
     pub netns: u64,
+    /// Whether it is for connections that come in: then also where it is.
+    pub place: Option<Arc<Place>>,
 }
 
 enum Command {
     Listen(Listening),
+    LetGo(u64),
     Unlisten(u64),
+    EndInside(u64),
     End { service: u32, endpoint: u32 },
     Drain,
     Stop,
@@ -120,9 +124,19 @@ impl Worker {
         self.tell(Command::Listen(listening));
     }
 
-    /// Closes its listeners in a network namespace; what is in their queues is still served.
+    /// Closes its listeners for connections that come in to a network namespace; what is in their queues is still served.
+    pub fn let_go(&self, netns: u64) {
+        self.tell(Command::LetGo(netns));
+    }
+
+    /// Closes its listeners in a network namespace for what programs there dial; what is in their queues is still served.
     pub fn unlisten(&self, netns: u64) {
         self.tell(Command::Unlisten(netns));
+    }
+
+    /// Ends connections that came in to a network namespace, which lives by them alone.
+    pub fn end_inside(&self, netns: u64) {
+        self.tell(Command::EndInside(netns));
     }
 
     /// Ends its connections to an endpoint, whatever goes on there.
@@ -195,7 +209,9 @@ async fn run(shared: WorkerShared, mut commands: UnboundedReceiver<Command>, vit
     while let Some(command) = commands.recv().await {
         match command {
             Command::Listen(listening) => inside.listen(listening),
-            Command::Unlisten(netns) => inside.unlisten(netns),
+            Command::LetGo(netns) => inside.close(netns, |listener| listener.place.is_some()),
+            Command::Unlisten(netns) => inside.close(netns, |listener| listener.place.is_none()),
+            Command::EndInside(netns) => inside.hop.upstreams.end_inside(netns),
             Command::End { service, endpoint } => inside.hop.upstreams.end(service, endpoint),
             Command::Drain => inside.drain(),
             Command::Stop => return inside.drain(),
@@ -206,7 +222,7 @@ async fn run(shared: WorkerShared, mut commands: UnboundedReceiver<Command>, vit
 impl Inside {
     fn listen(self: &Rc<Self>, listening: Listening) {
         let netns = listening.netns;
-        match Listener::new(listening.socket, netns) {
+        match Listener::new(listening.socket, netns, listening.place) {
             Ok(listener) => {
                 let listener = Rc::new(listener);
                 self.listeners.borrow_mut().entry(netns).or_default().push(Rc::clone(&listener));
@@ -216,29 +232,39 @@ impl Inside {
         }
     }
 
-    fn unlisten(self: &Rc<Self>, netns: u64) {
-        for listener in self.listeners.borrow_mut().remove(&netns).unwrap_or_default() {
-            listener.close(|socket, peer| self.serve(socket, netns, peer, None));
+    /// Closes the listeners in a namespace that are meant.
+    fn close(self: &Rc<Self>, netns: u64, is_meant: impl Fn(&Listener) -> bool) {
+        let all = self.listeners.borrow_mut().remove(&netns).unwrap_or_default();
+        let (closing, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|listener| is_meant(listener));
+        if !others.is_empty() {
+            self.listeners.borrow_mut().insert(netns, others);
+        }
+        for listener in closing {
+            listener.close(|socket, peer| self.serve(socket, &listener, peer, None));
         }
     }
 
     fn drain(self: &Rc<Self>) {
         let namespaces: Vec<u64> = self.listeners.borrow().keys().copied().collect();
-        namespaces.into_iter().for_each(|netns| self.unlisten(netns));
+        namespaces.into_iter().for_each(|netns| self.close(netns, |_| true));
         self.hop.drain();
     }
 
     fn serve(
         self: &Rc<Self>,
         socket: std::os::fd::OwnedFd,
-        netns: u64,
+        listener: &Listener,
         peer: std::net::SocketAddr,
         permit: Option<Permit>,
     ) {
         let served = Served::begin(&self.vitals);
         let hop = Rc::clone(&self.hop);
+        let (netns, place) = (listener.netns, listener.place.clone());
         tokio_uring::spawn(async move {
-            proxy::serve(hop, socket, netns, peer).await;
+            match place {
+                Some(place) => proxy::inbound::serve(hop, socket, place, peer).await,
+                None => proxy::serve(hop, socket, netns, peer).await,
+            }
             drop((permit, served));
         });
     }
@@ -249,7 +275,7 @@ async fn accept(inside: Rc<Inside>, listener: Rc<Listener>) {
     loop {
         let permit = inside.gate.permit().await;
         match listener.accept().await {
-            Ok(Accepted::Connection(socket, peer)) => inside.serve(socket, listener.netns, peer, Some(permit)),
+            Ok(Accepted::Connection(socket, peer)) => inside.serve(socket, &listener, peer, Some(permit)),
             Ok(Accepted::Closed) => return,
             Err(error) => {
                 inside.hop.slab.count(Counter::AcceptFailed);

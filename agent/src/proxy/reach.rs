@@ -11,7 +11,7 @@ use super::{Cluster, Hop};
 use crate::{
     balance::Ask,
     cluster::{Endpoint, Service, Stage},
-    connect::ConnectError,
+    connect::{ConnectError, Visit},
     record::Counter,
     ring::Stream,
 };
@@ -111,6 +111,9 @@ impl Hop {
         tried: &mut Tried,
         fresh: bool,
     ) -> Result<Upstream, Unreached> {
+        if let Some(visit) = &cluster.visit {
+            return self.reach_inside(cluster, visit, tried, fresh).await;
+        }
         let mut why = Unreached::NoEndpoint;
         while let Some(chosen) = self.choose(cluster, tried) {
             let endpoint = &cluster.service.endpoints[chosen];
@@ -140,6 +143,39 @@ impl Hop {
         Err(why)
     }
 
+    /// A connection to the program that a client has dialled. There is no other to try, and none to set down: what it refuses now it may
+    /// take the next time.
+    async fn reach_inside(
+        &self,
+        cluster: &Rc<Cluster>,
+        visit: &Visit,
+        tried: &mut Tried,
+        fresh: bool,
+    ) -> Result<Upstream, Unreached> {
+        if !tried.indexes.is_empty() {
+            return Err(Unreached::NoEndpoint);
+        }
+        if !fresh && let Some(stream) = visit.reuse() {
+            self.slab.count(Counter::UpstreamReused);
+            return Ok(lease(cluster, 0, stream, true));
+        }
+        let why = match self.upstreams.dial_inside(&cluster.service, visit).await {
+            Ok(stream) => {
+                self.slab.count(Counter::UpstreamFresh);
+                return Ok(lease(cluster, 0, stream, false));
+            }
+            Err(ConnectError::Ours(error)) => {
+                tracing::error!(%error, "no socket for a connection to a program");
+                return Err(Unreached::NoSocket);
+            }
+            Err(ConnectError::Late(timeout)) => Unreached::Late(timeout),
+            Err(ConnectError::Failed(_)) => Unreached::NoEndpoint,
+        };
+        cluster.service.endpoints[0].state.connect_failures.fetch_add(1, Relaxed);
+        tried.indexes.push(0);
+        Err(why)
+    }
+
     /// The next endpoint to try.
     fn choose(&self, cluster: &Cluster, tried: &Tried) -> Option<usize> {
         if tried.indexes.len() >= TRIES_MAX {
@@ -163,6 +199,9 @@ impl Hop {
     /// Keeps the connection of a finished exchange for the next.
     pub(super) fn keep(&self, upstream: Upstream) {
         let Upstream { stream, lease, .. } = upstream;
+        if let Some(visit) = &lease.cluster.visit {
+            return visit.keep(stream);
+        }
         if !self.is_draining() && lease.endpoint().state.stage() == Stage::Active {
             self.upstreams.keep(&lease.cluster.service, lease.endpoint(), stream);
         }

@@ -17,7 +17,7 @@ use sockway_common::{
 
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
-    cluster::{Endpoint, Leaving, Service, Snapshot},
+    cluster::{Endpoint, Inbound, Leaving, Service, Snapshot},
     config::{Config, file},
     kernel::{Fill, HookTime},
 };
@@ -190,6 +190,7 @@ impl Observed {
             },
             "capabilities": self.capabilities.iter().cloned().collect::<HashMap<String, bool>>(),
             "services": services,
+            "inbound": self.snapshot.inbound.iter().map(|rule| inbound_json(rule)).collect::<Vec<Value>>(),
             "leaving": leaving,
         })
     }
@@ -290,6 +291,17 @@ fn leaving_json(leaving: &Leaving, kernel: &KernelSide) -> Value {
     json!({
         "service": leaving.config.name,
         "endpoint": endpoint_json(leaving.service, &leaving.endpoint, kernel),
+    })
+}
+
+fn inbound_json(rule: &Inbound) -> Value {
+    let state = &rule.state;
+    json!({
+        "name": rule.config.name,
+        "protocol": file::protocol_word(rule.config.protocol),
+        "active": state.open.load(Ordering::Relaxed),
+        "accepted": state.accepted.load(Ordering::Relaxed),
+        "refused": state.refused.iter().map(|count| count.load(Ordering::Relaxed)).sum::<u64>(),
     })
 }
 

@@ -4,6 +4,7 @@
 //! well, and the labels are bounded by what is configured now. Written here and not through the facade are histograms, whose totals it cannot
 //! set, and what there is of every endpoint: a hundred thousand of them would keep its registry busy for seconds.
 
+mod inbound;
 mod measured;
 
 use std::{
@@ -35,6 +36,7 @@ pub fn render(observed: &Observed) -> String {
     kernel_endpoints(&mut text, observed);
     measured::write(&mut text, observed);
     shortcut_services(&mut text, observed);
+    inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);
     }

@@ -18,6 +18,8 @@ sockway_common::counters! {
     NoMemory = "connections_closed_total" ["reason" = "no_memory"],
     /// Connections closed because the service they dialled is gone.
     NoService = "connections_closed_total" ["reason" = "no_service"],
+    /// Connections that came in and were reset because a limit was reached.
+    InboundRefused = "connections_closed_total" ["reason" = "inbound_limit"],
     /// HTTP connections that the client ended between exchanges.
     ClientDone = "connections_closed_total" ["reason" = "client_done"],
     /// HTTP connections ended behind a response, because one side or the framing asked for it.

@@ -3,7 +3,7 @@
 use std::{
     io,
     mem::ManuallyDrop,
-    net::{Shutdown, SocketAddr},
+    net::{IpAddr, Shutdown, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     rc::Rc,
     time::Duration,
@@ -26,6 +26,21 @@ impl Socket {
     /// Takes an accepted socket under watch.
     pub fn accepted(fd: OwnedFd, watch: &Rc<Watch>) -> Self {
         Self::owned(fd, watch, NOBODY)
+    }
+
+    /// As [`Socket::accepted`], for one that belongs to an `owner`.
+    pub fn accepted_for(fd: OwnedFd, watch: &Rc<Watch>, owner: u64) -> Self {
+        Self::owned(fd, watch, owner)
+    }
+
+    /// A socket that was made for connecting, from the address `from` and any port.
+    pub fn dialling_from(fd: OwnedFd, from: IpAddr, watch: &Rc<Watch>, owner: u64) -> io::Result<Self> {
+        let socket = Self::owned(fd, watch, owner);
+        let fd = SockRef::from(&*socket.fd);
+        fd.set_tcp_nodelay(true)?;
+        choose_port_late(socket.as_raw_fd())?;
+        fd.bind(&SocketAddr::new(from, 0).into())?;
+        Ok(socket)
     }
 
     fn owned(fd: OwnedFd, watch: &Rc<Watch>, owner: u64) -> Self {
@@ -98,10 +113,26 @@ impl Socket {
         let _ = fd.connect(&unspecified);
     }
 
+    /// The address at this end.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        let local = SockRef::from(&*self.fd).local_addr()?;
+        local.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
     /// The error that is pending on it, if any.
     pub fn take_error(&self) -> Option<io::Error> {
         SockRef::from(&*self.fd).take_error().ok().flatten()
     }
+}
+
+/// A port that is chosen in connect() has to differ only among connections to the same destination (`IP_BIND_ADDRESS_NO_PORT`).
+fn choose_port_late(fd: RawFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the option is a number, of which the call reads `length` bytes.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, (&raw const on).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 impl AsFd for Socket {

@@ -104,7 +104,7 @@ fn pattern(field: &Field<'_>, problems: &mut Problems) -> Option<Pattern> {
     pattern
 }
 
-fn namespaces(field: &Field<'_>, problems: &mut Problems) -> Option<NamespaceRules> {
+pub(super) fn namespaces(field: &Field<'_>, problems: &mut Problems) -> Option<NamespaceRules> {
     let section = Section::open(field.node, &field.path, &["only", "except"], problems)?;
     let only = section.or("only", Vec::new, namespace_names, problems);
     if let (Some(field), Some([])) = (section.get("only"), only.as_deref()) {
@@ -140,10 +140,6 @@ fn namespace_names(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Nam
 
 fn except(field: &Field<'_>, problems: &mut Problems) -> Option<Except> {
     let section = Section::open(field.node, &field.path, &["ports", "cidrs", "uids"], problems)?;
-    let port = |field: &Field<'_>, problems: &mut Problems| {
-        let range = range(field, 1..=u16::MAX.into(), "port", "22 or 8000-8010", problems)?;
-        Some(*range.start() as u16..=*range.end() as u16)
-    };
     let ports = section.or("ports", Vec::new, |field, p| each(field, p, port), problems);
     let cidrs = section.or("cidrs", Vec::new, |field, p| each(field, p, cidr), problems);
     // The last number means "no user" to the kernel.
@@ -152,8 +148,14 @@ fn except(field: &Field<'_>, problems: &mut Problems) -> Option<Except> {
     Some(Except { ports: ports?, cidrs: cidrs?, uids: uids? })
 }
 
+/// A port, or a range of them.
+pub(super) fn port(field: &Field<'_>, problems: &mut Problems) -> Option<RangeInclusive<u16>> {
+    let range = range(field, 1..=u16::MAX.into(), "port", "22 or 8000-8010", problems)?;
+    Some(*range.start() as u16..=*range.end() as u16)
+}
+
 /// A list of which each item is read; what is wrong with one does not hide the next.
-fn each<T>(
+pub(super) fn each<T>(
     field: &Field<'_>,
     problems: &mut Problems,
     read: impl Fn(&Field<'_>, &mut Problems) -> Option<T>,
@@ -192,7 +194,7 @@ fn range(
 }
 
 /// `IP/PREFIX`, or one IP.
-fn cidr(field: &Field<'_>, problems: &mut Problems) -> Option<Cidr> {
+pub(super) fn cidr(field: &Field<'_>, problems: &mut Problems) -> Option<Cidr> {
     let text = field.text(problems)?;
     let (ip, prefix) = text.split_once('/').map_or((text, None), |(ip, prefix)| (ip, Some(prefix)));
     let Ok(ip) = ip.parse::<IpAddr>() else {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    MODES, PROTOCOLS, SHORTCUTS, STATES,
+    MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES,
     conflicts::Conflicts,
     milliseconds, policy,
     section::{Field, Path, Position, Problems, Section, shown},
@@ -12,8 +12,8 @@ use super::{
 use crate::config::{Endpoint, Mode, Policy, Protocol, Service, Shortcut};
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
-const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
-const CONNECT_TIMEOUT_MS_MAX: u32 = 120_000; // Linux itself gives up after about two minutes (tcp_syn_retries = 6)
+pub(super) const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
+pub(super) const CONNECT_TIMEOUT_MS_MAX: u32 = 120_000; // Linux itself gives up after about two minutes (tcp_syn_retries = 6)
 const PROBE_INTERVAL_MS_MAX: u32 = 3_600_000;
 const ENDPOINT_DRAIN_MS: u32 = 30_000; // what Kubernetes gives a pod to end
 const ENDPOINT_DRAIN_MS_MAX: u32 = 86_400_000;
@@ -45,6 +45,7 @@ pub(super) struct Draft {
     pub(super) mode: Option<Option<Mode>>,
     pub(super) policy: Option<Policy>,
     pub(super) shortcut: Option<Shortcut>,
+    original_dst: Option<bool>,
     pub(super) connect_timeout_ms: Option<u32>,
     pub(super) probe_interval_ms: Option<Option<u32>>,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
@@ -77,6 +78,7 @@ impl Draft {
             protocol: self.protocol?,
             policy: self.policy?,
             shortcut: self.shortcut?,
+            original_dst: self.original_dst?,
             connect_timeout: milliseconds(self.connect_timeout_ms?),
             probe_interval: self.probe_interval_ms?.map(milliseconds),
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
@@ -93,6 +95,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "protocol",
         "mode",
         "shortcut",
+        "original_dst",
         "connect_timeout_ms",
         "probe_interval_ms",
         "endpoint_drain_ms",
@@ -116,6 +119,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         mode: section.or("mode", || None, |field, p| field.choice(&MODES, p).map(Some), problems),
         policy: policy::policy(&section, problems),
         shortcut: section.or("shortcut", Shortcut::default, |field, p| field.choice(&SHORTCUTS, p), problems),
+        original_dst: section.or("original_dst", || false, |field, p| field.choice(&SWITCHES, p), problems),
         connect_timeout_ms: section.or(
             "connect_timeout_ms",
             || CONNECT_TIMEOUT_MS,
@@ -139,6 +143,12 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     };
     if draft.mode() == Some(Mode::Agent) {
         policy::refuse_in_agent(&section, path, problems);
+    }
+    let by_agent = draft.mode() == Some(Mode::Agent) || protocol == Some(Protocol::Udp);
+    if let (Some(true), true, Some(field)) = (draft.original_dst, by_agent, section.get("original_dst")) {
+        let what = "is told of TCP connections that the kernel balances, straight to the endpoint; \
+                    use protocol: tcp and mode: kernel, or leave the key out";
+        field.refuse(what, problems);
     }
     Some(draft)
 }
@@ -178,7 +188,7 @@ fn refuse_foreign_keys(section: &Section<'_>, protocol: Option<Protocol>, proble
     }
 }
 
-fn service_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+pub(super) fn service_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
     let text = field.text(problems)?;
     let fits = (1..=NAME_CHARS_MAX).contains(&text.len());
     if fits && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) {

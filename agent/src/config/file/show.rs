@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES};
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
+    inbound::{Inbound, Limit as InboundLimit, Limits as InboundLimits},
     policy::{Limits, Take},
 };
 
@@ -20,6 +21,7 @@ pub fn show(config: &Config) -> Value {
         "hook_stats": word(&SWITCHES, config.hook_stats),
         "capture": show_capture(&config.capture),
         "services": config.services.iter().map(show_service).collect::<Vec<Value>>(),
+        "inbound": config.inbound.iter().map(show_inbound).collect::<Vec<Value>>(),
     })
 }
 
@@ -78,6 +80,7 @@ fn show_service(service: &Service) -> Value {
         "protocol": protocol_word(service.protocol),
         "mode": mode_word(service.mode),
         "shortcut": shortcut_word(service.shortcut),
+        "original_dst": word(&SWITCHES, service.original_dst),
         "connect_timeout_ms": milliseconds(service.connect_timeout),
         "probe_interval_ms": service.probe_interval.map(milliseconds),
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
@@ -116,6 +119,39 @@ fn show_take(take: &Take) -> Value {
         "connections": take.connections,
         "connections_per_second": take.rate.map(|rate| rate.per_second),
         "burst": take.rate.map(|rate| rate.burst),
+    })
+}
+
+fn show_inbound(rule: &Inbound) -> Value {
+    let namespaces = &rule.namespaces;
+    json!({
+        "name": rule.name,
+        "ports": rule.ports.iter().map(range).collect::<Vec<String>>(),
+        // No list is every namespace, an empty one would be none.
+        "namespaces": {
+            "only": (!namespaces.only.is_empty()).then(|| texts(&namespaces.only)),
+            "except": texts(&namespaces.except),
+        },
+        "protocol": protocol_word(rule.protocol),
+        "connect_timeout_ms": milliseconds(rule.connect_timeout),
+        "limits": show_inbound_limits(&rule.limits),
+        "allow": texts(&rule.sources.allow),
+        "deny": texts(&rule.sources.deny),
+        "pass": texts(&rule.sources.pass),
+    })
+}
+
+fn show_inbound_limits(limits: &InboundLimits) -> Value {
+    let mut shown = show_inbound_limit(&limits.all);
+    shown["per_source"] = show_inbound_limit(&limits.per_source);
+    shown
+}
+
+fn show_inbound_limit(limit: &InboundLimit) -> Value {
+    json!({
+        "connections": limit.connections,
+        "connections_per_second": limit.rate.map(|rate| rate.per_second),
+        "burst": limit.rate.map(|rate| rate.burst),
     })
 }
 

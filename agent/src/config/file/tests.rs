@@ -151,10 +151,12 @@ fn the_default_file_says_the_defaults() {
 
 #[test]
 fn the_commented_example_of_the_default_file_is_good() {
-    let (_, example) = DEFAULT.split_once("services: []\n").expect("the example follows");
-    let example: String = example.lines().map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
-    let config = parse(&format!("services:\n{example}"), "F").expect("a good file");
+    let (_, examples) = DEFAULT.split_once("services: []\n").expect("the examples follow");
+    let examples = examples.replace("inbound: []", "inbound:");
+    let examples: String = examples.lines().map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
+    let config = parse(&format!("services:\n{examples}"), "F").expect("a good file");
     assert_eq!(config.services[0].endpoints[0].weight, 3);
+    assert_eq!(config.inbound[0].ports, [8080..=8080, 9000..=9010]);
 }
 
 #[test]
@@ -203,7 +205,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("wrokers: 2\n", "F:1:1: wrokers: unknown key; did you mean workers?"),
         (
             "zebra: 2\n",
-            "F:1:1: zebra: unknown key; known here: instance, workers, drain_timeout_ms, admin, hook_stats, capture, services",
+            "F:1:1: zebra: unknown key; known here: instance, workers, drain_timeout_ms, admin, hook_stats, capture, services, inbound",
         ),
         ("admin: { adress: 127.0.0.1:1 }\n", "F:1:10: admin.adress: unknown key; did you mean address?"),
         ("admin: 127.0.0.1:9901\n", "F:1:8: admin: expected a mapping, found a text; write its keys: address"),
@@ -239,7 +241,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("services: {}\n", "F:1:11: services: expected a list, found a mapping; begin each item with \"- \""),
         (
             "services: [ a ]\n",
-            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, shortcut, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, udp_idle_timeout_ms, endpoints, balance, source, affinity_timeout_ms, maglev_table_size, limits, eject",
+            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, shortcut, original_dst, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, udp_idle_timeout_ms, endpoints, balance, source, affinity_timeout_ms, maglev_table_size, limits, eject",
         ),
         (
             "- a\n",

@@ -109,6 +109,7 @@ fn flags(service: &Service, shortcut: bool) -> u32 {
     [
         (config.mode == Mode::Agent, service_flags::AGENT),
         (shortcut, service_flags::SHORTCUT),
+        (service.config.original_dst, service_flags::ORIGINAL_DST),
         (flows::is_opaque(service), service_flags::OPAQUE),
         (live, service_flags::LIVE),
         (config.policy.eject.is_some(), service_flags::EJECT),

@@ -48,7 +48,7 @@ impl Hop {
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let shared = WorkerShared { snapshot: Arc::clone(&snapshot), flows, slab: Arc::clone(&slab), events: sender };
         let worker = Worker::spawn(0, shared).unwrap();
-        worker.listen(Listening { socket, netns: 7 });
+        worker.listen(Listening { socket, netns: 7, place: None });
         Self { worker, address, slab, events, snapshot }
     }
 
@@ -73,6 +73,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
         drain_timeout: PATIENCE,
         admin_address: ([127, 0, 0, 1], 0).into(),
         hook_stats: false,
+        inbound: Vec::new(),
         capture: Capture {
             cgroup_mount: None,
             bpffs: "/".into(),
@@ -87,6 +88,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             mode: Mode::Agent,
             policy: Policy::default(),
             shortcut: Shortcut::Off,
+            original_dst: false,
             connect_timeout: Duration::from_millis(300),
             probe_interval: None,
             udp_idle_timeout: PATIENCE,

@@ -1,0 +1,116 @@
+//! A connection that came in: who is it, may it pass, and then on to the program that it dialled, as its protocol wants it.
+
+use std::{cell::RefCell, net::SocketAddr, os::fd::OwnedFd, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
+
+use super::{Cluster, Hop, http, opaque};
+use crate::{
+    balance::{Balancer, Choice},
+    cluster::{Inbound, Refused, Service},
+    config::Protocol,
+    connect::Visit,
+    kernel::{OriginalDst, Place, monotonic_ns},
+    limit,
+    record::Counter,
+    ring::{Socket, Stream},
+};
+
+/// Serves one accepted connection of `client`.
+pub async fn serve(hop: Rc<Hop>, socket: OwnedFd, place: Arc<Place>, client: SocketAddr) {
+    hop.slab.count(Counter::Accepted);
+    let socket = hop.upstreams.accepted_inside(socket, place.netns);
+    let outcome = serve_watched(&hop, socket, place, client).await;
+    hop.slab.count(outcome);
+}
+
+async fn serve_watched(hop: &Rc<Hop>, socket: Socket, place: Arc<Place>, client: SocketAddr) -> Counter {
+    // The hook changes no address: what the client dialled is where the connection ends.
+    let Ok(dialled) = socket.local() else {
+        return Counter::NoOriginal;
+    };
+    let rule = hop.inbound(&place, dialled.port());
+    let Some(rule) = rule else {
+        // Its rule is gone, or a program of the namespace has dialled our listener itself.
+        socket.reset();
+        return Counter::NoService;
+    };
+    let entered = match Entered::by(hop, &rule, client) {
+        Ok(entered) => entered,
+        Err(refused) => {
+            rule.state.refused[refused as usize].fetch_add(1, Relaxed);
+            socket.reset();
+            return Counter::InboundRefused;
+        }
+    };
+    let Ok(downstream) = Stream::new(socket) else { return Counter::NoMemory };
+    let cluster = Rc::new(Cluster {
+        service: Arc::clone(&rule.service),
+        visit: Some(Visit::new(place, client, dialled)),
+        generation: 0,
+        balancer: only(&rule.service, dialled),
+    });
+    // Where there is one endpoint, no hash of the source is asked for.
+    let original = OriginalDst { address: dialled, service: rule.service.id, source: 0 };
+    let outcome = match rule.config.protocol {
+        Protocol::Http => http::serve(hop, downstream, cluster, original).await,
+        _ => opaque::serve(hop, downstream, cluster, original.source).await,
+    };
+    drop(entered);
+    outcome
+}
+
+/// Chooses among the one endpoint that there is.
+fn only(service: &Service, program: SocketAddr) -> Balancer {
+    let policy = &service.config.policy;
+    Balancer::new(policy.balance, &[Choice { endpoint: 0, weight: 1, address: program }], policy.maglev_table_size)
+}
+
+/// A place among the connections of a rule, given back when dropped.
+struct Entered {
+    rule: Arc<Inbound>,
+    /// The worker's count of the client's address, where the rule limits that.
+    source: Option<(Rc<RefCell<limit::Sources>>, std::net::IpAddr)>,
+}
+
+impl Entered {
+    fn by(hop: &Hop, rule: &Arc<Inbound>, client: SocketAddr) -> Result<Self, Refused> {
+        let limits = &rule.config.limits;
+        if !limit::enter(&rule.state.open, limits.all.connections) {
+            return Err(Refused::Connections);
+        }
+        // From here on what is refused gives its place back.
+        let mut entered = Self { rule: Arc::clone(rule), source: None };
+        let now = monotonic_ns();
+        if rule.config.counts_sources() {
+            let sources = hop.sources(rule.service.id);
+            let ip = client.ip().to_canonical();
+            sources.borrow_mut().enter(ip, &limits.per_source, now)?;
+            entered.source = Some((sources, ip));
+        }
+        if limits.all.rate.is_some_and(|rate| !limit::take(&rule.state.bucket, rate, now)) {
+            return Err(Refused::Rate);
+        }
+        rule.state.accepted.fetch_add(1, Relaxed);
+        Ok(entered)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        limit::leave(&self.rule.state.open);
+        if let Some((sources, ip)) = &self.source {
+            sources.borrow_mut().leave(*ip, monotonic_ns());
+        }
+    }
+}
+
+impl Hop {
+    /// The rule for a port, as of now.
+    fn inbound(&self, place: &Place, port: u16) -> Option<Arc<Inbound>> {
+        self.snapshot.borrow_mut().load().inbound(&place.paths, place.is_host, port).cloned()
+    }
+
+    /// This worker's counts by source of a rule, by the id of its service.
+    fn sources(&self, rule: u32) -> Rc<RefCell<limit::Sources>> {
+        Rc::clone(self.sources.borrow_mut().entry(rule).or_default())
+    }
+}
