@@ -293,3 +293,34 @@ fn what_cannot_be_explained_is_refused_with_what_to_do() {
     let output = process::run(Room::default(), command);
     assert_eq!(output.status.code(), Some(77), "{}", said(&output));
 }
+
+#[test]
+fn a_limit_that_is_reached_is_told_with_what_is_taken() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, refusing, passing) = (stage.echo("origin"), stage.address(), stage.address());
+    let limited = |name, address, over| {
+        let limits = format!("limits: {{ connections: 1, over: {over} }}");
+        Service::kernel_tcp(name, address).set(&limits).to(origin.address())
+    };
+    let agent = Agent::start(
+        &stage.config().service(limited("refusing", refusing, "refuse")).service(limited("passing", passing, "pass")),
+    );
+    assert_verdict(&explain_and_dial(&agent, stage.client(), refusing), "kernel", "balanced");
+    let open = [refusing, passing].map(|service| {
+        // What was dialled above has to be given back first.
+        wait::until_some("room under the limit", wait::SOON, || stage.dial(service).ok())
+    });
+    let told = explain_and_dial(&agent, stage.client(), refusing);
+    assert_verdict(&told, "refused", "over_limit_refused");
+    let limit = &told["service"]["limits"][0];
+    assert_eq!(
+        (&limit["of"], &limit["open"], &limit["open_max"]),
+        (&"service".into(), &1.into(), &1.into()),
+        "{told:#}"
+    );
+    assert_verdict(&explain_and_dial(&agent, stage.client(), passing), "passed", "over_limit_passed");
+    drop(open);
+    wait::until("what was taken to be given back", wait::SOON, || {
+        explain(agent.instance(), refusing, &stage.client().pid().to_string(), &[])["now"]["path"] == "kernel"
+    });
+}
