@@ -28,9 +28,9 @@ use crate::{
 };
 
 /// Cookie of the network namespace that this copy of the program is attached to: the hook's context does not tell, so the agent loads
-/// a copy for each.
+/// a copy for each. The value stands for nothing, but no other constant may have it: the linker makes one of those that are equal.
 #[unsafe(no_mangle)]
-pub static NETNS: u64 = 0;
+pub static NETNS: u64 = 0x6e65_746e_7363_6f6b;
 
 /// Nobody has it: the client is told so.
 const DROP: u32 = 0;
