@@ -60,21 +60,17 @@ pub fn source(service: &Service, netns: u64) -> u64 {
     }
 }
 
-/// An endpoint of the service at `dialled`; `None` when there is none to choose. The agent may have swapped the table since the service
-/// was read: then once more with what stands there now.
+/// An endpoint of the service; `None` when there is none to choose. The agent may have swapped the table since the service was read: what
+/// it replaced stays for a while.
 #[inline(always)]
-pub fn endpoint(dialled: &Address, service: &Service, source: u64, now: u64) -> Option<Chosen> {
-    let mut service = *service;
-    for _ in 0..2 {
-        let id = choose(&service, source, now);
-        if id != NONE
-            && let Some(endpoint) = read_endpoint(service.id, id as u32)
-        {
-            return Some(Chosen { address: endpoint.address, endpoint: id as u32 });
-        }
-        service = service_at(dialled)?;
+pub fn endpoint(service: &Service, source: u64, now: u64) -> Option<Chosen> {
+    let (table, shape) = Table::of(service).packed();
+    let id = choose(table, shape, source, now, u64::from(service.affinity_ms));
+    if id == NONE {
+        return None;
     }
-    None
+    let endpoint = read_endpoint(service.id, id as u32)?;
+    Some(Chosen { address: endpoint.address, endpoint: id as u32 })
 }
 
 /// Whether the endpoint of this id may be chosen.
@@ -83,20 +79,21 @@ pub fn may_use(service: &Service, endpoint: u32, now: u64) -> bool {
     may(&Table::of(service), endpoint, now) == Some(true)
 }
 
+/// The id of an endpoint, [`NONE`] if there is none to choose.
 #[inline(always)]
-fn choose(service: &Service, source: u64, now: u64) -> u64 {
-    let (table, shape) = Table::of(service).packed();
-    if service.slots == 0 {
+fn choose(table: u64, shape: u64, source: u64, now: u64, affinity_ms: u64) -> u64 {
+    let Table { slots, algorithm, service, .. } = Table::unpacked(table, shape);
+    if slots == 0 {
         return NONE;
     }
-    if service.affinity_ms != 0 {
-        let kept = kept_endpoint(table, shape, source, now, u64::from(service.affinity_ms));
+    if affinity_ms != 0 {
+        let kept = kept_endpoint(table, shape, source, now, affinity_ms);
         if kept != NONE {
             return kept;
         }
     }
     let mut chosen = NONE;
-    if service.algorithm == algorithm::LEAST_OPEN {
+    if algorithm == algorithm::LEAST_OPEN {
         chosen = least_open(table, shape, now);
     }
     if chosen == NONE {
@@ -106,8 +103,8 @@ fn choose(service: &Service, source: u64, now: u64) -> u64 {
             chosen = if usable == NONE { chosen & !REFUSED } else { usable };
         }
     }
-    if chosen != NONE && service.affinity_ms != 0 {
-        keep(service.id, source, now, chosen as u32);
+    if chosen != NONE && affinity_ms != 0 {
+        keep(service, source, now, chosen as u32);
     }
     chosen
 }

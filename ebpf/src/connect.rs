@@ -233,8 +233,7 @@ fn direct(ctx: &SockAddrContext, settings: &Settings, service: &Service, conn: &
     if let Some(to) = agent {
         conn.actual = to;
     } else {
-        let chosen = choose::endpoint(&conn.original, service, conn.source, conn.dialled_ns)
-            .ok_or(Counter::ConnectNoEndpoint)?;
+        let chosen = choose::endpoint(service, conn.source, conn.dialled_ns).ok_or(Counter::ConnectNoEndpoint)?;
         conn.actual = chosen.address;
         conn.endpoint = chosen.endpoint;
     }

@@ -119,7 +119,7 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
         }
     }
     let source = choose::source(service, socket::netns(ctx));
-    let chosen = choose::endpoint(asked, service, source, now).ok_or(Counter::SendNoEndpoint)?;
+    let chosen = choose::endpoint(service, source, now).ok_or(Counter::SendNoEndpoint)?;
     begin(
         conversations,
         Conversation {

@@ -52,6 +52,8 @@ pub struct Tables {
     eject_policies: BpfHashMap<MapData, u32, EjectPolicy>,
     written: HashMap<u32, Written>,
     found: Option<Found>,
+    /// Whose slots are removed before the next change: a hook may have read them just before they were replaced.
+    replaced: Vec<Service>,
     generation: u32,
     cpus: usize,
 }
@@ -93,6 +95,7 @@ impl Tables {
             eject_policies: table(ebpf, "EJECT_POLICIES")?,
             written: HashMap::new(),
             found: None,
+            replaced: Vec::new(),
             generation: 0,
             cpus: aya::util::nr_cpus().map_err(|(path, source)| KernelError::Cpus { path, source })?,
         };
@@ -113,6 +116,9 @@ impl Tables {
         snapshot: &Snapshot,
         shortcut: impl Fn(&cluster::Service) -> bool,
     ) -> Result<(), KernelError> {
+        for old in std::mem::take(&mut self.replaced) {
+            self.remove_slots(&old);
+        }
         let mut leaving: HashMap<u32, Vec<&Leaving>> = HashMap::new();
         for one in &snapshot.leaving {
             leaving.entry(one.service).or_default().push(one);
@@ -217,7 +223,7 @@ impl Tables {
                 let _ = self.services.remove(&old.address);
             }
             if old.entry.generation != generation {
-                self.remove_slots(&old.entry);
+                self.replaced.push(old.entry);
             }
         }
         Ok(())
@@ -237,8 +243,7 @@ impl Tables {
         Ok((generation, slots.len() as u32))
     }
 
-    /// Removes an old table. A hook that read the old service entry just before finds no slot and reads the entry again: it was replaced
-    /// before this.
+    /// Removes an old table.
     fn remove_slots(&mut self, old: &Service) {
         for chunk in 0..old.slots.div_ceil(CHUNK_SLOTS as u32) {
             let _ = self.slots.remove(&ChunkKey { service: old.id, generation: old.generation, chunk });
