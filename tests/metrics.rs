@@ -220,6 +220,7 @@ fn handshakes_and_round_trips_are_histograms_by_service_and_endpoint() {
     assert!(mean > 0 && endpoint["connect_us"]["p50_max"].as_u64().is_some(), "{endpoint:#}");
 }
 
+/// T40: tables take memory as they fill, and how much is told.
 #[test]
 fn tables_tell_how_full_they_are() {
     let Some(stage) = Stage::set() else { return };

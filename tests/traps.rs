@@ -1,6 +1,7 @@
-//! The traps of eBPF and sockmaps (T1 to T42) that no other suite holds.
+//! The traps of eBPF and sockmaps (T1 to T42) that no other suite holds, and the rule that each is held by a test that names it.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
@@ -30,6 +31,22 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
             _ => {}
         }
     }
+}
+
+/// The numbers of the traps that a text names.
+fn named(text: &str) -> BTreeSet<u32> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    words.filter_map(|word| word.strip_prefix('T')?.parse().ok()).collect()
+}
+
+#[test]
+fn every_trap_is_held_by_a_test_that_names_it() {
+    let mut files = Vec::new();
+    sources(&workspace().join("tests"), &mut files);
+    let texts = files.iter().map(|file| fs::read_to_string(file).expect("readable"));
+    let held: BTreeSet<u32> = texts.flat_map(|text| named(&text)).collect();
+    let missing: Vec<u32> = (1..=42).filter(|trap| !held.contains(trap)).collect();
+    assert_eq!(missing, [0_u32; 0], "traps that no test names");
 }
 
 /// T11 (a map changed in the wrong context deadlocks), T19, T20, T21, T22 (what a spliced pair loses: ends, backpressure, progress): there is no
