@@ -245,7 +245,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ),
         (
             "- a\n",
-            "F:1:1: expected a mapping, found a list; write its keys: instance, workers, drain_timeout_ms, admin, hook_stats, capture, services",
+            "F:1:1: expected a mapping, found a list; write its keys: instance, workers, drain_timeout_ms, admin, hook_stats, capture, services, inbound",
         ),
     ];
     for (text, expected) in cases {
