@@ -18,10 +18,11 @@ use crate::{
 const NO_EXIST: u64 = 1;
 /// `-EEXIST`: another CPU made the entry first.
 const EXISTS: i32 = -17;
-/// Looks for an entry that is swept while we look: each further one takes another sweep in between, and there is one in half a minute.
-const LOOKS_MAX: usize = 2;
 /// Tries to change a word that others change: each failure is another CPU's success, which then is busy connecting for microseconds.
 const TRIES_MAX: usize = 16;
+
+/// Nothing taken. Not on the stack, of which the hook and what it calls have 512 bytes together.
+static FRESH: LimitState = LimitState { open: 0, theoretical_ns: 0 };
 
 /// Over a limit.
 pub struct Over {
@@ -157,22 +158,37 @@ fn unpacked(source: u64, service: u64) -> LimitKey {
 #[inline(never)]
 pub extern "C" fn take_connection(source: u64, service: u64, most: u64) -> u64 {
     let key = unpacked(source, service);
-    for _ in 0..LOOKS_MAX {
-        let Some(state) = living(&key) else {
-            count::one(Counter::LimitTableFull);
-            return UNLIMITED;
-        };
-        if !take_open(state, most) {
-            return TOO_MANY;
-        }
-        // The memory of an entry that was swept may be another key's by now: what was taken there is not ours.
-        if LIMITS.get_ptr_mut(&key) == Some(state) {
-            return RESERVED;
-        }
-        // SAFETY: a map value; where something is taken it is nobody's to remove.
-        unsafe { atomic::fetch_add(&raw mut (*state).open, u64::MAX) };
+    // Twice, written out: Linux before 6.7 refuses a loop whose last step runs into its head without a jump (10e14e9652bf), which is how
+    // the compiler lays one out here. An entry that is swept while we look costs the second look: one further takes another sweep in
+    // between, and there is one in half a minute.
+    match try_connection(&key, most) {
+        SWEPT => match try_connection(&key, most) {
+            SWEPT => TOO_MANY,
+            taken => taken,
+        },
+        taken => taken,
     }
-    TOO_MANY
+}
+
+/// In a result of [`try_connection`]: the entry was swept meanwhile.
+const SWEPT: u64 = 4;
+
+#[inline(always)]
+fn try_connection(key: &LimitKey, most: u64) -> u64 {
+    let Some(state) = living(key) else {
+        count::one(Counter::LimitTableFull);
+        return UNLIMITED;
+    };
+    if !take_open(state, most) {
+        return TOO_MANY;
+    }
+    // The memory of an entry that was swept may be another key's by now: what was taken there is not ours.
+    if LIMITS.get_ptr_mut(key) == Some(state) {
+        return RESERVED;
+    }
+    // SAFETY: a map value; where something is taken it is nobody's to remove.
+    unsafe { atomic::fetch_add(&raw mut (*state).open, u64::MAX) };
+    SWEPT
 }
 
 /// Takes one token of a key in which a connection is taken; the verifier looks at it by itself.
@@ -196,18 +212,19 @@ pub extern "C" fn take_token(source: u64, service: u64, interval_ns: u64, tolera
 /// The entry of `key`, made if there is none; `None` when there is no room for it. One that is being swept is gone in a moment.
 #[inline(always)]
 fn living(key: &LimitKey) -> Option<*mut LimitState> {
+    let mut found = LIMITS.get_ptr_mut(key);
     for _ in 0..TRIES_MAX {
-        match LIMITS.get_ptr_mut(key) {
-            // SAFETY: one word of a map value.
-            Some(state) if unsafe { ptr::read_volatile(&raw const (*state).open) } != LIMIT_DEAD => return Some(state),
-            Some(_) => {}
-            None => {
-                let made = LIMITS.insert(key, &LimitState::default(), NO_EXIST);
-                if made.is_err_and(|error| error != EXISTS) {
-                    return None;
-                }
-            }
+        // SAFETY: one word of a map value.
+        if let Some(state) = found
+            && unsafe { ptr::read_volatile(&raw const (*state).open) } != LIMIT_DEAD
+        {
+            return Some(state);
         }
+        // One way through for both, so that the loop ends in a jump: see `take_connection`. What is being swept answers that it exists.
+        if LIMITS.insert(key, &FRESH, NO_EXIST).is_err_and(|error| error != EXISTS) {
+            return None;
+        }
+        found = LIMITS.get_ptr_mut(key);
     }
     None
 }
