@@ -24,7 +24,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// In the order of the configuration.
     pub services: Vec<Arc<Service>>,
-    /// Endpoints that take no new connections, and may still have old ones.
+    /// Endpoints that take no new connections, and may still have old ones; in the order of their ids, because a reload may leave as many
+    /// as there are, and all of them are looked for at each scrape.
     pub leaving: Vec<Leaving>,
     /// In the order of the configuration: the first that covers a port holds.
     pub inbound: Vec<Arc<Inbound>>,
@@ -98,6 +99,13 @@ pub struct Leaving {
     pub config: Arc<config::Service>,
     /// The endpoint; its id stays its own meanwhile.
     pub endpoint: Arc<Endpoint>,
+}
+
+impl Leaving {
+    /// Of the service, and of the endpoint within it.
+    fn ids(&self) -> (u32, u32) {
+        (self.service, self.endpoint.id)
+    }
 }
 
 /// One address of a cluster, with the state that every worker and the kernel half share.
@@ -213,6 +221,7 @@ impl Snapshot {
         let by_id: HashMap<u32, Arc<Service>> =
             services.iter().map(|service| (service.id, Arc::clone(service))).collect();
         leaving.extend(previous.orphans(&by_id));
+        leaving.sort_unstable_by_key(Leaving::ids);
         let by_address = services.iter().map(|service| (service.dialled(), Arc::clone(service))).collect();
         let inbound = inbound::build(&config.inbound, &previous.inbound);
         Snapshot {
@@ -241,8 +250,9 @@ impl Snapshot {
             Some((&service.config, found))
         });
         active.or_else(|| {
-            let is_it = |leaving: &&Leaving| leaving.service == service && leaving.endpoint.id == endpoint;
-            self.leaving.iter().find(is_it).map(|leaving| (&*leaving.config, &leaving.endpoint))
+            let found = self.leaving.binary_search_by_key(&(service, endpoint), Leaving::ids).ok()?;
+            let leaving = &self.leaving[found];
+            Some((&*leaving.config, &leaving.endpoint))
         })
     }
 
