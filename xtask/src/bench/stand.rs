@@ -127,8 +127,9 @@ impl Stand {
 
 fn curl(url: &str, place: &Place) -> Result<String> {
     let mut command = Command::new("curl");
-    command.args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "5", url]);
-    Process::output(&mut command, place, Duration::from_secs(10))
+    // The metrics of a hundred thousand endpoints are 20 MB.
+    command.args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "30", url]);
+    Process::output(&mut command, place, Duration::from_secs(40))
 }
 
 fn fill(template: &str, values: &[(&str, &str)]) -> Result<String> {
