@@ -364,11 +364,6 @@ impl Kernel {
         self.heartbeat.set(0, monotonic_ns(), 0).map_err(services::map_error("HEARTBEAT"))
     }
 
-    /// Connections that count against the limit of each service, by its id.
-    pub fn limited(&self) -> Vec<(u32, u64)> {
-        self.limits.open()
-    }
-
     /// Ids that an earlier agent gave, for the first snapshot.
     pub fn adopted(&self) -> Adopted {
         self.tables.adopted()

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
-use sockway_common::limit::{LimitKey, LimitState, SWEEP_KEYS_MAX, limit_scope};
+use sockway_common::limit::{LimitKey, LimitState, SWEEP_KEYS_MAX};
 
 use crate::kernel::sys;
 
@@ -21,14 +21,6 @@ pub struct Limits {
 impl Limits {
     pub fn new(taken: BpfHashMap<MapData, LimitKey, LimitState>, sweeper: OwnedFd) -> Self {
         Self { taken, sweeper }
-    }
-
-    /// Connections that count against each limit: the service's id, its sources' number, and how many are open.
-    pub fn open(&self) -> Vec<(u32, u64)> {
-        let service = |(key, state): (LimitKey, LimitState)| {
-            (key.scope == limit_scope::SERVICE).then_some((key.service, state.open))
-        };
-        self.taken.iter().flatten().filter_map(service).collect()
     }
 
     /// Removes what is idle at `now_ns` of `CLOCK_MONOTONIC`: how many entries there were.
