@@ -1,4 +1,7 @@
-//! Builds the kernel half's object, and the release binary that carries it.
+//! Builds the kernel half's object, and the release binary that carries it. An object that older kernels would refuse ([`older`]) is not
+//! published.
+
+mod older;
 
 use std::{env, ffi::OsString, fs, path::Path, process::Command};
 
@@ -84,6 +87,7 @@ fn for_kernel(command: &mut Command, more: &[&str]) {
 /// Puts the object where the agent's build looks for it; the same object again is no change, or the agent would be linked anew.
 fn publish(from: &Path, to: &Path) -> Result<()> {
     let object = fs::read(from).with_context(|| format!("no object in {}", from.display()))?;
+    older::check(&object)?;
     if fs::read(to).is_ok_and(|old| old == object) {
         return Ok(());
     }
