@@ -97,11 +97,19 @@ fn say(text: impl Display) {
     let _ = write!(io::stdout().lock(), "{text}");
 }
 
+/// Widest column that is filled up with blanks: what is longer stands alone, and is no reason to move everything else.
+const COLUMN_MAX: usize = 100;
+
 /// Rows under a heading, every column as wide as its widest cell.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+            .min(COLUMN_MAX)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let line = |row: &Vec<String>| {
@@ -130,6 +138,14 @@ mod tests {
         for (us, text) in [(7, "7us"), (999, "999us"), (1_234, "1.2ms"), (999_900, "999.9ms"), (12_340_000, "12.3s")] {
             assert_eq!(brief(Duration::from_micros(us)), text);
         }
+    }
+
+    #[test]
+    fn a_cell_of_a_million_characters_is_told_whole() {
+        // Of the formatter's widths, 65 535 is the largest.
+        let long = "x".repeat(1_000_000);
+        let rows = [vec![long.clone(), "b".to_owned()], vec!["a".to_owned(), long.clone()]];
+        assert_eq!(table(&rows), format!("{long}  b\n{:<100}  {long}\n", "a"));
     }
 
     #[test]

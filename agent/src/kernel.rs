@@ -27,6 +27,7 @@ mod log;
 mod measured;
 mod namespace;
 mod offsets;
+mod parts;
 mod pinned;
 mod pins;
 mod place;
@@ -89,6 +90,7 @@ use self::{
     joins::{Joins, ShortcutTable},
     last::LastSockets,
     load::Loaded,
+    parts::{Lacking, Part},
     pins::Pins,
     rights::Right,
     rules::{Places, Rules},
@@ -121,6 +123,7 @@ pub struct Kernel {
     capabilities: Vec<Capability>,
     self_test_passed: bool,
     can_shortcut: bool,
+    lacking: Lacking,
     rules: Rules,
     carry: Carry,
     captured: LastSockets,
@@ -193,11 +196,13 @@ impl Kernel {
         let places = Places { mount: &mount, own: &own, links: &links };
         let rules = Rules::new(loaded.hooks()?, places, &capture.rules, self_test_passed)?;
 
-        let can_shortcut = offsets.is_ok() && loaded.has_shortcut();
-        loaded.refused.iter().for_each(|lacks| tracing::warn!(%lacks, "the shortcut stays off on this kernel"));
+        let lacking = loaded.lacking();
+        let can_shortcut = offsets.is_ok() && !lacking.has(Part::Shortcut);
+        loaded.refused.iter().for_each(|refused| tracing::warn!(%refused, "this kernel lacks something"));
+        lacking.tell(config);
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
-        let sweeper = loaded.descriptor("sweep_limits")?;
+        let sweeper = if lacking.has(Part::Sweep) { None } else { Some(loaded.descriptor(Part::Sweep.programs()[0])?) };
         let ebpf = &mut loaded.ebpf;
         let kernel = Self {
             limits: Limits::new(services::table(ebpf, "LIMITS")?, sweeper),
@@ -218,7 +223,7 @@ impl Kernel {
             timing: timing::Timing::new(ebpf),
             namespaces: Some(namespaces),
             shortcut_table: ShortcutTable::new(ebpf)?,
-            inlets: Some(Inlets::new(ebpf, &pins)?),
+            inlets: Some(Inlets::new(ebpf, &pins, !lacking.has(Part::Inbound))?),
             tables: Tables::new(ebpf)?,
             heartbeat: services::table(ebpf, "HEARTBEAT")?,
             counters: services::table(ebpf, "COUNTERS")?,
@@ -227,6 +232,7 @@ impl Kernel {
             capabilities,
             self_test_passed,
             can_shortcut,
+            lacking,
             rules,
             carry,
             captured: LastSockets::of(descriptor(ebpf, "CONNS")?),
@@ -276,11 +282,17 @@ impl Kernel {
         let introduces = tells_original || !snapshot.inbound.is_empty();
         let introductions = if introduces { settings_flags::INTRODUCTIONS } else { 0 };
         self.set_flags(settings_flags::INTRODUCTIONS, introductions)?;
-        if self.except.is_of_destinations() {
-            let except = &self.except;
-            return self.tables.apply(&snapshot.without(|service| except.covers(service.config.address)), allows);
+        let left_out =
+            |service: &Service| self.except.covers(service.config.address) || self.lacking.leaves_out(service);
+        if snapshot.services.iter().any(|service| left_out(service)) {
+            return self.tables.apply(&snapshot.without(left_out), allows);
         }
         self.tables.apply(snapshot, allows)
+    }
+
+    /// Says in the log what a configuration asks for and this kernel lacks.
+    pub fn tell_lacking(&self, config: &Config) {
+        self.lacking.tell(config);
     }
 
     /// Puts other capture rules in force, for what is dialled from now on. With an error those before stay.

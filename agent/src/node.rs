@@ -377,6 +377,7 @@ impl Node {
                         services = snapshot.services.len(),
                         "configuration applied"
                     );
+                    self.kernel.tell_lacking(&self.config);
                     senses.prober.follow(&snapshot);
                     senses.retirer.follow(&snapshot, Instant::now());
                     kernel::give_memory_back();

@@ -52,6 +52,17 @@ impl Agent {
         Self::start_with(room, config.instance(), directory, &file)
     }
 
+    /// Starts another agent than the one under test.
+    #[track_caller]
+    pub fn start_as(binary: &Path, config: &Config) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let file = directory.path().join("sockway.yaml");
+        fs::write(&file, config.yaml()).expect("the configuration");
+        let mut command = Command::new(binary);
+        command.args(["run", "--config"]).arg(&file);
+        Self::launch_by(command, Room::default(), config.instance(), directory)
+    }
+
     /// Starts an agent with a file that is already there; `directory` is removed with the agent.
     #[track_caller]
     pub fn start_with(room: Room<'_>, instance: &str, directory: TempDir, file: &Path) -> Self {

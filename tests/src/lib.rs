@@ -5,7 +5,7 @@
 //!
 //! - [`stage`]: what one test owns; skips loudly where root tests are switched off;
 //! - [`config`]: what the agent is told, as YAML;
-//! - [`agent`]: the binary under test, from start to the last trace it leaves;
+//! - [`agent`]: the binary under test, from start to the last trace it leaves; [`refused`]: one that the kernel takes in parts only;
 //! - [`origin`], [`web`], [`datagram`]: endpoints that say their name, in threads of the test;
 //! - [`peers`]: real programs: curl, python3, wrk, nginx, redis;
 //! - [`pair`]: two sockets joined by the shortcut;
@@ -32,6 +32,7 @@ pub mod patience;
 pub mod peers;
 pub mod pins;
 pub mod process;
+pub mod refused;
 pub mod socket;
 pub mod stage;
 pub mod torture;

@@ -1,6 +1,7 @@
 //! `sockway status`: asks the running agent, and prints what it says as a table.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -97,7 +98,9 @@ struct Answer {
     connections: usize,
     connects: Connects,
     shortcut: Shortcut,
+    capabilities: BTreeMap<String, bool>,
     services: Vec<Service>,
+    inbound: Vec<Inbound>,
     leaving: Vec<Leaving>,
 }
 
@@ -120,6 +123,17 @@ struct Shortcut {
     pairs: u64,
     bytes: u64,
     fallbacks: u64,
+}
+
+/// A rule for connections that come in.
+#[derive(Debug, Deserialize)]
+struct Inbound {
+    name: String,
+    ports: Vec<String>,
+    protocol: String,
+    active: u64,
+    accepted: u64,
+    refused: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -162,7 +176,7 @@ fn tell(answer: &Answer) -> String {
          config       generation {}{refused}\n\
          serving      {} connections, {} workers, {} network namespaces\n\
          connects     {} balanced in the kernel, {} handed to the agent, {} balanced because the agent was not there\n\
-         shortcut     {} pairs, {} bytes, {} fallbacks\n\n",
+         shortcut     {} pairs, {} bytes, {} fallbacks\n{}\n",
         answer.instance,
         answer.version,
         answer.pid,
@@ -176,6 +190,7 @@ fn tell(answer: &Answer) -> String {
         shortcut.pairs,
         shortcut.bytes,
         shortcut.fallbacks,
+        lacking(&answer.capabilities),
     );
     let heading =
         ["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "WEIGHT", "ACTIVE", "TOTAL", "FAILURES"];
@@ -183,7 +198,30 @@ fn tell(answer: &Answer) -> String {
     let mut rows = vec![heading.into_iter().map(str::to_owned).collect()];
     rows.extend(answer.services.iter().flat_map(service_rows));
     rows.extend(answer.leaving.iter().map(leaving_row));
-    text + &table(&rows)
+    text.push_str(&table(&rows));
+    if !answer.inbound.is_empty() {
+        let heading = ["INBOUND", "PORTS", "PROTOCOL", "ACTIVE", "ACCEPTED", "REFUSED"];
+        let heading = heading.into_iter().map(str::to_owned).collect();
+        let rows: Vec<Vec<String>> = [heading].into_iter().chain(answer.inbound.iter().map(inbound_row)).collect();
+        let _ = write!(text, "\n{}", table(&rows));
+    }
+    text
+}
+
+/// A line of what the running kernel cannot do; those of the shortcut's checks are told by `doctor` alone, since hardly a kernel passes all.
+fn lacking(capabilities: &BTreeMap<String, bool>) -> String {
+    let failed = capabilities.iter().filter(|(name, passed)| !**passed && !name.starts_with("shortcut_"));
+    let names: Vec<&str> = failed.map(|(name, _)| name.as_str()).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!("kernel       lacks {}: see `sockway doctor`\n", names.join(", ")),
+    }
+}
+
+fn inbound_row(rule: &Inbound) -> Vec<String> {
+    let words = [rule.name.clone(), rule.ports.join(","), rule.protocol.clone()];
+    let numbers = [rule.active, rule.accepted, rule.refused];
+    words.into_iter().chain(numbers.map(|number| number.to_string())).collect()
 }
 
 fn leaving_row(leaving: &Leaving) -> Vec<String> {

@@ -115,11 +115,6 @@ impl fmt::Display for NamespaceName {
 }
 
 impl Except {
-    /// Whether any destination is excepted.
-    pub fn is_of_destinations(&self) -> bool {
-        !self.ports.is_empty() || !self.cidrs.is_empty()
-    }
-
     /// Whether connections to this destination are never captured.
     pub fn covers(&self, destination: SocketAddr) -> bool {
         self.ports.iter().any(|ports| ports.contains(&destination.port()))

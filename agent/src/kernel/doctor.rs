@@ -4,7 +4,9 @@
 use std::{fs, path::Path, time::Instant};
 
 use super::{
-    cgroup, flows, load, offsets, pins,
+    cgroup, flows, load, offsets,
+    parts::Part,
+    pins,
     rights::{self, RIGHTS},
     selftest,
 };
@@ -145,11 +147,12 @@ fn self_test(mount: &Path, instance: &str) -> Vec<Finding> {
     let mut findings: Vec<Finding> = capabilities
         .into_iter()
         .map(|capability| {
-            let shortcut = capability.name.starts_with("shortcut_");
-            let bad = if shortcut {
-                (Verdict::Warn, "none needed: `shortcut: auto` stays off; `on` takes this deviation")
-            } else {
-                (Verdict::Missing, "see the detail; Linux 5.15 or later with cgroup v2 and BPF is needed")
+            let bad = match capability.part {
+                Some(Part::Shortcut) => {
+                    (Verdict::Warn, "none needed: `shortcut: auto` stays off; `on` takes this deviation")
+                }
+                Some(part) => (Verdict::Warn, part.without()),
+                None => (Verdict::Missing, "see the detail; Linux 5.15 or later with cgroup v2 and BPF is needed"),
             };
             finding(capability.name, capability.detail, (!capability.passed).then_some(bad))
         })

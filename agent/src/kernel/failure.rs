@@ -37,7 +37,7 @@ pub enum KernelError {
     Object { source: Box<aya_obj::ParseError> },
     #[error("loading the kernel half: {}", chain(source.as_ref()))]
     Load { source: Box<aya::EbpfError> },
-    #[error("loading the program `{hook}`: {}", chain(source.as_ref()))]
+    #[error("loading the program `{hook}`: {}", refused::reason(source))]
     Program { hook: String, source: Box<aya::programs::ProgramError> },
     #[error("this kernel lacks what the kernel half needs: {}", refused::list(refused))]
     Lacks { refused: Vec<Refused> },

@@ -1,6 +1,7 @@
 //! The programs of the kernel half once they are loaded, and the cgroups they are attached to by links, pinned or not.
 //!
-//! Programs are kept as descriptors, so that cgroups that come later can be attached, too, long after the object was loaded.
+//! Programs are kept as descriptors, so that cgroups that come later can be attached, too, long after the object was loaded. A hook whose
+//! program this kernel refused, and that the agent does without, is attached nowhere.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{KernelError, cgroup, inbound, pins, sys};
+use super::{KernelError, cgroup, inbound, parts::Part, pins, sys};
 
 /// What the programs of one cgroup get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Of programs by their names.
+    /// Of programs by their names, but for those that the agent does without.
     pub fn new(programs: HashMap<String, OwnedFd>) -> Self {
         Self { programs, answers_original: false }
     }
@@ -98,17 +99,23 @@ impl Hooks {
     /// Attaches to `cgroup` what its policy asks for; the links are the caller's.
     pub fn attach(&self, path: &Path, policy: Policy) -> Result<Vec<OwnedFd>, KernelError> {
         let cgroup = open(path)?;
-        policy.hooks().into_iter().map(|hook| self.link(hook, path, cgroup.as_fd())).collect()
+        self.hooks(policy).into_iter().map(|hook| self.link(hook, path, cgroup.as_fd())).collect()
     }
 
     /// The same by links pinned in `links`, each as `<cgroup id>-<hook>`. One that is pinned already has its program replaced, atomically;
     /// one that the policy does not ask for is taken away.
     pub fn pin(&self, path: &Path, policy: Policy, links: &Path) -> Result<(), KernelError> {
+        self.pin_all(path, &self.hooks(policy), links)
+    }
+
+    fn hooks(&self, policy: Policy) -> Vec<Hook> {
         let mut hooks = policy.hooks();
         if self.answers_original && matches!(policy, Policy::Captured { .. }) {
             hooks.push(ANSWERING);
         }
-        self.pin_all(path, &hooks, links)
+        let lacks = |program: &str| Part::of(program).is_some() && !self.programs.contains_key(program);
+        hooks.retain(|(program, _)| !lacks(program));
+        hooks
     }
 
     /// Attaches to the agent's own cgroup only what watches sockets: they are never captured but take part in the shortcut.

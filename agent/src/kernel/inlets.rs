@@ -31,6 +31,8 @@ const HOST: &str = "/proc/1/ns/net";
 /// The namespaces in which connections that come in are the agent's.
 pub struct Inlets {
     steering: Steering,
+    /// Whether this kernel has the hook at all.
+    can_steer: bool,
     /// The names that the rules use.
     names: NamespaceRules,
     home: u64,
@@ -61,12 +63,13 @@ pub struct Look {
 }
 
 impl Inlets {
-    pub(super) fn new(ebpf: &mut Ebpf, pins: &Pins) -> Result<Self, KernelError> {
+    pub(super) fn new(ebpf: &mut Ebpf, pins: &Pins, can_steer: bool) -> Result<Self, KernelError> {
         let home_file =
             File::open(OWN).map_err(|source| KernelError::Listen { namespace: "the agent's own".into(), source })?;
         let home = inode(Path::new(OWN)).unwrap_or(0);
         Ok(Self {
             steering: Steering::new(ebpf, pins.maps(), pins.links())?,
+            can_steer,
             names: NamespaceRules::default(),
             home,
             home_file: Arc::new(home_file),
@@ -83,6 +86,7 @@ impl Inlets {
     ///
     /// When the kernel half has no room for their sources: the rules before stay.
     pub fn follow(&mut self, rules: &[Inbound]) -> Result<(), KernelError> {
+        let rules = if self.can_steer { rules } else { &[] };
         self.steering.follow(rules)?;
         let all =
             |of: fn(&NamespaceRules) -> &Vec<_>| rules.iter().flat_map(|rule| of(&rule.namespaces)).cloned().collect();

@@ -11,7 +11,14 @@ use aya::{
     programs::{Program, SkMsg},
 };
 
-use super::{KernelError, abi, hooks::Hooks, offsets, refused::Refused, sys::Shape};
+use super::{
+    KernelError, abi,
+    hooks::Hooks,
+    offsets,
+    parts::{Lacking, Part},
+    refused::Refused,
+    sys::Shape,
+};
 
 /// The kernel half, unless this binary was built without it. Aligned as aya wants it.
 #[cfg(sockway_ebpf)]
@@ -92,8 +99,8 @@ const LARGE_MAPS: &[&str] = &[
 ];
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
-/// That program. It reads the peer's memory (trap T18): a kernel that is locked down refuses it, and everything else works.
-const SHORTCUT_PROGRAM: &str = "send_direct";
+/// That program.
+pub const SHORTCUT_PROGRAM: &str = "send_direct";
 
 /// The program of the sk_lookup hook, and what tells it its namespace.
 pub const STEERING: &str = "steer";
@@ -118,6 +125,9 @@ pub fn shapes() -> Result<HashMap<String, Shape>, KernelError> {
     Ok(parsed.maps.iter().map(|(name, map)| (name.clone(), shape(map))).collect())
 }
 
+/// What tells a private copy that it is in no namespace: no cookie is 0.
+pub const NO_NETNS: u64 = 0;
+
 /// A loaded object.
 #[derive(Debug)]
 pub struct Loaded {
@@ -139,6 +149,7 @@ impl Loaded {
         let task_flags = offsets::task_flags().unwrap_or(0);
         let has_mptcp = u32::from(offsets::of_running_kernel().is_ok_and(|offsets| offsets.is_mptcp != 0));
         loader.override_global("TASK_FLAGS", &task_flags, true).override_global("HAS_MPTCP", &has_mptcp, true);
+        loader.override_global(STEERING_NETNS, &NO_NETNS, true);
         if let Some(pins) = pins {
             for name in names() {
                 loader.map_pin_path(name, pins.join(name));
@@ -154,14 +165,14 @@ impl Loaded {
         Ok(Self { ebpf, refused })
     }
 
-    /// Whether this kernel takes the program of the sockhash: without it no message goes from socket to socket.
-    pub fn has_shortcut(&self) -> bool {
-        self.refused.iter().all(|refused| refused.program != SHORTCUT_PROGRAM)
+    /// What this kernel lacks.
+    pub fn lacking(&self) -> Lacking {
+        Lacking::of(self.refused.iter().map(|refused| refused.program.as_str()))
     }
 
     /// Puts the program of the sockhash in place. It stays when this process ends, as long as the map is pinned.
     pub fn attach_shortcut(&mut self) -> Result<(), KernelError> {
-        if !self.has_shortcut() {
+        if self.lacking().has(Part::Shortcut) {
             return Ok(());
         }
         let map = self.ebpf.map(SHORTCUT_MAP).ok_or(KernelError::NoMap { name: SHORTCUT_MAP })?;
@@ -182,9 +193,8 @@ impl Loaded {
 
     /// The programs that are attached to cgroups; they outlive the loaded object.
     pub fn hooks(&self) -> Result<Hooks, KernelError> {
-        let mut programs = HashMap::new();
-        let taken = |name: &str| self.refused.iter().all(|refused| refused.program != name);
-        for (name, program) in self.ebpf.programs().filter(|(name, _)| taken(name)) {
+        let (mut programs, lacking) = (HashMap::new(), self.lacking());
+        for (name, program) in self.ebpf.programs().filter(|(name, _)| !lacking.has_program(name)) {
             let fd = program.fd().and_then(|fd| fd.try_clone().map_err(Into::into));
             let fd = fd.map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?;
             programs.insert(
@@ -198,7 +208,7 @@ impl Loaded {
         Ok(Hooks::new(programs))
     }
 
-    /// A program of its own descriptor, to be run by itself.
+    /// The same of a program's own, to be run or attached by itself.
     pub fn descriptor(&mut self, name: &str) -> Result<OwnedFd, KernelError> {
         let fd = self.program(name)?.fd().and_then(|fd| fd.as_fd().try_clone_to_owned().map_err(Into::into));
         fd.map_err(|source| KernelError::Program { hook: name.into(), source: Box::new(source) })
@@ -214,13 +224,17 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Refused>, KernelError> {
     let mut refused = Vec::new();
     for (name, program) in ebpf.programs_mut() {
         if let Err(error) = load_program(program) {
-            let lacking = Refused::read(name, error)
-                .map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?;
-            refused.push(lacking);
+            tracing::debug!(program = name, %error, "a program is refused");
+            refused.push(match Part::of(name) {
+                // For whatever reason: the rest works.
+                Some(_) => Refused::for_any_reason(name, &error),
+                None => Refused::read(name, error)
+                    .map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?,
+            });
         }
     }
     refused.sort_by(|one, other| one.program.cmp(&other.program));
-    if refused.iter().all(|refused| refused.program == SHORTCUT_PROGRAM) {
+    if refused.iter().all(|refused| Part::of(&refused.program).is_some()) {
         return Ok(refused);
     }
     Err(KernelError::Lacks { refused })

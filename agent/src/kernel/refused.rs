@@ -23,6 +23,38 @@ impl Refused {
         };
         lacks.map(|lacks| Self { program: program.to_owned(), lacks }).ok_or(error)
     }
+
+    /// Whatever the error says: of a program that the agent does without.
+    pub fn for_any_reason(program: &str, error: &ProgramError) -> Self {
+        let lacks = match error {
+            ProgramError::LoadError { verifier_log, .. } => lacking(&verifier_log.to_string()),
+            _ => None,
+        };
+        let lacks = lacks.unwrap_or_else(|| format!("what this kernel does not give it: {}", reason(error)));
+        Self { program: program.to_owned(), lacks }
+    }
+}
+
+/// Bytes of a verifier's sentence that are told: its log may have a million lines.
+const SENTENCE_BYTES_MAX: usize = 200;
+
+/// Why a program was refused, in one line: what the verifier said last, or else what the call gave.
+pub fn reason(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.to_string() };
+    let log = verifier_log.to_string();
+    match sentence(&log) {
+        Some(sentence) => format!("{io_error}, and the verifier says: {sentence}"),
+        None => io_error.to_string(),
+    }
+}
+
+/// The verdict is the last line but for those that tell what it cost.
+fn sentence(log: &str) -> Option<String> {
+    let costs =
+        |line: &&str| ["processed ", "verification time", "stack depth"].iter().any(|word| line.starts_with(word));
+    let line = log.lines().map(str::trim).rfind(|line| !line.is_empty() && !costs(line))?;
+    let end = (0..=SENTENCE_BYTES_MAX.min(line.len())).rfind(|end| line.is_char_boundary(*end)).unwrap_or(0);
+    Some(line[..end].to_owned())
 }
 
 impl fmt::Display for Refused {
@@ -82,6 +114,17 @@ fn refused_helper(log: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_long_log_one_sentence_is_told() {
+        let log = format!(
+            "{}R1 type=inv expected=ctx\nprocessed 9 insns (limit 1000000)\n\n",
+            "0: (b7) r0 = 0\n".repeat(99_999)
+        );
+        assert_eq!(sentence(&log).as_deref(), Some("R1 type=inv expected=ctx"));
+        assert_eq!(sentence("processed 9 insns\n"), None);
+        assert_eq!(sentence(&"ä".repeat(1000)).map(|told| told.len()), Some(SENTENCE_BYTES_MAX));
+    }
 
     #[test]
     fn each_thing_that_lacks_is_listed_once_with_the_programs_that_need_it() {

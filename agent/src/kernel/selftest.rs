@@ -1,15 +1,17 @@
 //! The self-test of the running kernel: what the hooks do here, tried in a scratch cgroup with a private copy of the kernel half, on
-//! loopback sockets of this process. Less than 200 ms; every result is a metric and a line of `doctor`.
+//! loopback sockets of this process, for connections that come in in a network namespace of their own. Less than 200 ms; every result is a
+//! metric and a line of `doctor`.
 //!
 //! The capture checks must pass for the agent to be of use. The shortcut checks say whether a program in a sockhash sees what it would
 //! see without: where one fails, `shortcut: auto` means off.
 
+mod inbound;
 mod shortcut;
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::OwnedFd,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -20,25 +22,27 @@ use sockway_common::{
     capture::{LISTENER_TAG, Listener, Settings, settings_flags},
     counter::Counter,
     endpoint::{Endpoint, endpoint_state},
-    flow::Address,
+    flow::{Address, UDP},
     service::{Chunk, ChunkKey, EndpointKey, Service, Slot, algorithm, service_flags},
 };
 
-use super::{cgroup, flows, hooks::Policy, load::Loaded, offsets, services};
+use super::{cgroup, flows, hooks::Policy, load::Loaded, offsets, parts::Part, services, sys};
 
 /// One thing that was tried on the running kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
     /// Name of the check: label of its metric.
     pub name: &'static str,
+    /// The part of the kernel half that it is of; `None` for what the agent cannot do without.
+    pub part: Option<Part>,
     /// Whether the kernel does what is expected.
     pub passed: bool,
     /// What was seen.
     pub detail: String,
 }
 
-/// Longest wait of any socket call here: a broken kernel must not hang the start.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Longest wait of any socket call here: a broken kernel must not hang the start, and a busy one must not seem broken.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The checks of the shortcut: `auto` needs all of them.
 const SHORTCUT: &str = "shortcut_";
@@ -54,7 +58,7 @@ pub fn run(mount: &Path, instance: &str) -> Vec<Capability> {
     let started = Instant::now();
     let capabilities = match Bench::new(mount, instance) {
         Ok(mut bench) => bench.run(),
-        Err(why) => vec![Capability { name: "load", passed: false, detail: why }],
+        Err(why) => vec![Capability { name: "load", part: None, passed: false, detail: why }],
     };
     tracing::debug!(elapsed = ?started.elapsed(), "self-test of the running kernel");
     capabilities
@@ -77,21 +81,33 @@ struct Bench {
 }
 
 /// What the checks dial: nobody listens there.
-const DIALLED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(127, 66, 254, 254)), 1);
+const DIALLED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 66, 254, 254)), 1);
+
+/// Ids of the services that the checks dial.
+const TCP_SERVICE: u32 = 1;
+const UDP_SERVICE: u32 = 2;
+
+/// `SO_ORIGINAL_DST` of linux/netfilter_ipv4.h.
+const SO_ORIGINAL_DST: libc::c_int = 80;
 
 type Check = fn(&mut Bench) -> Result<String, String>;
 
-const CHECKS: [(&str, Check); 10] = [
-    ("capture", Bench::capture),
-    ("peer_name", Bench::peer_name),
-    ("own_cgroup_bypass", Bench::own_cgroup_bypass),
-    ("listener_tag", Bench::listener_tag),
-    ("shortcut_join", shortcut::join),
-    ("shortcut_fionread", shortcut::fionread),
-    ("shortcut_splice", shortcut::splice),
-    ("shortcut_blocking_read", shortcut::blocking_read),
-    ("shortcut_order", shortcut::order),
-    ("shortcut_bound", shortcut::bound),
+/// Name, and the part of the kernel half without which it is not tried.
+const CHECKS: [(&str, Option<Part>, Check); 14] = [
+    ("capture", None, Bench::capture),
+    ("own_cgroup_bypass", None, Bench::own_cgroup_bypass),
+    ("listener_tag", None, Bench::listener_tag),
+    ("peer_name", Some(Part::PeerName), Bench::peer_name),
+    ("datagrams", Some(Part::Datagrams), Bench::datagrams),
+    ("original_dst", Some(Part::OriginalDst), Bench::original_dst),
+    ("inbound", Some(Part::Inbound), inbound::steered),
+    ("limits_sweep", Some(Part::Sweep), Bench::limits_sweep),
+    ("shortcut_join", Some(Part::Shortcut), shortcut::join),
+    ("shortcut_fionread", Some(Part::Shortcut), shortcut::fionread),
+    ("shortcut_splice", Some(Part::Shortcut), shortcut::splice),
+    ("shortcut_blocking_read", Some(Part::Shortcut), shortcut::blocking_read),
+    ("shortcut_order", Some(Part::Shortcut), shortcut::order),
+    ("shortcut_bound", Some(Part::Shortcut), shortcut::bound),
 ];
 
 impl Bench {
@@ -101,7 +117,8 @@ impl Bench {
         let mut scratch = Scratch::enter(mount, instance).map_err(|error| format!("scratch cgroup: {error}"))?;
         let endpoint = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| error.to_string())?;
         loaded.attach_shortcut().map_err(|error| error.to_string())?;
-        let hooks = loaded.hooks().map_err(|error| error.to_string())?;
+        let mut hooks = loaded.hooks().map_err(|error| error.to_string())?;
+        hooks.answer_original(true);
         scratch.links =
             hooks.attach(&scratch.path, Policy::Captured { shortcut: true }).map_err(|error| error.to_string())?;
         let current = Settings {
@@ -137,18 +154,19 @@ impl Bench {
     fn run(&mut self) -> Vec<Capability> {
         CHECKS
             .into_iter()
-            .map(|(name, check)| match self.try_one(name, check) {
-                Ok(detail) => Capability { name, passed: true, detail },
-                Err(detail) => Capability { name, passed: false, detail },
+            .map(|(name, part, check)| match self.try_one(part, check) {
+                Ok(detail) => Capability { name, part, passed: true, detail },
+                Err(detail) => Capability { name, part, passed: false, detail },
             })
             .collect()
     }
 
-    /// A check of the shortcut says what the kernel lacks for it, if it does: what else it saw would only be the consequence.
-    fn try_one(&mut self, name: &str, check: Check) -> Result<String, String> {
-        match self.loaded.refused.first() {
-            Some(lacks) if name.starts_with(SHORTCUT) => Err(lacks.to_string()),
-            _ => check(self),
+    /// A check of what the kernel lacks says why: what else it saw would only be the consequence.
+    fn try_one(&mut self, part: Option<Part>, check: Check) -> Result<String, String> {
+        let refused = self.loaded.refused.iter().find(|refused| part.is_some() && Part::of(&refused.program) == part);
+        match refused {
+            Some(refused) => Err(refused.to_string()),
+            None => check(self),
         }
     }
 
@@ -162,15 +180,19 @@ impl Bench {
     /// One service at [`DIALLED`] with one endpoint: the listener of this bench.
     fn serve(&mut self, flags: u32) -> Result<(), String> {
         let to = flows::address(self.endpoint.local_addr().map_err(text)?);
-        let key = EndpointKey { service: 1, endpoint: 0 };
+        self.serve_by(TCP_SERVICE, flows::address(DIALLED), to, flags)
+    }
+
+    fn serve_by(&mut self, id: u32, dialled: Address, to: Address, flags: u32) -> Result<(), String> {
+        let key = EndpointKey { service: id, endpoint: 0 };
         let endpoint = Endpoint { address: to, state: endpoint_state::ACTIVE, seal: 0 };
         self.endpoints.insert(key, endpoint.sealed(&key), 0).map_err(text)?;
-        let (key, dialled) = (ChunkKey { service: 1, generation: 1, chunk: 0 }, flows::address(DIALLED));
+        let key = ChunkKey { service: id, generation: 1, chunk: 0 };
         let mut chunk = Chunk::default();
         chunk.slots[0] = Slot::only(0);
         self.slots.insert(key, chunk, 0).map_err(text)?;
         let service = Service {
-            id: 1,
+            id,
             generation: 1,
             slots: 1,
             flags,
@@ -222,6 +244,59 @@ impl Bench {
             Err(io::ErrorKind::ConnectionRefused) => Ok("the agent's own connections are not captured".into()),
             other => Err(format!("a connection of the agent's own cgroup was captured: {other:?}")),
         }
+    }
+
+    /// A datagram goes to the endpoint, and the answer seems to come from the service.
+    fn datagrams(&mut self) -> Result<String, String> {
+        let endpoint = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(text)?;
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(text)?;
+        for socket in [&endpoint, &client] {
+            socket.set_read_timeout(Some(PATIENCE)).map_err(text)?;
+        }
+        let of_udp = |address| Address { protocol: UDP, ..flows::address(address) };
+        let to = endpoint.local_addr().map_err(text)?;
+        self.serve_by(UDP_SERVICE, of_udp(DIALLED), of_udp(to), 0)?;
+        client.send_to(b"there", DIALLED).map_err(text)?;
+        let (_, from) = endpoint.recv_from(&mut [0; 8]).map_err(|error| format!("at the endpoint: {error}"))?;
+        endpoint.send_to(b"back", from).map_err(text)?;
+        match client.recv_from(&mut [0; 8]).map_err(|error| format!("the answer: {error}"))? {
+            (_, DIALLED) => Ok("datagrams are balanced, and answers come from what was asked".into()),
+            (_, other) => Err(format!("the answer came from {other}, asked was {DIALLED}")),
+        }
+    }
+
+    /// The accepting end is told what was dialled.
+    fn original_dst(&mut self) -> Result<String, String> {
+        self.set(|settings| settings.flags |= settings_flags::INTRODUCTIONS)?;
+        self.serve(service_flags::ORIGINAL_DST)?;
+        let pair = self.connect();
+        self.serve(service_flags::SHORTCUT)?;
+        self.set(|_| {})?;
+        let (_client, server) = pair?;
+        // SAFETY: all zero is a valid `sockaddr_in`, and the kernel writes at most `length` bytes into it.
+        let (result, told) = unsafe {
+            let mut told: libc::sockaddr_in = std::mem::zeroed();
+            let mut length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            let room = (&raw mut told).cast();
+            let result = libc::getsockopt(server.as_raw_fd(), libc::SOL_IP, SO_ORIGINAL_DST, room, &raw mut length);
+            (result, told)
+        };
+        if result != 0 {
+            return Err(format!("getsockopt(SO_ORIGINAL_DST): {}", io::Error::last_os_error()));
+        }
+        let told = SocketAddr::from((told.sin_addr.s_addr.to_ne_bytes(), u16::from_be(told.sin_port)));
+        match told {
+            DIALLED => Ok("SO_ORIGINAL_DST answers what was dialled".into()),
+            other => Err(format!("SO_ORIGINAL_DST answers {other} for {DIALLED}")),
+        }
+    }
+
+    /// The program that removes idle entries of the limits can be run; here there are none.
+    fn limits_sweep(&mut self) -> Result<String, String> {
+        let program = self.loaded.descriptor(Part::Sweep.programs()[0]).map_err(text)?;
+        // The smallest packet that the kernel takes: a link header.
+        sys::run_program(program.as_fd(), &[0; 14]).map_err(text)?;
+        Ok("idle entries of the limits can be removed".into())
     }
 
     fn listener_tag(&mut self) -> Result<String, String> {

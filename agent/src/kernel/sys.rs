@@ -250,15 +250,11 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &attr).map(|_| ())
 }
 
-/// Attaches a program to a cgroup. `attach_type` is one of `enum bpf_attach_type`. Such a link is always "multi", whatever another has on
+/// Attaches a program to a cgroup, or to a network namespace. `attach_type` is one of `enum bpf_attach_type`. The link of a cgroup is always "multi", whatever another has on
 /// this cgroup, above or below it (trap T32), and the kernel refuses flags that say so (`cgroup_bpf_link_attach`).
-pub fn attach(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
-    let attr = LinkCreateAttr {
-        prog_fd: program.as_raw_fd() as u32,
-        target_fd: cgroup.as_raw_fd() as u32,
-        attach_type,
-        flags: 0,
-    };
+pub fn attach(program: BorrowedFd<'_>, to: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    let attr =
+        LinkCreateAttr { prog_fd: program.as_raw_fd() as u32, target_fd: to.as_raw_fd() as u32, attach_type, flags: 0 };
     // SAFETY: a non-negative result is a new descriptor, and ours.
     bpf(BPF_LINK_CREATE, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -311,6 +307,16 @@ pub fn from_bytes<V: Pod>(bytes: &[u8]) -> Option<V> {
 pub fn enter_netns(namespace: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes a descriptor, and changes this thread only.
     match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Moves this thread, and nothing else of the process, into a network namespace of its own, which nobody else is in, and whose loopback
+/// device is down.
+pub fn leave_netns() -> io::Result<()> {
+    // SAFETY: takes flags, and changes this thread only.
+    match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -298,6 +298,7 @@ fn inbound_json(rule: &Inbound) -> Value {
     let state = &rule.state;
     json!({
         "name": rule.config.name,
+        "ports": rule.config.ports.iter().map(file::range).collect::<Vec<String>>(),
         "protocol": file::protocol_word(rule.config.protocol),
         "active": state.open.load(Ordering::Relaxed),
         "accepted": state.accepted.load(Ordering::Relaxed),

@@ -33,8 +33,17 @@ const OWNED: &[(&str, &[&str])] = &[
     ("axum", &["node"]),
 ];
 /// Opening a socket in another namespace needs what `ring` needs.
-const RING: &[&str] =
-    &["ring", "accept", "connect", "forward", "node/worker", "kernel/namespace", "kernel/source", "kernel/sockets"];
+const RING: &[&str] = &[
+    "ring",
+    "accept",
+    "connect",
+    "forward",
+    "node/worker",
+    "kernel/namespace",
+    "kernel/selftest",
+    "kernel/source",
+    "kernel/sockets",
+];
 /// What a person wrote, and what the admin address and the run-time file show.
 const SERDE: &[&str] = &["config/file", "node", "record/observed", "command"];
 

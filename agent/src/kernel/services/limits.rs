@@ -1,6 +1,6 @@
 //! What is taken of the services' limits now: hooks reserve and give back, the agent has what is idle removed.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use sockway_common::limit::{LimitKey, LimitState, SWEEP_KEYS_MAX};
@@ -15,16 +15,18 @@ const LINK_HEADER: usize = 14;
 /// The table of what is taken, and the program that sweeps it.
 pub struct Limits {
     taken: BpfHashMap<MapData, LimitKey, LimitState>,
-    sweeper: OwnedFd,
+    /// None where the kernel refused it.
+    sweeper: Option<OwnedFd>,
 }
 
 impl Limits {
-    pub fn new(taken: BpfHashMap<MapData, LimitKey, LimitState>, sweeper: OwnedFd) -> Self {
+    pub fn new(taken: BpfHashMap<MapData, LimitKey, LimitState>, sweeper: Option<OwnedFd>) -> Self {
         Self { taken, sweeper }
     }
 
     /// Removes what is idle at `now_ns` of `CLOCK_MONOTONIC`: how many entries there were.
     pub fn sweep(&mut self, now_ns: u64) -> usize {
+        let Some(sweeper) = &self.sweeper else { return 0 };
         let idle: Vec<LimitKey> = self
             .taken
             .iter()
@@ -33,23 +35,23 @@ impl Limits {
             .filter(|(_, state)| state.open == 0 && state.theoretical_ns <= now_ns)
             .map(|(key, _)| key)
             .collect();
-        idle.chunks(SWEEP_KEYS_MAX).map(|keys| self.remove(keys)).sum()
+        idle.chunks(SWEEP_KEYS_MAX).map(|keys| remove(sweeper.as_fd(), keys)).sum()
     }
+}
 
-    /// The program looks again, and removes only what is idle still.
-    fn remove(&self, keys: &[LimitKey]) -> usize {
-        let mut packet = vec![0; LINK_HEADER];
-        for key in keys {
-            packet.extend(key.source.to_ne_bytes());
-            packet.extend(key.service.to_ne_bytes());
-            packet.extend(key.scope.to_ne_bytes());
-        }
-        match sys::run_program(self.sweeper.as_fd(), &packet) {
-            Ok(removed) => removed as usize,
-            Err(error) => {
-                tracing::warn!(%error, "idle entries of the limits could not be removed; their table may fill");
-                0
-            }
+/// The program looks again, and removes only what is idle still.
+fn remove(sweeper: BorrowedFd<'_>, keys: &[LimitKey]) -> usize {
+    let mut packet = vec![0; LINK_HEADER];
+    for key in keys {
+        packet.extend(key.source.to_ne_bytes());
+        packet.extend(key.service.to_ne_bytes());
+        packet.extend(key.scope.to_ne_bytes());
+    }
+    match sys::run_program(sweeper, &packet) {
+        Ok(removed) => removed as usize,
+        Err(error) => {
+            tracing::warn!(%error, "idle entries of the limits could not be removed; their table may fill");
+            0
         }
     }
 }
