@@ -250,7 +250,7 @@ fn udp_to_a_services_address_is_not_touched() {
     let _agent = Agent::start(&stage.config().service(Service::kernel_tcp("some", service).to(origin.address())));
 
     let socket = UdpSocket::bind(service).unwrap();
-    socket.set_read_timeout(Some(wait::SOON)).unwrap();
+    socket.set_read_timeout(Some(wait::soon())).unwrap();
     let program = "import socket, sys\n\
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
         s.connect((sys.argv[1], int(sys.argv[2])))\n\
@@ -277,7 +277,7 @@ fn a_socket_may_be_connected_elsewhere_after_it_was_refused() {
         wait::until("the first connect to be refused", wait::SOON, || socket.take_error().unwrap().is_some());
         socket.set_nonblocking(false).unwrap();
         let mut stream = stage.client().redial(socket.as_fd(), then).unwrap();
-        stream.set_read_timeout(Some(wait::SOON)).unwrap();
+        stream.set_read_timeout(Some(wait::soon())).unwrap();
         assert_eq!(read_name(&mut stream).unwrap(), name);
         assert_eq!(stream.peer_addr().unwrap(), then, "not the address of the connect before");
     }
@@ -302,7 +302,7 @@ fn a_socket_may_be_disconnected_and_connected_elsewhere() {
         disconnect(&stream).unwrap();
         stream = stage.client().redial(stream.as_fd(), then).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), then);
-        stream.set_read_timeout(Some(wait::SOON)).unwrap();
+        stream.set_read_timeout(Some(wait::soon())).unwrap();
         assert_eq!(read_name(&mut stream).unwrap(), name);
     }
 }
@@ -336,7 +336,7 @@ fn non_blocking_connects_are_captured_like_blocking_ones() {
         wait::until("the connect to complete", wait::SOON, || stream.peer_addr().is_ok());
         assert_eq!(stream.peer_addr().unwrap(), service);
         stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(wait::SOON)).unwrap();
+        stream.set_read_timeout(Some(wait::soon())).unwrap();
         assert_eq!(read_name(&mut stream).unwrap(), "later");
     }
 }

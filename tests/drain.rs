@@ -124,7 +124,7 @@ fn connections_of_a_program_in_another_network_namespace_are_ended_too() {
     let config = stage.config().service(piped);
     let agent = Agent::start(&config);
     let mut stream = client.dial(service).unwrap();
-    stream.set_read_timeout(Some(wait::SOON)).unwrap();
+    stream.set_read_timeout(Some(wait::soon())).unwrap();
     assert_eq!(read_name(&mut stream).unwrap(), "goes");
 
     agent.reload(&config.with_services([]));

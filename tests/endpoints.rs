@@ -207,7 +207,7 @@ fn an_endpoint_in_another_pod_dies_with_its_pod() {
     let _agent = Agent::start_in(Room::of(&stage.origins).inside(&host), &config);
     let name = || {
         let mut stream = client.dial(service).expect("a connect never fails");
-        stream.set_read_timeout(Some(wait::SOON)).unwrap();
+        stream.set_read_timeout(Some(wait::soon())).unwrap();
         sockway_tests::origin::read_name(&mut stream)
     };
     let names: Vec<String> = (0..4).map(|_| name().unwrap()).collect();

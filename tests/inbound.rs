@@ -106,8 +106,8 @@ fn plain(address: SocketAddr) -> SocketAddr {
 }
 
 fn patient(stream: TcpStream) -> io::Result<TcpStream> {
-    stream.set_read_timeout(Some(wait::SOON))?;
-    stream.set_write_timeout(Some(wait::SOON))?;
+    stream.set_read_timeout(Some(wait::soon()))?;
+    stream.set_write_timeout(Some(wait::soon()))?;
     Ok(stream)
 }
 

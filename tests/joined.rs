@@ -503,7 +503,7 @@ fn programs_in_different_pods_are_joined() {
     let listener = server.listen(endpoint).unwrap();
     wait::until("the pod's namespace to be served", wait::SOON, || agent.metric("sockway_namespaces", &[]) >= 1.0);
     let near = client.dial(address).unwrap();
-    near.set_read_timeout(Some(wait::SOON)).unwrap();
+    near.set_read_timeout(Some(wait::soon())).unwrap();
     let far = accept(&listener);
     for _ in 0..20 {
         exchange(&near, &far, &pattern(10_000));

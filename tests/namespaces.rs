@@ -27,7 +27,7 @@ fn listens_beside(pid: u32) -> bool {
 
 fn name_of(door: &Door, service: SocketAddr) -> std::io::Result<String> {
     let mut stream = door.dial(service)?;
-    stream.set_read_timeout(Some(wait::SOON))?;
+    stream.set_read_timeout(Some(wait::soon()))?;
     read_name(&mut stream)
 }
 
@@ -209,7 +209,7 @@ fn pods_that_dial_at_the_same_time_are_all_found() {
                 let door = Door::open(Room::of(&stage.clients).inside(pod));
                 wait::until("the agent to serve the pod", wait::SOON, || door.dial(service).is_ok());
                 let stream = door.dial(service).unwrap();
-                stream.set_read_timeout(Some(wait::SOON)).unwrap();
+                stream.set_read_timeout(Some(wait::soon())).unwrap();
                 assert_eq!(sockway_tests::answer::Session::on(stream).get("/").unwrap().text(), "host");
             });
         }

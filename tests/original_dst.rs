@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, process::Command};
 
 use sockway_tests::{
     address::mapped,
-    agent::Agent,
+    agent::{self, Agent},
     config::Service,
     door::Door,
     netns::{Netns, Veth},
@@ -48,7 +48,7 @@ fn asking(room: Room<'_>, address: SocketAddr) -> Process {
 
 fn said(door: &Door, address: SocketAddr) -> Vec<String> {
     let mut stream = door.dial(address).unwrap();
-    stream.set_read_timeout(Some(wait::SOON)).unwrap();
+    stream.set_read_timeout(Some(wait::soon())).unwrap();
     read_name(&mut stream).unwrap().split('|').map(str::to_owned).collect()
 }
 
@@ -128,4 +128,71 @@ fn haproxy_logs_the_destination_that_was_dialled() {
     let call = |address| peers::stdout(&peers::curl(Room::of(&stage.clients), &[&format!("http://{address}/")]));
     assert_eq!(call(service), service.to_string());
     assert_eq!(call(endpoint), endpoint.to_string(), "dialled directly, it is what it was");
+}
+
+/// Envoy with its `original_dst` listener filter at `{endpoint}`: it tells each client in a header for which address it takes itself.
+fn envoy_config(endpoint: SocketAddr) -> String {
+    format!(
+        r#"
+static_resources:
+  listeners:
+    - address: {{ socket_address: {{ address: "{}", port_value: {} }} }}
+      listener_filters:
+        - name: envoy.filters.listener.original_dst
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: all
+                route_config:
+                  virtual_hosts:
+                    - name: all
+                      domains: ["*"]
+                      response_headers_to_add:
+                        - header: {{ key: x-destination, value: "%DOWNSTREAM_LOCAL_ADDRESS%" }}
+                      routes:
+                        - match: {{ prefix: "/" }}
+                          direct_response: {{ status: 200 }}
+                http_filters:
+                  - name: envoy.filters.http.router
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+"#,
+        endpoint.ip(),
+        endpoint.port()
+    )
+}
+
+#[test]
+fn envoys_original_dst_filter_finds_the_destination_that_was_dialled() {
+    let Some(stage) = Stage::set() else { return };
+    let Some(binary) = agent::envoy() else { return };
+    let endpoint = stage.address();
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("envoy.yaml");
+    fs::write(&file, envoy_config(endpoint)).unwrap();
+    let mut command = Command::new(binary);
+    command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "--config-path"]).arg(&file);
+    let mut envoy = Process::spawn(Room::of(&stage.origins), command);
+    wait::until("envoy to listen", wait::SOON, || {
+        assert!(envoy.ended().is_none(), "{}", envoy.stderr());
+        stage.origin().dial(endpoint).is_ok()
+    });
+    let service = stage.address();
+    let config = stage.config().capture(&stage.origins);
+    let proxy = || Service::kernel_tcp("proxy", service).to(endpoint);
+    let agent = Agent::start(&config.with_services([proxy().set("original_dst: on")]));
+    let call = |address| {
+        let url = format!("http://{address}/");
+        let head = peers::stdout(&peers::curl(Room::of(&stage.clients), &["--dump-header", "-", &url]));
+        let line = head.lines().find_map(|line| line.strip_prefix("x-destination: ").map(str::to_owned));
+        line.unwrap_or_else(|| panic!("{head}\n{}", envoy.stderr()))
+    };
+    assert_eq!(call(service), service.to_string());
+    assert_eq!(call(endpoint), endpoint.to_string(), "dialled directly, it is what it was");
+    agent.reload(&config.with_services([proxy()]));
+    assert_eq!(call(service), endpoint.to_string(), "a service that does not tell");
 }

@@ -27,7 +27,7 @@ const USER: u32 = 3_000_017;
 /// Whether a program behind this door is captured: nobody listens at the service's own address.
 fn is_captured(door: &Door, service: SocketAddr) -> bool {
     let Ok(mut stream) = door.dial(service) else { return false };
-    stream.set_read_timeout(Some(wait::SOON)).unwrap();
+    stream.set_read_timeout(Some(wait::soon())).unwrap();
     assert_eq!(read_name(&mut stream).unwrap(), "origin");
     assert_eq!(stream.peer_addr().unwrap(), service);
     true
@@ -264,7 +264,7 @@ fn datagrams_of_what_is_left_out_go_where_they_are_addressed() {
     let agent = Agent::start(&config.clone().rule(quiet.path(), "capture: off"));
     let door = Door::open(Room::of(&quiet));
     let left_out = door.bind(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap();
-    left_out.set_read_timeout(Some(wait::SOON)).unwrap();
+    left_out.set_read_timeout(Some(wait::soon())).unwrap();
     let captured = stage.socket("0.0.0.0:0");
     assert_eq!((name_of(&left_out, service), name_of(&captured, service)), ("direct".into(), "origin".into()));
     assert_eq!(agent.metric("sockway_kernel_sends_total", &[("verdict", "excluded")]), 1.0);

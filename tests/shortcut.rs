@@ -255,7 +255,7 @@ fn a_joined_socket_may_be_disconnected_and_joined_again() {
         pair.redirects(b"up");
         (&pair.server).write_all(b"down").unwrap();
         let mut back = [0; 4];
-        pair.client.set_read_timeout(Some(wait::SOON)).unwrap();
+        pair.client.set_read_timeout(Some(wait::soon())).unwrap();
         (&pair.client).read_exact(&mut back).unwrap();
         assert_eq!(&back, b"down");
     }

@@ -128,7 +128,7 @@ fn when_an_endpoint_goes_the_next_datagram_goes_elsewhere_and_its_late_reply_is_
     let Some(stage) = Stage::set() else { return };
     let (service, address) = (stage.address(), stage.address());
     let old = stage.origin().bind(address).unwrap();
-    old.set_read_timeout(Some(wait::SOON)).unwrap();
+    old.set_read_timeout(Some(wait::soon())).unwrap();
     let config = stage.config().service(Service::udp("moves", service).to(address));
     let agent = Agent::start(&config);
     let socket = stage.socket(ANY);
@@ -293,7 +293,7 @@ fn a_ninth_conversation_pushes_out_the_one_that_was_quiet_for_longest() {
     let endpoints: Vec<UdpSocket> = (0..9)
         .map(|_| {
             let endpoint = stage.origin().bind(stage.address()).unwrap();
-            endpoint.set_read_timeout(Some(wait::SOON)).unwrap();
+            endpoint.set_read_timeout(Some(wait::soon())).unwrap();
             endpoint
         })
         .collect();
@@ -400,7 +400,7 @@ fn nested_rules_capture_a_datagram_once() {
     let mut names = Vec::new();
     for connected in [false, true, false] {
         let socket = door.bind(ANY.parse().unwrap()).unwrap();
-        socket.set_read_timeout(Some(wait::SOON)).unwrap();
+        socket.set_read_timeout(Some(wait::soon())).unwrap();
         if connected {
             socket.connect(service).unwrap();
             assert_eq!(socket.peer_addr().unwrap(), service);
@@ -449,12 +449,12 @@ fn datagrams_go_from_pod_to_pod_and_go_on_without_the_agent() {
     let mut agent = Agent::start(&stage.config().service(Service::udp("pod", service).to(endpoint)));
 
     let socket = client.bind(ANY.parse().unwrap()).unwrap();
-    socket.set_read_timeout(Some(wait::SOON)).unwrap();
+    socket.set_read_timeout(Some(wait::soon())).unwrap();
     assert_eq!(name_of(&socket, service), "right");
     agent.sigkill();
     assert_eq!(name_of(&socket, service), "right");
     let connected = client.bind(ANY.parse().unwrap()).unwrap();
-    connected.set_read_timeout(Some(wait::SOON)).unwrap();
+    connected.set_read_timeout(Some(wait::soon())).unwrap();
     connected.connect(service).unwrap();
     assert_eq!(connected.local_addr().unwrap().ip(), wire.left);
     assert_eq!(name_of(&connected, service), "right");

@@ -61,7 +61,7 @@ fn while_dialling(stage: &Stage, service: SocketAddr, act: impl FnOnce()) -> usi
         let dialling = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let mut stream = door.dial(service).expect("no connect fails while agents change");
-                stream.set_read_timeout(Some(wait::SOON)).unwrap();
+                stream.set_read_timeout(Some(wait::soon())).unwrap();
                 assert_eq!(stream.peer_addr().unwrap(), service);
                 assert_eq!(read_name(&mut stream).unwrap(), "origin");
                 dialled.fetch_add(1, Ordering::Relaxed);

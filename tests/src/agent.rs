@@ -335,6 +335,18 @@ pub fn next_binary() -> Option<PathBuf> {
     Some(path)
 }
 
+/// Envoy, which `cargo xtask setup` installs for the benchmarks (`SOCKWAY_ENVOY`, or below `target/tools`); `None` where there is none, after
+/// saying so.
+pub fn envoy() -> Option<PathBuf> {
+    let named = env::var_os("SOCKWAY_ENVOY").map(PathBuf::from);
+    let path = named.unwrap_or_else(|| target().join("tools/envoy/bin/envoy"));
+    if !path.is_file() {
+        stage::tell(&format!("SKIPPED: there is no Envoy at {}; `cargo xtask setup` installs it", path.display()));
+        return None;
+    }
+    Some(path)
+}
+
 /// `sockway-probe`, which cargo builds beside the tests; or this program, when it is that.
 pub fn probe() -> PathBuf {
     let test = env::current_exe().expect("this program's own path");

@@ -165,7 +165,7 @@ impl Session {
 
 /// `GET path` on a connection of its own.
 pub fn get(mut stream: TcpStream, path: &str) -> io::Result<Answer> {
-    stream.set_read_timeout(Some(crate::wait::SOON))?;
+    stream.set_read_timeout(Some(crate::wait::soon()))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
     read_answer(&mut BufReader::new(stream), "GET")
 }

@@ -59,8 +59,8 @@ impl Pair {
 /// Accepts; nothing on the stream waits longer than [`wait::SOON`].
 pub fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(wait::SOON)).unwrap();
-    stream.set_write_timeout(Some(wait::SOON)).unwrap();
+    stream.set_read_timeout(Some(wait::soon())).unwrap();
+    stream.set_write_timeout(Some(wait::soon())).unwrap();
     stream
 }
 

@@ -15,11 +15,11 @@ use crate::{
     wait,
 };
 
-/// `curl` with arguments, silent but for errors and the body, and never longer than [`wait::SOON`].
+/// `curl` with arguments, silent but for errors and the body, and never longer than [`wait::soon`].
 #[track_caller]
 pub fn curl(room: Room<'_>, arguments: &[&str]) -> Output {
     let mut command = Command::new("curl");
-    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", &wait::SOON.as_secs().to_string()]);
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", &wait::soon().as_secs().to_string()]);
     command.args(arguments);
     process::run(room, command)
 }

@@ -96,7 +96,7 @@ impl Stage {
     /// A UDP socket of a captured client, bound to this address; nothing on it waits longer than [`wait::SOON`].
     pub fn socket(&self, address: &str) -> UdpSocket {
         let socket = self.client_door.bind(address.parse().expect("an address")).expect("a socket");
-        socket.set_read_timeout(Some(wait::SOON)).expect("a deadline");
+        socket.set_read_timeout(Some(wait::soon())).expect("a deadline");
         socket
     }
 
@@ -113,8 +113,8 @@ impl Stage {
     /// Dials as a captured client; nothing on the stream waits longer than [`wait::SOON`].
     pub fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let stream = self.client_door.dial(address)?;
-        stream.set_read_timeout(Some(wait::SOON))?;
-        stream.set_write_timeout(Some(wait::SOON))?;
+        stream.set_read_timeout(Some(wait::soon()))?;
+        stream.set_write_timeout(Some(wait::soon()))?;
         Ok(stream)
     }
 

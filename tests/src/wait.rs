@@ -10,6 +10,11 @@ use crate::patience;
 /// Deadline of conditions that are due within milliseconds: generous, because tests share two cores.
 pub const SOON: Duration = Duration::from_secs(15);
 
+/// [`SOON`] for the deadlines of sockets, on this machine.
+pub fn soon() -> Duration {
+    patience::deadline(SOON)
+}
+
 /// Between two looks: short against every condition, long against a scheduler's slice.
 const PAUSE: Duration = Duration::from_millis(5);
 

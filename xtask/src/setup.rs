@@ -62,7 +62,7 @@ const PROGRAMS: &[Needed] = &[
     needed("redis-cli", "redis-tools", &[Group::Test]),
     needed("redis-benchmark", "redis-tools", &[Group::Test]),
     needed("h2load", "nghttp2-client", &[Group::Bench]),
-    needed("haproxy", "haproxy", &[Group::Bench]),
+    needed("haproxy", "haproxy", &[Group::Test, Group::Bench]),
     needed("taskset", "util-linux", &[Group::Bench]),
     needed("qemu-system-x86_64", "qemu-system-x86", &[Group::Kernels]),
     needed("depmod", "kmod", &[Group::Kernels]),
