@@ -60,6 +60,7 @@ use sockway_common::{
     ABI_VERSION,
     capture::{Settings, settings_flags},
     flow::{ENDPOINT_AGENT, Original, OriginalKey, TCP},
+    service::EndpointKey,
     watch::Watch,
 };
 
@@ -427,10 +428,12 @@ impl Kernel {
         let swept = self.limits.sweep(monotonic_ns());
         watch::end_stale(&mut self.watch);
         self.fill.watch();
-        self.latencies.keep(|key| match key.endpoint {
+        let is_there = |key: &EndpointKey| match key.endpoint {
             ENDPOINT_AGENT => snapshot.by_id(key.service).is_some(),
             endpoint => snapshot.endpoint(key.service, endpoint).is_some(),
-        });
+        };
+        self.latencies.keep(is_there);
+        self.tables.keep_stats(is_there);
         let oldest = monotonic_ns().saturating_sub(ORIGINAL_MAX_AGE_NS);
         let stale: Vec<OriginalKey> = self
             .originals

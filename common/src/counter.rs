@@ -154,6 +154,8 @@ counters! {
     EventLost = "events_lost_total" [],
     /// Handshakes not measured because there was no room for another endpoint in the table of latencies.
     LatencyFull = "latencies_lost_total" [],
+    /// Connects not counted for their endpoint because there was no room for another in the table of endpoints' counts: they passed.
+    EndpointStatsFull = "endpoint_connects_lost_total" [],
     /// Flows reported to a watcher.
     FlowReported = "flows_total" ["result" = "reported"],
     /// Flows not reported because the watcher had set a rate, and there were more.

@@ -83,10 +83,14 @@ pub const TURNS_SERVICES: u32 = 256;
 #[map]
 pub static TURNS: PerCpuArray<Turns> = PerCpuArray::with_max_entries(TURNS_SERVICES, 0);
 
-/// Hooks count, agent reads; the agent makes the entry, so that a hook never allocates. One for each endpoint.
+/// Hooks count, agent reads and removes with the endpoint. The hook makes the entry, at the first connect to an endpoint, since one host
+/// dials few of a large cluster's. When it is full, or the kernel has no memory at hand, the connect passes uncounted, which is counted.
 #[map]
 pub static ENDPOINT_STATS: PerCpuHashMap<EndpointKey, EndpointStats> =
     PerCpuHashMap::with_max_entries(524_288, NO_PREALLOC);
+
+/// What a new entry of [`ENDPOINT_STATS`] begins with; not on the stack, of which `dial_v6` has little left.
+pub static NO_STATS: EndpointStats = EndpointStats { connects: 0, failures: 0, closed: 0 };
 
 /// Agent writes, connect hooks read: by network namespace cookie. One entry for each namespace served.
 #[map]

@@ -7,18 +7,21 @@ use core::ptr;
 
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
 use sockway_common::{
+    counter::Counter,
     flow::{Conn, TCP, conn_flags, held},
-    service::{EndpointKey, Service, service_flags},
+    service::{EndpointKey, EndpointStats, Service, service_flags},
 };
 
 use crate::{
-    atomic, limit,
-    maps::{CONNS, ENDPOINT_LIVE, ENDPOINT_STATS},
+    atomic, count, limit,
+    maps::{CONNS, ENDPOINT_LIVE, ENDPOINT_STATS, NO_STATS},
     socket, udp,
 };
 
 /// The hook has nothing to forbid.
 const DONE: i32 = 1;
+/// `BPF_NOEXIST`.
+const NO_EXIST: u64 = 1;
 /// `TCP_CLOSE`.
 const CLOSE: u32 = 7;
 
@@ -49,7 +52,7 @@ fn is_watched(ctx: &SockContext, conn: &Conn) -> bool {
 pub fn count_open(service: &Service, endpoint: u32) -> u64 {
     let key = EndpointKey { service: service.id, endpoint };
     let mut what = 0;
-    if let Some(stats) = ENDPOINT_STATS.get_ptr_mut(&key) {
+    if let Some(stats) = stats_of(&key) {
         // SAFETY: this CPU's element; see `count::add`.
         unsafe { (*stats).connects += 1 };
         what |= held::ENDPOINT;
@@ -67,13 +70,28 @@ pub fn count_open(service: &Service, endpoint: u32) -> u64 {
 /// Counts a conversation of UDP with an endpoint: a connect that is never open, since nobody tells its end.
 #[inline(always)]
 pub fn count_conversation(service: u32, endpoint: u32) {
-    if let Some(stats) = ENDPOINT_STATS.get_ptr_mut(&EndpointKey { service, endpoint }) {
+    if let Some(stats) = stats_of(&EndpointKey { service, endpoint }) {
         // SAFETY: this CPU's element; see `count::add`.
         unsafe {
             (*stats).connects += 1;
             (*stats).closed += 1;
         }
     }
+}
+
+/// What this CPU has counted for an endpoint; the first connect to it makes the entry.
+#[inline(always)]
+fn stats_of(key: &EndpointKey) -> Option<*mut EndpointStats> {
+    if let Some(stats) = ENDPOINT_STATS.get_ptr_mut(key) {
+        return Some(stats);
+    }
+    // Another CPU may have been first: then the entry is there all the same.
+    let _ = ENDPOINT_STATS.insert(key, &NO_STATS, NO_EXIST);
+    let stats = ENDPOINT_STATS.get_ptr_mut(key);
+    if stats.is_none() {
+        count::one(Counter::EndpointStatsFull);
+    }
+    stats
 }
 
 /// Gives back all that a connection holds; what that was, which is nothing the second time.

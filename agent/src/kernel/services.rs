@@ -6,14 +6,11 @@ mod adopt;
 mod entry;
 mod limits;
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuHashMap, PerCpuValues},
+    maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuHashMap},
 };
 use sockway_common::{
     endpoint::{EjectPolicy, Endpoint, EndpointLive},
@@ -35,10 +32,6 @@ use crate::{
 /// `BPF_NOEXIST`: what the hooks count in is made once and never written again.
 const NO_EXIST: u64 = 1;
 
-/// The kernel takes memory for each CPU from pages that it fills in the background, and says that there is none while it does.
-const POPULATE_TRIES: u32 = 200;
-const POPULATE_PAUSE: Duration = Duration::from_millis(1);
-
 /// The tables, and what stands in them.
 pub struct Tables {
     services: BpfHashMap<MapData, Address, Service>,
@@ -55,7 +48,6 @@ pub struct Tables {
     /// Whose slots are removed before the next change: a hook may have read them just before they were replaced.
     replaced: Vec<Service>,
     generation: u32,
-    cpus: usize,
 }
 
 /// What was written for one service, by its id.
@@ -97,7 +89,6 @@ impl Tables {
             found: None,
             replaced: Vec::new(),
             generation: 0,
-            cpus: aya::util::nr_cpus().map_err(|(path, source)| KernelError::Cpus { path, source })?,
         };
         let found = tables.find();
         tables.generation = found.generation;
@@ -161,9 +152,6 @@ impl Tables {
         }
         replace(&mut self.limit_policies, id, &mut written.limits, wanted.limits, "LIMIT_POLICIES")?;
         replace(&mut self.eject_policies, id, &mut written.eject, wanted.eject, "EJECT_POLICIES")?;
-        if written.dialled.is_none() {
-            self.make_stats(id, ENDPOINT_AGENT)?;
-        }
         let was_live = written.dialled.as_ref().is_some_and(|old| old.entry.flags & service_flags::LIVE != 0);
         let live = wanted.flags & service_flags::LIVE != 0;
         let gone = self.write_endpoints(wanted, written, live && !was_live)?;
@@ -191,9 +179,6 @@ impl Tables {
             let (key, old) = (EndpointKey { service: wanted.id, endpoint: *endpoint }, before.get(endpoint));
             if live && (old.is_none() || all_live) {
                 insert_new(&mut self.live, key, EndpointLive::default(), "ENDPOINT_LIVE")?;
-            }
-            if old.is_none() {
-                self.make_stats(wanted.id, *endpoint)?;
             }
             if old != Some(value) {
                 self.endpoints.insert(key, value, 0).map_err(map_error("ENDPOINTS"))?;
@@ -256,21 +241,6 @@ impl Tables {
         let _ = self.stats.remove(&key);
     }
 
-    /// A hook allocates nothing: what it counts in is there before the endpoint is.
-    fn make_stats(&mut self, service: u32, endpoint: u32) -> Result<(), KernelError> {
-        let mut tries = 0;
-        loop {
-            let zero = PerCpuValues::try_from(vec![EndpointStats::default(); self.cpus])
-                .map_err(|source| map_error("ENDPOINT_STATS")(MapError::IoError(source)))?;
-            let made = unless_there(self.stats.insert(EndpointKey { service, endpoint }, zero, NO_EXIST));
-            tries += 1;
-            if tries == POPULATE_TRIES || !made.as_ref().is_err_and(is_out_of_memory) {
-                return made.map_err(map_error("ENDPOINT_STATS"));
-            }
-            std::thread::sleep(POPULATE_PAUSE);
-        }
-    }
-
     /// A service that is not in the snapshot: nobody can dial it; what is left of its endpoints stays until they have left.
     fn forget(&mut self, id: u32, leaving: &[&Leaving]) -> Result<(), KernelError> {
         let Some(mut written) = self.written.remove(&id) else { return Ok(()) };
@@ -302,7 +272,15 @@ impl Tables {
         Ok(())
     }
 
-    /// What the connect hooks counted for each endpoint, added up over the CPUs.
+    /// Removes what was counted for endpoints that are no more: a hook that was under way may have made an entry once more.
+    pub fn keep_stats(&mut self, is_there: impl Fn(&EndpointKey) -> bool) {
+        let gone: Vec<EndpointKey> = self.stats.keys().flatten().filter(|key| !is_there(key)).collect();
+        for key in gone {
+            let _ = self.stats.remove(&key);
+        }
+    }
+
+    /// What the connect hooks counted for each endpoint that was dialled, added up over the CPUs.
     pub fn stats(&self) -> Vec<(EndpointKey, EndpointStats)> {
         self.stats
             .iter()
@@ -350,10 +328,6 @@ fn unless_there(inserted: Result<(), MapError>) -> Result<(), MapError> {
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other,
     }
-}
-
-fn is_out_of_memory(error: &MapError) -> bool {
-    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOMEM))
 }
 
 /// Takes a map out of a loaded object, typed.

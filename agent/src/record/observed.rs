@@ -118,14 +118,19 @@ pub struct Histogram {
 }
 
 impl Observed {
-    /// What the kernel half counted, by the service's name and endpoint, also of those that leave; `None` is the agent itself.
+    /// What the kernel half counted, by the service's name and endpoint, also of those that leave; `None` is the agent itself. Nothing is
+    /// counted yet for an endpoint that nobody has dialled.
     pub fn kernel_endpoints(&self) -> impl Iterator<Item = (&str, Option<&Endpoint>, EndpointStats)> {
-        self.kernel_stats.iter().filter_map(|(key, stats)| {
-            if key.endpoint == ENDPOINT_AGENT {
-                return Some((self.snapshot.by_id(key.service)?.config.name.as_str(), None, *stats));
-            }
-            let (service, endpoint) = self.snapshot.endpoint(key.service, key.endpoint)?;
-            Some((service.name.as_str(), Some(endpoint.as_ref()), *stats))
+        let counted: HashMap<EndpointKey, EndpointStats> = self.kernel_stats.iter().copied().collect();
+        let active = self.snapshot.services.iter().flat_map(|service| {
+            let endpoints = service.endpoints.iter().map(|endpoint| Some(endpoint.as_ref()));
+            endpoints.chain([None]).map(|endpoint| (service.id, service.config.name.as_str(), endpoint))
+        });
+        let leaving = self.snapshot.leaving.iter();
+        let leaving = leaving.map(|one| (one.service, one.config.name.as_str(), Some(one.endpoint.as_ref())));
+        active.chain(leaving).map(move |(service, name, endpoint)| {
+            let key = EndpointKey { service, endpoint: endpoint.map_or(ENDPOINT_AGENT, |endpoint| endpoint.id) };
+            (name, endpoint, counted.get(&key).copied().unwrap_or_default())
         })
     }
 

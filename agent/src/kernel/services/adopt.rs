@@ -70,13 +70,6 @@ impl Tables {
             .collect();
         clear(&mut self.endpoints, |key| endpoints.contains(key));
         clear(&mut self.live, |key| endpoints.contains(key));
-        let is_agent = |key: &EndpointKey| key.endpoint == sockway_common::flow::ENDPOINT_AGENT;
-        let kept =
-            |key: &EndpointKey| endpoints.contains(key) || is_agent(key) && self.written.contains_key(&key.service);
-        let stale: Vec<EndpointKey> = self.stats.keys().flatten().filter(|key| !kept(key)).collect();
-        for key in stale {
-            let _ = self.stats.remove(&key);
-        }
     }
 }
 
