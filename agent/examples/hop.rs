@@ -61,7 +61,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             namespaces: Default::default(),
             except: Default::default(),
         },
-        services: vec![Service {
+        services: vec![Arc::new(Service {
             name: "origin".into(),
             address: listen,
             protocol,
@@ -77,6 +77,6 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
                 .iter()
                 .map(|address| Endpoint { address: *address, weight: 1, is_draining: false })
                 .collect(),
-        }],
+        })],
     }
 }

@@ -4,6 +4,7 @@
 //! [`Snapshot::build`] takes it over from the previous snapshot by service name and endpoint address.
 
 mod inbound;
+mod leaving;
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,10 @@ use std::{
     },
 };
 
-pub use self::inbound::{Inbound, InboundState, Refused};
+pub use self::{
+    inbound::{Inbound, InboundState, Refused},
+    leaving::{Departure, Leaving},
+};
 use crate::config;
 
 /// All services at one moment.
@@ -24,9 +28,9 @@ pub struct Snapshot {
     pub generation: u64,
     /// In the order of the configuration.
     pub services: Vec<Arc<Service>>,
-    /// Endpoints that take no new connections, and may still have old ones; in the order of their ids, because a reload may leave as many
-    /// as there are, and all of them are looked for at each scrape.
-    pub leaving: Vec<Leaving>,
+    /// Endpoints that take no new connections, and may still have old ones, by service; in the order of the services' ids, because a
+    /// reload may leave as many as there are, and all of them are looked for at each scrape.
+    pub departures: Vec<Arc<Departure>>,
     /// In the order of the configuration: the first that covers a port holds.
     pub inbound: Vec<Arc<Inbound>>,
     /// By address and IP protocol.
@@ -62,9 +66,9 @@ impl Adopted {
         self.services.values().chain(self.endpoints.keys()).max().map_or(0, |id| id + 1)
     }
 
-    fn endpoints(&self, service: u32) -> Vec<Arc<Endpoint>> {
+    fn endpoints(&self, service: u32, changes: &Changes) -> Vec<Arc<Endpoint>> {
         let endpoint = |(id, address): &(u32, SocketAddr)| {
-            Arc::new(Endpoint { id: *id, address: *address, weight: 1, state: Arc::default() })
+            Arc::new(Endpoint { id: *id, address: *address, weight: 1, state: EndpointState::of(changes) })
         };
         self.endpoints.get(&service).into_iter().flatten().map(endpoint).collect()
     }
@@ -76,35 +80,24 @@ pub struct Service {
     /// Stable while the service's name is; also its id in the kernel half.
     pub id: u32,
     /// What was configured.
-    pub config: config::Service,
+    pub config: Arc<config::Service>,
     /// Those that take new connections, in the order of the configuration; addresses are unique.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Cursor of round robin, node-wide.
     pub cursor: Arc<AtomicUsize>,
+    /// How often one of its endpoints went up or down, or came further on its way out.
+    pub changes: Changes,
 }
+
+/// Counts what changed in the state that a service's endpoints share with the node, so that who looks at ten thousand services need not
+/// look at each endpoint.
+#[derive(Clone, Debug, Default)]
+pub struct Changes(Arc<AtomicU64>);
 
 impl Service {
     /// What programs dial: the address, and the number of the IP protocol.
     pub fn dialled(&self) -> (SocketAddr, u8) {
         (self.config.address, self.config.protocol.transport())
-    }
-}
-
-/// An endpoint that is set to drain, or that the configuration no longer lists (or its service), until its connections are gone.
-#[derive(Clone, Debug)]
-pub struct Leaving {
-    /// The service's id.
-    pub service: u32,
-    /// What was configured for the service when it last was.
-    pub config: Arc<config::Service>,
-    /// The endpoint; its id stays its own meanwhile.
-    pub endpoint: Arc<Endpoint>,
-}
-
-impl Leaving {
-    /// Of the service, and of the endpoint within it.
-    fn ids(&self) -> (u32, u32) {
-        (self.service, self.endpoint.id)
     }
 }
 
@@ -125,7 +118,7 @@ pub struct Endpoint {
 #[derive(Debug, Default)]
 pub struct EndpointState {
     /// Set when it failed; cleared by a probe that it accepts.
-    pub down: AtomicBool,
+    down: AtomicBool,
     /// Requests (HTTP) or connections (TCP) in flight through the agent.
     pub active: AtomicU32,
     /// Requests or connections sent to it by the agent.
@@ -134,6 +127,8 @@ pub struct EndpointState {
     pub connect_failures: AtomicU64,
     /// A [`Stage`], as a number.
     stage: AtomicU8,
+    /// The service's.
+    changes: Changes,
 }
 
 /// How far an endpoint is on its way out.
@@ -163,9 +158,23 @@ impl Stage {
 }
 
 impl EndpointState {
+    /// Of an endpoint that nothing is known of.
+    fn of(changes: &Changes) -> Arc<Self> {
+        Arc::new(Self { changes: Changes::clone(changes), ..Self::default() })
+    }
+
     /// Whether it may be chosen.
     pub fn usable(&self) -> bool {
         !self.down.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether it failed. Whether that is news.
+    pub fn set_down(&self, down: bool) -> bool {
+        let is_news = self.down.swap(down, Ordering::Relaxed) != down;
+        if is_news {
+            self.changes.count();
+        }
+        is_news
     }
 
     /// How far it is on its way out.
@@ -175,7 +184,9 @@ impl EndpointState {
 
     /// Sets how far it is on its way out.
     pub fn set_stage(&self, stage: Stage) {
-        self.stage.store(stage as u8, Ordering::Relaxed);
+        if self.stage.swap(stage as u8, Ordering::Relaxed) != stage as u8 {
+            self.changes.count();
+        }
     }
 }
 
@@ -186,48 +197,40 @@ impl Snapshot {
     }
 
     /// Builds the snapshot that follows `previous`, taking over ids and state by service name and endpoint address. Endpoints that were
-    /// there and no longer are, leave.
+    /// there and no longer are, leave. A service of which nothing is said anew is the very same.
     pub fn build(config: &config::Config, previous: &Snapshot) -> Snapshot {
         let old: HashMap<&str, &Arc<Service>> =
             previous.services.iter().map(|service| (service.config.name.as_str(), service)).collect();
-        let leaving_before = previous.leaving_by_service();
         let mut next_service_id = previous.next_service_id.max(1);
-        let mut leaving = Vec::new();
+        let mut departures = Vec::new();
         let mut services = Vec::with_capacity(config.services.len());
         for service in &config.services {
             let old = old.get(service.name.as_str()).copied();
+            if let Some(old) = old.filter(|old| old.config == *service) {
+                services.push(Arc::clone(old));
+                departures.extend(previous.departure(old.id).cloned());
+                continue;
+            }
             let dialled = (service.address, service.protocol.transport());
             let adopted = previous.adopted.services.get(&dialled).copied();
             let id = old.map(|old| old.id).or(adopted).unwrap_or_else(|| {
                 next_service_id += 1;
                 next_service_id - 1
             });
-            let adopted = previous.adopted.endpoints(id);
-            let known: Vec<&Arc<Endpoint>> = old
-                .iter()
-                .flat_map(|old| &old.endpoints)
-                .chain(&adopted)
-                .chain(leaving_before.get(&id).into_iter().flatten().map(|leaving| &leaving.endpoint))
-                .collect();
-            let (active, draining) = build_endpoints(&service.endpoints, &known);
-            leaving.extend(leave(id, service, &active, draining, &known));
-            services.push(Arc::new(Service {
-                id,
-                endpoints: active,
-                cursor: old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default(),
-                config: service.clone(),
-            }));
+            let (built, departure) = build_service(service, id, old, previous);
+            services.push(Arc::new(built));
+            departures.extend(departure);
         }
         let by_id: HashMap<u32, Arc<Service>> =
             services.iter().map(|service| (service.id, Arc::clone(service))).collect();
-        leaving.extend(previous.orphans(&by_id));
-        leaving.sort_unstable_by_key(Leaving::ids);
+        departures.extend(previous.orphans(&by_id));
+        departures.sort_unstable_by_key(|departure| departure.service);
         let by_address = services.iter().map(|service| (service.dialled(), Arc::clone(service))).collect();
         let inbound = inbound::build(&config.inbound, &previous.inbound);
         Snapshot {
             generation: previous.generation + 1,
             services,
-            leaving,
+            departures,
             inbound,
             by_address,
             by_id,
@@ -236,47 +239,16 @@ impl Snapshot {
         }
     }
 
-    /// The same without the endpoints that have left for good.
-    pub fn without_gone(&self) -> Snapshot {
-        let mut snapshot = self.clone();
-        snapshot.leaving.retain(Leaving::is_there);
-        snapshot
-    }
-
     /// An endpoint by the ids of its service and itself, with what was configured for the service; one that leaves too.
     pub fn endpoint(&self, service: u32, endpoint: u32) -> Option<(&config::Service, &Arc<Endpoint>)> {
         let active = self.by_id(service).and_then(|service| {
             let found = service.endpoints.iter().find(|found| found.id == endpoint)?;
-            Some((&service.config, found))
+            Some((&*service.config, found))
         });
         active.or_else(|| {
-            let found = self.leaving.binary_search_by_key(&(service, endpoint), Leaving::ids).ok()?;
-            let leaving = &self.leaving[found];
-            Some((&*leaving.config, &leaving.endpoint))
+            let departure = self.departure(service)?;
+            Some((&*departure.config, departure.endpoint(endpoint)?))
         })
-    }
-
-    fn leaving_by_service(&self) -> HashMap<u32, Vec<&Leaving>> {
-        let mut found: HashMap<u32, Vec<&Leaving>> = HashMap::new();
-        for leaving in &self.leaving {
-            found.entry(leaving.service).or_default().push(leaving);
-        }
-        found
-    }
-
-    /// The endpoints of services that are not among `kept`.
-    fn orphans(&self, kept: &HashMap<u32, Arc<Service>>) -> Vec<Leaving> {
-        let removed = self.services.iter().filter(|service| !kept.contains_key(&service.id)).flat_map(|service| {
-            let config = Arc::new(service.config.clone());
-            let leave = move |endpoint: &Arc<Endpoint>| Leaving {
-                service: service.id,
-                config: Arc::clone(&config),
-                endpoint: Arc::clone(endpoint),
-            };
-            service.endpoints.iter().map(leave)
-        });
-        let before = self.leaving.iter().filter(|leaving| !kept.contains_key(&leaving.service)).cloned();
-        removed.chain(before).filter(Leaving::is_there).collect()
     }
 
     /// The same without some services: what the kernel half is told.
@@ -285,7 +257,7 @@ impl Snapshot {
         Snapshot {
             generation: self.generation,
             services: self.services.iter().filter(kept).map(Arc::clone).collect(),
-            leaving: self.leaving.clone(),
+            departures: self.departures.clone(),
             ..Snapshot::default()
         }
     }
@@ -300,23 +272,40 @@ impl Snapshot {
         self.inbound.iter().find(|rule| rule.config.covers(port) && rule.config.namespaces.captures(paths, host))
     }
 
+    /// The services that are not the very same as in `last`.
+    pub fn changed_since<'s>(&'s self, last: &Snapshot) -> impl Iterator<Item = &'s Arc<Service>> {
+        self.services.iter().filter(|service| !last.by_id(service.id).is_some_and(|last| Arc::ptr_eq(last, service)))
+    }
+
     /// The service of this id.
     pub fn by_id(&self, id: u32) -> Option<&Arc<Service>> {
         self.by_id.get(&id)
     }
 }
 
-impl Leaving {
-    /// Whether connections to it may be left.
-    fn is_there(&self) -> bool {
-        self.endpoint.state.stage() != Stage::Gone
-    }
+/// A service that is new or was changed, and what leaves it.
+fn build_service(
+    config: &Arc<config::Service>,
+    id: u32,
+    old: Option<&Arc<Service>>,
+    previous: &Snapshot,
+) -> (Service, Option<Arc<Departure>>) {
+    let changes = old.map(|old| old.changes.clone()).unwrap_or_default();
+    let adopted = previous.adopted.endpoints(id, &changes);
+    let left = previous.departure(id).into_iter().flat_map(|departure| &departure.endpoints);
+    let known: Vec<&Arc<Endpoint>> = old.iter().flat_map(|old| &old.endpoints).chain(&adopted).chain(left).collect();
+    let (endpoints, draining) = build_endpoints(&config.endpoints, &known, &changes);
+    let leaving = leave(&endpoints, draining, &known);
+    let departure = Departure::new(id, config, leaving, &changes);
+    let cursor = old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default();
+    (Service { id, endpoints, cursor, config: Arc::clone(config), changes }, departure)
 }
 
 /// The configured endpoints of one service: those that take new connections, and those that are set to drain.
 fn build_endpoints(
     configured: &[config::Endpoint],
     known: &[&Arc<Endpoint>],
+    changes: &Changes,
 ) -> (Vec<Arc<Endpoint>>, Vec<Arc<Endpoint>>) {
     let mut next_id = known.iter().map(|endpoint| endpoint.id + 1).max().unwrap_or(0);
     let (mut active, mut draining) = (Vec::with_capacity(configured.len()), Vec::new());
@@ -329,7 +318,7 @@ fn build_endpoints(
             },
             |kept| kept.id,
         );
-        let state = kept.map(|kept| Arc::clone(&kept.state)).unwrap_or_default();
+        let state = kept.map_or_else(|| EndpointState::of(changes), |kept| Arc::clone(&kept.state));
         let built = Arc::new(Endpoint { id, address: endpoint.address, weight: endpoint.weight, state });
         if endpoint.is_draining { &mut draining } else { &mut active }.push(built);
     }
@@ -337,25 +326,14 @@ fn build_endpoints(
 }
 
 /// What leaves a service that stays: what is set to drain, and what was known and is not listed any more.
-fn leave(
-    service: u32,
-    config: &config::Service,
-    active: &[Arc<Endpoint>],
-    draining: Vec<Arc<Endpoint>>,
-    known: &[&Arc<Endpoint>],
-) -> Vec<Leaving> {
+fn leave(active: &[Arc<Endpoint>], draining: Vec<Arc<Endpoint>>, known: &[&Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
     let listed = |known: &Arc<Endpoint>| active.iter().chain(&draining).any(|endpoint| endpoint.id == known.id);
     let unlisted: Vec<Arc<Endpoint>> = known
         .iter()
         .filter(|known| !listed(known) && known.state.stage() != Stage::Gone)
         .map(|known| Arc::clone(known))
         .collect();
-    if draining.is_empty() && unlisted.is_empty() {
-        return Vec::new();
-    }
-    let config = Arc::new(config.clone());
-    let leave = |endpoint| Leaving { service, config: Arc::clone(&config), endpoint };
-    draining.into_iter().chain(unlisted).map(leave).collect()
+    draining.into_iter().chain(unlisted).collect()
 }
 
 #[cfg(test)]
@@ -396,7 +374,7 @@ mod tests {
         let first = snapshot(&[("a", 1, &[1, 2]), ("b", 2, &[1])], &adopting);
         assert_eq!(first.services.iter().map(|service| service.id).collect::<Vec<u32>>(), [7, 13]);
         assert_eq!(first.services[0].endpoints.iter().map(|found| found.id).collect::<Vec<u32>>(), [6, 3]);
-        assert_eq!(first.leaving.iter().map(|leaving| leaving.endpoint.id).collect::<Vec<u32>>(), [5]);
+        assert_eq!(first.leaving().map(|leaving| leaving.endpoint.id).collect::<Vec<u32>>(), [5]);
     }
 
     #[test]
@@ -404,7 +382,7 @@ mod tests {
         let first = snapshot(&[("a", 1, &[1, 2]), ("b", 2, &[7])], &Snapshot::default());
         let second = snapshot(&[("a", 1, &[1, 3])], &first);
         let leaving = |snapshot: &Snapshot| -> Vec<(u32, u32)> {
-            snapshot.leaving.iter().map(|leaving| (leaving.service, leaving.endpoint.id)).collect()
+            snapshot.leaving().map(|leaving| (leaving.service, leaving.endpoint.id)).collect()
         };
         let (a, b) = (first.services[0].id, first.services[1].id);
         assert_eq!(leaving(&second), [(a, 1), (b, 0)]);
@@ -413,15 +391,35 @@ mod tests {
         let third = snapshot(&[("a", 1, &[1, 2])], &second);
         assert_eq!(third.services[0].endpoints[1].id, 1, "it came back as what it was");
         assert_eq!(leaving(&third), [(a, 2), (b, 0)]);
-        third.leaving.iter().for_each(|leaving| leaving.endpoint.state.set_stage(Stage::Gone));
+        third.leaving().for_each(|leaving| leaving.endpoint.state.set_stage(Stage::Gone));
         assert_eq!(leaving(&third.without_gone()), []);
-        assert_eq!(leaving(&snapshot(&[("a", 1, &[1, 2])], &third)), []);
+        assert_eq!(
+            leaving(&snapshot(&[("a", 1, &[1])], &third)),
+            [(a, 1)],
+            "of what was changed, who is gone is forgotten"
+        );
+    }
+
+    #[test]
+    fn a_service_of_which_nothing_is_said_anew_is_the_very_same_and_tells_what_changes_of_its_endpoints() {
+        let first = snapshot(&[("a", 1, &[1, 2]), ("b", 2, &[7, 8])], &Snapshot::default());
+        let second = snapshot(&[("a", 1, &[1]), ("b", 2, &[7])], &first);
+        let third = snapshot(&[("a", 1, &[3]), ("b", 2, &[7])], &second);
+        let (old, new) = (&second.services[1], &third.services[1]);
+        assert!(Arc::ptr_eq(old, new) && !Arc::ptr_eq(&second.services[0], &third.services[0]));
+        let departures = |snapshot: &Snapshot| snapshot.departure(old.id).cloned().expect("one leaves");
+        assert!(Arc::ptr_eq(&departures(&second), &departures(&third)));
+        let so_far = new.changes.so_far();
+        assert!(new.endpoints[0].state.set_down(true) && !new.endpoints[0].state.set_down(true));
+        departures(&third).endpoints[0].state.set_stage(Stage::Dead);
+        assert_eq!(new.changes.so_far(), so_far + 2, "what leaves is the service's, too");
+        assert_eq!(third.services[0].changes.so_far(), 0);
     }
 
     #[test]
     fn ids_and_state_outlive_a_reload_and_ids_are_not_given_twice() {
         let first = snapshot(&[("a", 1, &[1, 2]), ("b", 2, &[1])], &Snapshot::default());
-        first.services[0].endpoints[1].state.down.store(true, Ordering::Relaxed);
+        first.services[0].endpoints[1].state.set_down(true);
         let second = snapshot(&[("c", 3, &[1]), ("a", 4, &[3, 2])], &first);
         let (old, new) = (&first.services[0], &second.services[1]);
         assert_eq!((old.id, second.generation), (new.id, first.generation + 1));

@@ -6,7 +6,7 @@ pub mod inbound;
 pub mod pattern;
 pub mod policy;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use sockway_common::flow;
 
@@ -32,7 +32,7 @@ pub struct Config {
     /// Whose connections are captured.
     pub capture: Capture,
     /// What programs dial, in the file's order; names are unique, and so are addresses among the services of one IP protocol.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// Whose connections that come in go through the agent, in the file's order; names are unique.
     pub inbound: Vec<inbound::Inbound>,
 }

@@ -400,6 +400,8 @@ impl Node {
         }
         let old = self.snapshot.load_full();
         let new = Arc::new(Snapshot::build(&config, &old));
+        let config =
+            Config { services: new.services.iter().map(|service| Arc::clone(&service.config)).collect(), ..config };
         self.inlets.follow(&config.inbound)?;
         if let Err(error) = self.capture(&config.capture) {
             self.steer_as_before();

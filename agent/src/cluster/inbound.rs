@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64},
 };
 
-use super::{Endpoint, Service};
+use super::{Changes, Endpoint, Service};
 use crate::config;
 
 /// Ports whose connections come through the agent, with what all workers count of them.
@@ -85,7 +85,8 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 id: old.map_or_else(&mut fresh_id, |old| old.service.id),
                 endpoints: vec![Arc::new(program)],
                 cursor: Arc::default(),
-                config,
+                config: Arc::new(config),
+                changes: Changes::default(),
             };
             let state = old.map(|old| Arc::clone(&old.state)).unwrap_or_default();
             Arc::new(Inbound { config: rule.clone(), service: Arc::new(service), state })

@@ -252,7 +252,7 @@ fn service_rows(service: &Service) -> Vec<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, atomic::Ordering};
+    use std::sync::Arc;
 
     use super::*;
     use crate::{cluster::Snapshot, config::file, record::observed::Observed};
@@ -263,7 +263,7 @@ mod tests {
             "services: [{name: a, address: 10.0.0.1:80, protocol: http, endpoints: ['10.0.0.2:80', '10.0.0.3:80']}]";
         let config = file::parse(text, "F").expect("a good file");
         let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
-        snapshot.services[0].endpoints[1].state.down.store(true, Ordering::Relaxed);
+        snapshot.services[0].endpoints[1].state.set_down(true);
         let observed = Observed { snapshot, workers: 2, connections: 3, ..Observed::default() };
         let answer = observed.to_json(&config).to_string();
         let told = tell(&serde_json::from_str(&answer).expect("what is answered can be read"));

@@ -6,7 +6,10 @@ mod adopt;
 mod entry;
 mod limits;
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use aya::{
     Ebpf, Pod,
@@ -25,7 +28,7 @@ use self::{adopt::Found, entry::Wanted};
 use super::KernelError;
 use crate::{
     balance,
-    cluster::{self, Leaving, Snapshot},
+    cluster::{self, Departure, Snapshot},
     config::Balance,
 };
 
@@ -53,6 +56,8 @@ pub struct Tables {
 /// What was written for one service, by its id.
 #[derive(Debug, Default)]
 struct Written {
+    /// What all of it was made of; `None` when that failed half-way.
+    of: Option<Origin>,
     /// `None` once no program can dial it any more.
     dialled: Option<Dialled>,
     /// Those that are chosen from, and those that leave.
@@ -60,6 +65,34 @@ struct Written {
     name: Option<Name>,
     limits: Option<LimitPolicy>,
     eject: Option<EjectPolicy>,
+}
+
+/// What a service's entries are made of: while it is the same, so are they.
+#[derive(Debug)]
+struct Origin {
+    service: Option<Arc<cluster::Service>>,
+    departure: Option<Arc<Departure>>,
+    changes: u64,
+    shortcut: bool,
+}
+
+impl Origin {
+    /// To be taken before anything of it is read.
+    fn new(service: Option<&Arc<cluster::Service>>, departure: Option<&Arc<Departure>>, shortcut: bool) -> Self {
+        let changes = service.map(|service| &service.changes).or(departure.map(|departure| &departure.changes));
+        Self {
+            service: service.cloned(),
+            departure: departure.cloned(),
+            changes: changes.map_or(0, cluster::Changes::so_far),
+            shortcut,
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.service.as_ref().map(Arc::as_ptr) == other.service.as_ref().map(Arc::as_ptr)
+            && self.departure.as_ref().map(Arc::as_ptr) == other.departure.as_ref().map(Arc::as_ptr)
+            && (self.changes, self.shortcut) == (other.changes, other.shortcut)
+    }
 }
 
 /// The part of it by which programs dial.
@@ -110,19 +143,21 @@ impl Tables {
         for old in std::mem::take(&mut self.replaced) {
             self.remove_slots(&old);
         }
-        let mut leaving: HashMap<u32, Vec<&Leaving>> = HashMap::new();
-        for one in &snapshot.leaving {
-            leaving.entry(one.service).or_default().push(one);
-        }
-        let none = Vec::new();
         for service in &snapshot.services {
-            let wanted = Wanted::new(service, leaving.get(&service.id).unwrap_or(&none), shortcut(service));
-            self.write(&wanted)?;
+            let departure = snapshot.departure(service.id);
+            let origin = Origin::new(Some(service), departure, shortcut(service));
+            if !self.stands(service.id, &origin) {
+                let wanted = Wanted::new(service, departure.map(AsRef::as_ref), origin.shortcut);
+                self.write(&wanted, origin)?;
+            }
         }
         let kept: HashSet<u32> = snapshot.services.iter().map(|service| service.id).collect();
         let gone: Vec<u32> = self.written.keys().filter(|id| !kept.contains(id)).copied().collect();
         for id in gone {
-            self.forget(id, leaving.get(&id).unwrap_or(&none))?;
+            let origin = Origin::new(None, snapshot.departure(id), false);
+            if !self.stands(id, &origin) {
+                self.forget(id, origin)?;
+            }
         }
         if self.found.take().is_some() {
             self.clear_strangers();
@@ -130,11 +165,20 @@ impl Tables {
         Ok(())
     }
 
+    /// Whether just this was written for a service.
+    fn stands(&self, id: u32, origin: &Origin) -> bool {
+        self.written.get(&id).and_then(|written| written.of.as_ref()).is_some_and(|of| of.is(origin))
+    }
+
     /// Nothing that a hook looks up is written after what leads to it.
-    fn write(&mut self, wanted: &Wanted) -> Result<(), KernelError> {
+    fn write(&mut self, wanted: &Wanted, origin: Origin) -> Result<(), KernelError> {
         let id = wanted.id;
         let mut written = self.written.remove(&id).unwrap_or_default();
+        written.of = None;
         let result = self.write_parts(wanted, &mut written);
+        if result.is_ok() {
+            written.of = Some(origin);
+        }
         // Also after a failure: what stands there is to be replaced or removed one day.
         self.written.insert(id, written);
         result
@@ -242,7 +286,7 @@ impl Tables {
     }
 
     /// A service that is not in the snapshot: nobody can dial it; what is left of its endpoints stays until they have left.
-    fn forget(&mut self, id: u32, leaving: &[&Leaving]) -> Result<(), KernelError> {
+    fn forget(&mut self, id: u32, origin: Origin) -> Result<(), KernelError> {
         let Some(mut written) = self.written.remove(&id) else { return Ok(()) };
         if let Some(old) = written.dialled.take() {
             let _ = self.services.remove(&old.address);
@@ -252,7 +296,7 @@ impl Tables {
             let _ = self.eject_policies.remove(&id);
             (written.limits, written.eject) = (None, None);
         }
-        let endpoints = entry::leaving(id, leaving);
+        let endpoints = origin.departure.as_deref().map(entry::leaving).unwrap_or_default();
         for (endpoint, value) in endpoints.iter().filter(|one| !written.endpoints.contains(one)) {
             let key = EndpointKey { service: id, endpoint: *endpoint };
             self.endpoints.insert(key, value, 0).map_err(map_error("ENDPOINTS"))?;
@@ -266,7 +310,7 @@ impl Tables {
             let _ = self.names.remove(&id);
             let _ = self.stats.remove(&EndpointKey { service: id, endpoint: ENDPOINT_AGENT });
         } else {
-            written.endpoints = endpoints;
+            (written.endpoints, written.of) = (endpoints, Some(origin));
             self.written.insert(id, written);
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     io,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -48,10 +48,14 @@ impl Prober {
     /// Goes on with another snapshot: what is gone is forgotten, what is to be probed always is.
     pub fn follow(&mut self, snapshot: &Arc<Snapshot>) {
         let now = Instant::now();
-        let mut before = std::mem::take(&mut self.watched);
-        self.due.clear();
-        self.snapshot = Arc::clone(snapshot);
-        for service in &snapshot.services {
+        let last = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
+        let same = |(service, _): &Key| match (last.by_id(*service), snapshot.by_id(*service)) {
+            (Some(last), Some(now)) => Arc::ptr_eq(last, now),
+            _ => false,
+        };
+        let mut before: HashMap<Key, Watched> = self.watched.extract_if(|key, _| !same(key)).collect();
+        self.due.retain(|(_, key)| same(key));
+        for service in snapshot.changed_since(&last) {
             for endpoint in &service.endpoints {
                 let (key, interval) = ((service.id, endpoint.id), service.config.probe_interval);
                 let mut health = match before.remove(&key) {
@@ -142,7 +146,7 @@ impl Prober {
         let before = watched.health.due();
         let change = verdict(&mut watched.health, now);
         if let Some(change) = change {
-            watched.endpoint.state.down.store(change == Change::Down, Ordering::Relaxed);
+            watched.endpoint.state.set_down(change == Change::Down);
         }
         let after = watched.health.due();
         if before != after {

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     cluster::{Endpoint, Leaving, Snapshot, Stage},
-    config::Protocol,
+    config::{self, Protocol},
     kernel::{Sockets, Target, Visited},
 };
 
@@ -23,6 +23,10 @@ use crate::{
 const VISIT_AGAIN: Duration = Duration::from_millis(250);
 /// Visits after which what is still there is left alone: something refuses to end, and the log has said what.
 const VISITS_MAX: u32 = 20;
+
+/// Endpoints of one change that are told of one by one: a reload may leave a hundred thousand, and the log would hold the main thread up
+/// for longer than a heartbeat.
+const TOLD_MAX: usize = 100;
 
 /// Ids of a service and of one of its endpoints.
 type Key = (u32, u32);
@@ -42,10 +46,23 @@ pub struct Retirer {
     exits: HashMap<Key, Exit>,
     visit: Option<Visit>,
     visit_at: Option<Instant>,
+    /// The snapshot followed last.
+    snapshot: Arc<Snapshot>,
+    /// What `exits` say, kept because the next is asked for whenever there is news of anything.
+    outlook: Outlook,
+}
+
+/// What is to be done next of all exits.
+#[derive(Clone, Copy, Debug, Default)]
+struct Outlook {
+    /// When the first that drains will have to be declared dead.
+    dead_at: Option<Instant>,
+    /// Whether any is dead, to be visited.
+    any_dead: bool,
 }
 
 struct Exit {
-    name: String,
+    config: Arc<config::Service>,
     target: Target,
     endpoint: Arc<Endpoint>,
     /// When its time is over; `None`: never.
@@ -61,21 +78,54 @@ struct Visit {
 impl Retirer {
     /// No endpoint yet. `sockets` is where connections are found and ended.
     pub fn new(sockets: Sockets) -> Self {
-        Self { sockets: Arc::new(sockets), exits: HashMap::new(), visit: None, visit_at: None }
+        Self {
+            sockets: Arc::new(sockets),
+            exits: HashMap::new(),
+            visit: None,
+            visit_at: None,
+            snapshot: Arc::default(),
+            outlook: Outlook::default(),
+        }
     }
 
     /// Goes on with another snapshot: what leaves begins to drain, what has come back is active.
-    pub fn follow(&mut self, snapshot: &Snapshot, now: Instant) {
+    pub fn follow(&mut self, snapshot: &Arc<Snapshot>, now: Instant) {
         let mut before = std::mem::take(&mut self.exits);
-        for leaving in snapshot.leaving.iter().filter(|leaving| leaving.endpoint.state.stage() != Stage::Gone) {
+        let mut begun = 0;
+        for leaving in snapshot.leaving().filter(|leaving| leaving.endpoint.state.stage() != Stage::Gone) {
             let key = (leaving.service, leaving.endpoint.id);
-            let mut exit = before.remove(&key).unwrap_or_else(|| Exit::begin(leaving, now));
-            exit.endpoint = Arc::clone(&leaving.endpoint);
+            let mut exit = before.remove(&key).unwrap_or_else(|| {
+                begun += 1;
+                Exit::begin(&leaving, now, begun <= TOLD_MAX)
+            });
+            exit.endpoint = Arc::clone(leaving.endpoint);
             self.exits.insert(key, exit);
         }
-        for endpoint in snapshot.services.iter().flat_map(|service| &service.endpoints) {
+        if begun > TOLD_MAX {
+            tracing::info!(endpoints = begun - TOLD_MAX, "further endpoints drain");
+        }
+        let last = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
+        for endpoint in snapshot.changed_since(&last).flat_map(|service| &service.endpoints) {
             if endpoint.state.stage() != Stage::Active {
                 endpoint.state.set_stage(Stage::Active);
+            }
+        }
+        self.look();
+    }
+
+    /// Looks at all exits.
+    fn look(&mut self) {
+        self.outlook = Outlook::default();
+        for exit in self.exits.values() {
+            match exit.endpoint.state.stage() {
+                Stage::Draining => {
+                    let earlier = |at: Instant| self.outlook.dead_at.is_none_or(|first| at < first);
+                    if let Some(at) = exit.dead_at.filter(|at| earlier(*at)) {
+                        self.outlook.dead_at = Some(at);
+                    }
+                }
+                Stage::Dead => self.outlook.any_dead = true,
+                Stage::Active | Stage::Gone => {}
             }
         }
     }
@@ -104,16 +154,17 @@ impl Retirer {
 
     /// When there is something to do, if nothing else happens.
     fn next(&self, now: Instant) -> Option<Instant> {
-        let draining = self.exits.values().filter(|exit| exit.endpoint.state.stage() == Stage::Draining);
-        let dead_at = draining.filter_map(|exit| exit.dead_at).min();
-        let waits = self.visit.is_none() && self.exits.values().any(|exit| exit.endpoint.state.stage() == Stage::Dead);
+        let waits = self.visit.is_none() && self.outlook.any_dead;
         let visit_at = waits.then(|| self.visit_at.unwrap_or(now));
-        dead_at.into_iter().chain(visit_at).min()
+        self.outlook.dead_at.into_iter().chain(visit_at).min()
     }
 
     /// Declares dead what is past its time; which these are.
     fn turn(&mut self, now: Instant) -> Vec<Key> {
         let mut dead = Vec::new();
+        if self.outlook.dead_at.is_none_or(|at| at > now) {
+            return dead;
+        }
         for (key, exit) in &self.exits {
             let state = &exit.endpoint.state;
             if state.stage() == Stage::Draining && exit.dead_at.is_some_and(|at| at <= now) {
@@ -123,6 +174,7 @@ impl Retirer {
         }
         if !dead.is_empty() {
             self.visit_at = None;
+            self.look();
         }
         dead
     }
@@ -152,32 +204,40 @@ impl Retirer {
             tracing::info!(connections = visited.ended, "connections to endpoints whose time is over were ended");
         }
         let is_clean = visited == Visited::default();
-        let mut any_gone = false;
+        let mut gone = 0;
         for key in keys {
             let Some(exit) = self.exits.get_mut(key) else { continue };
             exit.visits += 1;
             if exit.endpoint.state.stage() == Stage::Dead && (is_clean || exit.visits >= VISITS_MAX) {
-                tracing::info!(service = exit.name, endpoint = %exit.endpoint.address, "endpoint is gone");
+                gone += 1;
+                if gone <= TOLD_MAX {
+                    tracing::info!(service = exit.config.name, endpoint = %exit.endpoint.address, "endpoint is gone");
+                }
                 exit.endpoint.state.set_stage(Stage::Gone);
                 self.exits.remove(key);
-                any_gone = true;
             }
         }
-        any_gone
+        if gone > TOLD_MAX {
+            tracing::info!(endpoints = gone - TOLD_MAX, "further endpoints are gone");
+        }
+        self.look();
+        gone > 0
     }
 }
 
 impl Exit {
-    fn begin(leaving: &Leaving, now: Instant) -> Self {
-        let (config, endpoint) = (&leaving.config, &leaving.endpoint);
+    fn begin(leaving: &Leaving<'_>, now: Instant, told: bool) -> Self {
+        let (config, endpoint) = (leaving.config, leaving.endpoint);
         let target =
             Target { service: config.address, endpoint: endpoint.address, is_udp: config.protocol == Protocol::Udp };
         // A datagram socket knows no end: what it was pointed at would stay for as long as the program does.
         let time = if target.is_udp { Some(Duration::ZERO) } else { config.endpoint_drain };
-        let name = config.name.clone();
-        tracing::info!(service = name, endpoint = %endpoint.address, ?time, "endpoint drains");
+        if told {
+            tracing::info!(service = config.name, endpoint = %endpoint.address, ?time, "endpoint drains");
+        }
         endpoint.state.set_stage(Stage::Draining);
-        Self { name, target, endpoint: Arc::clone(endpoint), dead_at: time.map(|time| now + time), visits: 0 }
+        let dead_at = time.map(|time| now + time);
+        Self { config: Arc::clone(config), target, endpoint: Arc::clone(endpoint), dead_at, visits: 0 }
     }
 }
 

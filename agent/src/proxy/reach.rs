@@ -190,7 +190,7 @@ impl Hop {
     }
 
     fn set_down(&self, name: &str, service: u32, endpoint: &Endpoint, error: &ConnectError) {
-        if !endpoint.state.down.swap(true, Relaxed) {
+        if endpoint.state.set_down(true) {
             tracing::info!(service = name, endpoint = %endpoint.address, %error, "endpoint is down");
             (self.endpoint_down)(service, endpoint.id);
         }

@@ -126,8 +126,8 @@ impl Observed {
             let endpoints = service.endpoints.iter().map(|endpoint| Some(endpoint.as_ref()));
             endpoints.chain([None]).map(|endpoint| (service.id, service.config.name.as_str(), endpoint))
         });
-        let leaving = self.snapshot.leaving.iter();
-        let leaving = leaving.map(|one| (one.service, one.config.name.as_str(), Some(one.endpoint.as_ref())));
+        let leaving =
+            self.snapshot.leaving().map(|one| (one.service, one.config.name.as_str(), Some(one.endpoint.as_ref())));
         active.chain(leaving).map(move |(service, name, endpoint)| {
             let key = EndpointKey { service, endpoint: endpoint.map_or(ENDPOINT_AGENT, |endpoint| endpoint.id) };
             (name, endpoint, counted.get(&key).copied().unwrap_or_default())
@@ -166,7 +166,7 @@ impl Observed {
         };
         let services: Vec<Value> =
             self.snapshot.services.iter().map(|service| service_json(service, &kernel)).collect();
-        let leaving: Vec<Value> = self.snapshot.leaving.iter().map(|leaving| leaving_json(leaving, &kernel)).collect();
+        let leaving: Vec<Value> = self.snapshot.leaving().map(|leaving| leaving_json(leaving, &kernel)).collect();
         let fail_open = ["fail_open_no_listener", "fail_open_not_tagged", "fail_open_hung"];
         let fail_open: u64 = fail_open.iter().map(|verdict| self.kernel_total("connects_total", Some(verdict))).sum();
         json!({
@@ -292,10 +292,10 @@ fn latency_json(latencies: &Latencies) -> Value {
 }
 
 /// An endpoint that takes no new connections.
-fn leaving_json(leaving: &Leaving, kernel: &KernelSide) -> Value {
+fn leaving_json(leaving: Leaving<'_>, kernel: &KernelSide) -> Value {
     json!({
         "service": leaving.config.name,
-        "endpoint": endpoint_json(leaving.service, &leaving.endpoint, kernel),
+        "endpoint": endpoint_json(leaving.service, leaving.endpoint, kernel),
     })
 }
 

@@ -174,15 +174,15 @@ fn endpoints(text: &mut String, observed: &Observed) {
 
 /// Which endpoints are on their way out. Those that are active are not in it: there may be very many.
 fn leaving(text: &mut String, observed: &Observed) {
-    if observed.snapshot.leaving.is_empty() {
+    if observed.snapshot.departures.is_empty() {
         return;
     }
     let name = "sockway_endpoint_leaving";
     let help =
         "1 for an endpoint that takes no new connections: draining, or dead (those it still has are being ended).";
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
-    for leaving in &observed.snapshot.leaving {
-        let (service, endpoint) = (&leaving.config.name, &leaving.endpoint);
+    for leaving in observed.snapshot.leaving() {
+        let (service, endpoint) = (&leaving.config.name, leaving.endpoint);
         let (address, state) = (endpoint.address, endpoint.state.stage().word());
         let _ = writeln!(text, "{name}{{service=\"{service}\",endpoint=\"{address}\",state=\"{state}\"}} 1");
     }
@@ -276,7 +276,7 @@ mod tests {
         let config = file::parse(text, "F").expect("a good file");
         let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
         let endpoint = &snapshot.services[0].endpoints[1];
-        endpoint.state.down.store(true, Ordering::Relaxed);
+        endpoint.state.set_down(true);
         endpoint.state.total.store(7, Ordering::Relaxed);
         let key = |endpoint| EndpointKey { service: snapshot.services[0].id, endpoint };
         let stats = |connects, failures| EndpointStats { connects, failures, closed: connects - 1 };

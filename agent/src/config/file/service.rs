@@ -1,6 +1,6 @@
 //! What programs dial, and who answers.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES,
@@ -21,7 +21,7 @@ const UDP_IDLE_TIMEOUT_MS: u32 = 30_000; // as Linux's own table of flows (nf_co
 const UDP_IDLE_TIMEOUT_MS_MAX: u32 = 3_600_000;
 const WEIGHT_MAX: u32 = 65_535;
 
-pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Service>> {
+pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Arc<Service>>> {
     let items = field.list(problems)?;
     let mut conflicts = Conflicts::default();
     let services = items
@@ -30,7 +30,7 @@ pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec
         .filter_map(|(index, item)| {
             let draft = draft(item, &Path::Item(&field.path, index), problems)?;
             conflicts.add(index, &draft);
-            draft.settle()
+            draft.settle().map(Arc::new)
         })
         .collect();
     conflicts.report(&field.path, problems);

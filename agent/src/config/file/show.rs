@@ -20,7 +20,7 @@ pub fn show(config: &Config) -> Value {
         "admin": { "address": config.admin_address },
         "hook_stats": word(&SWITCHES, config.hook_stats),
         "capture": show_capture(&config.capture),
-        "services": config.services.iter().map(show_service).collect::<Vec<Value>>(),
+        "services": config.services.iter().map(|service| show_service(service)).collect::<Vec<Value>>(),
         "inbound": config.inbound.iter().map(show_inbound).collect::<Vec<Value>>(),
     })
 }

@@ -12,7 +12,7 @@ use sockway_common::{
 
 use crate::{
     balance::Choice,
-    cluster::{self, Leaving, Service, Stage},
+    cluster::{self, Departure, Service, Stage},
     config::{
         Balance, Mode, Protocol,
         policy::{Over, Rate, Source, Take},
@@ -39,7 +39,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    pub fn new(service: &Service, leaves: &[&Leaving], shortcut: bool) -> Self {
+    pub fn new(service: &Service, departure: Option<&Departure>, shortcut: bool) -> Self {
         let config = &service.config;
         let transport = config.protocol.transport();
         let active = service.endpoints.iter();
@@ -54,7 +54,7 @@ impl Wanted {
             affinity_ms: config.policy.affinity_timeout.map_or(0, |timeout| timeout.as_millis() as u32),
             udp_idle_ms: udp_idle_ms(service),
             choices: choices(service),
-            endpoints: active.chain(leaving(service.id, leaves)).collect(),
+            endpoints: active.chain(departure.into_iter().flat_map(leaving)).collect(),
             limits: limits(service),
             eject: eject(service),
         }
@@ -77,15 +77,14 @@ impl Wanted {
 }
 
 /// The entries of endpoints that leave.
-pub fn leaving(service: u32, leaves: &[&Leaving]) -> Vec<(u32, Endpoint)> {
-    let state = |leaving: &Leaving| match leaving.endpoint.state.stage() {
+pub fn leaving(departure: &Departure) -> Vec<(u32, Endpoint)> {
+    let state = |endpoint: &cluster::Endpoint| match endpoint.state.stage() {
         // Nobody has told it yet.
         Stage::Active | Stage::Draining => endpoint_state::DRAINING,
         Stage::Dead | Stage::Gone => endpoint_state::DEAD,
     };
-    let entry =
-        |leaving: &&Leaving| entry((service, leaving.config.protocol.transport()), &leaving.endpoint, state(leaving));
-    leaves.iter().map(entry).collect()
+    let of = (departure.service, departure.config.protocol.transport());
+    departure.endpoints.iter().map(|endpoint| entry(of, endpoint, state(endpoint))).collect()
 }
 
 fn entry((service, transport): (u32, u8), endpoint: &cluster::Endpoint, state: u32) -> (u32, Endpoint) {

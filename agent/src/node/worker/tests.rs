@@ -81,7 +81,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             namespaces: Default::default(),
             except: Default::default(),
         },
-        services: vec![Service {
+        services: vec![Arc::new(Service {
             name: "origin".into(),
             address,
             protocol,
@@ -97,7 +97,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
                 .iter()
                 .map(|address| Endpoint { address: *address, weight: 1, is_draining: false })
                 .collect(),
-        }],
+        })],
     }
 }
 
