@@ -8,7 +8,7 @@ use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, task::Poll};
 use crate::{
     decode::chunked::{BadChunk, Decoder, Style, reframe},
     kernel::Way,
-    ring::{Buf, Buffers, LARGE, Reader, SMALL, Socket, Stream, Writer},
+    ring::{Buf, Buffers, HUGE, LARGE, Reader, SMALL, Socket, Stream, Writer},
 };
 
 /// Why a copy ended before its end.
@@ -255,7 +255,14 @@ async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64), end: impl FnOnce()) 
     Ok(())
 }
 
-/// The size of the next buffer, judged by how this one was filled.
+/// The size of the next buffer, judged by how this one was filled: to the brim, a size more; by no more than the size below has room for,
+/// a size less.
 fn fitting(buf: &Buf) -> usize {
-    if buf.room() == 0 || (buf.capacity() == LARGE && buf.len() > SMALL) { LARGE } else { SMALL }
+    match buf.capacity() {
+        HUGE if buf.len() > LARGE => HUGE,
+        LARGE if buf.room() == 0 => HUGE,
+        LARGE | HUGE if buf.len() > SMALL => LARGE,
+        ..LARGE if buf.room() == 0 => LARGE,
+        _ => SMALL,
+    }
 }

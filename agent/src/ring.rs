@@ -23,7 +23,7 @@ mod socket;
 mod stream;
 mod watch;
 
-pub use buf::{Buf, Buffers, HEADROOM, LARGE, MEDIUM, SMALL};
+pub use buf::{Buf, Buffers, HEADROOM, HUGE, LARGE, MEDIUM, SMALL};
 pub use connect::connect;
 pub use readiness::of_listener;
 pub use runtime::{Form, form, run};
