@@ -48,6 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Config {
     Config {
+        zone: None,
         instance: "hop".into(),
         workers: 1,
         drain_timeout: Duration::from_secs(1),
@@ -73,10 +74,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             probe_interval: None,
             udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,
-            endpoints: origins
-                .iter()
-                .map(|address| Endpoint { address: *address, weight: 1, is_draining: false })
-                .collect(),
+            endpoints: origins.iter().map(|address| Endpoint::at(*address)).collect(),
         })],
     }
 }

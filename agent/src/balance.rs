@@ -1,14 +1,19 @@
 //! Which of the usable endpoints? Weights, a counter, chance, load or a key, and who may be chosen come in; an index goes out.
 
 pub mod maglev;
+pub mod priority;
 pub mod round_robin;
+pub mod shares;
+pub mod slow_start;
 mod table;
 pub mod weighted_random;
+
+use std::net::SocketAddr;
 
 use sockway_common::service::spread;
 
 pub use self::table::{Choice, table};
-use crate::config::Balance;
+use crate::{cluster::Shares, config::Balance};
 
 /// How often a policy is asked again when it names an endpoint that may not be chosen. Each ask keeps the proportions among the
 /// others; after that the next that may be is taken, wherever it stands.
@@ -29,61 +34,81 @@ pub trait Ask {
 /// A service's policy, prepared for its endpoints.
 #[derive(Debug)]
 pub struct Balancer {
-    endpoints: usize,
     order: Order,
+    /// Those that the policy chooses from.
+    taking: Vec<usize>,
+    /// The others, in the order in which they are taken when none of those may be.
+    others: Vec<usize>,
 }
 
 #[derive(Debug)]
 enum Order {
     /// One endpoint: nothing to choose.
     Only,
+    /// As the others, indexes into those that are chosen from.
     InTurn(Vec<u32>),
     AtRandom(Vec<weighted_random::Column>),
     LeastLoad(Vec<u32>),
-    /// Ids of endpoints, which are indexes here.
     BySource(Vec<u32>),
 }
 
 impl Balancer {
-    /// For these endpoints, whose ids are their indexes. `maglev_slots` is a prime.
-    pub fn new(policy: Balance, choices: &[Choice], maglev_slots: u32) -> Self {
-        let weights: Vec<u32> = choices.iter().map(|choice| choice.weight).collect();
+    /// For endpoints of these addresses, with these shares. `maglev_slots` is a prime.
+    pub fn new(policy: Balance, addresses: &[SocketAddr], shares: &Shares, maglev_slots: u32) -> Self {
+        let weight = |index: &usize| shares.weights.get(*index).copied().unwrap_or(0);
+        let (taking, idle): (Vec<usize>, Vec<usize>) = (0..addresses.len()).partition(|index| weight(index) > 0);
+        let weights: Vec<u32> = taking.iter().map(weight).collect();
         let order = match policy {
             _ if weights.len() == 1 => Order::Only,
             Balance::RoundRobin => Order::InTurn(round_robin::cycle(&weights)),
-            Balance::Random => Order::AtRandom(weighted_random::columns(&vec![1; weights.len()])),
-            Balance::WeightedRandom => Order::AtRandom(weighted_random::columns(&weights)),
+            Balance::Random | Balance::WeightedRandom => Order::AtRandom(weighted_random::columns(&weights)),
             Balance::LeastConnections => Order::LeastLoad(weights),
             Balance::SourceHash | Balance::Maglev => {
-                Order::BySource(table(policy, choices, maglev_slots).iter().map(|slot| slot.first).collect())
+                let choice = |(number, index): (u32, &usize)| Choice {
+                    endpoint: number,
+                    weight: weight(index),
+                    address: addresses[*index],
+                };
+                let choices: Vec<Choice> = (0..).zip(&taking).map(choice).collect();
+                Order::BySource(table(policy, &choices, maglev_slots).iter().map(|slot| slot.first).collect())
             }
         };
-        Self { endpoints: choices.len(), order }
+        let mut others: Vec<usize> = shares.standby.iter().map(|(index, _)| *index).collect();
+        let rest: Vec<usize> = idle.into_iter().filter(|index| !others.contains(index)).collect();
+        others.extend(rest);
+        Self { order, taking, others }
     }
 
     /// Chooses among the endpoints that `may` be chosen.
     pub fn choose(&self, may: impl Fn(usize) -> bool, mut world: impl Ask) -> Option<usize> {
-        if let Order::LeastLoad(weights) = &self.order {
-            return least(weights, may, &mut world);
-        }
-        let mut last = 0;
-        for ask in 0..ASKS_MAX {
-            last = match &self.order {
-                Order::Only => 0,
-                Order::InTurn(cycle) => *cycle.get(world.turn() % cycle.len().max(1))? as usize,
-                Order::AtRandom(columns) => weighted_random::pick(columns, world.chance())?,
-                Order::BySource(table) => by_source(table, world.source(), ask)?,
-                Order::LeastLoad(_) => return None,
-            };
-            if may(last) {
-                return Some(last);
-            }
-            if matches!(self.order, Order::Only) {
-                return None;
-            }
-        }
-        (1..=self.endpoints).map(|step| (last + step) % self.endpoints).find(|index| may(*index))
+        let (count, may_take) = (self.taking.len(), |number: usize| may(self.taking[number]));
+        let chosen = match &self.order {
+            Order::LeastLoad(weights) => least(weights, &self.taking, may_take, &mut world),
+            order => draw(order, count, may_take, &mut world),
+        };
+        chosen.map(|number| self.taking[number]).or_else(|| self.others.iter().copied().find(|index| may(*index)))
     }
+}
+
+/// The policy is asked until it names one that may be chosen; then any.
+fn draw(order: &Order, count: usize, may: impl Fn(usize) -> bool, world: &mut impl Ask) -> Option<usize> {
+    let mut last = 0;
+    for ask in 0..ASKS_MAX {
+        last = match order {
+            Order::Only => 0,
+            Order::InTurn(cycle) => *cycle.get(world.turn() % cycle.len().max(1))? as usize,
+            Order::AtRandom(columns) => weighted_random::pick(columns, world.chance())?,
+            Order::BySource(table) => by_source(table, world.source(), ask)?,
+            Order::LeastLoad(_) => return None,
+        };
+        if may(last) {
+            return Some(last);
+        }
+        if matches!(order, Order::Only) {
+            return None;
+        }
+    }
+    (1..=count).map(|step| (last + step) % count).find(|number| may(*number))
 }
 
 /// As the kernel half does it: asked again, the hash of another number.
@@ -93,10 +118,10 @@ fn by_source(table: &[u32], source: u64, ask: usize) -> Option<usize> {
 }
 
 /// The least load for its weight, this one included; of several the first from a random place on.
-fn least(weights: &[u32], may: impl Fn(usize) -> bool, world: &mut impl Ask) -> Option<usize> {
+fn least(weights: &[u32], taking: &[usize], may: impl Fn(usize) -> bool, world: &mut impl Ask) -> Option<usize> {
     let start = (world.chance() % weights.len().max(1) as u64) as usize;
     let candidates = (0..weights.len()).map(|step| (start + step) % weights.len()).filter(|index| may(*index));
-    let load = |index: usize| u128::from(world.load(index).saturating_add(1));
+    let load = |number: usize| u128::from(world.load(taking[number]).saturating_add(1));
     let weight = |index: usize| u128::from(weights[index].max(1));
     // load / weight < other load / other weight, without fractions.
     candidates.reduce(|best, next| if load(next) * weight(best) < load(best) * weight(next) { next } else { best })
@@ -140,12 +165,13 @@ mod tests {
     }
 
     fn balancer(policy: Balance, weights: &[u32]) -> Balancer {
-        let choice = |(index, weight): (usize, &u32)| Choice {
-            endpoint: index as u32,
-            weight: *weight,
-            address: ([10, 0, 0, index as u8], 80).into(),
-        };
-        Balancer::new(policy, &weights.iter().enumerate().map(choice).collect::<Vec<Choice>>(), 1021)
+        shared(policy, weights, &[])
+    }
+
+    fn shared(policy: Balance, weights: &[u32], standby: &[(usize, u32)]) -> Balancer {
+        let addresses: Vec<SocketAddr> = (0..weights.len()).map(|index| ([10, 0, 0, index as u8], 80).into()).collect();
+        let shares = Shares { weights: weights.to_vec(), standby: standby.to_vec() };
+        Balancer::new(policy, &addresses, &shares, 1021)
     }
 
     #[test]
@@ -206,6 +232,19 @@ mod tests {
             for weights in [&[][..], &[1], &[1, 2, 3]] {
                 assert_eq!(balancer(policy, weights).choose(|_| false, &mut World::default()), None);
             }
+        }
+    }
+
+    #[test]
+    fn who_stands_by_is_taken_when_nobody_else_may_be_and_in_order() {
+        for policy in POLICIES {
+            let balancer = shared(policy, &[0, 3, 0, 2, 0], &[(4, 2), (0, 3)]);
+            let choose = |down: &[usize]| balancer.choose(|index| !down.contains(&index), &mut World::default());
+            assert!([Some(1), Some(3)].contains(&choose(&[])), "{policy:?}");
+            assert_eq!(choose(&[1]), Some(3));
+            assert_eq!(choose(&[1, 3]), Some(4));
+            assert_eq!(choose(&[1, 3, 4]), Some(0));
+            assert_eq!(choose(&[1, 3, 4, 0]), Some(2), "one that was down may have come back");
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod inbound;
 mod leaving;
+mod shares;
 
 use std::{
     collections::HashMap,
@@ -18,6 +19,7 @@ use std::{
 pub use self::{
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
+    shares::{Published, Shares},
 };
 use crate::config;
 
@@ -36,6 +38,8 @@ pub struct Snapshot {
     /// By address and IP protocol.
     by_address: HashMap<(SocketAddr, u8), Arc<Service>>,
     by_id: HashMap<u32, Arc<Service>>,
+    /// The one that the endpoints' levels were found by.
+    zone: Option<String>,
     next_service_id: u32,
     /// Until the first is built.
     adopted: Adopted,
@@ -68,7 +72,7 @@ impl Adopted {
 
     fn endpoints(&self, service: u32, changes: &Changes) -> Vec<Arc<Endpoint>> {
         let endpoint = |(id, address): &(u32, SocketAddr)| {
-            Arc::new(Endpoint { id: *id, address: *address, weight: 1, state: EndpointState::of(changes) })
+            Arc::new(Endpoint { id: *id, address: *address, weight: 1, level: 0, state: EndpointState::of(changes) })
         };
         self.endpoints.get(&service).into_iter().flatten().map(endpoint).collect()
     }
@@ -83,6 +87,12 @@ pub struct Service {
     pub config: Arc<config::Service>,
     /// Those that take new connections, in the order of the configuration; addresses are unique.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Those that are set to drain: what was meant for them, others take.
+    pub draining: Vec<Arc<Endpoint>>,
+    /// Which part each endpoint takes now.
+    pub shares: Published,
+    /// Whether that changes without the configuration: there are levels of endpoints, or some warm up, or down is not always down.
+    pub has_shares: bool,
     /// Cursor of round robin, node-wide.
     pub cursor: Arc<AtomicUsize>,
     /// How often one of its endpoints went up or down, or came further on its way out.
@@ -110,6 +120,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// At least 1.
     pub weight: u32,
+    /// Endpoints of the lowest level come first: by their priorities, and where the own zone is preferred, it before others.
+    pub level: u32,
     /// Outlives a reload.
     pub state: Arc<EndpointState>,
 }
@@ -129,6 +141,8 @@ pub struct EndpointState {
     stage: AtomicU8,
     /// The service's.
     changes: Changes,
+    /// What it does not take of its weight yet, in percent.
+    withheld_percent: AtomicU8,
 }
 
 /// How far an endpoint is on its way out.
@@ -177,6 +191,21 @@ impl EndpointState {
         is_news
     }
 
+    /// What it takes of its weight, from 1 to 100: less than all while it warms up.
+    pub fn warm_percent(&self) -> u32 {
+        100 - u32::from(self.withheld_percent.load(Ordering::Relaxed).min(99))
+    }
+
+    /// Sets what it takes of its weight; whether that is news.
+    pub fn set_warm_percent(&self, percent: u32) -> bool {
+        let withheld = 100 - percent.clamp(1, 100) as u8;
+        let is_news = self.withheld_percent.swap(withheld, Ordering::Relaxed) != withheld;
+        if is_news {
+            self.changes.count();
+        }
+        is_news
+    }
+
     /// How far it is on its way out.
     pub fn stage(&self) -> Stage {
         [Stage::Active, Stage::Draining, Stage::Dead, Stage::Gone][usize::from(self.stage.load(Ordering::Relaxed))]
@@ -206,7 +235,8 @@ impl Snapshot {
         let mut services = Vec::with_capacity(config.services.len());
         for service in &config.services {
             let old = old.get(service.name.as_str()).copied();
-            if let Some(old) = old.filter(|old| old.config == *service) {
+            let same_zone = !service.policy.prefer_zone || previous.zone == config.zone;
+            if let Some(old) = old.filter(|old| old.config == *service && same_zone) {
                 services.push(Arc::clone(old));
                 departures.extend(previous.departure(old.id).cloned());
                 continue;
@@ -217,7 +247,7 @@ impl Snapshot {
                 next_service_id += 1;
                 next_service_id - 1
             });
-            let (built, departure) = build_service(service, id, old, previous);
+            let (built, departure) = build_service(service, id, old, previous, config.zone.as_deref());
             services.push(Arc::new(built));
             departures.extend(departure);
         }
@@ -234,6 +264,7 @@ impl Snapshot {
             inbound,
             by_address,
             by_id,
+            zone: config.zone.clone(),
             next_service_id,
             adopted: Adopted::default(),
         }
@@ -289,21 +320,33 @@ fn build_service(
     id: u32,
     old: Option<&Arc<Service>>,
     previous: &Snapshot,
+    zone: Option<&str>,
 ) -> (Service, Option<Arc<Departure>>) {
     let changes = old.map(|old| old.changes.clone()).unwrap_or_default();
     let adopted = previous.adopted.endpoints(id, &changes);
     let left = previous.departure(id).into_iter().flat_map(|departure| &departure.endpoints);
     let known: Vec<&Arc<Endpoint>> = old.iter().flat_map(|old| &old.endpoints).chain(&adopted).chain(left).collect();
-    let (endpoints, draining) = build_endpoints(&config.endpoints, &known, &changes);
-    let leaving = leave(&endpoints, draining, &known);
+    let own_zone = zone.filter(|_| config.policy.prefer_zone);
+    let (endpoints, draining) = build_endpoints(&config.endpoints, own_zone, &known, &changes);
+    let leaving = leave(&endpoints, draining.clone(), &known);
     let departure = Departure::new(id, config, leaving, &changes);
     let cursor = old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default();
-    (Service { id, endpoints, cursor, config: Arc::clone(config), changes }, departure)
+    let (shares, has_shares) = (Published::default(), has_shares(config));
+    let config = Arc::clone(config);
+    (Service { id, endpoints, draining, shares, has_shares, cursor, config, changes }, departure)
+}
+
+/// See [`Service::has_shares`].
+fn has_shares(config: &config::Service) -> bool {
+    let policy = &config.policy;
+    let levels = config.endpoints.iter().any(|endpoint| endpoint.priority > 0) || policy.prefer_zone;
+    levels || policy.slow_start.is_some() || policy.panic_threshold_percent > 0
 }
 
 /// The configured endpoints of one service: those that take new connections, and those that are set to drain.
 fn build_endpoints(
     configured: &[config::Endpoint],
+    own_zone: Option<&str>,
     known: &[&Arc<Endpoint>],
     changes: &Changes,
 ) -> (Vec<Arc<Endpoint>>, Vec<Arc<Endpoint>>) {
@@ -319,10 +362,17 @@ fn build_endpoints(
             |kept| kept.id,
         );
         let state = kept.map_or_else(|| EndpointState::of(changes), |kept| Arc::clone(&kept.state));
-        let built = Arc::new(Endpoint { id, address: endpoint.address, weight: endpoint.weight, state });
+        let level = level(endpoint, own_zone);
+        let built = Arc::new(Endpoint { id, address: endpoint.address, weight: endpoint.weight, level, state });
         if endpoint.is_draining { &mut draining } else { &mut active }.push(built);
     }
     (active, draining)
+}
+
+/// Every priority is two levels: the own zone, if it is preferred, and elsewhere.
+fn level(endpoint: &config::Endpoint, own_zone: Option<&str>) -> u32 {
+    let elsewhere = own_zone.is_some() && endpoint.zone.as_deref() != own_zone;
+    2 * u32::from(endpoint.priority) + u32::from(elsewhere)
 }
 
 /// What leaves a service that stays: what is set to drain, and what was known and is not listed any more.
@@ -429,5 +479,29 @@ mod tests {
         assert!(!first.services.iter().any(|service| service.id == second.services[0].id));
         let third = snapshot(&[("b", 2, &[1])], &second);
         assert!(third.services[0].id > second.services[0].id, "b came back as a new service");
+    }
+
+    #[test]
+    fn another_zone_changes_the_services_that_prefer_it_and_no_others() {
+        let service = |name: &str, last: u8, prefer: &str| {
+            format!(
+                "  - {{name: {name}, address: 10.0.0.{last}:80, protocol: tcp, prefer_zone: {prefer}, endpoints: \
+                 [{{address: 10.0.1.1:80, zone: east}}, {{address: 10.0.1.2:80, priority: 2}}]}}\n"
+            )
+        };
+        let services = format!("services:\n{}{}", service("prefers", 1, "on"), service("plain", 2, "off"));
+        let build = |zone: &str, previous: &Snapshot| {
+            let text = format!("zone: {zone}\n{services}");
+            Snapshot::build(&file::parse(&text, "F").expect("a good file"), previous)
+        };
+        let levels = |snapshot: &Snapshot| -> Vec<u32> {
+            snapshot.services.iter().flat_map(|service| &service.endpoints).map(|endpoint| endpoint.level).collect()
+        };
+        let east = build("east", &Snapshot::default());
+        assert_eq!(levels(&east), [0, 5, 0, 4]);
+        let west = build("west", &east);
+        assert_eq!(levels(&west), [1, 5, 0, 4]);
+        let same = |index: usize| Arc::ptr_eq(&east.services[index], &west.services[index]);
+        assert_eq!([same(0), same(1)], [false, true]);
     }
 }

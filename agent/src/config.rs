@@ -21,6 +21,8 @@ pub use self::{
 pub struct Config {
     /// Name of this agent on its host: names its pins in bpffs, its cgroup and its run-time file.
     pub instance: String,
+    /// The zone that this host is in; `None`: it prefers no endpoint to another.
+    pub zone: Option<String>,
     /// Number of workers; one per core unless the file says otherwise.
     pub workers: usize,
     /// How long a draining agent waits for connections to finish.
@@ -85,8 +87,19 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Its share of the connections or requests: weight over the sum of weights. At least 1.
     pub weight: u32,
+    /// 0 takes connections first; the others in order, as those before them fail.
+    pub priority: u8,
+    /// The zone it is in.
+    pub zone: Option<String>,
     /// Takes no new connections, and those that it has end when their time is over.
     pub is_draining: bool,
+}
+
+impl Endpoint {
+    /// An endpoint of which nothing is said but where it is.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, weight: 1, priority: 0, zone: None, is_draining: false }
+    }
 }
 
 /// What is spoken on a service's connections.

@@ -11,6 +11,7 @@ pub mod reload;
 pub mod retire;
 pub mod runfile;
 pub mod senses;
+pub mod warm;
 pub mod watch;
 pub mod worker;
 
@@ -34,11 +35,14 @@ use self::{
     retire::{Retired, Retirer},
     runfile::{Runfile, RunfileError, Running},
     senses::{News, Senses},
+    warm::Warmer,
     worker::{Listening, Worker, WorkerEvent, WorkerShared},
 };
 use crate::{
-    cluster::Snapshot,
-    config::{Capture, Config},
+    balance,
+    cluster::{Service, Snapshot},
+    config::{Capture, Config, Mode},
+    health::Change,
     kernel::{self, Capability, Changes, Event, Inlets, Kernel, KernelError, Look, Namespaces, Opened},
     record::{
         Slab,
@@ -53,6 +57,8 @@ pub struct Start {
     pub config: Config,
     /// Where it was read, and what stood there; `None` for the embedded default, which does not change.
     pub source: Option<(PathBuf, String)>,
+    /// The zone of this host, whatever the configuration says.
+    pub zone: Option<String>,
     /// Whether to take the kernel half away at the end.
     pub detach_on_exit: bool,
 }
@@ -139,11 +145,11 @@ pub fn run(start: Start) -> Result<Ended, NodeError> {
 }
 
 async fn live(start: Start) -> Result<Ended, NodeError> {
-    let config = Arc::new(start.config);
+    let config = Arc::new(in_zone(start.config, start.zone.as_deref()));
     let mut runfile = Runfile::take(Path::new(runfile::DIRECTORY), &config.instance)?;
     let address = config.admin_address;
     let (admin, questions) = admin::open(address).await.map_err(|source| NodeError::Admin { address, source })?;
-    let (mut node, mut senses) = Node::open(config, start.source, questions)?;
+    let (mut node, mut senses) = Node::open(config, start.source, start.zone, questions)?;
     runfile.write(&Running { pid: std::process::id(), admin })?;
     node.say_ready(admin);
     let signal = loop {
@@ -163,6 +169,8 @@ async fn live(start: Start) -> Result<Ended, NodeError> {
 /// The agent in its prime: everything is open.
 pub struct Node {
     config: Arc<Config>,
+    /// The zone that the agent was started with.
+    zone: Option<String>,
     kernel: Kernel,
     namespaces: Namespaces,
     inlets: Inlets,
@@ -177,6 +185,7 @@ impl Node {
     fn open(
         config: Arc<Config>,
         source: Option<(PathBuf, String)>,
+        zone: Option<String>,
         questions: mpsc::Receiver<Question>,
     ) -> Result<(Self, Senses), NodeError> {
         let mut kernel = Kernel::open(&config)?;
@@ -187,6 +196,7 @@ impl Node {
         };
         let tree = kernel.tree_news()?;
         let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::adopting(kernel.adopted())));
+        share_out(&snapshot);
         let current = Arc::new(ArcSwap::from(Arc::clone(&snapshot)));
         let (tell, hear) = mpsc::unbounded_channel();
         let slabs: Vec<Arc<Slab>> = (0..config.workers).map(|_| Arc::default()).collect();
@@ -199,7 +209,7 @@ impl Node {
         let pulse = Pulse::new(workers.len(), Instant::now());
         let (snapshot_now, not_ready) = (current, None);
         let mut node =
-            Self { config, kernel, namespaces, inlets, snapshot: snapshot_now, workers, slabs, pulse, not_ready };
+            Self { config, zone, kernel, namespaces, inlets, snapshot: snapshot_now, workers, slabs, pulse, not_ready };
         if let Some(log) = node.kernel.take_log() {
             tokio::spawn(log.forward());
         }
@@ -237,7 +247,15 @@ impl Node {
                     self.look_for_inlets();
                 }
             }
-            News::Endpoint => self.apply_current(),
+            News::Endpoint(changed) => {
+                if changed.change == Change::Up
+                    && let Some(service) = self.snapshot.load().by_id(changed.service)
+                {
+                    senses.warmer.risen(service, changed.endpoint, Instant::now());
+                }
+                self.apply_current();
+            }
+            News::Warmer => self.apply_current(),
             News::Retired(Retired::Dead(dead)) => self.end(&dead),
             News::Retired(Retired::Gone) => self.forget_gone(),
             News::Read(read) => self.reload(read, senses),
@@ -344,8 +362,9 @@ impl Node {
         }
     }
 
-    /// Tells the kernel half which endpoints may be chosen now.
+    /// Tells the workers and the kernel half which endpoints take what now.
     fn apply_current(&mut self) {
+        share_out(&self.snapshot.load());
         if let Err(error) = self.kernel.apply(&self.snapshot.load()) {
             tracing::error!(%error, "the kernel half does not know of the endpoint's change");
         }
@@ -369,7 +388,7 @@ impl Node {
         match read {
             Read::Same => reloader.unchanged(),
             Read::Bad(error) => reloader.refused(&error),
-            Read::New(config) => match self.apply_timed(*config) {
+            Read::New(config) => match self.apply_timed(*config, &mut senses.warmer) {
                 Ok((snapshot, took)) => {
                     reloader.applied(took);
                     tracing::info!(
@@ -387,13 +406,13 @@ impl Node {
         }
     }
 
-    fn apply_timed(&mut self, config: Config) -> Result<(Arc<Snapshot>, Duration), KernelError> {
+    fn apply_timed(&mut self, config: Config, warmer: &mut Warmer) -> Result<(Arc<Snapshot>, Duration), KernelError> {
         let started = Instant::now();
-        self.apply(config).map(|snapshot| (snapshot, started.elapsed()))
+        self.apply(in_zone(config, self.zone.as_deref()), warmer).map(|snapshot| (snapshot, started.elapsed()))
     }
 
     /// The whole of a new configuration, or nothing of it.
-    fn apply(&mut self, config: Config) -> Result<Arc<Snapshot>, KernelError> {
+    fn apply(&mut self, config: Config, warmer: &mut Warmer) -> Result<Arc<Snapshot>, KernelError> {
         let (config, kept) = reload::keep_fixed(&self.config, config);
         for key in kept {
             tracing::warn!(key, "cannot change while the agent runs: the old value stays until a restart");
@@ -407,10 +426,13 @@ impl Node {
             self.steer_as_before();
             return Err(error);
         }
+        warmer.follow(&old, &new, Instant::now());
+        share_out(&new);
         // The workers first: what the kernel half hands over, they must know.
         self.snapshot.store(Arc::clone(&new));
         if let Err(error) = self.kernel.apply(&new) {
             self.snapshot.store(Arc::clone(&old));
+            warmer.follow(&new, &old, Instant::now());
             self.capture_as_before();
             self.steer_as_before();
             self.apply_current();
@@ -492,6 +514,20 @@ impl Node {
             services = self.config.services.len(),
             "ready"
         );
+    }
+}
+
+/// The configuration of an agent that was told its zone.
+fn in_zone(config: Config, zone: Option<&str>) -> Config {
+    let zone = zone.map(str::to_owned).or(config.zone);
+    Config { zone, ..config }
+}
+
+/// Tells the workers what each endpoint takes now, where it is not always the same.
+fn share_out(snapshot: &Snapshot) {
+    let by_workers = |service: &&Arc<Service>| service.config.mode == Mode::Agent && service.has_shares;
+    for service in snapshot.services.iter().filter(by_workers) {
+        service.shares.publish(balance::shares::of(service, |_| true));
     }
 }
 

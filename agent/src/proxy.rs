@@ -17,9 +17,9 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 
 use crate::{
-    balance::{Balancer, Choice},
-    cluster::{Endpoint, Service, Snapshot},
-    config::Protocol,
+    balance::Balancer,
+    cluster::{Service, Shares, Snapshot},
+    config::{Balance, Protocol},
     connect::{Upstreams, Visit},
     kernel::Flows,
     limit,
@@ -59,7 +59,33 @@ pub struct Cluster {
     /// For a connection that came in: the way to the program, which is the service's one endpoint.
     visit: Option<Visit>,
     generation: u64,
+    /// Of the shares that the balancer was made of.
+    shares_version: u32,
     balancer: Balancer,
+}
+
+impl Cluster {
+    fn new(service: &Arc<Service>, generation: u64) -> Self {
+        let policy = &service.config.policy;
+        // Asked first: what is published meanwhile is noticed.
+        let shares_version = service.shares.version();
+        let shares = service.shares.current().unwrap_or_else(|| Arc::new(configured(service)));
+        let addresses: Vec<SocketAddr> = service.endpoints.iter().map(|endpoint| endpoint.address).collect();
+        let balancer = Balancer::new(policy.balance, &addresses, &shares, policy.maglev_table_size);
+        Self { service: Arc::clone(service), visit: None, generation, shares_version, balancer }
+    }
+
+    /// Whether its endpoints take their shares as before.
+    fn has_its_shares(&self) -> bool {
+        self.shares_version == self.service.shares.version()
+    }
+}
+
+/// What the endpoints take while there is no more to say than their weights.
+fn configured(service: &Service) -> Shares {
+    let alike = service.config.policy.balance == Balance::Random;
+    let weights = service.endpoints.iter().map(|endpoint| if alike { 1 } else { endpoint.weight });
+    Shares { weights: weights.collect(), standby: Vec::new() }
 }
 
 /// The clusters of one snapshot that this worker has needed.
@@ -115,23 +141,11 @@ impl Hop {
         if clusters.generation != snapshot.generation {
             *clusters = Clusters { generation: snapshot.generation, by_id: HashMap::new() };
         }
-        if let Some(cluster) = clusters.by_id.get(&service) {
+        if let Some(cluster) = clusters.by_id.get(&service).filter(|cluster| cluster.has_its_shares()) {
             return Some(Rc::clone(cluster));
         }
         let service = route(snapshot, service, dialled)?;
-        let choice = |(index, endpoint): (u32, &Arc<Endpoint>)| Choice {
-            endpoint: index,
-            weight: endpoint.weight,
-            address: endpoint.address,
-        };
-        let choices: Vec<Choice> = (0..).zip(&service.endpoints).map(choice).collect();
-        let config = &service.config.policy;
-        let cluster = Rc::new(Cluster {
-            service: Arc::clone(service),
-            visit: None,
-            generation: snapshot.generation,
-            balancer: Balancer::new(config.balance, &choices, config.maglev_table_size),
-        });
+        let cluster = Rc::new(Cluster::new(service, snapshot.generation));
         clusters.by_id.insert(service.id, Rc::clone(&cluster));
         Some(cluster)
     }
@@ -142,7 +156,7 @@ impl Hop {
             return;
         }
         let generation = self.snapshot.borrow_mut().load().generation;
-        if cluster.generation != generation
+        if (cluster.generation != generation || !cluster.has_its_shares())
             && let Some(current) = self.cluster(cluster.service.id, cluster.service.config.address)
         {
             *cluster = current;

@@ -26,6 +26,9 @@ pub mod endpoint_state {
     pub const DRAINING: u32 = 1;
     /// Takes no new connections, and those that it has are being ended.
     pub const DEAD: u32 = 2;
+    /// Has no share of the new connections now: it is down, or a backup that is not needed. Who stayed with it is balanced anew; it is
+    /// chosen while whatever has a share is ejected, if it stands by (see [`crate::service::Slot::standby`]).
+    pub const STANDBY: u32 = 3;
 }
 
 impl Endpoint {

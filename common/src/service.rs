@@ -90,6 +90,13 @@ pub mod algorithm {
 /// Slots in one entry of the slot table: ten are the endpoints of a service of usual size, and fit in two cache lines.
 pub const CHUNK_SLOTS: usize = 10;
 
+/// Number of the first chunk of a service's standby endpoints, far behind those of its slots: who takes connections while all that have
+/// a share of them are ejected, the first level first. The list ends with a slot whose `threshold` is 0, or with its last chunk.
+pub const STANDBY_CHUNK: u32 = 1 << 31;
+
+/// Standby endpoints of a service: a hook looks through all of them, in a few microseconds.
+pub const STANDBY_MAX: usize = 12 * CHUNK_SLOTS;
+
 /// Key of the slot table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,7 +105,7 @@ pub struct ChunkKey {
     pub service: u32,
     /// [`Service::generation`].
     pub generation: u32,
-    /// Number of the slot, divided by [`CHUNK_SLOTS`].
+    /// Number of the slot, divided by [`CHUNK_SLOTS`]; from [`STANDBY_CHUNK`] on of the standby endpoint.
     pub chunk: u32,
 }
 
@@ -120,6 +127,11 @@ impl Slot {
     /// A slot of one endpoint.
     pub const fn only(endpoint: u32) -> Self {
         Self { first: endpoint, second: endpoint, threshold: u32::MAX }
+    }
+
+    /// A standby endpoint, one of the `count` of its level, which begins at standby number `level`.
+    pub const fn standby(endpoint: u32, level: u32, count: u32) -> Self {
+        Self { first: endpoint, second: level, threshold: count }
     }
 }
 

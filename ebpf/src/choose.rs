@@ -1,7 +1,8 @@
 //! Which endpoint of a service takes a connection, or a datagram. Knows nothing of the hook that asks: who dials, and when, come in.
 //!
 //! An endpoint may be chosen while it is active and not ejected. A policy that names another is asked again; then whatever may be chosen
-//! is looked for; and when there is none, one that may not is better than nothing (a wrong verdict must not cut a service off).
+//! is looked for, first among the endpoints that have a share of the connections, then among those that stand by; and when there is
+//! none, one that may not is better than nothing (a wrong verdict must not cut a service off).
 
 use core::ptr;
 
@@ -10,7 +11,8 @@ use sockway_common::{
     endpoint::{Endpoint, EndpointLive, endpoint_state},
     flow::Address,
     service::{
-        Affinity, CHUNK_SLOTS, ChunkKey, EndpointKey, Service, Slot, SourceKey, algorithm, service_flags, spread,
+        Affinity, CHUNK_SLOTS, ChunkKey, EndpointKey, STANDBY_CHUNK, STANDBY_MAX, Service, Slot, SourceKey, algorithm,
+        service_flags, spread,
     },
 };
 
@@ -99,7 +101,12 @@ fn choose(table: u64, shape: u64, source: u64, now: u64, affinity_ms: u64) -> u6
     if chosen == NONE {
         chosen = draw_endpoint(table, shape, source, now);
         if chosen != NONE && chosen & REFUSED != 0 {
-            let usable = first_usable(table, shape, now);
+            let mut usable = first_usable(table, shape, now);
+            if usable == NONE {
+                // A source that is to stay somewhere stays with one that stands by, too.
+                let stays = affinity_ms != 0 || algorithm == algorithm::BY_SOURCE;
+                usable = first_standby(table, shape, if stays { spread(source) } else { chance() }, now);
+            }
             chosen = if usable == NONE { chosen & !REFUSED } else { usable };
         }
     }
@@ -235,6 +242,31 @@ pub extern "C" fn first_usable(table: u64, shape: u64, now: u64) -> u64 {
     NONE
 }
 
+/// The first endpoint that stands by and is not ejected: of each level, in order, all are looked at, from the one that `start` falls on.
+/// See [`Table::packed`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn first_standby(table: u64, shape: u64, start: u64, now: u64) -> u64 {
+    let table = Table::unpacked(table, shape);
+    for step in 0..STANDBY_MAX as u64 {
+        let Some(own) = read_slot(&table, STANDBY_SLOT + step) else { break };
+        let (level, count) = (u64::from(own.second), u64::from(own.threshold));
+        if count == 0 {
+            break;
+        }
+        let turned = level + step.wrapping_sub(level).wrapping_add(start & u64::from(u32::MAX)) % count;
+        if let Some(slot) = read_slot(&table, STANDBY_SLOT + turned)
+            && may_stand_in(&table, slot.first, now)
+        {
+            return u64::from(slot.first);
+        }
+    }
+    NONE
+}
+
+/// Number of the first standby endpoint, as [`read_slot`] counts.
+const STANDBY_SLOT: u64 = STANDBY_CHUNK as u64 * CHUNK_SLOTS as u64;
+
 /// The endpoint with the fewest open connections for its weight, this one included; of several the first from a random place on. See
 /// [`Table::packed`].
 #[unsafe(no_mangle)]
@@ -268,6 +300,14 @@ fn may(table: &Table, id: u32, now: u64) -> Option<bool> {
     let endpoint = read_endpoint(table.service, id)?;
     let ejected = table.ejects && live(table, id).is_some_and(|live| !is_not_ejected(&live, now));
     Some(endpoint.state == endpoint_state::ACTIVE && !ejected)
+}
+
+/// Whether the endpoint of this id, which stands by, may be chosen.
+#[inline(always)]
+fn may_stand_in(table: &Table, id: u32, now: u64) -> bool {
+    let Some(endpoint) = read_endpoint(table.service, id) else { return false };
+    let ejected = table.ejects && live(table, id).is_some_and(|live| !is_not_ejected(&live, now));
+    endpoint.state != endpoint_state::DRAINING && !ejected
 }
 
 /// The endpoint of this id, unless its connections are being ended.

@@ -12,7 +12,7 @@ use crate::config::Balance;
 pub struct Choice {
     /// Its id within the service.
     pub endpoint: u32,
-    /// At least 1.
+    /// At least 1. With [`Balance::Random`] of its share, not of the configuration.
     pub weight: u32,
     /// What it is known by on every host.
     pub address: SocketAddr,
@@ -30,8 +30,7 @@ pub fn table(balance: Balance, choices: &[Choice], maglev_slots: u32) -> Vec<Slo
             let keys: Vec<String> = choices.iter().map(|choice| choice.address.to_string()).collect();
             maglev::table(&keys, &weights, maglev_slots).into_iter().map(only).collect()
         }
-        Balance::Random => choices.iter().map(|choice| Slot::only(choice.endpoint)).collect(),
-        Balance::WeightedRandom => weighted_random::columns(&weights)
+        Balance::Random | Balance::WeightedRandom => weighted_random::columns(&weights)
             .iter()
             .zip(choices)
             .map(|(column, own)| Slot {
@@ -56,6 +55,8 @@ fn by_address(choices: &[Choice]) -> Vec<Choice> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn choices(weights: &[u32]) -> Vec<Choice> {
@@ -102,6 +103,63 @@ mod tests {
         reversed.reverse();
         for balance in [Balance::SourceHash, Balance::Maglev] {
             assert_eq!(table(balance, &straight, 101), table(balance, &reversed, 101), "{balance:?}");
+        }
+    }
+
+    const ALL: [Balance; 6] = [
+        Balance::RoundRobin,
+        Balance::Random,
+        Balance::WeightedRandom,
+        Balance::LeastConnections,
+        Balance::SourceHash,
+        Balance::Maglev,
+    ];
+
+    /// The part of the choices that falls on each endpoint, as a hook makes them.
+    fn parts(slots: &[Slot], balance: Balance, count: usize) -> Vec<f64> {
+        let mut parts = vec![0.0; count];
+        for slot in slots {
+            if balance == Balance::LeastConnections {
+                parts[slot.first as usize - 100] += f64::from(slot.threshold);
+                continue;
+            }
+            let first = f64::from(slot.threshold) / f64::from(u32::MAX);
+            parts[slot.first as usize - 100] += first;
+            parts[slot.second as usize - 100] += 1.0 - first;
+        }
+        let all: f64 = parts.iter().sum();
+        parts.iter().map(|part| part / all).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_policy_shares_are_what_the_table_gives(weights in prop::collection::vec(1_u32..200, 1..12)) {
+            let all: u32 = weights.iter().sum();
+            for balance in ALL {
+                let slots = table(balance, &choices(&weights), 4093);
+                let parts = parts(&slots, balance, weights.len());
+                for (part, weight) in parts.iter().zip(&weights) {
+                    let expected = f64::from(*weight) / f64::from(all);
+                    // A cycle, and a table of a bounded size, give an endpoint of a small weight a slot more or less.
+                    prop_assert!((part - expected).abs() < 0.003, "{balance:?}: {part} for {expected}");
+                }
+            }
+        }
+
+        #[test]
+        fn of_maglev_s_sources_few_move_that_do_not_go_to_who_warms_up(
+            endpoints in 2_usize..12,
+            percent in 1_u32..100,
+        ) {
+            // All have a weight of 100, and one grows by one percent.
+            let at = |percent: u32| {
+                let mut weights = vec![100; endpoints];
+                weights[0] = percent;
+                table(Balance::Maglev, &choices(&weights), 4093)
+            };
+            let (before, after) = (at(percent), at(percent + 1));
+            let moved = before.iter().zip(&after).filter(|(old, new)| old.first != new.first && new.first != 100).count();
+            prop_assert!(moved < before.len() * 3 / 100, "{moved} of {}", before.len());
         }
     }
 }

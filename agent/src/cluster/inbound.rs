@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64},
 };
 
-use super::{Changes, Endpoint, Service};
+use super::{Changes, Endpoint, Published, Service};
 use crate::config;
 
 /// Ports whose connections come through the agent, with what all workers count of them.
@@ -79,11 +79,15 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 id: 0,
                 address: config.address,
                 weight: 1,
+                level: 0,
                 state: old.map(|old| Arc::clone(&old.service.endpoints[0].state)).unwrap_or_default(),
             };
             let service = Service {
                 id: old.map_or_else(&mut fresh_id, |old| old.service.id),
                 endpoints: vec![Arc::new(program)],
+                draining: Vec::new(),
+                shares: Published::default(),
+                has_shares: false,
                 cursor: Arc::default(),
                 config: Arc::new(config),
                 changes: Changes::default(),

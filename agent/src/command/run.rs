@@ -14,9 +14,17 @@ pub struct Run {
     /// Configuration file; read again on SIGHUP and when it changes. Without it, the embedded default: nothing but the hooks
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Zone of this host, whatever the configuration says
+    #[arg(long, value_name = "ZONE", env = "SOCKWAY_ZONE", value_parser = zone)]
+    pub zone: Option<String>,
     /// Take the kernel half away at the end: without it, services balanced in the kernel go on while no agent runs
     #[arg(long)]
     pub detach_on_exit: bool,
+}
+
+fn zone(text: &str) -> Result<String, String> {
+    let good = file::is_zone(text).then(|| text.to_owned());
+    good.ok_or_else(|| "no zone; write 1 to 63 of A-Z, a-z, 0-9 and . _ - /".to_owned())
 }
 
 /// Runs until a signal ends it. The exit code: 0, or 128 and the signal's number if a second one cut it short.
@@ -32,7 +40,7 @@ pub fn run(run: Run) -> Result<u8, Failure> {
         }
         None => (file::parse(file::DEFAULT, file::DEFAULT_NAME)?, None),
     };
-    match node::run(Start { config, source, detach_on_exit: run.detach_on_exit }) {
+    match node::run(Start { config, source, zone: run.zone, detach_on_exit: run.detach_on_exit }) {
         Ok(Ended::Drained) => Ok(0),
         Ok(Ended::Cut(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(BUG)),
         Err(error) => {

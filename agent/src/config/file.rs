@@ -44,6 +44,7 @@ pub const DEFAULT: &str = include_str!("../../deploy/default.yaml");
 pub const DEFAULT_NAME: &str = "(embedded default)";
 
 const INSTANCE_CHARS_MAX: usize = 32; // a cgroup, a directory of bpffs and a file are named after it
+const ZONE_CHARS_MAX: usize = 63; // the value of a Kubernetes label, which is where zones mostly come from
 const WORKERS_MAX: u32 = 1024; // four times the cores of the largest hosts sold
 const DRAIN_TIMEOUT_MS_MAX: u32 = 3_600_000;
 
@@ -139,9 +140,11 @@ pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
 }
 
 fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
-    let keys = ["instance", "workers", "drain_timeout_ms", "admin", "hook_stats", "capture", "services", "inbound"];
+    let keys =
+        ["instance", "zone", "workers", "drain_timeout_ms", "admin", "hook_stats", "capture", "services", "inbound"];
     let section = Section::open(tree, &Path::Root, &keys, problems)?;
     let instance = section.or("instance", || "default".to_owned(), instance, problems);
+    let zone = section.or("zone", || None, |field, p| zone(field, p).map(Some), problems);
     let workers = section.or("workers", one_per_core, |field, p| field.integer(1..=WORKERS_MAX, p), problems);
     let drain_timeout =
         section.or("drain_timeout_ms", || 10_000, |field, p| field.integer(1..=DRAIN_TIMEOUT_MS_MAX, p), problems);
@@ -152,6 +155,7 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
     let inbound = section.or("inbound", Vec::new, inbound, problems);
     Some(Config {
         instance: instance?,
+        zone: zone?,
         workers: workers? as usize,
         drain_timeout: milliseconds(drain_timeout?),
         admin_address: admin_address?,
@@ -188,6 +192,22 @@ fn instance(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
 pub fn is_instance(text: &str) -> bool {
     let fits = (1..=INSTANCE_CHARS_MAX).contains(&text.len());
     fits && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+fn zone(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+    let text = field.text(problems)?;
+    if is_zone(text) {
+        return Some(text.to_owned());
+    }
+    let what = format!("\"{}\" is no zone; write 1 to {ZONE_CHARS_MAX} of A-Z, a-z, 0-9 and . _ - /", shown(text));
+    field.refuse(what, problems);
+    None
+}
+
+/// Whether this may be the name of a zone.
+pub fn is_zone(text: &str) -> bool {
+    let fits = (1..=ZONE_CHARS_MAX).contains(&text.len());
+    fits && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b))
 }
 
 fn admin(field: &Field<'_>, problems: &mut Problems) -> Option<SocketAddr> {

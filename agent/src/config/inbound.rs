@@ -94,7 +94,7 @@ impl Inbound {
             probe_interval: None,
             endpoint_drain: None,
             udp_idle_timeout: Duration::ZERO,
-            endpoints: vec![Endpoint { address: anywhere, weight: 1, is_draining: false }],
+            endpoints: vec![Endpoint::at(anywhere)],
         }
     }
 }

@@ -22,6 +22,13 @@ pub struct Policy {
     pub limits: Option<Limits>,
     /// When the kernel half leaves an endpoint out by itself; `None`: never.
     pub eject: Option<Eject>,
+    /// Whether endpoints of the agent's own zone come before others of the same priority.
+    pub prefer_zone: bool,
+    /// How an endpoint that has come, or come back, gets its share; `None`: all of it at once.
+    pub slow_start: Option<SlowStart>,
+    /// A level with fewer endpoints up than this, in percent, is used as if all were, once no level can make good for it. 0: only when
+    /// none is up anywhere.
+    pub panic_threshold_percent: u32,
 }
 
 impl Default for Policy {
@@ -33,6 +40,9 @@ impl Default for Policy {
             maglev_table_size: MAGLEV_SLOTS,
             limits: None,
             eject: None,
+            prefer_zone: false,
+            slow_start: None,
+            panic_threshold_percent: 0,
         }
     }
 }
@@ -114,6 +124,17 @@ pub struct Eject {
     pub failures: u32,
     /// For so long.
     pub period: Duration,
+}
+
+/// How the weight of an endpoint grows from when it comes, or comes back: `weight * max(min_weight, (age / window)^(1 / aggression))`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowStart {
+    /// After this it has all of its weight. At least a second.
+    pub window: Duration,
+    /// What it has at least, in percent of its weight: 1 to 100.
+    pub min_weight_percent: u32,
+    /// Envoy's aggression in percent; at 100 the weight grows evenly, above it faster at first. At least 1.
+    pub aggression_percent: u32,
 }
 
 /// Whether a table may have so many slots: only a prime makes each permutation visit all of them.

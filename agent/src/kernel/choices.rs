@@ -18,7 +18,7 @@ pub struct Choice {
     pub address: SocketAddr,
     /// Its part of the new connections, of 1; with the fewest open connections first, of those when all have as many for their weight.
     pub share: f64,
-    /// `active`, `draining` or `dead`.
+    /// `active`, `standby` (down, or a backup that is not needed), `draining` or `dead`.
     pub state: &'static str,
     /// How long it stays ejected.
     pub ejected_for: Option<Duration>,
@@ -85,6 +85,7 @@ pub fn endpoints(pinned: &Pinned, service: &Service) -> Result<Vec<Choice>, Kern
 fn state_word(state: u32) -> &'static str {
     match state {
         endpoint_state::ACTIVE => "active",
+        endpoint_state::STANDBY => "standby",
         endpoint_state::DRAINING => "draining",
         _ => "dead",
     }

@@ -19,7 +19,10 @@ use sockway_common::{
     endpoint::{EjectPolicy, Endpoint, EndpointLive},
     flow::{Address, ENDPOINT_AGENT},
     limit::LimitPolicy,
-    service::{CHUNK_SLOTS, Chunk, ChunkKey, EndpointKey, EndpointStats, Service, service_flags},
+    service::{
+        CHUNK_SLOTS, Chunk, ChunkKey, EndpointKey, EndpointStats, STANDBY_CHUNK, STANDBY_MAX, Service, Slot,
+        service_flags,
+    },
     watch::Name,
 };
 
@@ -102,6 +105,7 @@ struct Dialled {
     entry: Service,
     /// What the slots were made of.
     choices: Vec<balance::Choice>,
+    standby: Vec<Slot>,
     recipe: (Balance, u32),
 }
 
@@ -237,7 +241,9 @@ impl Tables {
     fn write_dialled(&mut self, wanted: &Wanted, written: &mut Written) -> Result<(), KernelError> {
         let old = written.dialled.take();
         let recipe = (wanted.balance, wanted.maglev_table_size);
-        let same_slots = old.as_ref().filter(|old| old.recipe == recipe && old.choices == wanted.choices);
+        let same_slots = old
+            .as_ref()
+            .filter(|old| old.recipe == recipe && old.choices == wanted.choices && old.standby == wanted.standby);
         let (generation, slots) = match same_slots {
             Some(old) => (old.entry.generation, old.entry.slots),
             None => self.write_slots(wanted)?,
@@ -246,7 +252,8 @@ impl Tables {
         if old.as_ref().is_none_or(|old| old.entry != entry || old.address != wanted.address) {
             self.services.insert(wanted.address, entry, 0).map_err(map_error("SERVICES"))?;
         }
-        written.dialled = Some(Dialled { address: wanted.address, entry, choices: wanted.choices.clone(), recipe });
+        let (choices, standby) = (wanted.choices.clone(), wanted.standby.clone());
+        written.dialled = Some(Dialled { address: wanted.address, entry, choices, standby, recipe });
         if let Some(old) = old {
             if old.address != wanted.address {
                 let _ = self.services.remove(&old.address);
@@ -263,20 +270,25 @@ impl Tables {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let slots = balance::table(wanted.balance, &wanted.choices, wanted.maglev_table_size);
-        for (chunk, part) in slots.chunks(CHUNK_SLOTS).enumerate() {
-            let mut value = Chunk::default();
-            value.slots[..part.len()].copy_from_slice(part);
-            let key = ChunkKey { service: wanted.id, generation, chunk: chunk as u32 };
-            self.slots.insert(key, value, 0).map_err(map_error("SLOTS"))?;
+        for (first, slots) in [(0, &slots), (STANDBY_CHUNK, &wanted.standby)] {
+            for (chunk, part) in slots.chunks(CHUNK_SLOTS).enumerate() {
+                let mut value = Chunk::default();
+                value.slots[..part.len()].copy_from_slice(part);
+                let key = ChunkKey { service: wanted.id, generation, chunk: first + chunk as u32 };
+                self.slots.insert(key, value, 0).map_err(map_error("SLOTS"))?;
+            }
         }
         Ok((generation, slots.len() as u32))
     }
 
     /// Removes an old table.
     fn remove_slots(&mut self, old: &Service) {
+        let key = |chunk| ChunkKey { service: old.id, generation: old.generation, chunk };
         for chunk in 0..old.slots.div_ceil(CHUNK_SLOTS as u32) {
-            let _ = self.slots.remove(&ChunkKey { service: old.id, generation: old.generation, chunk });
+            let _ = self.slots.remove(&key(chunk));
         }
+        let chunks = (STANDBY_CHUNK..).take(STANDBY_MAX.div_ceil(CHUNK_SLOTS));
+        chunks.map(key).take_while(|key| self.slots.remove(key).is_ok()).count();
     }
 
     fn remove_endpoint(&mut self, key: EndpointKey) {

@@ -44,6 +44,17 @@ struct Watched {
     endpoint: Arc<Endpoint>,
 }
 
+/// An endpoint that went up or down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Its service's id.
+    pub service: u32,
+    /// Its own id.
+    pub endpoint: u32,
+    /// Which of the two.
+    pub change: Change,
+}
+
 impl Prober {
     /// Goes on with another snapshot: what is gone is forgotten, what is to be probed always is.
     pub fn follow(&mut self, snapshot: &Arc<Snapshot>) {
@@ -87,7 +98,7 @@ impl Prober {
     }
 
     /// Probes what is due until some endpoint changes. Dropping the future loses nothing.
-    pub async fn changed(&mut self) {
+    pub async fn changed(&mut self) -> Changed {
         loop {
             self.launch();
             let next = self.due.first().map(|(at, _)| *at).filter(|_| self.in_flight.len() < IN_FLIGHT_MAX);
@@ -97,7 +108,7 @@ impl Prober {
                     count(&mut self.results, result);
                     if let Some(change) = self.judge(key, |health, now| health.probed(result, now)) {
                         self.say(key, change, result);
-                        return;
+                        return Changed { service: key.0, endpoint: key.1, change };
                     }
                 }
                 () = until(next) => {}

@@ -159,6 +159,7 @@ pub fn keep_fixed(old: &Config, new: Config) -> (Config, Vec<&'static str>) {
             bpffs: old.capture.bpffs.clone(),
             ..new.capture
         },
+        zone: new.zone,
         drain_timeout: new.drain_timeout,
         hook_stats: new.hook_stats,
         services: new.services,

@@ -15,9 +15,10 @@ use tokio::{
 
 use super::{
     admin::Question,
-    probe::Prober,
+    probe::{Changed, Prober},
     reload::{Read, Reloader},
     retire::{Retired, Retirer},
+    warm::Warmer,
     watch::Watch,
     worker::WorkerEvent,
 };
@@ -50,7 +51,9 @@ pub enum News {
     /// The kernel half tells.
     Kernel(Event),
     /// An endpoint went up or down.
-    Endpoint,
+    Endpoint(Changed),
+    /// Endpoints that warm up take more.
+    Warmer,
     /// Endpoints on their way out have come further.
     Retired(Retired),
     /// The configuration was read again.
@@ -76,6 +79,8 @@ pub struct Senses {
     interrupt: Signal,
     /// Probes endpoints.
     pub prober: Prober,
+    /// Gives endpoints that have come their share little by little.
+    pub warmer: Warmer,
     /// Ends what is connected to endpoints that left.
     pub retirer: Retirer,
     /// Reads the configuration again; absent when it came from no file.
@@ -117,6 +122,7 @@ impl Senses {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             prober,
+            warmer: Warmer::default(),
             retirer,
             reloader,
         })
@@ -134,7 +140,8 @@ impl Senses {
                 Some(event) = self.workers.recv() => return News::Worker(event),
                 Ok(event) = self.kernel.next() => return News::Kernel(event),
                 watches = grown(&mut self.tree) => return News::Tree(watches),
-                () = self.prober.changed() => return News::Endpoint,
+                changed = self.prober.changed() => return News::Endpoint(changed),
+                () = self.warmer.changed() => return News::Warmer,
                 retired = self.retirer.changed() => return News::Retired(retired),
                 read = ended(&mut self.reloader) => return News::Read(read),
                 Some(question) = self.questions.recv() => return News::Asked(question),

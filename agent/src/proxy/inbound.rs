@@ -4,8 +4,8 @@ use std::{cell::RefCell, net::SocketAddr, os::fd::OwnedFd, rc::Rc, sync::Arc, sy
 
 use super::{Cluster, Hop, http, opaque};
 use crate::{
-    balance::{Balancer, Choice},
-    cluster::{Inbound, Refused, Service},
+    balance::Balancer,
+    cluster::{Inbound, Refused, Service, Shares},
     config::Protocol,
     connect::Visit,
     kernel::{OriginalDst, Place, monotonic_ns},
@@ -46,6 +46,7 @@ async fn serve_watched(hop: &Rc<Hop>, socket: Socket, place: Arc<Place>, client:
         service: Arc::clone(&rule.service),
         visit: Some(Visit::new(place, client, dialled)),
         generation: 0,
+        shares_version: 0,
         balancer: only(&rule.service, dialled),
     });
     // Where there is one endpoint, no hash of the source is asked for.
@@ -61,7 +62,8 @@ async fn serve_watched(hop: &Rc<Hop>, socket: Socket, place: Arc<Place>, client:
 /// Chooses among the one endpoint that there is.
 fn only(service: &Service, program: SocketAddr) -> Balancer {
     let policy = &service.config.policy;
-    Balancer::new(policy.balance, &[Choice { endpoint: 0, weight: 1, address: program }], policy.maglev_table_size)
+    let all = Shares { weights: vec![1], standby: Vec::new() };
+    Balancer::new(policy.balance, &[program], &all, policy.maglev_table_size)
 }
 
 /// A place among the connections of a rule, given back when dropped.

@@ -3,15 +3,25 @@
 use std::time::Duration;
 
 use super::{
-    BALANCES, OVERS, SOURCES, milliseconds,
+    BALANCES, OVERS, SOURCES, SWITCHES, milliseconds,
     section::{Field, Path, Problems, Section},
 };
 use crate::config::policy::{
-    Balance, Eject, Limits, MAGLEV_SLOTS, MAGLEV_SLOTS_MAX, Over, Policy, Rate, Source, Take, is_prime,
+    Balance, Eject, Limits, MAGLEV_SLOTS, MAGLEV_SLOTS_MAX, Over, Policy, Rate, SlowStart, Source, Take, is_prime,
 };
 
 /// Keys of a service that are read here.
-pub(super) const KEYS: [&str; 6] = ["balance", "source", "affinity_timeout_ms", "maglev_table_size", "limits", "eject"];
+pub(super) const KEYS: [&str; 9] = [
+    "balance",
+    "source",
+    "affinity_timeout_ms",
+    "maglev_table_size",
+    "limits",
+    "eject",
+    "prefer_zone",
+    "slow_start",
+    "panic_threshold_percent",
+];
 
 const AFFINITY_TIMEOUT_MS_MAX: u32 = 86_400_000; // Kubernetes' bound of ClientIP affinity
 const CONNECTIONS_MAX: u32 = 1_000_000_000; // more than a host has sockets
@@ -19,6 +29,12 @@ const PER_SECOND_MAX: u32 = 10_000_000; // more than a host connects
 const FAILURES_MAX: u32 = 1_000;
 const EJECTED_MS_MAX: u32 = 3_600_000;
 const EJECTED_MS: u32 = 30_000; // Envoy's base_ejection_time
+
+const WINDOW_MS: u32 = 60_000; // what Envoy's documentation takes for its examples
+const WINDOW_MS_MAX: u32 = 86_400_000;
+const MIN_WEIGHT_PERCENT: u32 = 10; // Envoy's default, as is the next
+const AGGRESSION_PERCENT: u32 = 100;
+const AGGRESSION_PERCENT_MAX: u32 = 10_000;
 
 const KEYS_OF_A_TAKE: [&str; 3] = ["connections", "connections_per_second", "burst"];
 
@@ -35,6 +51,14 @@ pub(super) fn policy(section: &Section<'_>, problems: &mut Problems) -> Option<P
     }
     let limits = section.or("limits", || None, |field, p| limits(field, p).map(Some), problems);
     let eject = section.or("eject", || None, |field, p| eject(field, p).map(Some), problems);
+    let prefer_zone = section.or("prefer_zone", || false, |field, p| field.choice(&SWITCHES, p), problems);
+    let slow_start = section.or("slow_start", || None, |field, p| slow_start(field, p).map(Some), problems);
+    if let (Some(Some(_)), Some(Balance::SourceHash), Some(field)) = (slow_start, balance, section.get("slow_start")) {
+        let what = "would move most sources at each step, because balance is source_hash; write balance: maglev, which \
+                    moves few, or remove it";
+        field.refuse(what, problems);
+    }
+    let panic = section.or("panic_threshold_percent", || 0, |field, p| field.integer(0..=100, p), problems);
     Some(Policy {
         balance: balance?,
         source: source?,
@@ -42,6 +66,9 @@ pub(super) fn policy(section: &Section<'_>, problems: &mut Problems) -> Option<P
         maglev_table_size: table_size?,
         limits: limits?,
         eject: eject?,
+        prefer_zone: prefer_zone?,
+        slow_start: slow_start?,
+        panic_threshold_percent: panic?,
     })
 }
 
@@ -103,11 +130,91 @@ fn eject(field: &Field<'_>, problems: &mut Problems) -> Option<Eject> {
     Some(Eject { failures: failures?, period: milliseconds(period?) })
 }
 
+fn slow_start(field: &Field<'_>, problems: &mut Problems) -> Option<SlowStart> {
+    let keys = ["window_ms", "min_weight_percent", "aggression_percent"];
+    let section = Section::open(field.node, &field.path, &keys, problems)?;
+    let mut number = |key, default, range| section.or(key, || default, |field, p| field.integer(range, p), problems);
+    // Less than a second is none, by the formula.
+    let window = number("window_ms", WINDOW_MS, 1_000..=WINDOW_MS_MAX);
+    let min_weight = number("min_weight_percent", MIN_WEIGHT_PERCENT, 1..=100);
+    let aggression = number("aggression_percent", AGGRESSION_PERCENT, 1..=AGGRESSION_PERCENT_MAX);
+    Some(SlowStart { window: milliseconds(window?), min_weight_percent: min_weight?, aggression_percent: aggression? })
+}
+
 /// A key of the policy that goes only with a service balanced in the kernel.
 pub(super) fn refuse_in_agent(section: &Section<'_>, path: &Path<'_>, problems: &mut Problems) {
     if let Some(field) = section.get("affinity_timeout_ms") {
         let what = "is kept by the kernel half, which this service's connections do not end at; \
                     write mode: kernel, or balance: maglev for endpoints that hardly change";
         problems.note(field.node.at, &Path::Key(path, "affinity_timeout_ms"), what);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, file};
+
+    fn read(service: &str, endpoints: &str) -> Result<Config, String> {
+        let text = format!(
+            "zone: east\nservices: [{{name: a, address: 10.0.0.1:80, protocol: tcp, {service} endpoints: [{endpoints}]}}]"
+        );
+        file::parse(&text, "F").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn who_comes_first_and_how_fast_is_read_and_shown_again() {
+        let text = "prefer_zone: on, slow_start: {aggression_percent: 150}, panic_threshold_percent: 50,";
+        let endpoints = "10.0.0.2:80, {address: 10.0.0.3:80, priority: 2, zone: west}";
+        let config = read(text, endpoints).expect("a good file");
+        let policy = &config.services[0].policy;
+        let slow_start = SlowStart { window: Duration::from_secs(60), min_weight_percent: 10, aggression_percent: 150 };
+        assert_eq!(
+            (policy.prefer_zone, policy.slow_start, policy.panic_threshold_percent),
+            (true, Some(slow_start), 50)
+        );
+        let [first, second] = &config.services[0].endpoints[..] else { panic!("two endpoints") };
+        assert_eq!((first.priority, first.zone.as_deref()), (0, None));
+        assert_eq!((second.priority, second.zone.as_deref()), (2, Some("west")));
+        assert_eq!(config.zone.as_deref(), Some("east"));
+        let shown = file::show(&config).to_string();
+        assert_eq!(file::parse(&shown, "F").expect("a good file"), config);
+    }
+
+    #[test]
+    fn what_cannot_be_shared_so_is_named() {
+        let here = "F:2:";
+        for (service, endpoint, expected) in [
+            (
+                "balance: source_hash, slow_start: {},",
+                "10.0.0.2:80",
+                "services[0].slow_start: would move most sources at each step, because balance is source_hash; write balance: \
+                 maglev, which moves few, or remove it",
+            ),
+            (
+                "prefer_zone: on,",
+                "10.0.0.2:80",
+                "services[0].prefer_zone: says nothing while no endpoint has a zone; write endpoints as {address: IP:PORT, \
+                 zone: ZONE}, or remove it",
+            ),
+            (
+                "slow_start: {window_ms: 999},",
+                "10.0.0.2:80",
+                "services[0].slow_start.window_ms: 999 is out of range; write a whole number from 1000 to 86400000",
+            ),
+            (
+                "",
+                "{address: 10.0.0.2:80, priority: 128}",
+                "services[0].endpoints[0].priority: 128 is out of range; write a whole number from 0 to 127",
+            ),
+            (
+                "",
+                "{address: 10.0.0.2:80, zone: 'a b'}",
+                "services[0].endpoints[0].zone: \"a b\" is no zone; write 1 to 63 of A-Z, a-z, 0-9 and . _ - /",
+            ),
+        ] {
+            let found = read(service, endpoint).expect_err("a mistake");
+            assert!(found.starts_with(here) && found.ends_with(expected), "{found}");
+        }
     }
 }

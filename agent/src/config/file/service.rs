@@ -8,6 +8,7 @@ use super::{
     milliseconds, policy,
     section::{Field, Path, Position, Problems, Section, shown},
     tree::{Node, Value},
+    zone,
 };
 use crate::config::{Endpoint, Mode, Policy, Protocol, Service, Shortcut};
 
@@ -20,6 +21,7 @@ const ENDPOINT_DRAIN_MS_MAX: u32 = 86_400_000;
 const UDP_IDLE_TIMEOUT_MS: u32 = 30_000; // as Linux's own table of flows (nf_conntrack_udp_timeout)
 const UDP_IDLE_TIMEOUT_MS_MAX: u32 = 3_600_000;
 const WEIGHT_MAX: u32 = 65_535;
+const PRIORITY_MAX: u32 = 127; // as many levels as Envoy has
 
 pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Arc<Service>>> {
     let items = field.list(problems)?;
@@ -144,6 +146,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     if draft.mode() == Some(Mode::Agent) {
         policy::refuse_in_agent(&section, path, problems);
     }
+    refuse_idle_preference(&section, &draft, problems);
     let by_agent = draft.mode() == Some(Mode::Agent) || protocol == Some(Protocol::Udp);
     if let (Some(true), true, Some(field)) = (draft.original_dst, by_agent, section.get("original_dst")) {
         let what = "is told of TCP connections that the kernel balances, straight to the endpoint; \
@@ -151,6 +154,18 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         field.refuse(what, problems);
     }
     Some(draft)
+}
+
+/// Notes a preference for the own zone where no endpoint is in any.
+fn refuse_idle_preference(section: &Section<'_>, draft: &Draft, problems: &mut Problems) {
+    let any = draft.endpoints.iter().any(|draft| draft.endpoint.zone.is_some());
+    if let (Some(field), Some(true), false) =
+        (section.get("prefer_zone"), draft.policy.as_ref().map(|policy| policy.prefer_zone), any)
+    {
+        let what = "says nothing while no endpoint has a zone; write endpoints as {address: IP:PORT, zone: ZONE}, or \
+                    remove it";
+        field.refuse(what, problems);
+    }
 }
 
 /// Notes keys that say what a service of this protocol cannot have.
@@ -239,19 +254,23 @@ fn endpoint_drafts(field: &Field<'_>, problems: &mut Problems) -> Vec<EndpointDr
 fn endpoint_draft(field: &Field<'_>, index: usize, problems: &mut Problems) -> Option<EndpointDraft> {
     if let Value::Text(_) = field.node.value {
         let address = dialled_address(field, problems)?;
-        return Some(EndpointDraft {
-            at: field.node.at,
-            index,
-            short: true,
-            endpoint: Endpoint { address, weight: 1, is_draining: false },
-        });
+        return Some(EndpointDraft { at: field.node.at, index, short: true, endpoint: Endpoint::at(address) });
     }
-    let section = Section::open(field.node, &field.path, &["address", "weight", "state"], problems)?;
+    let section =
+        Section::open(field.node, &field.path, &["address", "weight", "priority", "zone", "state"], problems)?;
     let weight = section.or("weight", || 1, |field, p| field.integer(1..=WEIGHT_MAX, p), problems);
+    let priority = section.or("priority", || 0, |field, p| field.integer(0..=PRIORITY_MAX, p), problems);
+    let zone = section.or("zone", || None, |field, p| zone(field, p).map(Some), problems);
     let is_draining = section.or("state", || false, |field, p| field.choice(&STATES, p), problems);
     let address_field = section.require("address", "write IP:PORT", problems)?;
     let address = dialled_address(&address_field, problems)?;
     // What is wrong is already noted: the address still takes part in the search for conflicts.
-    let endpoint = Endpoint { address, weight: weight.unwrap_or(1), is_draining: is_draining.unwrap_or(false) };
+    let endpoint = Endpoint {
+        address,
+        weight: weight.unwrap_or(1),
+        priority: priority.unwrap_or(0) as u8,
+        zone: zone.flatten(),
+        is_draining: is_draining.unwrap_or(false),
+    };
     Some(EndpointDraft { at: address_field.node.at, index, short: false, endpoint })
 }

@@ -15,6 +15,7 @@ use crate::config::{
 pub fn show(config: &Config) -> Value {
     json!({
         "instance": config.instance,
+        "zone": config.zone,
         "workers": config.workers,
         "drain_timeout_ms": milliseconds(config.drain_timeout),
         "admin": { "address": config.admin_address },
@@ -70,6 +71,8 @@ fn show_service(service: &Service) -> Value {
             json!({
                 "address": endpoint.address,
                 "weight": endpoint.weight,
+                "priority": endpoint.priority,
+                "zone": endpoint.zone,
                 "state": word(&STATES, endpoint.is_draining),
             })
         })
@@ -100,6 +103,13 @@ fn show_policy(policy: &Policy) -> Value {
         "affinity_timeout_ms": policy.affinity_timeout.map(milliseconds),
         "limits": policy.limits.as_ref().map(show_limits),
         "eject": policy.eject.map(|eject| json!({ "failures": eject.failures, "for_ms": milliseconds(eject.period) })),
+        "prefer_zone": word(&SWITCHES, policy.prefer_zone),
+        "slow_start": policy.slow_start.map(|slow_start| json!({
+            "window_ms": milliseconds(slow_start.window),
+            "min_weight_percent": slow_start.min_weight_percent,
+            "aggression_percent": slow_start.aggression_percent,
+        })),
+        "panic_threshold_percent": policy.panic_threshold_percent,
     });
     if policy.balance == Balance::Maglev {
         shown["maglev_table_size"] = json!(policy.maglev_table_size);

@@ -1,18 +1,16 @@
 //! What is to stand in the tables for one service.
 
-use std::sync::Arc;
-
 use sockway_common::{
     endpoint::{EjectPolicy, Endpoint, endpoint_state},
     flow::Address,
     limit::{Limit, LimitPolicy, over},
-    service::{self, EndpointKey, algorithm, service_flags},
+    service::{self, EndpointKey, STANDBY_MAX, Slot, algorithm, service_flags},
     watch::Name,
 };
 
 use crate::{
-    balance::Choice,
-    cluster::{self, Departure, Service, Stage},
+    balance::{self, Choice},
+    cluster::{self, Departure, Service, Shares, Stage},
     config::{
         Balance, Mode, Protocol,
         policy::{Over, Rate, Source, Take},
@@ -32,6 +30,8 @@ pub struct Wanted {
     udp_idle_ms: u32,
     /// What is chosen from, with weights.
     pub choices: Vec<Choice>,
+    /// Who takes connections while all of those are ejected.
+    pub standby: Vec<Slot>,
     /// These and the ones that leave, each with its entry.
     pub endpoints: Vec<(u32, Endpoint)>,
     pub limits: Option<LimitPolicy>,
@@ -42,8 +42,14 @@ impl Wanted {
     pub fn new(service: &Service, departure: Option<&Departure>, shortcut: bool) -> Self {
         let config = &service.config;
         let transport = config.protocol.transport();
-        let active = service.endpoints.iter();
-        let active = active.map(|endpoint| entry((service.id, transport), endpoint, endpoint_state::ACTIVE));
+        let shares = shares(service);
+        let state = |weight: u32, endpoint: &cluster::Endpoint| match weight {
+            0 if is_reachable(service, endpoint) => endpoint_state::STANDBY,
+            _ => endpoint_state::ACTIVE,
+        };
+        let active = service.endpoints.iter().zip(&shares.weights);
+        let active =
+            active.map(|(endpoint, weight)| entry((service.id, transport), endpoint, state(*weight, endpoint)));
         Self {
             id: service.id,
             address: flows::address(config.address).of(transport),
@@ -53,7 +59,8 @@ impl Wanted {
             maglev_table_size: config.policy.maglev_table_size,
             affinity_ms: config.policy.affinity_timeout.map_or(0, |timeout| timeout.as_millis() as u32),
             udp_idle_ms: udp_idle_ms(service),
-            choices: choices(service),
+            choices: choices(service, &shares),
+            standby: standby(service, &shares),
             endpoints: active.chain(departure.into_iter().flat_map(leaving)).collect(),
             limits: limits(service),
             eject: eject(service),
@@ -128,17 +135,32 @@ fn algorithm_of(balance: Balance) -> u32 {
     }
 }
 
-/// The endpoints to choose from: the usable ones, or all of them when none is (a wrong verdict must not cut everything off). A hook can
-/// point a socket only at an address of its own family, so endpoints of the other one are for the agent alone.
-fn choices(service: &Service) -> Vec<Choice> {
-    let same_family =
-        |endpoint: &&Arc<cluster::Endpoint>| endpoint.address.is_ipv4() == service.config.address.is_ipv4();
-    let reachable: Vec<&Arc<cluster::Endpoint>> = service.endpoints.iter().filter(same_family).collect();
-    let any = reachable.iter().any(|endpoint| endpoint.state.usable());
-    let chosen = reachable.into_iter().filter(|endpoint| !any || endpoint.state.usable());
-    chosen
-        .map(|endpoint| Choice { endpoint: endpoint.id, weight: endpoint.weight, address: endpoint.address })
+/// A hook can point a socket only at an address of its own family: endpoints of the other one are for the agent alone.
+fn is_reachable(service: &Service, endpoint: &cluster::Endpoint) -> bool {
+    endpoint.address.is_ipv4() == service.config.address.is_ipv4()
+}
+
+fn shares(service: &Service) -> Shares {
+    balance::shares::of(service, |endpoint| is_reachable(service, endpoint))
+}
+
+/// The endpoints to choose from.
+fn choices(service: &Service, shares: &Shares) -> Vec<Choice> {
+    let taking = service.endpoints.iter().zip(&shares.weights).filter(|(_, weight)| **weight > 0);
+    taking
+        .map(|(endpoint, weight)| Choice { endpoint: endpoint.id, weight: *weight, address: endpoint.address })
         .collect()
+}
+
+/// Who stands by, level after level: as many as a hook looks through.
+fn standby(service: &Service, shares: &Shares) -> Vec<Slot> {
+    let standby = &shares.standby[..shares.standby.len().min(STANDBY_MAX)];
+    let mut slots = Vec::with_capacity(standby.len());
+    for level in standby.chunk_by(|(_, level), (_, next)| level == next) {
+        let (first, count) = (slots.len() as u32, level.len() as u32);
+        slots.extend(level.iter().map(|(index, _)| Slot::standby(service.endpoints[*index].id, first, count)));
+    }
+    slots
 }
 
 fn limits(service: &Service) -> Option<LimitPolicy> {

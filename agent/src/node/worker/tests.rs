@@ -69,6 +69,7 @@ impl Hop {
 fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> Config {
     Config {
         instance: "test".into(),
+        zone: None,
         workers: 1,
         drain_timeout: PATIENCE,
         admin_address: ([127, 0, 0, 1], 0).into(),
@@ -93,10 +94,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             probe_interval: None,
             udp_idle_timeout: PATIENCE,
             endpoint_drain: None,
-            endpoints: endpoints
-                .iter()
-                .map(|address| Endpoint { address: *address, weight: 1, is_draining: false })
-                .collect(),
+            endpoints: endpoints.iter().copied().map(Endpoint::at).collect(),
         })],
     }
 }
