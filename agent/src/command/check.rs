@@ -7,7 +7,12 @@ use std::{
 
 use super::{Failure, say};
 use crate::{
-    config::{Capture, Config, Mode, Protocol, Service, Shortcut, file},
+    balance,
+    cluster::{self, Snapshot},
+    config::{
+        Capture, Config, Endpoint, Mode, Protocol, Service, Shortcut, file,
+        policy::{Over, Source, Take},
+    },
     node::runfile,
 };
 
@@ -17,6 +22,9 @@ pub struct Check {
     /// Configuration file
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+    /// Print the whole meaning, every default written out, in the file's own shape (JSON, which YAML reads)
+    #[arg(long)]
+    pub show: bool,
 }
 
 /// Prints what the file means.
@@ -26,6 +34,10 @@ pub struct Check {
 /// With everything that is wrong with the file.
 pub fn run(check: &Check) -> Result<u8, Failure> {
     let config = file::read(&check.file)?;
+    if check.show {
+        say(format!("{:#}\n", file::show(&config)));
+        return Ok(0);
+    }
     say(describe(&config, &check.file));
     Ok(0)
 }
@@ -50,8 +62,12 @@ fn describe(config: &Config, path: &Path) -> String {
     );
     describe_capture(&mut text, &config.capture);
     let _ = writeln!(text, "\nservices  {}", config.services.len());
-    for service in &config.services {
+    // As they are when all are up.
+    let snapshot = Snapshot::build(config, &Snapshot::default());
+    for (service, running) in config.services.iter().zip(&snapshot.services) {
         describe_service(&mut text, service);
+        describe_policy(&mut text, service, config.zone.as_deref());
+        describe_endpoints(&mut text, service, running);
         if config.capture.except.covers(service.address) {
             let _ = writeln!(text, "    never captured: capture.except names its port or address");
         }
@@ -107,10 +123,82 @@ fn describe_service(text: &mut String, service: &Service) {
         shortcut_text(if service.protocol == Protocol::Udp { Shortcut::Off } else { service.shortcut }),
         service.connect_timeout,
     );
-    let sum: u64 = service.endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+}
+
+/// What the kernel half keeps of a service, a line for each.
+fn describe_policy(text: &mut String, service: &Service, zone: Option<&str>) {
+    let policy = &service.policy;
+    let source = match policy.source {
+        Source::Namespace => "network namespace",
+        Source::Cgroup => "cgroup",
+        Source::Uid => "user",
+    };
+    let affinity = policy.affinity_timeout.map(|timeout| {
+        format!("each {source} stays with its endpoint until {timeout:?} after its last connect, while that takes any")
+    });
+    let limits = policy.limits.iter().flat_map(|limits| {
+        let over = match limits.over {
+            Over::Refuse => "refused (ECONNREFUSED)",
+            Over::Forbid => "forbidden (EPERM)",
+            Over::Pass => "passed untouched",
+        };
+        let line =
+            |who: &str, take: &Take| taken(take).map(|taken| format!("{who} may have {taken}; over that {over}"));
+        [line("all together", &limits.service), line(&format!("each {source}"), &limits.per_source)]
+    });
+    let eject = policy.eject.map(|eject| {
+        format!("an endpoint with {} failed handshakes in a row is left out for {:?}", eject.failures, eject.period)
+    });
+    let zone = policy.prefer_zone.then(|| match zone {
+        Some(zone) => format!("endpoints in zone {zone} before others"),
+        None => {
+            "endpoints of the own zone before others, and there is none: write zone, or start the agent with --zone"
+                .to_owned()
+        }
+    });
+    let slow_start = policy.slow_start.map(|slow| {
+        let (least, window) = (slow.min_weight_percent, slow.window);
+        format!(
+            "an endpoint that comes, or comes back, has {least} % of its weight at first and all of it after {window:?}"
+        )
+    });
+    let panic = policy.panic_threshold_percent;
+    let panic = (panic > 0).then(|| format!("a level with less than {panic} % up uses those that are down as well"));
+    let drain = match service.endpoint_drain {
+        _ if service.protocol == Protocol::Udp => None,
+        Some(time) => Some(format!("connections to an endpoint that leaves are ended after {time:?}")),
+        None => Some("connections to an endpoint that leaves are never ended".to_owned()),
+    };
+    let lines = affinity.into_iter().chain(limits.flatten()).chain(eject).chain(zone).chain(slow_start).chain(panic);
+    for line in lines.chain(drain) {
+        let _ = writeln!(text, "    {line}");
+    }
+}
+
+fn taken(take: &Take) -> Option<String> {
+    let connections = take.connections.map(|connections| format!("{connections} connections at once"));
+    let rate = take.rate.map(|rate| format!("{} a second ({} after a pause)", rate.per_second, rate.burst));
+    let parts: Vec<String> = connections.into_iter().chain(rate).collect();
+    (!parts.is_empty()).then(|| parts.join(" and "))
+}
+
+fn describe_endpoints(text: &mut String, service: &Service, running: &cluster::Service) {
+    let shares = balance::shares::of(running, |_| true);
+    let sum: u64 = shares.weights.iter().copied().map(u64::from).sum();
+    let share = |endpoint: &Endpoint| {
+        if endpoint.is_draining {
+            return "draining".to_owned();
+        }
+        let index = running.endpoints.iter().position(|running| running.address == endpoint.address);
+        match index.map_or(0, |index| shares.weights[index]) {
+            0 => "standby".to_owned(),
+            weight => format!("{:>6.2} %", 100.0 * f64::from(weight) / sum as f64),
+        }
+    };
     for endpoint in &service.endpoints {
-        let share = 100.0 * f64::from(endpoint.weight) / sum as f64;
-        let _ = writeln!(text, "    {share:>6.2} %  {}", endpoint.address);
+        let priority = if endpoint.priority > 0 { format!(", priority {}", endpoint.priority) } else { String::new() };
+        let zone = endpoint.zone.as_ref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
+        let _ = writeln!(text, "    {:>8}  {}{priority}{zone}", share(endpoint), endpoint.address);
     }
 }
 
@@ -145,6 +233,49 @@ mod tests {
         ] {
             assert!(told.contains(part), "{part:?} in {told}");
         }
+    }
+
+    #[test]
+    fn what_a_service_is_held_to_and_who_comes_first_is_told() {
+        let text = "zone: east
+services:
+  - name: a
+    address: 10.0.0.1:80
+    protocol: tcp
+    affinity_timeout_ms: 600000
+    limits: {connections: 1000, connections_per_second: 50, per_source: {connections: 10}, over: forbid}
+    eject: {failures: 5}
+    prefer_zone: on
+    slow_start: {}
+    panic_threshold_percent: 50
+    endpoint_drain_ms: never
+    endpoints:
+      - {address: 10.0.0.2:80, zone: east}
+      - {address: 10.0.0.3:80, zone: west}
+      - {address: 10.0.0.4:80, zone: east, priority: 1}
+      - {address: 10.0.0.5:80, zone: east, state: draining}
+";
+        let told = describe(&file::parse(text, "F").expect("a good file"), Path::new("F"));
+        for line in [
+            "each network namespace stays with its endpoint until 600s after its last connect, while that takes any",
+            "all together may have 1000 connections at once and 50 a second (50 after a pause); over that forbidden (EPERM)",
+            "each network namespace may have 10 connections at once; over that forbidden (EPERM)",
+            "an endpoint with 5 failed handshakes in a row is left out for 30s",
+            "endpoints in zone east before others",
+            "an endpoint that comes, or comes back, has 10 % of its weight at first and all of it after 60s",
+            "a level with less than 50 % up uses those that are down as well",
+            "connections to an endpoint that leaves are never ended",
+            // Of the own zone one of two drains.
+            " 70.00 %  10.0.0.2:80, zone east",
+            " 30.00 %  10.0.0.3:80, zone west",
+            " standby  10.0.0.4:80, priority 1, zone east",
+            "draining  10.0.0.5:80, zone east",
+        ] {
+            assert!(told.contains(&format!("    {line}\n")), "{line:?} in {told}");
+        }
+        let (first, rest) = text.split_once('\n').expect("lines");
+        let told = describe(&file::parse(rest, "F").expect("a good file"), Path::new("F"));
+        assert!(told.contains("and there is none: write zone, or start"), "without {first}: {told}");
     }
 
     #[test]
