@@ -15,6 +15,7 @@ use sockway_tests::{
     agent::{self, Agent, command_of, sockway},
     cgroup::Cgroup,
     config::{Config, Service},
+    datagram::name_of,
     door::Door,
     netns::Netns,
     origin::{Origin, echoes, read_name},
@@ -434,4 +435,107 @@ fn what_cannot_be_watched_is_refused_with_what_to_do() {
     let output = process::run(Room::default(), command);
     assert_eq!(output.status.code(), Some(77), "{}", said(&output));
     assert!(said(&output).contains("run as root"), "{}", said(&output));
+}
+
+#[test]
+fn datagrams_are_told_by_service_and_endpoint_when_their_socket_is_closed() {
+    let Some(stage) = Stage::set() else { return };
+    let (one, other) = (stage.datagrams("one"), stage.datagrams("other"));
+    let (first, second) = (stage.address(), stage.address());
+    let config = stage
+        .config()
+        .service(Service::udp("first", first).to(one.address()))
+        .service(Service::udp("second", second).to(other.address()));
+    let agent = Agent::start(&config);
+    let tail = Tail::begin(agent.instance(), &[]);
+    let socket = stage.socket("0.0.0.0:0");
+    for _ in 0..3 {
+        assert_eq!(name_of(&socket, first), "one");
+    }
+    assert_eq!(name_of(&socket, second), "other");
+    assert_eq!(tail.told(), [] as [Value; 0], "it is told when the socket is closed");
+    drop(socket);
+    let mut told = tail.wait_for(2);
+    told.sort_by_key(|flow| flow["service"].to_string());
+    for (flow, service, dialled, endpoint, sent) in
+        [(&told[0], "first", first, one.address(), 3), (&told[1], "second", second, other.address(), 1)]
+    {
+        for (key, value) in [
+            ("service", service),
+            ("dialled", &dialled.to_string()),
+            ("endpoint", &endpoint.to_string()),
+            ("protocol", "udp"),
+            ("path", "kernel"),
+            ("verdict", "balanced"),
+            ("netns", "host"),
+            ("ended", "closed by the program"),
+        ] {
+            assert_eq!(flow[key], value, "{key} of {flow:#}");
+        }
+        assert_eq!(flow["sent_datagrams"], sent, "{flow:#}");
+        assert!(flow["sent_bytes"].is_null() && flow["lasted_us"].is_null(), "{flow:#}");
+    }
+}
+
+#[test]
+fn a_conversation_that_went_elsewhere_is_told_with_both_endpoints() {
+    let Some(stage) = Stage::set() else { return };
+    let (one, other, service) = (stage.datagrams("one"), stage.datagrams("other"), stage.address());
+    let to = |address| stage.config().service(Service::udp("dns", service).to(address));
+    let config = to(one.address());
+    let agent = Agent::start(&config);
+    let tail = Tail::begin(agent.instance(), &["--service", "dns"]);
+    let socket = stage.socket("0.0.0.0:0");
+    assert_eq!(name_of(&socket, service), "one");
+    agent.reload(&config.with_services([Service::udp("dns", service).to(other.address())]));
+    assert_eq!(name_of(&socket, service), "other");
+    drop(socket);
+    let told = tail.wait_for(2);
+    let ended = |address: SocketAddr| {
+        let flow = told.iter().find(|flow| flow["endpoint"] == address.to_string());
+        flow.unwrap_or_else(|| panic!("{told:#?}"))["ended"].clone()
+    };
+    assert_eq!(ended(one.address()), "moved to another endpoint");
+    assert_eq!(ended(other.address()), "closed by the program");
+}
+
+#[test]
+fn a_connected_socket_of_datagrams_is_told_when_it_is_closed() {
+    let Some(stage) = Stage::set() else { return };
+    let (endpoint, service) = (stage.datagrams("one"), stage.address());
+    let agent = Agent::start(&stage.config().service(Service::udp("dns", service).to(endpoint.address())));
+    let tail = Tail::begin(agent.instance(), &[]);
+    let program = "import socket, sys\n\
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((sys.argv[1], int(sys.argv[2])))\n\
+        s.settimeout(30); s.send(b'x'); assert s.recv(9) == b'one:x'; s.close()";
+    let (ip, port) = (service.ip().to_string(), service.port().to_string());
+    sockway_tests::peers::python(Room::of(&stage.clients), program, &[&ip, &port]);
+    let flow = tail.only();
+    assert_eq!(
+        (&flow["command"], &flow["protocol"], &flow["service"]),
+        (&"python3".into(), &"udp".into(), &"dns".into())
+    );
+    assert_eq!(flow["endpoint"], endpoint.address().to_string());
+    assert_eq!(flow["ended"], "closed by the program");
+    assert!(flow["lasted_us"].as_u64().is_some_and(|us| us > 0) && flow["sent_bytes"].is_null(), "{flow:#}");
+}
+
+#[test]
+fn where_capture_rules_nest_datagrams_are_told_once() {
+    let Some(stage) = Stage::set() else { return };
+    let inner = stage.clients.child("inner");
+    let (endpoint, service) = (stage.datagrams("one"), stage.address());
+    let config = stage.config().capture(&inner).service(Service::udp("dns", service).to(endpoint.address()));
+    let agent = Agent::start(&config);
+    let tail = Tail::begin(agent.instance(), &[]);
+    let program = "import socket, sys\n\
+        at = (sys.argv[1], int(sys.argv[2]))\n\
+        def one(ask):\n\
+        \x20   s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(30); ask(s); assert s.recv(9) == b'one:x'; s.close()\n\
+        one(lambda s: s.sendto(b'x', at)); one(lambda s: (s.connect(at), s.send(b'x'))); one(lambda s: s.sendto(b'x', at))";
+    let (ip, port) = (service.ip().to_string(), service.port().to_string());
+    sockway_tests::peers::python(Room::of(&inner), program, &[&ip, &port]);
+    let told = tail.wait_for(3);
+    let sent: Vec<Option<u64>> = told.iter().map(|flow| flow["sent_datagrams"].as_u64()).collect();
+    assert_eq!(sent, [Some(1), None, Some(1)], "{told:#?}");
 }

@@ -30,8 +30,8 @@ pub struct Conversation {
     pub service: u32,
     /// Which endpoint of it.
     pub endpoint: u32,
-    /// Zero: fills the entry to a multiple of eight.
-    pub zero: u32,
+    /// Datagrams that the program has sent, modulo 2^32.
+    pub sent: u32,
     /// One of [`conversation_state`].
     pub state: u32,
     /// When a datagram last went either way, in nanoseconds of `CLOCK_MONOTONIC`.

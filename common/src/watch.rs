@@ -64,7 +64,8 @@ pub struct Flow {
     pub local: Address,
     /// One of [`cause`].
     pub cause: u32,
-    /// State of TCP that it ended from (`BPF_TCP_…`), for [`cause::CLOSED`].
+    /// State of TCP that it ended from (`BPF_TCP_…`), for [`cause::CLOSED`]; one of [`crate::udp::conversation_state`] for
+    /// [`cause::CONVERSED`].
     pub state: u32,
     /// `sock.sk_err`, or [`ERROR_UNKNOWN`].
     pub error: u32,
@@ -74,8 +75,8 @@ pub struct Flow {
     pub retransmits: u32,
     /// Bits of [`flow_flags`].
     pub flags: u32,
-    /// Zero: fills the layout to a multiple of eight.
-    pub zero: u32,
+    /// Datagrams that the program has sent, for [`cause::CONVERSED`].
+    pub datagrams: u32,
 }
 
 /// Values of [`Flow::cause`].
@@ -84,8 +85,10 @@ pub mod cause {
     pub const CLOSED: u32 = 0;
     /// `connect()` did not dial what it could have: see the verdict.
     pub const NOT_DIALLED: u32 = 1;
-    /// A UDP socket was released.
+    /// A UDP socket that was connected to an endpoint was released.
     pub const RELEASED: u32 = 2;
+    /// A UDP socket was released that had sent to a service without `connect()`.
+    pub const CONVERSED: u32 = 3;
 }
 
 /// Bits of [`Flow::flags`].

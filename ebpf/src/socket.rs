@@ -3,11 +3,11 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_ESTABLISHED, bpf_sock_addr, bpf_sock_ops},
     btf_maps::SkStorage,
     helpers::generated::{bpf_get_netns_cookie, bpf_probe_read_kernel, bpf_sk_storage_delete, bpf_sk_storage_get},
-    programs::{SockAddrContext, SockOpsContext},
+    programs::SockOpsContext,
 };
 use sockway_common::{capture::Settings, flow::Address};
 
@@ -117,7 +117,7 @@ pub fn redirect_v6(addr: *mut bpf_sock_addr, to: &Address) {
 
 /// Cookie of the network namespace of a sock_addr context's socket.
 #[inline(always)]
-pub fn netns(ctx: &SockAddrContext) -> u64 {
+pub fn netns(ctx: &impl EbpfContext) -> u64 {
     // SAFETY: the helper takes the hook's context.
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }

@@ -5,6 +5,8 @@
 //! asked, also when another endpoint has been chosen since (trap T27); what others send is untouched. Sending and receiving are always
 //! allowed. A connected socket's datagrams never come here, unless they name an address.
 
+use core::ptr;
+
 use aya_ebpf::{
     EbpfContext,
     helpers::{
@@ -12,7 +14,7 @@ use aya_ebpf::{
         generated::{bpf_get_current_cgroup_id, bpf_get_socket_cookie},
     },
     macros::cgroup_sock_addr,
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
 use sockway_common::{
     counter::Counter,
@@ -25,7 +27,7 @@ use crate::{
     choose::{self, service_at},
     count, exclude,
     maps::{CONNECTED, CONNS, CONVERSATIONS, SETTINGS},
-    release, socket,
+    release, socket, watch,
 };
 
 /// The hook lets the call go on.
@@ -112,6 +114,7 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
         let usable = current.service == service.id && choose::may_use(service, current.endpoint, now);
         if usable && !idle {
             current.used_ns = now;
+            current.sent = current.sent.wrapping_add(1);
             return Ok((current.actual, Counter::SendKept));
         }
         if !usable && !idle {
@@ -127,7 +130,7 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
             actual: chosen.address,
             service: service.id,
             endpoint: chosen.endpoint,
-            zero: 0,
+            sent: 1,
             state: conversation_state::CURRENT,
             used_ns: now,
         },
@@ -210,6 +213,25 @@ pub fn note_connected(ctx: &SockAddrContext) {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if CONNECTED.insert(&cookie, &connected, 0).is_err() {
         count::one(Counter::ConnectedFull);
+    }
+}
+
+/// A UDP socket is released: its conversations are over.
+#[inline(always)]
+pub fn tell_conversations(ctx: &SockContext) {
+    // SAFETY: one field of the hook's context.
+    let protocol = unsafe { ptr::read_volatile(&raw const (*ctx.sock).protocol) };
+    if protocol != u32::from(UDP) || !watch::is_on() {
+        return;
+    }
+    let Some(conversations) = socket::stored(&CONVERSATIONS, ctx.sock.cast()) else { return };
+    let netns = socket::netns(ctx);
+    for conversation in &mut conversations.table {
+        if conversation.state != 0 {
+            watch::conversed(conversation, netns);
+            // Where capture rules nest, the hook of the outer cgroup comes next.
+            conversation.state = 0;
+        }
     }
 }
 

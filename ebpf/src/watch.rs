@@ -14,6 +14,7 @@ use sockway_common::{
     capture::SOCK_DONE,
     counter::Counter,
     flow::{Address, Conn, ENDPOINT_AGENT},
+    udp::Conversation,
     watch::{ERROR_UNKNOWN, Flow, Reported, SLICE_NS, Watch, cause, flow_flags},
 };
 
@@ -78,6 +79,45 @@ pub fn closed(ctx: &SockOpsContext, conn: &Conn, state: u32) {
         add_shortcut(flow, socket::of_ops(ctx.ops));
         submit(flow);
     }
+}
+
+/// A UDP socket that was connected to an endpoint is released.
+#[inline(always)]
+pub fn disconnected(conn: &Conn) {
+    let Some(flow) = begin(conn.service, conn.pid, &conn.actual) else { return };
+    // SAFETY: a reserved record.
+    unsafe {
+        (*flow).conn = *conn;
+        (*flow).ended_ns = bpf_ktime_get_ns();
+        (*flow).cause = cause::RELEASED;
+        submit(flow);
+    }
+}
+
+/// A UDP socket that had this conversation is released.
+#[inline(always)]
+pub fn conversed(conversation: &Conversation, netns: u64) {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let Some(flow) = begin(conversation.service, pid, &conversation.actual) else { return };
+    // SAFETY: a reserved record, of which all that is not zero is written here.
+    unsafe {
+        let conn = &mut (*flow).conn;
+        (conn.original, conn.actual) = (conversation.original, conversation.actual);
+        (conn.service, conn.endpoint) = (conversation.service, conversation.endpoint);
+        (conn.netns, conn.pid, conn.verdict) = (netns, pid, Counter::SendBalanced as u32);
+        name_program(conn);
+        (*flow).ended_ns = bpf_ktime_get_ns();
+        (*flow).cause = cause::CONVERSED;
+        (*flow).state = conversation.state;
+        (*flow).datagrams = conversation.sent;
+        submit(flow);
+    }
+}
+
+/// Whether somebody watches, or did until a moment ago.
+#[inline(always)]
+pub fn is_on() -> bool {
+    WATCH.get(0).is_some_and(|watch| watch.until_ns != 0)
 }
 
 /// The watcher, if there is one at `now`.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sockway_common::{
     counter,
     flow::{ENDPOINT_AGENT, TCP},
+    udp::conversation_state,
     watch::{ERROR_UNKNOWN, Flow, cause, flow_flags},
 };
 
@@ -56,10 +57,12 @@ pub struct Seen {
     endpoint: Option<SocketAddr>,
     path: &'static str,
     verdict: &'static str,
-    sent_bytes: u64,
-    received_bytes: u64,
+    /// Nobody counts the bytes of datagrams.
+    bytes: Option<(u64, u64)>,
+    sent_datagrams: Option<u32>,
     shortcut_sent_bytes: u64,
-    lasted: Duration,
+    /// Nobody notes when a conversation of datagrams began.
+    lasted: Option<Duration>,
     connect: Option<Duration>,
     rtt: Option<Duration>,
     retransmits: u32,
@@ -75,7 +78,6 @@ impl Seen {
             _ => (Some(printable(&conn.command)), who.cgroup(conn.cgroup)),
         };
         let micros = |us: u32| (us != 0).then(|| Duration::from_micros(us.into()));
-        let (sent, received) = payload(flow);
         Self {
             ended: wall_clock(flow.ended_ns),
             pid: conn.pid,
@@ -90,10 +92,11 @@ impl Seen {
             endpoint: (conn.endpoint != ENDPOINT_AGENT).then(|| kernel::socket_addr(&conn.actual)),
             path: path(flow),
             verdict: verdict(conn.verdict),
-            sent_bytes: sent,
-            received_bytes: received,
+            bytes: (conn.original.protocol == TCP).then(|| payload(flow)),
+            sent_datagrams: (flow.cause == cause::CONVERSED).then_some(flow.datagrams),
             shortcut_sent_bytes: flow.shortcut_sent_bytes,
-            lasted: Duration::from_nanos(flow.ended_ns.saturating_sub(conn.dialled_ns)),
+            lasted: (flow.cause != cause::CONVERSED)
+                .then(|| Duration::from_nanos(flow.ended_ns.saturating_sub(conn.dialled_ns))),
             connect: micros(conn.connect_us),
             rtt: micros(flow.rtt_us),
             retransmits: flow.retransmits,
@@ -119,7 +122,12 @@ impl Seen {
         }
         // What came from socket to socket only its sender has counted.
         let more = if matches!(self.path, "shortcut" | "joined") { "+" } else { "" };
-        let received = format!("{}{more}", self.received_bytes);
+        let sent = match (self.bytes, self.sent_datagrams) {
+            (Some((sent, _)), _) => (sent + self.shortcut_sent_bytes).to_string(),
+            (None, Some(datagrams)) => format!("{datagrams} dgrams"),
+            (None, None) => "-".to_owned(),
+        };
+        let received = self.bytes.map_or("-".to_owned(), |(_, received)| format!("{received}{more}"));
         let cells = [
             clock(self.ended),
             self.pid.to_string(),
@@ -127,9 +135,9 @@ impl Seen {
             self.service.clone().unwrap_or_else(|| self.dialled.to_string()),
             endpoint,
             self.path.to_owned(),
-            (self.sent_bytes + self.shortcut_sent_bytes).to_string(),
+            sent,
             received,
-            brief(Some(self.lasted)),
+            brief(self.lasted),
             brief(self.connect),
             brief(self.rtt),
         ];
@@ -155,10 +163,11 @@ impl Seen {
             "endpoint": self.endpoint,
             "path": self.path,
             "verdict": self.verdict,
-            "sent_bytes": self.sent_bytes,
-            "received_bytes": self.received_bytes,
+            "sent_bytes": self.bytes.map(|(sent, _)| sent),
+            "received_bytes": self.bytes.map(|(_, received)| received),
+            "sent_datagrams": self.sent_datagrams,
             "shortcut_sent_bytes": self.shortcut_sent_bytes,
-            "lasted_us": micros(self.lasted),
+            "lasted_us": self.lasted.map(micros),
             "connect_us": self.connect.map(micros),
             "rtt_us": self.rtt.map(micros),
             "retransmits": self.retransmits,
@@ -195,7 +204,8 @@ fn verdict(index: u32) -> &'static str {
 fn how(flow: &Flow) -> String {
     match flow.cause {
         cause::NOT_DIALLED => return verdict(flow.conn.verdict).replace('_', " "),
-        cause::RELEASED => return "closed by the program".to_owned(),
+        cause::CONVERSED if flow.state == conversation_state::FORMER => return "moved to another endpoint".to_owned(),
+        cause::RELEASED | cause::CONVERSED => return "closed by the program".to_owned(),
         _ => {}
     }
     let text = match (flow.error.cast_signed(), flow.state) {
@@ -265,7 +275,7 @@ mod tests {
             rtt_us: 0,
             retransmits: 0,
             flags: 0,
-            zero: 0,
+            datagrams: 0,
         }
     }
 
