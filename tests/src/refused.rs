@@ -30,7 +30,7 @@ impl Refused {
     /// Of these programs, by their names in the kernel half.
     pub fn new(programs: &[&str]) -> Self {
         let mut binary = fs::read(agent::binary()).expect("the agent's binary");
-        for at in programs.iter().map(|program| begin_of(&binary, program)).collect::<Vec<_>>() {
+        for at in begins_of(&binary, programs) {
             assert_ne!(binary[at], WIDE, "a program that begins with an address");
             binary[at..at + 4].copy_from_slice(&[CALL, 0, 0, 0]);
             binary[at + 4..at + 8].copy_from_slice(&HELPER.to_le_bytes());
@@ -47,18 +47,27 @@ impl Refused {
     }
 }
 
-/// Where in the agent's file a program of the kernel half begins.
-fn begin_of(binary: &[u8], program: &str) -> usize {
+/// Where in the agent's file programs of the kernel half begin: in each copy of it, since the compiler may make several of a constant.
+fn begins_of(binary: &[u8], programs: &[&str]) -> Vec<usize> {
     let outer = File::parse(binary).expect("an ELF file");
     let (start, length) = outer.section_by_name(".rodata").and_then(|section| section.file_range()).expect("constants");
     let constants = &binary[start as usize..(start + length) as usize];
     let is_kernel_half =
         |at: &usize| constants[*at..].starts_with(b"\x7fELF") && constants[at + MACHINE.1..].starts_with(&MACHINE.0);
-    let at = (0..constants.len()).step_by(ALIGNED).find(is_kernel_half).expect("an agent with its kernel half");
-    let inner = File::parse(&constants[at..]).expect("an object");
+    let copies: Vec<usize> = (0..constants.len()).step_by(ALIGNED).filter(is_kernel_half).collect();
+    assert!(!copies.is_empty(), "an agent without its kernel half");
+    let begin = |at: &usize| {
+        let inner = File::parse(&constants[*at..]).expect("an object");
+        programs.iter().map(|program| start as usize + at + begin_of(&inner, program)).collect::<Vec<_>>()
+    };
+    copies.iter().flat_map(begin).collect()
+}
+
+/// Where in an object a program begins.
+fn begin_of(inner: &File<'_>, program: &str) -> usize {
     let symbol = inner.symbols().find(|symbol| symbol.name() == Ok(program));
     let symbol = symbol.unwrap_or_else(|| panic!("the kernel half has no program {program}"));
     let section = symbol.section_index().and_then(|index| inner.section_by_index(index).ok());
     let (within, _) = section.and_then(|section| section.file_range()).expect("a section with instructions");
-    start as usize + at + (within + symbol.address()) as usize
+    (within + symbol.address()) as usize
 }
