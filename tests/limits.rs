@@ -42,6 +42,8 @@ fn no_more_connections_than_the_limit_are_open_and_each_that_closes_makes_room()
     let agent = Agent::start(&stage.config().service(limited(service, "connections: 3").to(origin.address())));
     let mut held = fill(&stage, service, 3);
     assert_eq!(open(&agent, "limited"), 3.0);
+    let limit = |name: &str| agent.metric(&format!("sockway_kernel_service_limit_{name}"), &[("service", "limited")]);
+    assert_eq!((limit("open"), limit("open_max")), (3.0, 3.0));
     for _ in 0..5 {
         held.pop();
         wait::until("the closed connection to be given back", wait::SOON, || open(&agent, "limited") == 2.0);
@@ -50,7 +52,7 @@ fn no_more_connections_than_the_limit_are_open_and_each_that_closes_makes_room()
     }
     assert!(agent.metric("sockway_kernel_over_limit_total", &[("limit", "connections")]) >= 6.0);
     drop(held);
-    wait::until("everything to be given back", wait::SOON, || open(&agent, "limited") == 0.0);
+    wait::until("everything to be given back", wait::SOON, || open(&agent, "limited") == 0.0 && limit("open") == 0.0);
     drop(fill(&stage, service, 3));
 }
 

@@ -109,6 +109,11 @@ impl Service {
     pub fn dialled(&self) -> (SocketAddr, u8) {
         (self.config.address, self.config.protocol.transport())
     }
+
+    /// Connections that it may have at once, if that is limited.
+    pub fn open_max(&self) -> Option<u32> {
+        self.config.policy.limits.as_ref()?.service.connections
+    }
 }
 
 /// One address of a cluster, with the state that every worker and the kernel half share.

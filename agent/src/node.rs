@@ -497,6 +497,7 @@ impl Node {
             observed.tables = self.kernel.fill();
             observed.hook_times = self.kernel.hook_times();
             observed.shortcut_stats = self.kernel.shortcut_stats();
+            observed.limits_open = self.kernel.limits_open(&observed.snapshot);
             (observed.workers_totals, observed.histograms) = observed::add_up(&self.slabs);
         }
         observed

@@ -8,6 +8,7 @@ use sockway_common::{
 };
 
 use super::{Fill, HookTime, Kernel};
+use crate::cluster::Snapshot;
 
 impl Kernel {
     /// Every counter of the hooks, added up over the CPUs.
@@ -19,6 +20,12 @@ impl Kernel {
     /// What the connect hooks counted for each endpoint, added up over the CPUs.
     pub fn endpoint_stats(&self) -> Vec<(EndpointKey, EndpointStats)> {
         self.tables.stats()
+    }
+
+    /// Connections that count against each service's limit of connections at once, by its id: one look for each service that has one.
+    pub fn limits_open(&self, snapshot: &Snapshot) -> Vec<(u32, u64)> {
+        let limited = snapshot.services.iter().filter(|service| service.open_max().is_some());
+        limited.map(|service| (service.id, self.limits.open(service.id))).collect()
     }
 
     /// What went by the shortcut on behalf of each service that may use it, by its id, added up over the CPUs.

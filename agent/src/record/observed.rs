@@ -57,6 +57,8 @@ pub struct Observed {
     pub hook_times: Vec<HookTime>,
     /// What went by the shortcut, by service id.
     pub shortcut_stats: Vec<(u32, ShortcutStats)>,
+    /// Connections that count against the limit of a service, by its id.
+    pub limits_open: Vec<(u32, u64)>,
     /// The workers' histograms, added up.
     pub histograms: Vec<Histogram>,
 }

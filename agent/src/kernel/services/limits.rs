@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
-use sockway_common::limit::{LimitKey, LimitState, SWEEP_KEYS_MAX};
+use sockway_common::limit::{LIMIT_DEAD, LimitKey, LimitState, SWEEP_KEYS_MAX, limit_scope};
 
 use crate::kernel::sys;
 
@@ -22,6 +22,13 @@ pub struct Limits {
 impl Limits {
     pub fn new(taken: BpfHashMap<MapData, LimitKey, LimitState>, sweeper: Option<OwnedFd>) -> Self {
         Self { taken, sweeper }
+    }
+
+    /// Connections that count against the limit of a service as a whole: its sources, of which there may be very many, are not looked at.
+    pub fn open(&self, service: u32) -> u64 {
+        let key = LimitKey { source: 0, service, scope: limit_scope::SERVICE };
+        let open = self.taken.get(&key, 0).map_or(0, |state| state.open);
+        if open == LIMIT_DEAD { 0 } else { open }
     }
 
     /// Removes what is idle at `now_ns` of `CLOCK_MONOTONIC`: how many entries there were.

@@ -18,6 +18,32 @@ pub fn write(text: &mut String, observed: &Observed) {
     latencies(text, observed);
     tables(text, observed);
     hooks(text, observed);
+    limits(text, observed);
+}
+
+/// How much is taken of the services' limits of connections at once.
+fn limits(text: &mut String, observed: &Observed) {
+    let limited = observed.limits_open.iter().filter_map(|(id, open)| {
+        let service = observed.snapshot.by_id(*id)?;
+        Some((service.config.name.as_str(), *open, service.open_max()?))
+    });
+    let limited: Vec<(&str, u64, u32)> = limited.collect();
+    if limited.is_empty() {
+        return;
+    }
+    let name = "sockway_kernel_service_limit_open";
+    let help = "Connections that count against the service's limit of connections at once, those under way included.";
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+    for (service, open, _) in &limited {
+        let _ = writeln!(text, "{name}{{service=\"{service}\"}} {open}");
+    }
+    let name = "sockway_kernel_service_limit_open_max";
+    let help = "Connections at once that the service may have.";
+    let _ = writeln!(text, "\n# HELP {name} {help}\n# TYPE {name} gauge");
+    for (service, _, open_max) in &limited {
+        let _ = writeln!(text, "{name}{{service=\"{service}\"}} {open_max}");
+    }
+    text.push('\n');
 }
 
 fn latencies(text: &mut String, observed: &Observed) {
