@@ -1,6 +1,6 @@
 //! The hop alone, for measuring: one worker, no kernel half. `hop LISTEN ORIGIN...` passes every connection to LISTEN on to the origins.
 //!
-//! `HOP_PROTOCOL=tcp` relays opaque bytes instead of HTTP.
+//! `HOP_PROTOCOL=tcp` relays opaque bytes instead of HTTP/1, `HOP_PROTOCOL=http2` speaks HTTP/2.
 
 use std::{
     error::Error,
@@ -26,8 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         addresses.push(argument.parse::<SocketAddr>()?);
     }
     let [listen, origins @ ..] = &addresses[..] else { return Err("usage: hop LISTEN ORIGIN...".into()) };
-    let is_tcp = std::env::var("HOP_PROTOCOL").is_ok_and(|protocol| protocol == "tcp");
-    let config = config(*listen, origins, if is_tcp { Protocol::Tcp } else { Protocol::Http });
+    let protocol = match std::env::var("HOP_PROTOCOL").as_deref() {
+        Ok("tcp") => Protocol::Tcp,
+        Ok("http2") => Protocol::Http2,
+        _ => Protocol::Http,
+    };
+    let config = config(*listen, origins, protocol);
     let snapshot = Snapshot::build(&config, &Snapshot::default());
     let service = snapshot.services[0].id;
     let (events, mut failures) = tokio::sync::mpsc::unbounded_channel();

@@ -109,6 +109,8 @@ pub enum Protocol {
     Tcp,
     /// HTTP/1.
     Http,
+    /// HTTP/2, by prior knowledge on both sides; gRPC.
+    Http2,
     /// Datagrams.
     Udp,
 }
@@ -117,7 +119,7 @@ impl Protocol {
     /// The IP protocol number underneath.
     pub fn transport(self) -> u8 {
         match self {
-            Self::Tcp | Self::Http => flow::TCP,
+            Self::Tcp | Self::Http | Self::Http2 => flow::TCP,
             Self::Udp => flow::UDP,
         }
     }

@@ -1,4 +1,8 @@
-//! Endpoint to upstream connection: one that an earlier request used, or a new one.
+//! Endpoint to upstream connection: one that an earlier request used, one that others use now, or a new one.
+
+mod shared;
+
+pub use self::shared::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX, Seat};
 
 use std::{
     cell::RefCell,
@@ -72,6 +76,7 @@ impl Visit {
 /// The upstream connections of one worker.
 pub struct Upstreams {
     idle: RefCell<HashMap<(u32, u32), Shelf, BuildHasherDefault<IdHasher>>>,
+    shared: shared::Shared,
     watch: Rc<Watch>,
     flows: Flows,
     slab: Arc<Slab>,
@@ -93,7 +98,7 @@ impl Shelf {
 impl Upstreams {
     /// None yet.
     pub fn new(watch: Rc<Watch>, flows: Flows, slab: Arc<Slab>) -> Self {
-        Self { idle: RefCell::default(), watch, flows, slab }
+        Self { idle: RefCell::default(), shared: shared::Shared::default(), watch, flows, slab }
     }
 
     /// A connection that an earlier request used and that is still alive, as far as can be known.
@@ -188,6 +193,7 @@ impl Upstreams {
     /// Closes unused connections that the endpoint has ended or that nobody needed for long.
     pub fn sweep(&self) {
         let now = self.watch.now();
+        self.shared.sweep(now);
         let mut idle = self.idle.borrow_mut();
         for shelf in idle.values_mut() {
             if shelf.state.stage() != Stage::Active {
@@ -209,12 +215,14 @@ impl Upstreams {
     /// Ends every connection to an endpoint, used or not.
     pub fn end(&self, service: u32, endpoint: u32) {
         self.idle.borrow_mut().remove(&(service, endpoint));
+        self.shared.end(service, endpoint);
         self.watch.end_owned(owner(service, endpoint));
     }
 
     /// Closes all unused connections.
     pub fn close_idle(&self) {
         self.idle.borrow_mut().clear();
+        self.shared.let_go();
     }
 }
 

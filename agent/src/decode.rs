@@ -2,4 +2,6 @@
 
 pub mod chunked;
 pub mod edit;
+pub mod grpc;
 pub mod http1;
+pub mod http2;

@@ -39,11 +39,12 @@
 //! | [`limit`] | limits, counts, the time | leave to pass, for what comes in | a reason: reset, and counted |
 //! | [`decode`] | bytes | heads, bodies, ends | malformed: a local reply that says why |
 //! | [`balance`] | weights and usable endpoints, a counter or chance | an endpoint | none is usable: all are |
-//! | [`connect`] | an endpoint | a connection, pooled or new | it does not accept: the next endpoint |
+//! | [`connect`] | an endpoint | a connection, pooled or new; of HTTP/2 a place on one | it does not accept: the next endpoint |
 //! | [`forward`] | two connections | an outcome; opaque ones are joined past the agent where both programs are in the shortcut | an error that knows its side |
 //! | [`record`] | an outcome | counters | never |
 //!
-//! [`proxy`] is the corridor that calls them in order. [`ring`] is how all of them move bytes, on tokio-uring. [`health`] judges
+//! [`proxy`] is the corridor that calls them in order. The frames of HTTP/2 are read and written by the `h2` library, whose bytes
+//! [`ring::Io`] moves: a request is a task there, and what all of them have to say leaves once per turn of their connection. [`ring`] is how all of them move bytes, on tokio-uring. [`health`] judges
 //! the endpoints beside the path. [`node`] starts, reloads and ends it all on the main thread, and [`command`] is what a person at a
 //! terminal asks. [`config`] and [`cluster`] are the words that everybody uses.
 //!

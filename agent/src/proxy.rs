@@ -1,6 +1,7 @@
 //! The corridor: a connection walks through the rooms in order.
 
 pub mod http;
+pub mod http2;
 pub mod inbound;
 pub mod opaque;
 mod reach;
@@ -15,6 +16,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
+use tokio::sync::Notify;
 
 use crate::{
     balance::Balancer,
@@ -45,6 +47,7 @@ pub struct Hop {
     sources: RefCell<HashMap<u32, Rc<RefCell<limit::Sources>>>>,
     endpoint_down: Box<dyn Fn(u32, u32)>,
     is_draining: Cell<bool>,
+    drain_begins: Notify,
     chance: Cell<u64>,
     requests: Cell<usize>,
 }
@@ -116,6 +119,7 @@ impl Hop {
             sources: RefCell::default(),
             endpoint_down,
             is_draining: Cell::new(false),
+            drain_begins: Notify::new(),
             chance: Cell::new(seed),
             requests: Cell::new(0),
         }
@@ -124,6 +128,7 @@ impl Hop {
     /// No more requests after those in flight; idle connections end.
     pub fn drain(&self) {
         self.is_draining.set(true);
+        self.drain_begins.notify_waiters();
         self.watch.end_idle();
         self.upstreams.close_idle();
     }
@@ -194,6 +199,7 @@ pub async fn serve(hop: Rc<Hop>, socket: OwnedFd, netns: u64, peer: SocketAddr) 
     };
     let outcome = match cluster.service.config.protocol {
         Protocol::Http => http::serve(&hop, downstream, cluster, original).await,
+        Protocol::Http2 => http2::serve(&hop, downstream, cluster, original, None).await,
         // No UDP comes this way: such a service is balanced in the kernel. What a reload made of the id in between is opaque to us.
         Protocol::Tcp | Protocol::Udp => opaque::serve(&hop, downstream, cluster, original.source).await,
     };

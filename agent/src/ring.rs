@@ -15,6 +15,7 @@
 mod buf;
 mod close;
 mod connect;
+mod io;
 mod readiness;
 mod recv;
 mod runtime;
@@ -25,8 +26,9 @@ mod watch;
 
 pub use buf::{Buf, Buffers, HEADROOM, HUGE, LARGE, MEDIUM, SMALL};
 pub use connect::connect;
+pub use io::{Io, Sentry, Stop};
 pub use readiness::of_listener;
-pub use runtime::{Form, form, run};
+pub use runtime::{Form, form, run, spawn};
 pub use socket::Socket;
 pub use stream::{Reader, Stream, Writer};
 pub use watch::{Due, Watch};

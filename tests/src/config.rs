@@ -155,6 +155,11 @@ impl Service {
         Self::new(name, address, &["protocol: http", "mode: agent"])
     }
 
+    /// HTTP/2 through the agent.
+    pub fn http2(name: &str, address: SocketAddr) -> Self {
+        Self::new(name, address, &["protocol: http2"])
+    }
+
     fn new(name: &str, address: SocketAddr, keys: &[&str]) -> Self {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         Self { name: name.to_owned(), address, keys, endpoints: Vec::new() }

@@ -7,7 +7,8 @@
 //! - [`config`]: what the agent is told, as YAML;
 //! - [`agent`]: the binary under test, from start to the last trace it leaves; [`refused`]: one that the kernel takes in parts only;
 //! - [`origin`], [`web`], [`datagram`]: endpoints that say their name, in threads of the test;
-//! - [`peers`]: real programs: curl, python3, wrk, nginx, redis;
+//! - [`peers`]: real programs: curl, python3, wrk, nginx, nghttpd, redis;
+//! - [`frames`]: one side of an HTTP/2 connection, frame by frame;
 //! - [`pair`]: two sockets joined by the shortcut;
 //! - [`torture`]: connections used in every way, on every path;
 //! - [`door`]: sockets made and connected inside a cgroup and a namespace, handed to the test;
@@ -24,6 +25,7 @@ pub mod cgroup;
 pub mod config;
 pub mod datagram;
 pub mod door;
+pub mod frames;
 pub mod metrics;
 pub mod netns;
 pub mod origin;

@@ -1,4 +1,4 @@
-//! Real programs, unmodified: curl, python3, wrk, nginx and redis, as Debian ships them.
+//! Real programs, unmodified: curl, python3, wrk, nginx, nghttp2 and redis, as Debian ships them.
 
 use std::{
     fs,
@@ -141,6 +141,42 @@ fn nginx_config(directory: &str, address: SocketAddr, name: &str) -> String {
            server {{ listen {address} backlog=1024; location / {{ default_type text/plain; return 200 \"{name}\\n\"; }} }}
          }}"
     )
+}
+
+/// nghttpd, which serves one file of this many bytes at `/bytes`, sends back what it is sent, and writes down every frame.
+#[derive(Debug)]
+pub struct Nghttpd {
+    process: Process,
+    _directory: TempDir,
+}
+
+impl Nghttpd {
+    /// Starts it and waits until it listens.
+    pub fn start(room: Room<'_>, door: &Door, address: SocketAddr, bytes: usize, arguments: &[&str]) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        fs::write(directory.path().join("bytes"), "n".repeat(bytes)).expect("a file");
+        let mut command = Command::new("nghttpd");
+        command.args(["--no-tls", "--verbose", "--echo-upload", "--htdocs"]).arg(directory.path()).args(arguments);
+        command.args(["--address", &address.ip().to_string(), &address.port().to_string()]);
+        let process = Process::spawn(room, command);
+        wait::until("nghttpd to listen", wait::SOON, || door.dial(address).is_ok());
+        Self { process, _directory: directory }
+    }
+
+    /// What it wrote down.
+    pub fn log(&self) -> String {
+        self.process.stdout()
+    }
+}
+
+/// `h2load` against an address: requests for a path, on connections with so many streams each. Gives its report.
+#[track_caller]
+pub fn h2load(room: Room<'_>, requests: u32, connections: u32, streams: u32, url: &str) -> String {
+    let mut command = Command::new("h2load");
+    command.args(["-n", &requests.to_string(), "-c", &connections.to_string(), "-m", &streams.to_string(), url]);
+    let output = process::run(room, command);
+    assert!(output.status.success(), "h2load: {}{}", stdout(&output), String::from_utf8_lossy(&output.stderr));
+    stdout(&output)
 }
 
 /// A redis server that keeps nothing on disk.

@@ -15,8 +15,9 @@ use std::{
 };
 
 use apply::apply;
-use reply::Reply;
 use respond::{Answer, Answered, Unanswered};
+
+pub(super) use reply::Reply;
 
 use super::{
     Cluster, Hop, opaque,
@@ -409,7 +410,7 @@ async fn take_back(stream: &mut Stream, sent: &mut Option<Buf>) -> Buf {
     stream.writer.sent().await.1
 }
 
-fn outcome(status: u16) -> Counter {
+pub(super) fn outcome(status: u16) -> Counter {
     match status {
         101 => Counter::Upgraded,
         200..300 => Counter::Answered2xx,

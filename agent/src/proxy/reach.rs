@@ -11,7 +11,7 @@ use super::{Cluster, Hop};
 use crate::{
     balance::Ask,
     cluster::{Endpoint, Service, Stage},
-    connect::{ConnectError, Visit},
+    connect::{ConnectError, Seat, Visit},
     record::Counter,
     ring::Stream,
 };
@@ -28,6 +28,13 @@ pub struct Upstream {
     lease: Lease,
 }
 
+/// A place for a request on a connection that others use as well, counted as in use at its endpoint until it is dropped.
+pub struct Shared {
+    /// The place.
+    pub seat: Seat,
+    lease: Lease,
+}
+
 /// The place in an endpoint's count of what is in flight.
 struct Lease {
     cluster: Rc<Cluster>,
@@ -35,6 +42,14 @@ struct Lease {
 }
 
 impl Lease {
+    fn take(cluster: &Rc<Cluster>, endpoint: usize) -> Self {
+        let lease = Self { cluster: Rc::clone(cluster), endpoint };
+        let state = &lease.endpoint().state;
+        state.active.fetch_add(1, Relaxed);
+        state.total.fetch_add(1, Relaxed);
+        lease
+    }
+
     fn endpoint(&self) -> &Arc<Endpoint> {
         &self.cluster.service.endpoints[self.endpoint]
     }
@@ -74,6 +89,11 @@ impl Tried {
 
     /// Counts the endpoint of a connection that was made, and was no good, among them.
     pub fn add(&mut self, upstream: &Upstream) {
+        self.indexes.push(upstream.lease.endpoint);
+    }
+
+    /// As [`Tried::add`].
+    pub fn add_shared(&mut self, upstream: &Shared) {
         self.indexes.push(upstream.lease.endpoint);
     }
 }
@@ -127,20 +147,48 @@ impl Hop {
                     self.slab.count(Counter::UpstreamFresh);
                     return Ok(lease(cluster, chosen, stream, false));
                 }
-                Err(ConnectError::Ours(error)) => {
-                    tracing::error!(%error, "no socket for an upstream connection");
-                    return Err(Unreached::NoSocket);
-                }
-                Err(error) => {
-                    if let ConnectError::Late(timeout) = error {
-                        why = Unreached::Late(timeout);
-                    }
-                    self.set_down(&cluster.service.config.name, cluster.service.id, endpoint, &error);
-                    tried.indexes.push(chosen);
-                }
+                Err(error) => why = self.missed(cluster, chosen, error, tried, why)?,
             }
         }
         Err(why)
+    }
+
+    /// A place on a connection to an endpoint that was not tried before.
+    pub(super) async fn reach_shared(&self, cluster: &Rc<Cluster>, tried: &mut Tried) -> Result<Shared, Unreached> {
+        let mut why = Unreached::NoEndpoint;
+        while let Some(chosen) = self.choose(cluster, tried) {
+            let endpoint = &cluster.service.endpoints[chosen];
+            match self.upstreams.seat(&cluster.service, endpoint, &self.buffers).await {
+                Ok(seat) => {
+                    self.slab.count(if seat.reused { Counter::UpstreamReused } else { Counter::UpstreamFresh });
+                    return Ok(Shared { seat, lease: Lease::take(cluster, chosen) });
+                }
+                Err(error) => why = self.missed(cluster, chosen, error, tried, why)?,
+            }
+        }
+        Err(why)
+    }
+
+    /// An endpoint could not be reached: it is set down, and counted among those that were tried. Gives what to say if there is no other.
+    fn missed(
+        &self,
+        cluster: &Cluster,
+        chosen: usize,
+        error: ConnectError,
+        tried: &mut Tried,
+        mut why: Unreached,
+    ) -> Result<Unreached, Unreached> {
+        if let ConnectError::Ours(error) = error {
+            tracing::error!(%error, "no socket for an upstream connection");
+            return Err(Unreached::NoSocket);
+        }
+        if let ConnectError::Late(timeout) = error {
+            why = Unreached::Late(timeout);
+        }
+        let service = &cluster.service;
+        self.set_down(&service.config.name, service.id, &service.endpoints[chosen], &error);
+        tried.indexes.push(chosen);
+        Ok(why)
     }
 
     /// A connection to the program that a client has dialled. There is no other to try, and none to set down: what it refuses now it may
@@ -209,9 +257,5 @@ impl Hop {
 }
 
 fn lease(cluster: &Rc<Cluster>, chosen: usize, stream: Stream, reused: bool) -> Upstream {
-    let lease = Lease { cluster: Rc::clone(cluster), endpoint: chosen };
-    let state = &lease.endpoint().state;
-    state.active.fetch_add(1, Relaxed);
-    state.total.fetch_add(1, Relaxed);
-    Upstream { stream, reused, lease }
+    Upstream { stream, reused, lease: Lease::take(cluster, chosen) }
 }

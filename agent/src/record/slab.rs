@@ -32,6 +32,16 @@ sockway_common::counters! {
     ClientAborted = "connections_closed_total" ["reason" = "client_aborted"],
     /// HTTP connections reset because the upstream broke off within a response.
     UpstreamAborted = "connections_closed_total" ["reason" = "upstream_aborted"],
+    /// HTTP/2 connections on which something else was said.
+    NotHttp2 = "connections_closed_total" ["reason" = "not_http2"],
+    /// HTTP/2 connections ended because the client broke a rule.
+    BrokenHttp2 = "connections_closed_total" ["reason" = "http2_error"],
+    /// HTTP/2 connections ended because the client made work for nothing.
+    Flooded = "connections_closed_total" ["reason" = "http2_flood"],
+    /// Floods: frames that carry no request.
+    FloodControl = "http2_floods_total" ["kind" = "control_frames"],
+    /// Floods: requests that are taken back.
+    FloodResets = "http2_floods_total" ["kind" = "resets"],
     /// Opaque connections, WebSockets among them, that both sides ended.
     RelayDone = "connections_closed_total" ["reason" = "relay_done"],
     /// Opaque connections that the client reset.
@@ -82,10 +92,46 @@ sockway_common::counters! {
     BadResponse = "requests_total" ["outcome" = "bad_response"],
     /// Requests whose endpoint ended the connection without a response: 502.
     NoResponse = "requests_total" ["outcome" = "no_response"],
+    /// gRPC calls whose time was over before the response was.
+    DeadlineExceeded = "requests_total" ["outcome" = "deadline_exceeded"],
     /// Requests whose endpoint broke off within the response.
     ResponseAborted = "requests_total" ["outcome" = "response_aborted"],
     /// Requests that the client broke off, before or within the response.
     RequestAborted = "requests_total" ["outcome" = "client_aborted"],
+    /// gRPC calls that ended with this status.
+    GrpcOk = "grpc_responses_total" ["status" = "OK"],
+    /// gRPC calls that ended with this status.
+    GrpcCancelled = "grpc_responses_total" ["status" = "CANCELLED"],
+    /// gRPC calls that ended with this status.
+    GrpcUnknown = "grpc_responses_total" ["status" = "UNKNOWN"],
+    /// gRPC calls that ended with this status.
+    GrpcInvalidArgument = "grpc_responses_total" ["status" = "INVALID_ARGUMENT"],
+    /// gRPC calls that ended with this status.
+    GrpcDeadlineExceeded = "grpc_responses_total" ["status" = "DEADLINE_EXCEEDED"],
+    /// gRPC calls that ended with this status.
+    GrpcNotFound = "grpc_responses_total" ["status" = "NOT_FOUND"],
+    /// gRPC calls that ended with this status.
+    GrpcAlreadyExists = "grpc_responses_total" ["status" = "ALREADY_EXISTS"],
+    /// gRPC calls that ended with this status.
+    GrpcPermissionDenied = "grpc_responses_total" ["status" = "PERMISSION_DENIED"],
+    /// gRPC calls that ended with this status.
+    GrpcResourceExhausted = "grpc_responses_total" ["status" = "RESOURCE_EXHAUSTED"],
+    /// gRPC calls that ended with this status.
+    GrpcFailedPrecondition = "grpc_responses_total" ["status" = "FAILED_PRECONDITION"],
+    /// gRPC calls that ended with this status.
+    GrpcAborted = "grpc_responses_total" ["status" = "ABORTED"],
+    /// gRPC calls that ended with this status.
+    GrpcOutOfRange = "grpc_responses_total" ["status" = "OUT_OF_RANGE"],
+    /// gRPC calls that ended with this status.
+    GrpcUnimplemented = "grpc_responses_total" ["status" = "UNIMPLEMENTED"],
+    /// gRPC calls that ended with this status.
+    GrpcInternal = "grpc_responses_total" ["status" = "INTERNAL"],
+    /// gRPC calls that ended with this status.
+    GrpcUnavailable = "grpc_responses_total" ["status" = "UNAVAILABLE"],
+    /// gRPC calls that ended with this status.
+    GrpcDataLoss = "grpc_responses_total" ["status" = "DATA_LOSS"],
+    /// gRPC calls that ended with this status.
+    GrpcUnauthenticated = "grpc_responses_total" ["status" = "UNAUTHENTICATED"],
     /// Requests sent on a connection that an earlier one had used.
     UpstreamReused = "upstream_requests_total" ["connection" = "reused"],
     /// Requests sent on a new connection.
@@ -106,6 +152,32 @@ sockway_common::counters! {
     PoolOld = "upstream_idle_closed_total" ["reason" = "age"],
     /// Idle upstream connections closed because there were enough.
     PoolFull = "upstream_idle_closed_total" ["reason" = "enough"],
+}
+
+impl Counter {
+    /// Of a gRPC call, by its status; one that gRPC does not know is unknown.
+    pub fn of_grpc(status: u8) -> Self {
+        const ALL: [Counter; 17] = [
+            Counter::GrpcOk,
+            Counter::GrpcCancelled,
+            Counter::GrpcUnknown,
+            Counter::GrpcInvalidArgument,
+            Counter::GrpcDeadlineExceeded,
+            Counter::GrpcNotFound,
+            Counter::GrpcAlreadyExists,
+            Counter::GrpcPermissionDenied,
+            Counter::GrpcResourceExhausted,
+            Counter::GrpcFailedPrecondition,
+            Counter::GrpcAborted,
+            Counter::GrpcOutOfRange,
+            Counter::GrpcUnimplemented,
+            Counter::GrpcInternal,
+            Counter::GrpcUnavailable,
+            Counter::GrpcDataLoss,
+            Counter::GrpcUnauthenticated,
+        ];
+        ALL.get(usize::from(status)).copied().unwrap_or(Self::GrpcUnknown)
+    }
 }
 
 /// Which bytes.

@@ -93,6 +93,14 @@ impl Buf {
         self.end += bytes;
     }
 
+    /// Puts a copy of `bytes` behind its bytes, as many as there is room for; how many that was.
+    pub fn append(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.room());
+        self.spare()[..taken].copy_from_slice(&bytes[..taken]);
+        self.filled(taken);
+        taken
+    }
+
     /// How large it is.
     pub fn capacity(&self) -> usize {
         self.memory.len()

@@ -4,6 +4,7 @@
 use std::{io, os::fd::BorrowedFd};
 
 use rustix::net::{RecvFlags, recv};
+use tokio::io::ReadBuf;
 
 use super::Buf;
 
@@ -11,6 +12,17 @@ use super::Buf;
 pub fn recv_now(socket: BorrowedFd<'_>, buf: &mut Buf) -> io::Result<usize> {
     let (bytes, _) = recv(socket, buf.spare(), RecvFlags::DONTWAIT)?;
     buf.filled(bytes);
+    Ok(bytes)
+}
+
+/// As [`recv_now`], into memory of the caller that nobody has written to yet.
+pub fn recv_into(socket: BorrowedFd<'_>, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+    // SAFETY: recv(2) only writes to it, and initialises what it counts.
+    let ((received, _), _) = recv(socket, unsafe { buf.unfilled_mut() }, RecvFlags::DONTWAIT)?;
+    let bytes = received.len();
+    // SAFETY: `received` is the initialised part, at the beginning of what was unfilled.
+    unsafe { buf.assume_init(bytes) };
+    buf.advance(bytes);
     Ok(bytes)
 }
 

@@ -87,6 +87,11 @@ fn best<T>(make: impl Fn(Form) -> io::Result<T>) -> io::Result<(Form, T)> {
     Err(refused)
 }
 
+/// Runs a future beside the others of this thread's ring.
+pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    drop(tokio_uring::spawn(future));
+}
+
 /// Whether operations can be submitted on this thread.
 pub(super) fn is_running() -> bool {
     RUNNING.get()

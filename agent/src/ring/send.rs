@@ -1,7 +1,7 @@
 //! Sending a part of a buffer: send(2) at once, and a SEND on the ring for what the socket has no room for.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     ops::Range,
     os::fd::{BorrowedFd, RawFd},
     pin::Pin,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use io_uring::{cqueue, opcode, types::Fd};
-use rustix::net::SendFlags;
+use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 use super::{Buf, InFlight};
@@ -30,6 +30,12 @@ pub fn send(fd: RawFd, mut buf: Buf, range: Range<usize>) -> Send {
 /// Sends what the socket has room for, without waiting. By rustix, as [`super::recv`].
 pub fn send_now(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+}
+
+/// As [`send_now`], from several places.
+pub fn send_vectored_now(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    Ok(rustix::net::sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)?)
 }
 
 impl Future for Send {

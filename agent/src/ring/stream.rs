@@ -2,20 +2,20 @@
 
 use std::{
     future::poll_fn,
-    io,
+    io::{self, IoSlice},
     net::Shutdown,
     ops::Range,
     os::fd::{AsFd, AsRawFd},
     task::{Context, Poll, Waker, ready},
 };
 
-use tokio::io::unix::AsyncFd;
+use tokio::io::{ReadBuf, unix::AsyncFd};
 
 use super::{
     Buf, Socket,
     readiness::{self, Borrowed},
-    recv::{has_news, recv_now},
-    send::{Send, send, send_now},
+    recv::{has_news, recv_into, recv_now},
+    send::{Send, send, send_now, send_vectored_now},
 };
 
 /// Both directions of a connection. The halves can be borrowed apart: one task may relay both ways.
@@ -129,6 +129,33 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// Waits for bytes and puts them into memory of the caller; none: the peer has ended. Nothing may be armed.
+    pub fn poll_read(&mut self, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        debug_assert!(self.armed.is_none() && buf.remaining() > 0);
+        loop {
+            let mut ready = ready!(self.readiness.poll_read_ready(context))?;
+            match recv_into(self.readiness.get_ref().as_fd(), buf) {
+                // See `Reader::poll_received`, here and below.
+                Err(error) if is_again(&error) => {
+                    self.is_drained = true;
+                    ready.clear_ready();
+                }
+                Ok(bytes @ 1..) if buf.remaining() > 0 && self.is_drained => {
+                    ready.clear_ready();
+                    self.taken += bytes as u64;
+                    return Poll::Ready(Ok(()));
+                }
+                result => {
+                    self.is_drained = false;
+                    self.taken += *result.as_ref().unwrap_or(&0) as u64;
+                    return Poll::Ready(result.map(drop));
+                }
+            }
+        }
+    }
+}
+
 /// The sending half.
 pub struct Writer {
     socket: Borrowed,
@@ -159,6 +186,12 @@ impl Writer {
                 Sending::InFlight(send(self.socket.as_raw_fd(), buf, self.rest.clone()))
             }
         });
+    }
+
+    /// Sends what the socket has room for, without waiting. What was submitted before must have been awaited.
+    pub fn send_vectored_now(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        debug_assert!(self.sending.is_none());
+        send_vectored_now(self.socket.as_fd(), slices)
     }
 
     /// Whether something was submitted and not yet awaited.

@@ -30,6 +30,7 @@ const OWNED: &[(&str, &[&str])] = &[
     ("metrics", &["record"]),
     ("metrics_exporter_prometheus", &["record"]),
     ("httparse", &["decode"]),
+    ("h2", &["connect", "proxy/http2"]),
     ("axum", &["node"]),
 ];
 /// Opening a socket in another namespace needs what `ring` needs.

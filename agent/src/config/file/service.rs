@@ -67,7 +67,7 @@ impl Draft {
     pub(super) fn mode(&self) -> Option<Mode> {
         let by_protocol = self.protocol.map(|protocol| match protocol {
             Protocol::Tcp | Protocol::Udp => Mode::Kernel,
-            Protocol::Http => Mode::Agent,
+            Protocol::Http | Protocol::Http2 => Mode::Agent,
         });
         self.mode?.or(by_protocol)
     }
@@ -109,7 +109,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     let placed = |field: &Field<'_>| field.node.at;
     let name = section.require("name", "write a name that no other service has", problems);
     let address = section.require("address", "write the IP:PORT that programs dial", problems);
-    let protocol = section.require("protocol", "write tcp, http or udp", problems);
+    let protocol = section.require("protocol", "write tcp, http, http2 or udp", problems);
     let endpoints = section.require("endpoints", "list at least one IP:PORT", problems);
     let read = endpoints.map(|field| endpoint_drafts(&field, problems)).unwrap_or_default();
     let protocol = protocol.and_then(|field| field.choice(&PROTOCOLS, problems));
@@ -192,7 +192,7 @@ fn refuse_foreign_keys(section: &Section<'_>, protocol: Option<Protocol>, proble
                 "a probe is a TCP connect, which nobody accepts there; leave the key out",
             );
         }
-        Some(Protocol::Tcp | Protocol::Http) => {
+        Some(Protocol::Tcp | Protocol::Http | Protocol::Http2) => {
             refuse(
                 "udp_idle_timeout_ms",
                 None,

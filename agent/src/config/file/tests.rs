@@ -293,16 +293,16 @@ fn each_mistake_in_a_service_is_named_with_its_place_and_a_remedy() {
             "'[fe80::1%3]:80'",
             "F:3:14: services[0].address: an IPv6 zone (%…) is not supported; write a global, unique local or loopback address",
         ),
-        ("    protocol: tcp\n", "", "F:2:5: services[0].protocol: is missing; write tcp, http or udp"),
+        ("    protocol: tcp\n", "", "F:2:5: services[0].protocol: is missing; write tcp, http, http2 or udp"),
         (
             "protocol: tcp",
             "protocol: htpp",
-            "F:4:15: services[0].protocol: unknown value \"htpp\" (did you mean http?); write one of tcp, http, udp",
+            "F:4:15: services[0].protocol: unknown value \"htpp\" (did you mean http?); write one of tcp, http, http2, udp",
         ),
         (
             "protocol: tcp",
             "protocol: grpc",
-            "F:4:15: services[0].protocol: unknown value \"grpc\"; write one of tcp, http, udp",
+            "F:4:15: services[0].protocol: unknown value \"grpc\"; write one of tcp, http, http2, udp",
         ),
         (
             "protocol: tcp",

@@ -1,6 +1,12 @@
 //! Answers of our own: each says in a line why.
 
-use crate::{decode::http1::BadRequest, proxy::reach::Unreached, record::Counter};
+use http::StatusCode;
+
+use crate::{
+    decode::{grpc, http1::BadRequest},
+    proxy::reach::Unreached,
+    record::Counter,
+};
 
 /// An answer of our own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +17,8 @@ pub struct Reply {
     why: String,
     /// As what the request is counted.
     pub counter: Counter,
+    /// What a gRPC caller is told, if that does not follow from the status.
+    grpc: Option<u8>,
 }
 
 impl Reply {
@@ -61,7 +69,34 @@ impl Reply {
     }
 
     fn new(status: &'static str, why: impl ToString, counter: Counter) -> Self {
-        Self { status, why: why.to_string(), counter }
+        Self { status, why: why.to_string(), counter, grpc: None }
+    }
+
+    /// Of an endpoint of HTTP/2, whose connection or stream ended, with a code if it was reset.
+    pub fn no_response_because(why: impl std::fmt::Display, reset: Option<u32>) -> Self {
+        let why = format!("the endpoint gave no response: {why}");
+        Self { grpc: reset.map(grpc::of_reset), ..Self::new("502 Bad Gateway", why, Counter::NoResponse) }
+    }
+
+    /// The time that the caller gave is over.
+    pub fn deadline_exceeded() -> Self {
+        let reply = Self::new("504 Gateway Timeout", "the call's time is over", Counter::DeadlineExceeded);
+        Self { grpc: Some(grpc::code::DEADLINE_EXCEEDED), ..reply }
+    }
+
+    /// Its status code.
+    pub fn status(&self) -> StatusCode {
+        self.status.get(..3).and_then(|code| code.parse().ok()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// Its body.
+    pub fn text(&self) -> String {
+        format!("sockway: {}\n", self.why)
+    }
+
+    /// What a gRPC caller is told.
+    pub fn grpc_code(&self) -> u8 {
+        self.grpc.unwrap_or_else(|| grpc::of_http(self.status().as_u16()))
     }
 
     /// Its bytes.
@@ -71,7 +106,7 @@ impl Reply {
             Some(true) => "connection: keep-alive\r\n",
             Some(false) => "connection: close\r\n",
         };
-        let body = format!("sockway: {}\n", self.why);
+        let body = self.text();
         let head = format!(
             "HTTP/1.1 {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{connection}\r\n",
             self.status,

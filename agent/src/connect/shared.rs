@@ -1,0 +1,348 @@
+//! Upstream connections that many requests share: HTTP/2, whose frames the `h2` library reads and writes over our ring.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    hash::BuildHasherDefault,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{
+    SendStream,
+    client::{Builder, Connection, ResponseFuture, SendRequest},
+};
+use tokio::sync::{Notify, oneshot};
+
+use super::{ConnectError, IDLE_MAX, IdHasher, Upstreams};
+use crate::{
+    cluster::{Endpoint, EndpointState, Service, Stage},
+    decode::http1::HEAD_BYTES_MAX,
+    record::{Bytes as Count, Slab},
+    ring::{Buffers, Io, Watch, spawn},
+};
+
+/// What a stream may receive before the other side has taken it: with 128 KiB on the way, a round trip of 1 ms gives 1 Gbit/s.
+pub const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+/// Most streams on one connection, ours to an endpoint or a client's to us: nginx, Envoy and Go allow about as many.
+pub const STREAMS_MAX: u32 = 100;
+/// All of them together, so that readers who stand still stop nobody else; and the bound on what one connection can make us keep.
+pub const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
+/// What of one stream may wait to be sent.
+pub const SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How many streams an endpoint takes that has not said so yet: no number that one can say.
+const STREAMS_UNTOLD: usize = usize::MAX - 1;
+/// Most connections of one worker to one endpoint. Where each may carry one stream only, that is how many requests go at once.
+const CONNECTIONS_MAX: usize = 256;
+
+/// A connection to an endpoint.
+struct Link {
+    /// To be cloned for each request; on it itself none is made.
+    requests: SendRequest<Bytes>,
+    /// Requests on it.
+    open: Cell<usize>,
+    /// Since when there are none.
+    idle_since: Cell<Duration>,
+    /// It has ended.
+    is_over: Rc<Cell<bool>>,
+}
+
+impl Link {
+    /// How many more requests it takes.
+    fn room(&self) -> usize {
+        self.requests.current_max_send_streams().min(STREAMS_MAX as usize).saturating_sub(self.open.get())
+    }
+
+    /// Whether it has ended, or takes no more requests.
+    fn is_gone(&self) -> bool {
+        let poll = self.requests.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        self.is_over.get() || matches!(poll, Poll::Ready(Err(_)))
+    }
+}
+
+/// The place of one request on a connection, given back by dropping it.
+pub struct Seat {
+    link: Rc<Link>,
+    /// Whether the connection was there before.
+    pub reused: bool,
+    watch: Rc<Watch>,
+}
+
+impl Seat {
+    /// Begins a request, or says why the connection takes none: nothing of it was sent then.
+    pub fn send(
+        &self,
+        request: http::Request<()>,
+        is_whole: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        self.link.requests.clone().send_request(request, is_whole)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let open = self.link.open.get() - 1;
+        self.link.open.set(open);
+        self.link.idle_since.set(self.watch.now());
+    }
+}
+
+/// The connections to one endpoint.
+struct Shelf {
+    address: SocketAddr,
+    state: Arc<EndpointState>,
+    links: Vec<Rc<Link>>,
+    dialling: Option<Rc<Dialling>>,
+}
+
+/// A connection that is being made; whoever needs one meanwhile waits for it.
+#[derive(Default)]
+struct Dialling {
+    done: Notify,
+    failed: RefCell<Option<Failure>>,
+}
+
+/// As [`ConnectError`], for everybody who waited.
+#[derive(Clone, Copy)]
+enum Failure {
+    Failed(io::ErrorKind),
+    Late(Duration),
+    Ours(io::ErrorKind),
+}
+
+impl Failure {
+    fn of(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::Failed(error) => Self::Failed(error.kind()),
+            ConnectError::Late(timeout) => Self::Late(*timeout),
+            ConnectError::Ours(error) => Self::Ours(error.kind()),
+        }
+    }
+
+    fn error(self) -> ConnectError {
+        match self {
+            Self::Failed(kind) => ConnectError::Failed(kind.into()),
+            Self::Late(timeout) => ConnectError::Late(timeout),
+            Self::Ours(kind) => ConnectError::Ours(kind.into()),
+        }
+    }
+}
+
+/// The shared connections of one worker.
+#[derive(Default)]
+pub(super) struct Shared {
+    shelves: RefCell<HashMap<(u32, u32), Shelf, BuildHasherDefault<IdHasher>>>,
+}
+
+/// What there is for a request.
+enum Found {
+    Link(Rc<Link>),
+    Dialling(Rc<Dialling>),
+    /// Nothing: it dials, and others wait for it.
+    Nothing(Rc<Dialling>),
+}
+
+impl Shared {
+    fn find(&self, service: &Service, endpoint: &Endpoint) -> Found {
+        let mut shelves = self.shelves.borrow_mut();
+        let new = || Shelf {
+            address: endpoint.address,
+            state: Arc::clone(&endpoint.state),
+            links: Vec::new(),
+            dialling: None,
+        };
+        let shelf = shelves.entry((service.id, endpoint.id)).or_insert_with(new);
+        if shelf.address != endpoint.address {
+            // The id means another address since the last reload.
+            *shelf = new();
+        }
+        if let Some(link) = shelf.links.iter().find(|link| link.room() > 0 && !link.is_gone()) {
+            return Found::Link(Rc::clone(link));
+        }
+        if let Some(dialling) = &shelf.dialling {
+            return Found::Dialling(Rc::clone(dialling));
+        }
+        shelf.links.retain(|link| !link.is_gone());
+        if shelf.links.len() >= CONNECTIONS_MAX
+            && let Some(link) = shelf.links.iter().min_by_key(|link| link.open.get())
+        {
+            // All are full: it waits until one has room.
+            return Found::Link(Rc::clone(link));
+        }
+        let dialling = Rc::<Dialling>::default();
+        shelf.dialling = Some(Rc::clone(&dialling));
+        Found::Nothing(dialling)
+    }
+
+    /// Lets go of connections that have ended or that nobody needed for long.
+    pub(super) fn sweep(&self, now: Duration) {
+        let mut shelves = self.shelves.borrow_mut();
+        for shelf in shelves.values_mut() {
+            let is_active = shelf.state.stage() == Stage::Active;
+            let is_old = |link: &Link| link.open.get() == 0 && now.saturating_sub(link.idle_since.get()) > IDLE_MAX;
+            shelf.links.retain(|link| is_active && !link.is_gone() && !is_old(link));
+        }
+        shelves.retain(|_, shelf| !shelf.links.is_empty() || shelf.dialling.is_some());
+    }
+
+    /// Lets go of all connections; requests on them go on.
+    pub(super) fn let_go(&self) {
+        self.shelves.borrow_mut().clear();
+    }
+
+    /// Lets go of the connections to an endpoint.
+    pub(super) fn end(&self, service: u32, endpoint: u32) {
+        self.shelves.borrow_mut().remove(&(service, endpoint));
+    }
+}
+
+/// Whoever waits for a connection that is being made learns how that ended, also when it is given up.
+struct Settling<'s> {
+    shared: &'s Shared,
+    ids: (u32, u32),
+    dialling: Rc<Dialling>,
+}
+
+impl Settling<'_> {
+    fn fail(&self, error: &ConnectError) {
+        *self.dialling.failed.borrow_mut() = Some(Failure::of(error));
+    }
+
+    fn succeed(&self, link: &Rc<Link>) {
+        if let Some(shelf) = self.shared.shelves.borrow_mut().get_mut(&self.ids)
+            && shelf.dialling.as_ref().is_some_and(|dialling| Rc::ptr_eq(dialling, &self.dialling))
+        {
+            shelf.links.push(Rc::clone(link));
+        }
+    }
+}
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        if let Some(shelf) = self.shared.shelves.borrow_mut().get_mut(&self.ids) {
+            shelf.dialling.take_if(|dialling| Rc::ptr_eq(dialling, &self.dialling));
+        }
+        self.dialling.done.notify_waiters();
+    }
+}
+
+impl Upstreams {
+    /// A place for a request on a connection to this endpoint, one that is there or a new one.
+    pub async fn seat(
+        &self,
+        service: &Service,
+        endpoint: &Endpoint,
+        buffers: &Rc<Buffers>,
+    ) -> Result<Seat, ConnectError> {
+        let mut reused = true;
+        loop {
+            match self.shared.find(service, endpoint) {
+                Found::Link(link) => {
+                    link.open.set(link.open.get() + 1);
+                    return Ok(Seat { link, reused, watch: Rc::clone(&self.watch) });
+                }
+                Found::Dialling(dialling) => {
+                    dialling.done.notified().await;
+                    if let Some(failure) = *dialling.failed.borrow() {
+                        return Err(failure.error());
+                    }
+                }
+                Found::Nothing(dialling) => {
+                    reused = false;
+                    let settling = Settling { shared: &self.shared, ids: (service.id, endpoint.id), dialling };
+                    let link = match self.dial(service, endpoint).await {
+                        Ok(stream) => self.link(Io::new(stream, buffers, None), service.config.connect_timeout).await,
+                        Err(error) => Err(error),
+                    };
+                    let link = link.inspect_err(|error| settling.fail(error))?;
+                    link.open.set(1);
+                    settling.succeed(&link);
+                    return Ok(Seat { link, reused, watch: Rc::clone(&self.watch) });
+                }
+            }
+        }
+    }
+
+    /// Begins HTTP/2 on a connection, by prior knowledge (RFC 9113 section 3.3), and waits until the endpoint has said how many streams it
+    /// takes: those beyond would be refused.
+    async fn link(&self, io: Io, timeout: Duration) -> Result<Rc<Link>, ConnectError> {
+        let failed = || ConnectError::Failed(io::ErrorKind::InvalidData.into());
+        io.set_due(timeout);
+        let (requests, connection) = settings().handshake(io.clone()).await.map_err(|_| failed())?;
+        let is_over = Rc::<Cell<bool>>::default();
+        let link = Rc::new(Link {
+            requests,
+            open: Cell::new(0),
+            idle_since: Cell::new(self.watch.now()),
+            is_over: Rc::clone(&is_over),
+        });
+        let (begun, begins) = oneshot::channel();
+        let beginning = Some((link.requests.clone(), begun));
+        spawn(drive(connection, io.clone(), Arc::clone(&self.slab), beginning, is_over));
+        let has_begun = begins.await.is_ok();
+        match io.stopped() {
+            Some(_) => Err(ConnectError::Late(timeout)),
+            None if !has_begun || link.is_gone() => Err(failed()),
+            None => Ok(link),
+        }
+    }
+}
+
+fn settings() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .initial_max_send_streams(STREAMS_UNTOLD);
+    builder
+}
+
+/// Moves a connection on to its end.
+async fn drive(
+    mut connection: Connection<Io, Bytes>,
+    io: Io,
+    slab: Arc<Slab>,
+    mut beginning: Option<(SendRequest<Bytes>, oneshot::Sender<()>)>,
+    is_over: Rc<Cell<bool>>,
+) {
+    let (mut received, mut sent) = (0, 0);
+    let mut count = || {
+        let now = io.bytes();
+        slab.count_bytes(Count::UpstreamReceived, (now.0 - received) as usize);
+        slab.count_bytes(Count::UpstreamSent, (now.1 - sent) as usize);
+        (received, sent) = now;
+    };
+    let ended = io.drive(|context| {
+        let polled = Pin::new(&mut connection).poll(context);
+        count();
+        let has_begun =
+            |(requests, _): &mut (SendRequest<Bytes>, _)| requests.current_max_send_streams() != STREAMS_UNTOLD;
+        if let Some((_, begun)) = beginning.take_if(has_begun) {
+            io.clear_due();
+            // Who waited may have given up.
+            let _ = begun.send(());
+        }
+        match io.stopped() {
+            Some(_) => Poll::Ready(Ok(())),
+            None => polled,
+        }
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%error, "an upstream connection broke");
+    }
+    is_over.set(true);
+    drop(beginning);
+    // Nothing is asked on it: what may still come is nobody's.
+    io.finish(0).await;
+    count();
+}

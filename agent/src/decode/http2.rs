@@ -1,0 +1,227 @@
+//! HTTP/2 heads: what the library that reads the frames leaves to be judged (RFC 9113 section 8), and what has to be changed before a head is
+//! passed on.
+//!
+//! The library refuses by itself: pseudo-fields that are missing, repeated, unknown or late, upper-case names, fields of one connection,
+//! bytes that no field may have, and a content-length that is not what DATA adds up to.
+
+pub mod guard;
+
+use http::{
+    HeaderMap, HeaderName, Method, Uri, header,
+    request::Parts,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use super::{
+    grpc,
+    http1::{BadRequest, BadResponse, FIELDS_MAX},
+};
+
+/// What a client sends first on a connection (RFC 9113 section 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What is to be known of a request, its head now as it may be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The effect of the request sent twice is that of once.
+    pub is_idempotent: bool,
+    /// Its response has no body.
+    pub is_head: bool,
+    /// It asks for a tunnel.
+    pub is_connect: bool,
+    /// A gRPC call.
+    pub is_grpc: bool,
+}
+
+/// Checks a request's head and makes it one that may be passed on.
+pub fn request(parts: &mut Parts) -> Result<Asked, BadRequest> {
+    if parts.headers.len() > FIELDS_MAX {
+        return Err(BadRequest::TooManyFields);
+    }
+    check_values(&parts.headers).map_err(BadRequest::Malformed)?;
+    let asked = Asked {
+        is_idempotent: is_idempotent(&parts.method),
+        is_head: parts.method == Method::HEAD,
+        is_connect: parts.method == Method::CONNECT,
+        is_grpc: parts.headers.get(header::CONTENT_TYPE).is_some_and(|value| grpc::is_grpc(value.as_bytes())),
+    };
+    if asked.is_connect {
+        return Ok(asked);
+    }
+    let authority = authority(parts)?;
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let is_asterisk = path.as_str() == "*" && parts.method == Method::OPTIONS;
+    if !path.as_str().starts_with('/') && !is_asterisk {
+        return Err(BadRequest::Malformed("the path does not begin with a slash"));
+    }
+    let scheme = parts.uri.scheme().cloned().unwrap_or(Scheme::HTTP);
+    if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
+        return Err(BadRequest::Malformed("the scheme is neither http nor https"));
+    }
+    parts.uri = Uri::builder()
+        .scheme(scheme)
+        .authority(authority)
+        .path_and_query(path)
+        .build()
+        .map_err(|_| BadRequest::Malformed("scheme, authority and path make no address"))?;
+    cut(&mut parts.headers);
+    Ok(asked)
+}
+
+/// The one authority of a request: of `:authority` and Host, if both are there, they must say the same (RFC 9113 section 8.3.1). Host is gone
+/// afterwards.
+fn authority(parts: &mut Parts) -> Result<Authority, BadRequest> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next().is_some());
+    if more {
+        return Err(BadRequest::Malformed("more than one Host"));
+    }
+    let authority = match (parts.uri.authority(), host) {
+        (Some(authority), Some(host)) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
+            return Err(BadRequest::Malformed("Host and :authority differ"));
+        }
+        (Some(authority), _) => authority.clone(),
+        (None, Some(host)) => {
+            Authority::try_from(host.as_bytes()).map_err(|_| BadRequest::Malformed("invalid Host"))?
+        }
+        (None, None) => return Err(BadRequest::Malformed("neither Host nor :authority")),
+    };
+    if authority.as_str().contains('@') {
+        return Err(BadRequest::Malformed("user information in the authority"));
+    }
+    parts.headers.remove(header::HOST);
+    Ok(authority)
+}
+
+/// Checks a response's head, and cuts what concerns one connection only.
+pub fn response(status: u16, headers: &mut HeaderMap) -> Result<(), BadResponse> {
+    if status == 101 {
+        return Err(BadResponse("101, which HTTP/2 does not know"));
+    }
+    check_values(headers).map_err(BadResponse)?;
+    cut(headers);
+    Ok(())
+}
+
+/// Checks fields behind a body, and cuts those that may not stand there (RFC 9110 section 6.5.1).
+pub fn trailers(headers: &mut HeaderMap) -> Result<(), BadResponse> {
+    const FORBIDDEN: [HeaderName; 6] = [
+        header::CONTENT_LENGTH,
+        header::HOST,
+        header::AUTHORIZATION,
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+        header::CONTENT_RANGE,
+    ];
+    check_values(headers).map_err(BadResponse)?;
+    FORBIDDEN.iter().for_each(|name| drop(headers.remove(name)));
+    cut(headers);
+    Ok(())
+}
+
+/// A value neither begins nor ends with white space (RFC 9113 section 8.2.1).
+fn check_values(headers: &HeaderMap) -> Result<(), &'static str> {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let wrong = headers.values().map(http::HeaderValue::as_bytes).any(|v| is_blank(v.first()) || is_blank(v.last()));
+    if wrong { Err("white space around a field value") } else { Ok(()) }
+}
+
+/// Cuts what concerns one connection only and is not refused by the library.
+fn cut(headers: &mut HeaderMap) {
+    let is_hop = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("proxy-") || name == "http2-settings"
+    };
+    // Nearly never there: looked for before anything is moved.
+    while let Some(name) = headers.keys().find(|name| is_hop(name)).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// GET, HEAD, OPTIONS, TRACE, PUT, DELETE (RFC 9110 section 9.2.2).
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn parts(uri: &str, fields: &[(&str, &str)]) -> Parts {
+        let mut builder = Request::builder().uri(uri);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    fn refused(uri: &str, fields: &[(&str, &str)]) -> String {
+        request(&mut parts(uri, fields)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn host_and_authority_become_one() {
+        for (uri, fields) in [("http://a/x", &[][..]), ("http://a/x", &[("host", "A")]), ("/x", &[("host", "a")])] {
+            let mut parts = parts(uri, fields);
+            request(&mut parts).unwrap();
+            assert_eq!(parts.uri, "http://a/x");
+            assert!(!parts.headers.contains_key("host"));
+        }
+        assert_eq!(refused("http://a/", &[("host", "b")]), "Host and :authority differ");
+        assert_eq!(refused("/", &[("host", "a"), ("host", "a")]), "more than one Host");
+        assert_eq!(refused("/", &[]), "neither Host nor :authority");
+        assert_eq!(refused("/", &[("host", "a b")]), "invalid Host");
+        assert_eq!(refused("http://u@a/", &[]), "user information in the authority");
+    }
+
+    #[test]
+    fn only_paths_of_http_are_asked_for() {
+        assert_eq!(refused("ftp://a/", &[]), "the scheme is neither http nor https");
+        assert_eq!(refused("*", &[("host", "a")]), "the path does not begin with a slash");
+        let mut asterisk = parts("*", &[("host", "a")]);
+        asterisk.method = Method::OPTIONS;
+        assert!(request(&mut asterisk).is_ok());
+    }
+
+    #[test]
+    fn values_have_no_white_space_around_them() {
+        assert_eq!(refused("http://a/", &[("x", " 1")]), "white space around a field value");
+        assert_eq!(refused("http://a/", &[("x", "1\t")]), "white space around a field value");
+        assert!(request(&mut parts("http://a/", &[("x", ""), ("y", "a b")])).is_ok());
+    }
+
+    #[test]
+    fn fields_of_one_connection_are_cut() {
+        let mut parts =
+            parts("http://a/", &[("proxy-authorization", "x"), ("http2-settings", "x"), ("te", "trailers")]);
+        request(&mut parts).unwrap();
+        assert_eq!(parts.headers.len(), 1);
+        let mut headers = HeaderMap::new();
+        headers.insert("proxy-authenticate", "x".parse().unwrap());
+        response(200, &mut headers).unwrap();
+        assert!(headers.is_empty());
+        assert!(response(101, &mut headers).is_err());
+    }
+
+    #[test]
+    fn trailers_frame_and_authorise_nothing() {
+        let mut headers = HeaderMap::new();
+        for name in ["content-length", "host", "authorization", "grpc-status"] {
+            headers.insert(HeaderName::from_static(name), "1".parse().unwrap());
+        }
+        trailers(&mut headers).unwrap();
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
+    }
+
+    #[test]
+    fn what_is_asked_is_told() {
+        let mut call = parts("http://a/", &[("content-type", "application/grpc")]);
+        call.method = Method::POST;
+        let expected = Asked { is_idempotent: false, is_head: false, is_connect: false, is_grpc: true };
+        assert_eq!(request(&mut call), Ok(expected));
+        let many: Vec<(&str, &str)> = (0..=FIELDS_MAX).map(|_| ("x", "1")).collect();
+        assert_eq!(request(&mut parts("http://a/", &many)), Err(BadRequest::TooManyFields));
+    }
+}

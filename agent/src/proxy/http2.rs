@@ -1,0 +1,176 @@
+//! HTTP/2: a client's connection, whose requests are passed on each by itself, as HTTP/1's are.
+//!
+//! The frames are read and written by the `h2` library, over our ring. A request is a task; what moves the connection and the requests are
+//! turns of one loop, so that what many requests have to say leaves together.
+
+mod body;
+mod exchange;
+mod reply;
+
+use std::{cell::RefCell, pin::pin, rc::Rc, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use h2::{Reason, server::Builder};
+
+use super::{Cluster, Hop};
+use crate::{
+    connect::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX},
+    decode::{
+        http1::HEAD_BYTES_MAX,
+        http2::{
+            PREFACE,
+            guard::{Flood, Guard},
+        },
+    },
+    kernel::OriginalDst,
+    record::{Bytes as Count, Counter},
+    ring::{Buf, Io, Sentry, Stop, Stream, spawn},
+};
+
+/// How long a client may be without a request; as between requests of HTTP/1.
+const IDLE: Duration = Duration::from_secs(600);
+/// How long it may take to say that it speaks HTTP/2.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a client may take to end a connection that is over.
+const LINGER: Duration = Duration::from_secs(2);
+/// How much of what a client goes on sending is read after its connection was ended, so that it learns why.
+const LINGER_BYTES_MAX: usize = 1 << 20;
+/// Requests taken back by the client before they were looked at. The library's default, said here because the connection ends beyond it.
+const RESETS_UNSEEN_MAX: usize = 20;
+/// Streams that the client broke the rules on. Many fewer than the library's 1024: each costs a reset, and a proxy's clients make none.
+const ERRORS_MAX: usize = 100;
+
+/// What the requests of one connection share.
+pub(super) struct Connection {
+    hop: Rc<Hop>,
+    cluster: RefCell<Rc<Cluster>>,
+    /// Who dialled, as the service's hashes know it.
+    source: u64,
+}
+
+impl Connection {
+    /// The cluster as of now.
+    fn cluster(&self) -> Rc<Cluster> {
+        let mut cluster = self.cluster.borrow_mut();
+        self.hop.refresh(&mut cluster);
+        Rc::clone(&cluster)
+    }
+}
+
+/// Serves one connection to its end; of what the client sent, `first` has been received already.
+pub async fn serve(
+    hop: &Rc<Hop>,
+    stream: Stream,
+    cluster: Rc<Cluster>,
+    original: OriginalDst,
+    first: Option<Buf>,
+) -> Counter {
+    let connection =
+        Rc::new(Connection { hop: Rc::clone(hop), cluster: RefCell::new(cluster), source: original.source });
+    let io = Io::new(stream, &hop.buffers, first).watched_by(sentry(hop));
+    io.set_due(HANDSHAKE);
+    let ended = run(&connection, &io).await;
+    io.set_due(LINGER);
+    io.finish(LINGER_BYTES_MAX).await;
+    let (received, sent) = io.bytes();
+    hop.slab.count_bytes(Count::DownstreamReceived, received as usize);
+    hop.slab.count_bytes(Count::DownstreamSent, sent as usize);
+    ended
+}
+
+/// Counts what costs its sender nothing.
+fn sentry(hop: &Rc<Hop>) -> Sentry {
+    let mut guard = Guard::new(PREFACE.len(), hop.watch.now());
+    let hop = Rc::clone(hop);
+    Box::new(move |bytes, sent| match guard.see(bytes, hop.watch.now(), sent) {
+        Ok(()) => true,
+        Err(flood) => {
+            tracing::debug!(%flood, "a client's connection ends");
+            hop.slab.count(match flood {
+                Flood::Control => Counter::FloodControl,
+                Flood::Resets => Counter::FloodResets,
+            });
+            false
+        }
+    })
+}
+
+fn settings() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
+        .max_local_error_reset_streams(Some(ERRORS_MAX));
+    builder
+}
+
+async fn run(connection: &Rc<Connection>, io: &Io) -> Counter {
+    let mut handshake = pin!(settings().handshake::<_, Bytes>(io.clone()));
+    let began = io.drive(|context| match handshake.as_mut().poll(context) {
+        Poll::Pending if io.stopped().is_some() => Poll::Ready(None),
+        polled => polled.map(Some),
+    });
+    let Some(Ok(mut client)) = began.await else {
+        return if io.stopped() == Some(Stop::Overdue) { Counter::Idle } else { Counter::NotHttp2 };
+    };
+    io.clear_due();
+    let mut drain = pin!(connection.hop.drain_begins.notified());
+    drain.as_mut().enable();
+    if connection.hop.is_draining() {
+        client.graceful_shutdown();
+    }
+    let (mut is_draining, mut told) = (connection.hop.is_draining(), false);
+    loop {
+        let next = io.drive(|context| {
+            if !is_draining && drain.as_mut().poll(context).is_ready() {
+                is_draining = true;
+                client.graceful_shutdown();
+            }
+            let polled = client.poll_accept(context);
+            match client.has_streams() {
+                true => io.clear_due(),
+                false if !io.has_due() => io.set_due(IDLE),
+                false => {}
+            }
+            match io.stopped().filter(|_| !told && polled.is_pending()) {
+                None => polled,
+                Some(stop) => {
+                    told = true;
+                    client.abrupt_shutdown(farewell(stop));
+                    client.poll_accept(context)
+                }
+            }
+        });
+        match next.await {
+            Some(Ok((request, respond))) => {
+                io.clear_due();
+                spawn(exchange::exchange(Rc::clone(connection), request, respond));
+            }
+            Some(Err(error)) => return ended(io, is_draining, Some(&error)),
+            None => return ended(io, is_draining, None),
+        }
+    }
+}
+
+/// What a client is told whose connection we end.
+fn farewell(stop: Stop) -> Reason {
+    match stop {
+        Stop::Overdue => Reason::NO_ERROR,
+        Stop::Refused => Reason::ENHANCE_YOUR_CALM,
+    }
+}
+
+fn ended(io: &Io, is_draining: bool, error: Option<&h2::Error>) -> Counter {
+    match (io.stopped(), error) {
+        (Some(Stop::Overdue), _) => Counter::Idle,
+        (Some(Stop::Refused), _) => Counter::Flooded,
+        (None, Some(error)) if error.is_io() => Counter::ClientAborted,
+        (None, Some(_)) => Counter::BrokenHttp2,
+        (None, None) if is_draining => Counter::AgentDone,
+        (None, None) => Counter::ClientDone,
+    }
+}

@@ -1,0 +1,123 @@
+//! Bodies, from one stream to another: what was received is sent on as it stands, no faster than the other side takes it. Only then may its
+//! sender send more.
+
+use std::{cell::Cell, future::poll_fn, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+
+use crate::decode::http2;
+
+/// Why a body ended before its end.
+#[derive(Debug)]
+pub enum Broken {
+    /// Its sender broke off, or broke a rule.
+    From(h2::Error),
+    /// Its receiver wants no more of it.
+    To,
+}
+
+/// Passes a body on to its end, trailers included; gives the trailers' `grpc-status`, if there is one. `is_touched` is set when something of
+/// it was taken.
+pub async fn pass_on(
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    is_touched: &Cell<bool>,
+) -> Result<Option<Bytes>, Broken> {
+    while let Some(piece) = next(from, to).await? {
+        is_touched.set(true);
+        let is_last = from.is_end_stream();
+        send(from, to, piece, is_last).await?;
+        if is_last {
+            return Ok(None);
+        }
+    }
+    is_touched.set(true);
+    let Some(mut trailers) = from.trailers().await.map_err(Broken::From)? else {
+        to.send_data(Bytes::new(), true).map_err(|_| Broken::To)?;
+        return Ok(None);
+    };
+    if http2::trailers(&mut trailers).is_err() {
+        return Err(Broken::From(Reason::PROTOCOL_ERROR.into()));
+    }
+    let status = grpc_status(&trailers);
+    to.send_trailers(trailers).map_err(|_| Broken::To)?;
+    Ok(status)
+}
+
+/// How much of a body is read that nobody wants, and for how long.
+const UNWANTED_BYTES_MAX: usize = 1 << 20;
+/// See [`UNWANTED_BYTES_MAX`].
+const UNWANTED: Duration = Duration::from_secs(2);
+
+/// Reads what is left of the body of a request that was answered before its end: some clients (curl) take the reset that would otherwise
+/// follow for an error, although the answer was whole.
+pub async fn drain(from: &mut RecvStream) {
+    if from.is_end_stream() {
+        return;
+    }
+    let read = async {
+        let mut left = UNWANTED_BYTES_MAX;
+        while left > 0
+            && let Some(Ok(piece)) = from.data().await
+        {
+            left = left.saturating_sub(piece.len());
+            // Fails only if the stream is over, and then nothing is owed.
+            let _ = from.flow_control().release_capacity(piece.len());
+        }
+    };
+    // Whoever is slower is told by a reset.
+    let _ = tokio::time::timeout(UNWANTED, read).await;
+}
+
+/// The value of `grpc-status`.
+pub fn grpc_status(headers: &HeaderMap) -> Option<Bytes> {
+    headers.get("grpc-status").map(|value| Bytes::copy_from_slice(value.as_bytes()))
+}
+
+/// Waits for the next piece, or until the other side wants no more.
+async fn next(from: &mut RecvStream, to: &mut SendStream<Bytes>) -> Result<Option<Bytes>, Broken> {
+    poll_fn(|context| {
+        if let Poll::Ready(piece) = from.poll_data(context) {
+            return Poll::Ready(piece.transpose().map_err(Broken::From));
+        }
+        to.poll_reset(context).map(|_| Err(Broken::To))
+    })
+    .await
+}
+
+async fn send(
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    mut piece: Bytes,
+    is_last: bool,
+) -> Result<(), Broken> {
+    if piece.is_empty() {
+        return if is_last { to.send_data(piece, true).map_err(|_| Broken::To) } else { Ok(()) };
+    }
+    to.reserve_capacity(piece.len());
+    while !piece.is_empty() {
+        let room = match to.capacity() {
+            0 => capacity(to).await?,
+            room => room,
+        };
+        let part = piece.split_to(room.min(piece.len()));
+        let bytes = part.len();
+        to.send_data(part, is_last && piece.is_empty()).map_err(|_| Broken::To)?;
+        // Fails only if the stream is over, and then nothing is owed.
+        let _ = from.flow_control().release_capacity(bytes);
+    }
+    Ok(())
+}
+
+/// Waits until some may be sent.
+async fn capacity(to: &mut SendStream<Bytes>) -> Result<usize, Broken> {
+    poll_fn(|context| {
+        if to.poll_reset(context).is_ready() {
+            return Poll::Ready(Err(Broken::To));
+        }
+        to.poll_capacity(context).map(|room| room.and_then(Result::ok).ok_or(Broken::To))
+    })
+    .await
+}

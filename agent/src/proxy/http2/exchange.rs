@@ -1,0 +1,305 @@
+//! One request: to an endpoint, and its response back. Both bodies move at the same time.
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, client::ResponseFuture, server::SendResponse};
+use http::{HeaderValue, Request, Response, request::Parts};
+
+use super::{
+    Connection,
+    body::{self, Broken},
+    reply::{self, To},
+};
+use crate::{
+    decode::{
+        grpc,
+        http1::BadResponse,
+        http2::{self, Asked},
+    },
+    proxy::{
+        http::{self as http1, Reply},
+        reach::{Shared, Tried},
+    },
+    record::Counter,
+};
+
+/// How often a request of which no endpoint can have seen anything is sent again.
+const REPLAYS_MAX: usize = 2;
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// What became of an attempt to have a request answered.
+enum Ended {
+    /// It was, with this status, and this value of `grpc-status`.
+    Answered(u16, Option<Bytes>),
+    /// The endpoint has certainly not seen it: its connection was going away, or the stream was refused.
+    Unseen(h2::Error),
+    /// No response came.
+    Unanswered(h2::Error),
+    /// What came is no response.
+    Bad(BadResponse),
+    /// The response broke off.
+    Broken(h2::Error),
+    /// The client broke off its request, or broke a rule with it.
+    RequestBroken(h2::Error),
+    /// The client wants no answer any more.
+    ClientGone,
+}
+
+/// Passes one request on and its response back.
+pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let began = Instant::now();
+    let hop = &connection.hop;
+    let (mut parts, mut body) = request.into_parts();
+    let asked = match http2::request(&mut parts) {
+        Ok(asked) if !asked.is_connect => asked,
+        refused => {
+            let reply = refused.map_or_else(Reply::refused, |_| Reply::no_tunnels());
+            hop.slab.count(reply.counter);
+            reply::send(&mut respond, &reply, To { is_grpc: false, is_head: false });
+            return body::drain(&mut body).await;
+        }
+    };
+    let timeout = if asked.is_grpc { grpc_timeout(&parts) } else { None };
+    let mut exchange = Exchange { connection: &connection, asked, began, timeout, head_sent: false, respond };
+    let passed = exchange.pass_on(parts, &mut body);
+    let counter = match timeout {
+        None => Some(passed.await),
+        Some(timeout) => tokio::time::timeout(timeout, passed).await.ok(),
+    };
+    match counter {
+        Some(counter) => hop.slab.count(counter),
+        None => exchange.too_late(),
+    }
+    hop.slab.request_duration.observe(began.elapsed());
+    body::drain(&mut body).await;
+}
+
+fn grpc_timeout(parts: &Parts) -> Option<Duration> {
+    parts.headers.get(GRPC_TIMEOUT).and_then(|value| grpc::timeout(value.as_bytes()))
+}
+
+struct Exchange<'c> {
+    connection: &'c Connection,
+    asked: Asked,
+    began: Instant,
+    /// How long the caller waits.
+    timeout: Option<Duration>,
+    /// Whether any of a final response was sent.
+    head_sent: bool,
+    respond: SendResponse<Bytes>,
+}
+
+impl Exchange<'_> {
+    /// Until it is answered, by an endpoint or in its stead. As what it is counted.
+    async fn pass_on(&mut self, parts: Parts, body: &mut RecvStream) -> Counter {
+        let hop = &self.connection.hop;
+        let cluster = self.connection.cluster();
+        let mut tried = Tried::by(self.connection.source);
+        let (mut replays, mut before) = (0, None);
+        loop {
+            let upstream = match (hop.reach_shared(&cluster, &mut tried).await, before) {
+                (Ok(upstream), _) => upstream,
+                (Err(_), Some(ended)) => return self.ended(ended),
+                (Err(why), None) => return self.reply(&Reply::unreached(why)),
+            };
+            // Until something of the body is taken, all of the request is there to be sent again.
+            let is_touched = Cell::new(false);
+            let ended = self.attempt(&upstream, &parts, body, &is_touched).await;
+            let is_harmless = match &ended {
+                Ended::Unseen(_) => true,
+                Ended::Unanswered(error) => self.asked.is_idempotent && error.is_io(),
+                _ => false,
+            };
+            if !is_harmless || is_touched.get() || replays == REPLAYS_MAX {
+                return self.ended(ended);
+            }
+            // A connection that is going away, or was there for long, says nothing of its endpoint; another is made.
+            let is_endpoints = match &ended {
+                Ended::Unseen(error) => error.is_reset(),
+                _ => !upstream.seat.reused,
+            };
+            if is_endpoints {
+                tried.add_shared(&upstream);
+            }
+            hop.slab.count(Counter::Replayed);
+            (replays, before) = (replays + 1, Some(ended));
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        upstream: &Shared,
+        parts: &Parts,
+        body: &mut RecvStream,
+        is_touched: &Cell<bool>,
+    ) -> Ended {
+        let is_whole = body.is_end_stream();
+        let (mut response, mut up) = match upstream.seat.send(self.head(parts), is_whole) {
+            Ok(sent) => sent,
+            Err(error) => return Ended::Unseen(error),
+        };
+        let mut is_uploading = !is_whole;
+        let ended = {
+            let mut upload = pin!(body::pass_on(body, &mut up, is_touched));
+            let mut download = pin!(self.download(&mut response));
+            poll_fn(|context| {
+                if is_uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(context) {
+                    is_uploading = false;
+                    // Whoever reads no more of a request may have answered it already, or has reset the stream: the response tells.
+                    if let Err(Broken::From(error)) = uploaded {
+                        return Poll::Ready(Ended::RequestBroken(error));
+                    }
+                }
+                download.as_mut().poll(context)
+            })
+            .await
+        };
+        if is_uploading || !matches!(ended, Ended::Answered(..)) {
+            up.send_reset(farewell(&ended));
+        }
+        ended
+    }
+
+    /// The request's head, as it is passed on now.
+    fn head(&self, parts: &Parts) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = parts.uri.clone();
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.headers_mut() = parts.headers.clone();
+        if let Some(timeout) = self.timeout {
+            let left = grpc::timeout_value(timeout.saturating_sub(self.began.elapsed()));
+            if let Ok(value) = HeaderValue::try_from(left) {
+                request.headers_mut().insert(GRPC_TIMEOUT, value);
+            }
+        }
+        request
+    }
+
+    async fn download(&mut self, response: &mut ResponseFuture) -> Ended {
+        let response = match self.final_response(response).await {
+            Ok(response) => response,
+            Err(ended) => return ended,
+        };
+        let (mut head, mut body) = response.into_parts();
+        let status = head.status.as_u16();
+        if let Err(bad) = http2::response(status, &mut head.headers) {
+            return Ended::Bad(bad);
+        }
+        let is_whole = body.is_end_stream();
+        let trailers_only = if is_whole && self.asked.is_grpc { body::grpc_status(&head.headers) } else { None };
+        let Ok(mut down) = self.respond.send_response(Response::from_parts(head, ()), is_whole) else {
+            return Ended::ClientGone;
+        };
+        self.head_sent = true;
+        if is_whole {
+            return Ended::Answered(status, trailers_only);
+        }
+        match body::pass_on(&mut body, &mut down, &Cell::default()).await {
+            Ok(grpc_status) => Ended::Answered(status, grpc_status),
+            Err(Broken::From(error)) => Ended::Broken(error),
+            Err(Broken::To) => Ended::ClientGone,
+        }
+    }
+
+    /// Waits for the response; what comes before it (100 Continue and its like) is passed on.
+    async fn final_response(&mut self, response: &mut ResponseFuture) -> Result<Response<RecvStream>, Ended> {
+        poll_fn(|context| {
+            while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(context) {
+                let (mut head, ()) = interim.into_parts();
+                if let Err(bad) = http2::response(head.status.as_u16(), &mut head.headers) {
+                    return Poll::Ready(Err(Ended::Bad(bad)));
+                }
+                if self.respond.send_informational(Response::from_parts(head, ())).is_err() {
+                    return Poll::Ready(Err(Ended::ClientGone));
+                }
+            }
+            if self.respond.poll_reset(context).is_ready() {
+                return Poll::Ready(Err(Ended::ClientGone));
+            }
+            Pin::new(&mut *response).poll(context).map_err(|error| match is_unseen(&error) {
+                true => Ended::Unseen(error),
+                false => Ended::Unanswered(error),
+            })
+        })
+        .await
+    }
+
+    fn ended(&mut self, ended: Ended) -> Counter {
+        let slab = &self.connection.hop.slab;
+        match ended {
+            Ended::Answered(status, grpc_status) => {
+                if self.asked.is_grpc {
+                    let code = grpc_status.map_or_else(|| grpc::of_http(status), |value| grpc::status(&value));
+                    slab.count(Counter::of_grpc(code));
+                }
+                http1::outcome(status)
+            }
+            Ended::Bad(bad) => self.reply(&Reply::bad_response(bad)),
+            Ended::Unseen(error) | Ended::Unanswered(error) => {
+                self.reply(&Reply::no_response_because(&error, error.reason().map(u32::from)))
+            }
+            Ended::Broken(error) => {
+                self.reset(error.reason().unwrap_or(Reason::INTERNAL_ERROR));
+                Counter::ResponseAborted
+            }
+            Ended::RequestBroken(error) => {
+                // Who broke a rule is told by the library already.
+                self.reset(error.reason().unwrap_or(Reason::CANCEL));
+                Counter::RequestAborted
+            }
+            Ended::ClientGone => Counter::RequestAborted,
+        }
+    }
+
+    /// Breaks off: nobody can take what was sent for the whole.
+    fn reset(&mut self, reason: Reason) {
+        if self.asked.is_grpc {
+            self.connection.hop.slab.count(Counter::of_grpc(grpc::of_reset(reason.into())));
+        }
+        self.respond.send_reset(reason);
+    }
+
+    /// Answers in the endpoint's stead.
+    fn reply(&mut self, reply: &Reply) -> Counter {
+        if self.asked.is_grpc {
+            self.connection.hop.slab.count(Counter::of_grpc(reply.grpc_code()));
+        }
+        reply::send(&mut self.respond, reply, To { is_grpc: self.asked.is_grpc, is_head: self.asked.is_head });
+        reply.counter
+    }
+
+    /// The caller's time is over; the endpoint's stream was reset when the exchange was dropped.
+    fn too_late(&mut self) {
+        let counter = if self.head_sent {
+            self.respond.send_reset(Reason::CANCEL);
+            self.connection.hop.slab.count(Counter::of_grpc(grpc::code::DEADLINE_EXCEEDED));
+            Counter::DeadlineExceeded
+        } else {
+            self.reply(&Reply::deadline_exceeded())
+        };
+        self.connection.hop.slab.count(counter);
+    }
+}
+
+/// The code with which an endpoint is told that its stream is over.
+fn farewell(ended: &Ended) -> Reason {
+    match ended {
+        Ended::Bad(_) => Reason::PROTOCOL_ERROR,
+        _ => Reason::CANCEL,
+    }
+}
+
+/// Whether an endpoint says that it has done nothing about a request (RFC 9113 section 8.7): the stream is refused, or above the last one of
+/// a GOAWAY.
+fn is_unseen(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
+}

@@ -1,0 +1,54 @@
+//! Answers of our own to requests of HTTP/2.
+
+use bytes::Bytes;
+use h2::{Reason, server::SendResponse};
+use http::{HeaderValue, Response, header};
+
+use crate::{decode::grpc, proxy::http::Reply};
+
+/// What must be known of a request to answer it in the endpoint's stead.
+#[derive(Clone, Copy, Debug)]
+pub struct To {
+    /// A gRPC caller reads no text, and takes every status but 200 for a broken connection.
+    pub is_grpc: bool,
+    /// No body.
+    pub is_head: bool,
+}
+
+/// Answers; a client that went away meanwhile needs no answer.
+pub fn send(respond: &mut SendResponse<Bytes>, reply: &Reply, to: To) {
+    let sent = if to.is_grpc {
+        respond.send_response(trailers_only(reply), true).map(drop)
+    } else {
+        let (response, body) = text(reply);
+        let is_whole = to.is_head;
+        respond.send_response(response, is_whole).and_then(|mut stream| match is_whole {
+            true => Ok(()),
+            false => stream.send_data(body, true),
+        })
+    };
+    if sent.is_err() {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+    }
+}
+
+fn text(reply: &Reply) -> (Response<()>, Bytes) {
+    let body = Bytes::from(reply.text());
+    let mut response = Response::new(());
+    *response.status_mut() = reply.status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    (response, body)
+}
+
+fn trailers_only(reply: &Reply) -> Response<()> {
+    let mut response = Response::new(());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(u16::from(reply.grpc_code())));
+    if let Ok(message) = HeaderValue::try_from(grpc::message(reply.text().trim_end())) {
+        headers.insert("grpc-message", message);
+    }
+    response
+}
