@@ -118,7 +118,7 @@ fn a_cgroup_that_was_made_anew_while_no_agent_ran_is_captured_by_the_next() {
     drop(pod);
     // Trap T36: the link that is pinned belongs to a cgroup that is gone. Nothing of its name is there when the agent starts.
     agent.start_again();
-    assert!(links_of(agent.instance(), id).is_empty(), "the dead pins are gone");
+    wait::until("the dead pins to go", wait::SOON, || links_of(agent.instance(), id).is_empty());
     let pod = stage.clients.child("pod");
     let door = Door::open(Room::of(&pod));
     wait::until("the new cgroup to be captured", wait::SOON, || is_captured(&door, service));

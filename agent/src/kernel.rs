@@ -328,6 +328,7 @@ impl Kernel {
     /// Takes away hooks that stand only for sockets of rules withdrawn, when none of those is left. To be called from time to time.
     pub fn let_go(&mut self) {
         self.carry.let_go();
+        self.rules.bury();
         if self.rules.is_leaving()
             && self.captured.are_gone()
             && let Err(error) = self.rules.leave()

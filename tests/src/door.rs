@@ -29,6 +29,8 @@ const MESSAGE_MAX: usize = 256;
 /// What a door is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
+    /// A new TCP socket of this address's family, which dials nothing.
+    Make(SocketAddr),
     /// A new socket, connected with a blocking `connect()`.
     Dial(SocketAddr),
     /// A new non-blocking socket on which `connect()` has been called; it may still be under way.
@@ -45,6 +47,7 @@ impl Request {
     /// The datagram that says it.
     pub fn write(self) -> String {
         match self {
+            Self::Make(address) => format!("make {address}"),
             Self::Dial(address) => format!("dial {address}"),
             Self::Begin(address) => format!("begin {address}"),
             Self::Redial(address) => format!("redial {address}"),
@@ -58,6 +61,7 @@ impl Request {
         let (verb, address) = text.split_once(' ')?;
         let address = address.parse().ok()?;
         match verb {
+            "make" => Some(Self::Make(address)),
             "dial" => Some(Self::Dial(address)),
             "begin" => Some(Self::Begin(address)),
             "redial" => Some(Self::Redial(address)),
@@ -83,6 +87,11 @@ impl Door {
         let mut command = Command::new(agent::probe());
         command.arg("door").stdin(Stdio::from(theirs));
         Self { process: Process::spawn(room, command), line: Mutex::new(ours) }
+    }
+
+    /// A TCP socket from behind the door, of the family of `address`, that has dialled nothing: for [`Door::redial`].
+    pub fn make(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        self.ask(Request::Make(address), None).map(TcpStream::from)
     }
 
     /// Connects to `address` from behind the door.

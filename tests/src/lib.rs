@@ -12,6 +12,7 @@
 //! - [`pair`]: two sockets joined by the shortcut;
 //! - [`torture`]: connections used in every way, on every path;
 //! - [`door`]: sockets made and connected inside a cgroup and a namespace, handed to the test;
+//! - [`counts`]: what a limited service has given out;
 //! - [`cgroup`], [`netns`], [`process`]: what the kernel separates programs by; all gone when dropped;
 //! - [`address`], [`answer`], [`metrics`], [`patience`], [`pins`], [`socket`], [`wait`]: the small things.
 //!
@@ -23,6 +24,7 @@ pub mod agent;
 pub mod answer;
 pub mod cgroup;
 pub mod config;
+pub mod counts;
 pub mod datagram;
 pub mod door;
 pub mod frames;

@@ -126,10 +126,7 @@ impl Hooks {
     fn pin_all(&self, path: &Path, hooks: &[Hook], links: &Path) -> Result<(), KernelError> {
         let cgroup = open(path)?;
         let id = id(path)?;
-        let asked = |hook: &str| hooks.iter().any(|(_, asked)| *asked == hook);
-        for (hook, _) in ATTACH_TYPES.iter().filter(|(hook, _)| !asked(hook)) {
-            unpin(&links.join(format!("{id}-{hook}")))?;
-        }
+        unpin_others(id, hooks, links)?;
         for &hook in hooks {
             let pin = links.join(format!("{id}-{}", hook.1));
             if self.replace(hook, &pin)? {
@@ -144,6 +141,19 @@ impl Hooks {
     /// Takes away every pinned link of a cgroup, by its id: the cgroup itself may be gone.
     pub fn unpin(&self, id: u64, links: &Path) -> Result<(), KernelError> {
         ATTACH_TYPES.iter().try_for_each(|(hook, _)| unpin(&links.join(format!("{id}-{hook}"))))
+    }
+
+    /// Keeps of a cgroup that is gone what serves the sockets that it left behind: closed by their programs, or handed to others, they go
+    /// on under its hooks. When the last one ends the kernel detaches the links (trap T36), and their pins go with the next call. Whether
+    /// any are left.
+    pub fn outlive(&self, id: u64, links: &Path) -> Result<bool, KernelError> {
+        let hooks = Policy::Leaving.hooks();
+        unpin_others(id, &hooks, links)?;
+        let mut left = false;
+        for hook in hooks {
+            left |= self.replace(hook, &links.join(format!("{id}-{}", hook.1)))?;
+        }
+        Ok(left)
     }
 
     fn link(&self, (program, hook): Hook, path: &Path, cgroup: BorrowedFd<'_>) -> Result<OwnedFd, KernelError> {
@@ -203,6 +213,12 @@ pub fn unpin_dialling(links: &Path) -> Result<(), KernelError> {
         }
     }
     Ok(())
+}
+
+/// Takes away the pinned links of a cgroup, but for those at these hooks.
+fn unpin_others(id: u64, hooks: &[Hook], links: &Path) -> Result<(), KernelError> {
+    let others = ATTACH_TYPES.iter().filter(|(hook, _)| hooks.iter().all(|(_, asked)| asked != hook));
+    others.into_iter().try_for_each(|(hook, _)| unpin(&links.join(format!("{id}-{hook}"))))
 }
 
 /// Takes away a pinned link, if there is one.

@@ -2,7 +2,8 @@
 //!
 //! A cgroup's id is never given again, and pins are named after it: a cgroup that is gone and made anew is another, and is attached anew
 //! (trap T36). Where a rule is withdrawn from a cgroup that lives, nothing more is captured at once, while what serves open sockets (their
-//! peer's name, what they hold) stays until none is left.
+//! peer's name, what they hold) stays until none is left. So it does where the cgroup is removed: sockets outlive it, closed and still
+//! waiting for their peer, or handed to a program elsewhere.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,6 +32,8 @@ pub struct Rules {
     attached: HashMap<u64, Found>,
     /// Cgroups no longer captured, by id, with sockets that may have been.
     leaving: HashMap<u64, PathBuf>,
+    /// Cgroups that are gone, by id, and left sockets behind.
+    outlived: HashSet<u64>,
     /// Cgroups that could not be attached, so that the log says so once.
     refused: HashSet<u64>,
     self_test_passed: bool,
@@ -66,6 +69,7 @@ impl Rules {
             rules: Vec::new(),
             attached: HashMap::new(),
             leaving: HashMap::new(),
+            outlived: HashSet::new(),
             refused: HashSet::new(),
             self_test_passed,
         };
@@ -193,8 +197,24 @@ impl Rules {
                 self.leaving.insert(id, path);
                 Ok(())
             }
-            None => self.hooks.unpin(id, &self.links),
+            None => {
+                if self.hooks.outlive(id, &self.links)? {
+                    self.outlived.insert(id);
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// Forgets cgroups that are gone and have no socket left. To be called from time to time.
+    pub fn bury(&mut self) {
+        let gone = |id: &u64| {
+            !self.hooks.outlive(*id, &self.links).unwrap_or_else(|error| {
+                tracing::warn!(%error, "the pins of a cgroup that is gone stay until the agent starts again");
+                false
+            })
+        };
+        self.outlived.retain(|id| !gone(id));
     }
 
     /// Whether news of the tree may be about names of network namespaces.

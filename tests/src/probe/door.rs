@@ -30,6 +30,7 @@ pub fn serve() -> Outcome {
 
 fn handle(request: Request, brought: Option<OwnedFd>) -> io::Result<Socket> {
     match request {
+        Request::Make(address) => stream(address),
         Request::Dial(address) => dial(address),
         Request::Begin(address) => begin(address),
         Request::Redial(address) => redial(Socket::from(brought.ok_or(io::ErrorKind::InvalidInput)?), address),
