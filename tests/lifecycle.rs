@@ -59,6 +59,27 @@ fn no_connect_fails_while_the_agent_drains() {
 }
 
 #[test]
+fn what_was_accepted_before_a_drain_has_its_first_request_answered_and_nobody_waits_for_who_asks_nothing() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("web"), stage.address());
+    let config = stage.config().set("drain_timeout_ms: 3600000");
+    let mut agent = Agent::start(&config.service(Service::http("web", service).to(web.address())));
+    let mut asked = stage.session(service);
+    assert_eq!(asked.get("/").unwrap().text(), "web");
+    let (mut late, mut mute) = (stage.session(service), stage.session(service));
+    let accepted = || agent.metric("sockway_connections_opened_total", &[]) >= 3.0;
+    wait::until("all to be accepted", wait::SOON, accepted);
+
+    agent.sigterm();
+    assert!(asked.at_end().unwrap(), "the drain has begun: what was asked before and is idle is closed");
+    let answer = late.get("/").unwrap();
+    assert_eq!((answer.status, answer.text().as_str(), answer.header("connection")), (200, "web", "close"));
+    assert!(late.at_end().unwrap());
+    assert!(mute.at_end().unwrap(), "who asks nothing is not waited for");
+    assert_eq!(agent.wait().code(), Some(0), "{}", agent.log());
+}
+
+#[test]
 fn a_drain_ends_at_its_deadline() {
     let Some(stage) = Stage::set() else { return };
     let (web, origin) = (stage.web("web"), stage.echo("origin"));

@@ -13,6 +13,7 @@ use std::{
     os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, Cache};
@@ -54,6 +55,10 @@ pub struct Hop {
 
 /// The agent's own time is taken of one request in so many: it costs looks at the clock.
 const OWN_TIME_SAMPLE: usize = 16;
+
+/// How long a draining agent waits for the first request of a connection. Who dials has something to ask, and asks at once, however slow
+/// its machine; who only keeps a connection warm must not hold up the drain.
+const FIRST_REQUEST: Duration = Duration::from_secs(5);
 
 /// A service as of one snapshot, ready for choosing an endpoint.
 pub struct Cluster {
@@ -125,11 +130,11 @@ impl Hop {
         }
     }
 
-    /// No more requests after those in flight; idle connections end.
+    /// No more requests after those in flight and the first of each connection; idle connections end.
     pub fn drain(&self) {
         self.is_draining.set(true);
         self.drain_begins.notify_waiters();
-        self.watch.end_idle();
+        self.watch.drain(FIRST_REQUEST);
         self.upstreams.close_idle();
     }
 

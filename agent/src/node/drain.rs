@@ -9,8 +9,9 @@ use super::{
     senses::{News, Senses},
 };
 
-/// Connects that a hook has pointed at us just before it was told not to have arrived after this time: loopback takes microseconds.
-const ARRIVAL: Duration = Duration::from_millis(50);
+/// Connects that a hook has pointed at us just before it was told not to have arrived after this time: loopback takes microseconds, and a
+/// program that a busy machine interrupts within `connect()` goes on after a few slices of its scheduler.
+const ARRIVAL: Duration = Duration::from_millis(250);
 /// How often the connections left are counted.
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -53,6 +53,8 @@ struct Connection<'h> {
     source: u64,
     /// Bytes of the next request that have come already.
     pending: Option<Buf>,
+    /// Whether anything has come on it.
+    was_asked: bool,
 }
 
 /// The agent's own share of a request's duration: the time in which neither side is waited for.
@@ -110,7 +112,7 @@ enum Rest {
 /// Serves one connection to its end.
 pub async fn serve(hop: &Rc<Hop>, stream: Stream, cluster: Rc<Cluster>, original: OriginalDst) -> Counter {
     let (dialled, source) = (original.address, original.source);
-    let mut connection = Connection { hop, stream, cluster, dialled, source, pending: None };
+    let mut connection = Connection { hop, stream, cluster, dialled, source, pending: None, was_asked: false };
     loop {
         let (buf, head) = match connection.request().await {
             Ok(request) => request,

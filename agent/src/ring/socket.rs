@@ -61,6 +61,11 @@ impl Socket {
         self.watch.set(self.key, after, due);
     }
 
+    /// The worker drains: what [`Watch::drain`] does to every socket, to this one.
+    pub fn drain(&self, moment: Duration) {
+        self.watch.drain_one(self.key, moment);
+    }
+
     /// No deadline.
     pub fn clear_due(&self) {
         self.watch.clear(self.key);

@@ -9,13 +9,17 @@ use std::{
 
 use socket2::SockRef;
 
+use super::recv::has_news;
+
 /// What happens when a deadline passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// The receiving side is ended: something can still be said to the peer.
     EndReceiving,
-    /// Both sides are ended. While waiting so, the connection is between exchanges: a drain may end it at once.
+    /// Both sides are ended, unless something has come. While waiting so, the connection is between exchanges: a drain may end it at once.
     Idle,
+    /// As idle, of a connection on which nothing was ever asked: a drain waits a moment, since who dials is about to ask.
+    Unasked,
     /// Both sides are ended.
     End,
 }
@@ -58,11 +62,10 @@ impl Watch {
         }
     }
 
-    /// Shuts every socket that is between exchanges.
-    pub fn end_idle(&self) {
-        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.at != NEVER && slot.due == Due::Idle) {
-            expire(slot);
-        }
+    /// Shuts every socket that is between exchanges; those on which nothing was ever asked a `moment` later.
+    pub fn drain(&self, moment: Duration) {
+        let at_last = self.after(moment);
+        self.slots.borrow_mut().iter_mut().for_each(|slot| drain(slot, at_last));
     }
 
     /// Shuts every socket of this owner.
@@ -94,8 +97,17 @@ impl Watch {
         self.free.borrow_mut().push(key);
     }
 
+    /// The same for one socket.
+    pub(super) fn drain_one(&self, key: usize, moment: Duration) {
+        drain(&mut self.slots.borrow_mut()[key], self.after(moment));
+    }
+
+    fn after(&self, span: Duration) -> u64 {
+        self.now_ms.get().saturating_add(span.as_millis() as u64)
+    }
+
     pub(super) fn set(&self, key: usize, after: Duration, due: Due) {
-        let at = self.now_ms.get().saturating_add(after.as_millis() as u64);
+        let at = self.after(after);
         let slot = &mut self.slots.borrow_mut()[key];
         (slot.at, slot.due) = (at, due);
     }
@@ -113,10 +125,23 @@ impl Watch {
     }
 }
 
+fn drain(slot: &mut Slot, at_last: u64) {
+    match slot.due {
+        _ if slot.at == NEVER => {}
+        Due::Idle => expire(slot),
+        Due::Unasked => slot.at = slot.at.min(at_last),
+        Due::EndReceiving | Due::End => {}
+    }
+}
+
 fn expire(slot: &mut Slot) {
     let how = if slot.due == Due::EndReceiving { Shutdown::Read } else { Shutdown::Both };
     // SAFETY: a slot leaves the watch before its descriptor is closed: `Socket::drop` removes it first.
     let fd = unsafe { BorrowedFd::borrow_raw(slot.fd) };
+    // Its owner is about to take what has come, and to answer: a socket that is shut could not.
+    if matches!(slot.due, Due::Idle | Due::Unasked) && has_news(fd) {
+        return;
+    }
     let _ = SockRef::from(&fd).shutdown(how);
     slot.at = NEVER;
     slot.overdue = true;

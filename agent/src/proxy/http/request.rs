@@ -5,6 +5,7 @@ use std::{future::poll_fn, io, task::Poll, time::Duration};
 use super::{Connection, reply::Reply};
 use crate::{
     decode::http1::{self, HEAD_BYTES_MAX, RequestHead},
+    proxy::FIRST_REQUEST,
     record::Counter,
     ring::{Buf, Due, SMALL},
 };
@@ -55,15 +56,16 @@ impl Connection<'_> {
         if !self.stream.reader.is_armed() {
             self.stream.reader.arm(self.hop.buffers.take(SMALL));
         }
-        self.stream.socket.set_due(IDLE, Due::Idle);
+        self.stream.socket.set_due(IDLE, if self.was_asked { Due::Idle } else { Due::Unasked });
         if self.hop.is_draining() {
-            // What has come already is served; nothing more will.
-            self.hop.watch.end_idle();
+            // What has come already is served, and the first request that comes; nothing more.
+            self.stream.socket.drain(FIRST_REQUEST);
         }
         let (received, buf) = self.received().await;
         match received {
             Ok(1..) => {
                 self.stream.socket.clear_due();
+                self.was_asked = true;
                 Ok(buf)
             }
             _ => {
