@@ -1,9 +1,10 @@
 //! Endpoint death: HTTP callers never notice; dialled connections stop going there once it is noticed; and it comes back.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    env,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     process::Command,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use sockway_tests::{
@@ -14,7 +15,7 @@ use sockway_tests::{
     origin::Origin,
     peers::{self, Nginx, Wrk},
     process::Room,
-    stage::Stage,
+    stage::{Stage, tell},
     wait,
 };
 
@@ -102,6 +103,80 @@ fn probes_notice_a_death_before_anybody_dials() {
     wait::until("the death to be noticed", wait::SOON, || !up(&agent, "pipe", address));
     for _ in 0..20 {
         assert_eq!(stage.ask_name(service).unwrap(), "living");
+    }
+}
+
+/// Microseconds since midnight UTC, now.
+fn time_of_day_us() -> i64 {
+    let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock that is set");
+    (now.as_micros() % 86_400_000_000) as i64
+}
+
+/// The same of each line of the agent's log that says that an endpoint is down: the moment of the decision.
+fn downs_us(log: &str) -> Vec<i64> {
+    let time_of = |line: &str| {
+        let (hours, rest) = line.split_once('T')?.1.split_once('Z')?.0.split_once(':')?;
+        let (minutes, seconds) = rest.split_once(':')?;
+        let seconds: f64 = seconds.parse().ok()?;
+        let whole = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+        Some(whole * 1_000_000 + (seconds * 1e6) as i64)
+    };
+    log.lines().filter(|line| line.contains("endpoint is down")).filter_map(time_of).collect()
+}
+
+/// Prints how long after the agent's decision the last connect was begun that still went to the endpoint, and the first that did not: the
+/// decision took effect between the two. `SOCKWAY_EJECT_SERVICES` is how many other services the agent has (100).
+#[test]
+fn no_connect_goes_to_an_endpoint_from_the_moment_when_the_agent_says_that_it_is_down() {
+    const ROUNDS: usize = 20;
+    let Some(stage) = Stage::set() else { return };
+    let (living, address, service) = (stage.echo("living"), stage.address(), stage.address());
+    let others = env::var("SOCKWAY_EJECT_SERVICES")
+        .map_or(100, |others| others.parse().expect("SOCKWAY_EJECT_SERVICES is a number"));
+    let other = |index: u32| {
+        let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 112, 0, 0)) + index);
+        let endpoints = (1..=10).map(|host| SocketAddr::from(([10, 113, 0, host], 80)));
+        Service::kernel_tcp(&format!("other-{index}"), SocketAddr::from((ip, 80))).to_all(endpoints)
+    };
+    // Nearly every connect goes to the one that dies, so that the first that does not tells when.
+    let mostly = Service::kernel_tcp("pipe", service).set("balance: weighted_random");
+    let mostly = mostly.weighted(living.address(), 1).weighted(address, 1_000);
+    let agent = Agent::start(
+        &(0..others).map(other).fold(stage.config().service(mostly), |config, other| config.service(other)),
+    );
+    let (mut last_us, mut first_us) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let mortal = stage.echo_at("mortal", address);
+        wait::until("the endpoint to be trusted", wait::SOON, || {
+            up(&agent, "pipe", address) && stage.ask_name(service).is_ok_and(|name| name == "mortal")
+        });
+        mortal.die();
+        let (mut refused_us, mut arrived_us) = (0, 0);
+        wait::until("the agent to decide, and connects to arrive", wait::SOON, || {
+            // Many between two looks at the log, one right behind the other.
+            for _ in 0..100 {
+                let begun_us = time_of_day_us();
+                match stage.dial(service) {
+                    Ok(_) if arrived_us == 0 => arrived_us = begun_us,
+                    Ok(_) => {}
+                    Err(_) => (refused_us, arrived_us) = (begun_us, 0),
+                }
+            }
+            arrived_us != 0 && downs_us(&agent.log()).len() > round
+        });
+        let decided_us = downs_us(&agent.log())[round];
+        last_us.push((refused_us - decided_us).max(0));
+        first_us.push((arrived_us - decided_us).max(0));
+        // What it has told it has done.
+        wait::until("the agent to tell", wait::SOON, || !up(&agent, "pipe", address));
+        (0..20).for_each(|_| assert_eq!(stage.ask_name(service).unwrap(), "living", "round {round}"));
+    }
+    for (what, mut late_us) in [("the last connect that went there", last_us), ("the first that did not", first_us)] {
+        late_us.sort_unstable();
+        let (p50, most) = (late_us[ROUNDS / 2], late_us[ROUNDS - 1]);
+        tell(&format!(
+            "from the agent's decision to {what}: p50 {p50} µs, most {most} µs, {ROUNDS} times, beside {others} services"
+        ));
     }
 }
 
