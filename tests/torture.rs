@@ -37,7 +37,14 @@ fn seed() -> u64 {
 #[track_caller]
 fn torture(field: &str, seconds: u64) -> Option<Tally> {
     let field = Field::named(field).expect("a field of this name");
-    let order = Order { seed: seed(), first: 0, transfers: 1 << 40, seconds_max: Some(seconds), interrupted: || false };
+    let order = Order {
+        seed: seed(),
+        first: 0,
+        transfers: torture::ENDLESS,
+        seconds_max: Some(seconds),
+        kills: None,
+        interrupted: || false,
+    };
     let tally = torture::run(field, &order)?;
     assert!(tally.is_clean(), "{tally}");
     tell(&tally.to_string());

@@ -16,6 +16,7 @@ use std::{
 };
 
 pub use field::{FIELDS, Field};
+use nix::sys::signal::Signal;
 pub use tally::Tally;
 
 use crate::{
@@ -30,6 +31,9 @@ const THREADS: usize = 16;
 /// How long the server may take to finish after the client: it waits a connection's whole life for what has not ended.
 const SERVER_END_MAX: Duration = Duration::from_secs(120);
 
+/// Transfers of a run that something else than their number ends.
+pub const ENDLESS: u64 = 1 << 40;
+
 /// What is to be done on a field.
 #[derive(Clone, Copy, Debug)]
 pub struct Order {
@@ -41,6 +45,8 @@ pub struct Order {
     pub transfers: u64,
     /// No transfer begins later than this after the start.
     pub seconds_max: Option<u64>,
+    /// Where the agent is killed: no transfer begins after it was so often.
+    pub kills: Option<u64>,
     /// Whether somebody wants the whole thing to end.
     pub interrupted: fn() -> bool,
 }
@@ -56,16 +62,21 @@ pub fn run(field: &Field, order: &Order) -> Option<Tally> {
         server.stdout().contains("ready") || server.ended().is_some()
     });
     let started = Instant::now();
-    let (count, seconds) = (order.transfers.to_string(), order.seconds_max.unwrap_or(0).to_string());
+    let endless = field.kills_the_agent && order.kills.is_some();
+    let count = if endless { ENDLESS } else { order.transfers };
+    let (count, seconds) = (count.to_string(), order.seconds_max.unwrap_or(0).to_string());
     let (threads, end) = (THREADS.to_string(), ground.end.to_string());
     let orders = ["torture-client", &seed, &first, &count, &seconds, &threads, &end];
     let mut client = start(ground.client(&stage), &orders, &ground.services);
     let mut tally = Tally::begin(field.name, order);
     // The programs' own watchdogs end them when a connection hangs.
     while client.ended().is_none() && !(order.interrupted)() {
-        if field.kills_the_agent {
+        if field.kills_the_agent && order.kills.is_none_or(|kills| tally.agent_kills < kills) {
             kill(&mut agent, tally.agent_kills);
             tally.agent_kills += 1;
+            if order.kills == Some(tally.agent_kills) && client.ended().is_none() {
+                client.signal(Signal::SIGTERM);
+            }
         } else {
             thread::sleep(Duration::from_millis(20));
         }

@@ -27,6 +27,9 @@ pub struct Args {
     /// Repeat the plans of the run that printed this; a fresh one otherwise
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
+    /// On the field `killed`, go on until the agent was killed so often, however many transfers that are
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 20))]
+    kills: Option<u64>,
     /// Only this field; may be given more than once
     #[arg(long = "field", value_name = "NAME")]
     fields: Vec<String>,
@@ -93,6 +96,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut command = Command::new(workspace::cargo_target().join(PROFILE).join(PROBE));
     command.env("SOCKWAY_BIN", agent).arg("torture");
     command.args([seed, args.first, args.transfers].map(|number| number.to_string()));
+    command.arg(args.kills.map_or("-".to_owned(), |kills| kills.to_string()));
     command.arg(args.json.unwrap_or_else(|| "-".into())).args(args.fields);
     let status = command.status().context("cannot start sockway-probe")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -63,7 +63,9 @@ impl Tally {
 
     /// Whether nothing at all went wrong, and all that was asked for was done.
     pub fn is_clean(&self) -> bool {
-        let all = self.order.seconds_max.is_some() || self.transfers == self.order.transfers;
+        let others_end_it =
+            self.order.seconds_max.is_some() || self.order.kills.is_some_and(|kills| self.agent_kills >= kills);
+        let all = others_end_it || self.transfers == self.order.transfers;
         all && self.ended_well() && (self.wrong_bytes, self.lost_ends, self.hangs) == (0, 0, 0)
     }
 
@@ -152,7 +154,7 @@ mod tests {
     use super::*;
 
     fn order(seconds_max: Option<u64>) -> Order {
-        Order { seed: 7, first: 0, transfers: 10, seconds_max, interrupted: || false }
+        Order { seed: 7, first: 0, transfers: 10, seconds_max, kills: None, interrupted: || false }
     }
 
     #[test]
@@ -160,6 +162,11 @@ mod tests {
         let done = |transfers, seconds| Tally { transfers, ..Tally::begin("off", &order(seconds)) };
         assert!(done(10, None).is_clean() && done(9, Some(1)).is_clean());
         assert!(!done(9, None).is_clean());
+        let killed = |agent_kills| {
+            let order = Order { kills: Some(100), ..order(None) };
+            Tally { transfers: 9, agent_kills, ..Tally::begin("killed", &order) }
+        };
+        assert!(killed(100).is_clean() && !killed(99).is_clean());
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The dialling side: `torture-client SEED FIRST COUNT SECONDS THREADS END LEADER@ADDRESS …` goes through the transfers of the numbers
-//! from FIRST on, and begins none after SECONDS unless that is 0; then it tells the server, whose own address `END` is, that all is done.
+//! from FIRST on, and begins none after SECONDS unless that is 0, nor after SIGTERM; then it tells the server, whose own address `END` is, that all is done.
 
 use std::{
     io,
@@ -7,11 +7,13 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
+
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use super::{
     END,
@@ -23,11 +25,19 @@ use super::{
 };
 use crate::Outcome;
 
+static ENOUGH: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn enough(_: libc::c_int) {
+    ENOUGH.store(true, Ordering::Relaxed);
+}
+
 /// Goes through all transfers; fails if any of them did.
 pub fn run(arguments: &[String]) -> Outcome {
     let [seed, first, count, seconds, threads, end, targets @ ..] = arguments else {
         return Err("torture-client SEED FIRST COUNT SECONDS THREADS END LEADER@ADDRESS…".into());
     };
+    // SAFETY: the handler stores a flag, which is all that a handler may do.
+    unsafe { signal(Signal::SIGTERM, SigHandler::Handler(enough)) }?;
     let (first, count, seconds): (u64, u64, u64) = (first.parse()?, count.parse()?, seconds.parse()?);
     let client = Client {
         seed: seed.parse()?,
@@ -55,7 +65,7 @@ struct Client {
 
 impl Client {
     fn keep_dialling(&self) {
-        while self.until.is_none_or(|until| Instant::now() < until) {
+        while self.until.is_none_or(|until| Instant::now() < until) && !ENOUGH.load(Ordering::Relaxed) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             if !self.numbers.contains(&number) {
                 return;

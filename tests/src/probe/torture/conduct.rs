@@ -1,5 +1,6 @@
-//! `torture SEED FIRST TRANSFERS JSON FIELD…`: goes through fields with an agent of its own, prints a line for each, and fails if
-//! anything was wrong on any of them. JSON is a file to write, or `-`. `cargo xtask torture` builds what is needed and calls this.
+//! `torture SEED FIRST TRANSFERS KILLS JSON FIELD…`: goes through fields with an agent of its own, prints a line for each, and fails if
+//! anything was wrong on any of them. KILLS, or `-`, is how often the agent is killed on the field that kills it, which then ends. JSON
+//! is a file to write, or `-`. `cargo xtask torture` builds what is needed and calls this.
 
 use std::{
     fs::File,
@@ -20,10 +21,11 @@ extern "C" fn interrupt(_: libc::c_int) {
 
 /// Runs all fields, also after one of them failed.
 pub fn run(arguments: &[String]) -> Outcome {
-    let [seed, first, transfers, json, names @ ..] = arguments else {
-        return Err("torture SEED FIRST TRANSFERS JSON|- [FIELD…]".into());
+    let [seed, first, transfers, kills, json, names @ ..] = arguments else {
+        return Err("torture SEED FIRST TRANSFERS KILLS|- JSON|- [FIELD…]".into());
     };
     let (seed, first, transfers): (u64, u64, u64) = (seed.parse()?, first.parse()?, transfers.parse()?);
+    let kills = (kills != "-").then(|| kills.parse::<u64>()).transpose()?;
     let fields = fields(names)?;
     let mut json = (json != "-").then(|| File::create(json)).transpose()?;
     // Whatever was set up is taken away by whoever set it up: a signal ends the run, not the program.
@@ -41,7 +43,8 @@ pub fn run(arguments: &[String]) -> Outcome {
             continue;
         }
         let interrupted = || INTERRUPTED.load(Ordering::Relaxed);
-        let order = Order { seed, first, transfers: share, seconds_max: None, interrupted };
+        let kills = kills.filter(|_| field.kills_the_agent);
+        let order = Order { seed, first, transfers: share, seconds_max: None, kills, interrupted };
         let Some(tally) = torture::run(field, &order) else { return Err("root tests are switched off".into()) };
         println!("{tally}");
         if let Some(json) = &mut json {
