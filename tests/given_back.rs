@@ -212,7 +212,9 @@ fn a_connection_that_is_destroyed_from_outside_is_given_back_while_its_program_s
     counts.expect(0, "established ones and one that was half closed are destroyed");
     drop((held, half_closed));
     drop(listener);
-    let _origin = stage.echo_at("a", origin);
+    // The door, which made the listener, lets go of its own in its own time.
+    let listener = wait::until_some("the address to be free", wait::SOON, || stage.origin().listen(origin).ok());
+    let _origin = Origin::echo(listener, "a");
     counts.expect_nothing(stage.client(), "and closed");
 
     let begun: Vec<TcpStream> = (0..3).map(|_| stage.client().begin(waits).unwrap()).collect();
