@@ -72,6 +72,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             protocol,
             mode: Mode::Agent,
             policy: Policy::default(),
+            http: Default::default(),
             shortcut: Shortcut::Off,
             original_dst: false,
             connect_timeout: Duration::from_secs(1),

@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod file;
+pub mod http;
 pub mod inbound;
 pub mod pattern;
 pub mod policy;
@@ -13,6 +14,7 @@ use sockway_common::flow;
 pub use self::{
     capture::{Capture, CaptureRule, Except, NamespaceRules},
     file::ConfigError,
+    http::Http,
     policy::{Balance, Policy},
 };
 
@@ -64,6 +66,8 @@ pub struct Service {
     pub mode: Mode,
     /// How its connections are spread over the endpoints, and how many there may be.
     pub policy: Policy,
+    /// What its HTTP messages may take.
+    pub http: Http,
     /// Whether its connections may use the shortcut.
     pub shortcut: Shortcut,
     /// Whether endpoints on this host can ask what their clients dialled (`SO_ORIGINAL_DST`), as proxies do.
@@ -111,6 +115,8 @@ pub enum Protocol {
     Http,
     /// HTTP/2, by prior knowledge on both sides; gRPC.
     Http2,
+    /// Whichever of these the first bytes are, of either side.
+    Auto,
     /// Datagrams.
     Udp,
 }
@@ -119,7 +125,7 @@ impl Protocol {
     /// The IP protocol number underneath.
     pub fn transport(self) -> u8 {
         match self {
-            Self::Tcp | Self::Http | Self::Http2 => flow::TCP,
+            Self::Tcp | Self::Http | Self::Http2 | Self::Auto => flow::TCP,
             Self::Udp => flow::UDP,
         }
     }

@@ -5,3 +5,4 @@ pub mod edit;
 pub mod grpc;
 pub mod http1;
 pub mod http2;
+pub mod sniff;

@@ -1,5 +1,6 @@
 //! The corridor: a connection walks through the rooms in order.
 
+pub mod auto;
 pub mod http;
 pub mod http2;
 pub mod inbound;
@@ -203,8 +204,9 @@ pub async fn serve(hop: Rc<Hop>, socket: OwnedFd, netns: u64, peer: SocketAddr) 
         return hop.slab.count(Counter::NoService);
     };
     let outcome = match cluster.service.config.protocol {
-        Protocol::Http => http::serve(&hop, downstream, cluster, original).await,
+        Protocol::Http => http::serve(&hop, downstream, cluster, original, None).await,
         Protocol::Http2 => http2::serve(&hop, downstream, cluster, original, None).await,
+        Protocol::Auto => auto::serve(&hop, downstream, cluster, original).await,
         // No UDP comes this way: such a service is balanced in the kernel. What a reload made of the id in between is opaque to us.
         Protocol::Tcp | Protocol::Udp => opaque::serve(&hop, downstream, cluster, original.source).await,
     };

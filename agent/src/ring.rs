@@ -15,6 +15,7 @@
 mod buf;
 mod close;
 mod connect;
+mod delivery;
 mod io;
 mod readiness;
 mod recv;

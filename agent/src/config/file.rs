@@ -5,6 +5,7 @@
 
 mod capture;
 mod conflicts;
+mod http;
 mod inbound;
 mod policy;
 mod section;
@@ -50,8 +51,13 @@ const DRAIN_TIMEOUT_MS_MAX: u32 = 3_600_000;
 
 const SWITCHES: [(&str, bool); 2] = [("on", true), ("off", false)];
 const SHORTCUTS: [(&str, Shortcut); 3] = [("auto", Shortcut::Auto), ("on", Shortcut::On), ("off", Shortcut::Off)];
-const PROTOCOLS: [(&str, Protocol); 4] =
-    [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("http2", Protocol::Http2), ("udp", Protocol::Udp)];
+const PROTOCOLS: [(&str, Protocol); 5] = [
+    ("tcp", Protocol::Tcp),
+    ("http", Protocol::Http),
+    ("http2", Protocol::Http2),
+    ("udp", Protocol::Udp),
+    ("auto", Protocol::Auto),
+];
 const MODES: [(&str, Mode); 2] = [("kernel", Mode::Kernel), ("agent", Mode::Agent)];
 const BALANCES: [(&str, Balance); 6] = [
     ("round_robin", Balance::RoundRobin),

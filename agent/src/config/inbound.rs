@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Endpoint, Mode, Policy, Protocol, Service, Shortcut,
+    Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut,
     capture::{Cidr, NamespaceRules},
 };
 
@@ -20,8 +20,10 @@ pub struct Inbound {
     pub ports: Vec<RangeInclusive<u16>>,
     /// In which network namespaces.
     pub namespaces: NamespaceRules,
-    /// What is spoken: HTTP/1, or opaque bytes.
+    /// What is spoken: HTTP/1, opaque bytes, or whichever the first bytes are.
     pub protocol: Protocol,
+    /// What HTTP messages may take.
+    pub http: Http,
     /// How long the agent waits for the program to accept.
     pub connect_timeout: Duration,
     /// How much is let in.
@@ -88,6 +90,7 @@ impl Inbound {
             protocol: self.protocol,
             mode: Mode::Agent,
             policy: Policy::default(),
+            http: self.http.clone(),
             shortcut: Shortcut::Off,
             original_dst: false,
             connect_timeout: self.connect_timeout,

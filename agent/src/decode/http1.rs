@@ -11,9 +11,9 @@ use std::mem::MaybeUninit;
 
 use fields::{Fields, offset};
 
-/// Longest head, start line included.
+/// Longest head, start line included, unless it is said otherwise.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Most fields in a head.
+/// Most fields in a head, unless it is said otherwise. What is read with more takes its memory from the heap.
 pub const FIELDS_MAX: usize = 200;
 
 /// How the end of a body is told.
@@ -36,7 +36,9 @@ pub enum Method {
     Head,
     /// Asks for a tunnel.
     Connect,
-    /// GET, OPTIONS, TRACE, PUT, DELETE: the effect of two is that of one (RFC 9110 section 9.2.2).
+    /// As [`Method::Idempotent`]; may be about the whole server: `*`.
+    Options,
+    /// GET, TRACE, PUT, DELETE: the effect of two is that of one (RFC 9110 section 9.2.2).
     Idempotent,
     /// All others, POST among them.
     Other,
@@ -45,7 +47,7 @@ pub enum Method {
 impl Method {
     /// Whether the effect of the request sent twice is that of once.
     pub fn is_idempotent(self) -> bool {
-        matches!(self, Method::Head | Method::Idempotent)
+        matches!(self, Method::Head | Method::Options | Method::Idempotent)
     }
 }
 
@@ -98,6 +100,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Whether the connection can be used again after it.
     pub keep_alive: bool,
+    /// From here on bytes are bytes: 101 to a WebSocket's request, or any 2xx to CONNECT.
+    pub switches: bool,
     /// What must be changed.
     pub edits: Edits,
 }
@@ -130,15 +134,32 @@ pub struct Asked {
     pub websocket: bool,
     /// The client speaks HTTP/1.0: a chunked body will be passed on bare.
     pub http10: bool,
+    /// CONNECT: 2xx is followed by a tunnel.
+    pub connect: bool,
+    /// Most fields in its head.
+    pub fields_max: usize,
 }
 
-type Headers<'b> = [MaybeUninit<httparse::Header<'b>>; FIELDS_MAX];
+type Headers<'b> = [MaybeUninit<httparse::Header<'b>>];
 
-/// Reads a request's head from the start of `bytes`; `None` while it is not all there.
-pub fn request(bytes: &[u8]) -> Result<Option<RequestHead>, BadRequest> {
-    let mut headers: Headers<'_> = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+/// Room for as many fields as most limits allow.
+const fn room<'b>() -> [MaybeUninit<httparse::Header<'b>>; FIELDS_MAX] {
+    [const { MaybeUninit::uninit() }; FIELDS_MAX]
+}
+
+/// Reads a request's head of at most `fields_max` fields from the start of `bytes`; `None` while it is not all there.
+pub fn request(bytes: &[u8], fields_max: usize) -> Result<Option<RequestHead>, BadRequest> {
+    match read_request(bytes, &mut room()[..fields_max.min(FIELDS_MAX)]) {
+        Err(BadRequest::TooManyFields) if fields_max > FIELDS_MAX => {
+            read_request(bytes, &mut vec![MaybeUninit::uninit(); fields_max])
+        }
+        result => result,
+    }
+}
+
+fn read_request<'b>(bytes: &'b [u8], headers: &mut Headers<'b>) -> Result<Option<RequestHead>, BadRequest> {
     let mut parsed = httparse::Request::new(&mut []);
-    let head_bytes = match parsed.parse_with_uninit_headers(bytes, &mut headers) {
+    let head_bytes = match parsed.parse_with_uninit_headers(bytes, headers) {
         Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(error) => return Err(refusal(error)),
@@ -151,7 +172,7 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead>, BadRequest> {
     if offset(head, method.as_bytes()) != 0 {
         return Err(BadRequest::Malformed("something stands before the request line"));
     }
-    let method = classify(method);
+    let (method, is_get) = (classify(method), method == "GET");
     let fields = Fields::read(head, parsed.headers, true).map_err(BadRequest::Malformed)?;
     let is_http10 = minor == 0;
     let framing = request_framing(&fields, is_http10)?;
@@ -161,9 +182,10 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead>, BadRequest> {
         method,
         is_http10,
         framing,
-        keep_alive: if is_http10 { fields.keep_alive && !fields.close } else { !fields.close },
+        // What a client sends behind CONNECT is meant for the tunnel: refused one, it must not be read as a request (RFC 9110 section 9.3.6).
+        keep_alive: method != Method::Connect && fields.wants_more(is_http10),
         expects_continue: fields.expects_continue && !is_http10,
-        websocket: is_websocket(&fields, method, is_http10, framing),
+        websocket: is_get && !is_http10 && framing == Framing::None && fields.websocket && fields.upgrade,
         lacks_host: false,
         edits: Edits::default(),
     };
@@ -194,7 +216,8 @@ fn refusal(error: httparse::Error) -> BadRequest {
 
 fn classify(method: &str) -> Method {
     match method {
-        "GET" | "PUT" | "DELETE" | "OPTIONS" | "TRACE" => Method::Idempotent,
+        "GET" | "PUT" | "DELETE" | "TRACE" => Method::Idempotent,
+        "OPTIONS" => Method::Options,
         "HEAD" => Method::Head,
         "CONNECT" => Method::Connect,
         _ => Method::Other,
@@ -210,10 +233,6 @@ fn request_framing(fields: &Fields<'_>, is_http10: bool) -> Result<Framing, BadR
         (1, None) if fields.chunked => Ok(Framing::Chunked),
         (_, None) => Err(BadRequest::Malformed("Transfer-Encoding is not exactly chunked")),
     }
-}
-
-fn is_websocket(fields: &Fields<'_>, method: Method, is_http10: bool, framing: Framing) -> bool {
-    fields.websocket && fields.upgrade && !is_http10 && method == Method::Idempotent && framing == Framing::None
 }
 
 fn check_host(head: &mut RequestHead, fields: &Fields<'_>, target: &str) -> Result<(), BadRequest> {
@@ -232,8 +251,14 @@ fn check_host(head: &mut RequestHead, fields: &Fields<'_>, target: &str) -> Resu
 
 /// Checks the target's form; an absolute one becomes a path, and its authority the Host (RFC 9112 section 3.2.2).
 fn check_target(head: &mut RequestHead, fields: &Fields<'_>, bytes: &[u8], target: &str) -> Result<(), BadRequest> {
-    if target.starts_with('/') || head.method == Method::Connect || (target == "*" && head.method == Method::Idempotent)
-    {
+    if target.contains('#') {
+        // No part of a target (RFC 9112 section 3.2): who routes by the path and who serves it may see two.
+        return Err(BadRequest::Malformed("a fragment in the target"));
+    }
+    if head.method == Method::Connect {
+        return check_tunnel(head, target);
+    }
+    if target.starts_with('/') || (target == "*" && head.method == Method::Options) {
         return Ok(());
     }
     let Some(scheme_bytes) = ["http://", "https://"]
@@ -244,7 +269,7 @@ fn check_target(head: &mut RequestHead, fields: &Fields<'_>, bytes: &[u8], targe
         return Err(BadRequest::Malformed("the target is neither a path nor an http address"));
     };
     let rest = &target[scheme_bytes..];
-    let authority_bytes = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let authority_bytes = rest.find(['/', '?']).unwrap_or(rest.len());
     let authority = &rest.as_bytes()[..authority_bytes];
     if authority.is_empty() || !fields::is_authority(authority) {
         return Err(BadRequest::Malformed("invalid authority in the target"));
@@ -254,9 +279,10 @@ fn check_target(head: &mut RequestHead, fields: &Fields<'_>, bytes: &[u8], targe
     if bytes[path] == b'/' {
         head.edits.cuts.push((start, path));
     } else {
-        // An empty path is sent as "/": the authority's last byte becomes it.
+        // An empty path is sent as "/": the authority's last byte becomes it. OPTIONS means the whole server (RFC 9112 section 3.2.4).
+        let is_whole = head.method == Method::Options && bytes[path] == b' ';
         head.edits.cuts.push((start, path - 1));
-        head.edits.patches.push((path - 1, b'/'));
+        head.edits.patches.push((path - 1, if is_whole { b'*' } else { b'/' }));
     }
     match fields.host {
         Some((host, _)) if host.eq_ignore_ascii_case(authority) => {}
@@ -268,17 +294,44 @@ fn check_target(head: &mut RequestHead, fields: &Fields<'_>, bytes: &[u8], targe
     Ok(())
 }
 
+/// A tunnel is asked for to a host and a port, and without a body (RFC 9110 section 9.3.6).
+fn check_tunnel(head: &RequestHead, target: &str) -> Result<(), BadRequest> {
+    let has_port = target.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && !port.is_empty());
+    if !has_port || !fields::is_authority(target.as_bytes()) {
+        return Err(BadRequest::Malformed("the target of CONNECT is not a host and a port"));
+    }
+    match head.framing {
+        Framing::None => Ok(()),
+        _ => Err(BadRequest::Malformed("CONNECT with a body")),
+    }
+}
+
+/// What stands for a head with more fields than may be.
+const TOO_MANY_FIELDS: BadResponse = BadResponse("too many header fields");
+
 /// Reads a response's head from the start of `bytes`; `None` while it is not all there.
 pub fn response(bytes: &[u8], asked: Asked) -> Result<Option<ResponseHead>, BadResponse> {
-    let mut headers: Headers<'_> = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    match read_response(bytes, asked, &mut room()[..asked.fields_max.min(FIELDS_MAX)]) {
+        Err(TOO_MANY_FIELDS) if asked.fields_max > FIELDS_MAX => {
+            read_response(bytes, asked, &mut vec![MaybeUninit::uninit(); asked.fields_max])
+        }
+        result => result,
+    }
+}
+
+fn read_response<'b>(
+    bytes: &'b [u8],
+    asked: Asked,
+    headers: &mut Headers<'b>,
+) -> Result<Option<ResponseHead>, BadResponse> {
     let mut parsed = httparse::Response::new(&mut []);
     let mut config = httparse::ParserConfig::default();
     // RFC 9112 section 5.1: white space before the colon is removed from a response.
     config.allow_spaces_after_header_name_in_responses(true);
-    let head_bytes = match config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut headers) {
+    let head_bytes = match config.parse_response_with_uninit_headers(&mut parsed, bytes, headers) {
         Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err(BadResponse("too many header fields")),
+        Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY_FIELDS),
         Err(_) => return Err(BadResponse("malformed head")),
     };
     let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
@@ -294,13 +347,14 @@ pub fn response(bytes: &[u8], asked: Asked) -> Result<Option<ResponseHead>, BadR
     }
     let fields = Fields::read(head, parsed.headers, false).map_err(BadResponse)?;
     let framing = response_framing(&fields, status, minor == 0, asked)?;
-    let keep_alive = if minor == 0 { fields.keep_alive && !fields.close } else { !fields.close };
+    let switches = status == 101 || opens_tunnel(status, asked);
+    let keep_alive = !switches && fields.wants_more(minor == 0);
     let mut edits = Edits::default();
     if minor == 0 {
         edits.patches.push((b"HTTP/1.".len(), b'1'));
     }
     fields.cuts(status == 101, false, &mut edits);
-    if status < 200 || status == 204 || (asked.http10 && fields.codings > 0) {
+    if status < 200 || status == 204 || switches || (asked.http10 && fields.codings > 0) {
         // No body, and no word of one (RFC 9110 section 8.6, RFC 9112 section 6.1); or chunks for one who does not know them.
         fields.cut_framing(&mut edits);
     }
@@ -311,11 +365,20 @@ pub fn response(bytes: &[u8], asked: Asked) -> Result<Option<ResponseHead>, BadR
         status,
         framing,
         keep_alive: keep_alive && framing != Framing::UntilClose,
+        switches,
         edits,
     }))
 }
 
+/// Whatever the fields of such a response say of a body, there is none (RFC 9110 section 9.3.6).
+fn opens_tunnel(status: u16, asked: Asked) -> bool {
+    asked.connect && (200..300).contains(&status)
+}
+
 fn response_framing(fields: &Fields<'_>, status: u16, is_http10: bool, asked: Asked) -> Result<Framing, BadResponse> {
+    if opens_tunnel(status, asked) {
+        return Ok(Framing::None);
+    }
     match (fields.codings, fields.length) {
         (1.., Some(_)) => return Err(BadResponse("both Transfer-Encoding and Content-Length")),
         (1.., None) if is_http10 => return Err(BadResponse("Transfer-Encoding in HTTP/1.0")),
@@ -324,8 +387,8 @@ fn response_framing(fields: &Fields<'_>, status: u16, is_http10: bool, asked: As
         }
         _ => {}
     }
-    if status == 101 && !asked.websocket {
-        return Err(BadResponse("101 without having been asked"));
+    if status == 101 && !(asked.websocket && fields.websocket) {
+        return Err(BadResponse("101 to a protocol that was not asked for"));
     }
     Ok(match (fields.codings, fields.length) {
         _ if status < 200 || status == 204 || status == 304 || asked.head => Framing::None,

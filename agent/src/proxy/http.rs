@@ -4,17 +4,16 @@
 //! so that a request costs four system calls: receive and send on either side. Whatever is longer is streamed.
 
 mod apply;
+mod attend;
 mod reply;
 mod request;
 mod respond;
 mod streaming;
 
-use std::{
-    cell::Cell, future::poll_fn, io, net::Shutdown, net::SocketAddr, ops::Range, rc::Rc, task::Poll, time::Duration,
-    time::Instant,
-};
+use std::{cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, rc::Rc, time::Duration, time::Instant};
 
 use apply::apply;
+use attend::{Client, first_answer, pass_on, set_or_clear, take_back};
 use respond::{Answer, Answered, Unanswered};
 
 pub(super) use reply::Reply;
@@ -110,9 +109,18 @@ enum Rest {
 }
 
 /// Serves one connection to its end.
-pub async fn serve(hop: &Rc<Hop>, stream: Stream, cluster: Rc<Cluster>, original: OriginalDst) -> Counter {
+///
+/// `pending` are bytes of the first request that have come already.
+pub async fn serve(
+    hop: &Rc<Hop>,
+    stream: Stream,
+    cluster: Rc<Cluster>,
+    original: OriginalDst,
+    pending: Option<Buf>,
+) -> Counter {
     let (dialled, source) = (original.address, original.source);
-    let mut connection = Connection { hop, stream, cluster, dialled, source, pending: None, was_asked: false };
+    let was_asked = pending.is_some();
+    let mut connection = Connection { hop, stream, cluster, dialled, source, pending, was_asked };
     loop {
         let (buf, head) = match connection.request().await {
             Ok(request) => request,
@@ -131,9 +139,6 @@ impl Connection<'_> {
         let began = Instant::now();
         let own = self.hop.samples_own_time().then(|| OwnTime::since(began));
         self.hop.refresh(&mut self.cluster);
-        if head.method == Method::Connect {
-            return Next::End(self.refuse(Reply::no_tunnels()).await);
-        }
         if head.lacks_host {
             head.edits.insert.extend_from_slice(format!("Host: {}\r\n", self.dialled).as_bytes());
         }
@@ -184,6 +189,8 @@ impl Connection<'_> {
         head: &RequestHead,
         mut own: Option<OwnTime>,
     ) -> Next {
+        let limits = self.limits();
+        let leaves = head.keep_alive && buf.is_empty();
         let mut tried = Tried::by(self.source);
         // Whether an endpoint did accept, but gave no response.
         let (mut replays, mut is_mute) = (0, false);
@@ -196,28 +203,38 @@ impl Connection<'_> {
             if !upstream.stream.reader.is_armed() {
                 upstream.stream.reader.arm(self.hop.buffers.take(MEDIUM));
             }
+            let sent_before = upstream.stream.writer.taken();
             upstream.stream.writer.submit(buf, send.clone());
-            let (received, response) = first_answer(&mut upstream.stream, &mut self.pending, &mut own).await;
+            set_or_clear(&upstream.stream.socket, limits.response, Due::End);
+            let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
+            let answered = first_answer(&mut upstream.stream, &mut client, &mut self.pending, &mut own).await;
+            let Some((received, response)) = answered else { return self.left() };
             if !matches!(received, Ok(1..)) {
                 self.hop.buffers.give(response);
-                buf = take_back(&mut upstream.stream, &mut self.pending).await;
-                if head.method.is_idempotent() && replays < REPLAYS_MAX {
-                    // A reused connection may have ended as we sent: the race that any reuse runs. One that was just made says more
-                    // of the endpoint: another is asked.
-                    if !upstream.reused {
-                        is_mute = true;
-                        tried.add(&upstream);
-                    }
-                    self.hop.slab.count(Counter::Replayed);
-                    replays += 1;
-                    continue;
+                let has_ended = received.is_ok();
+                if upstream.stream.socket.is_overdue() {
+                    let buf = take_back(&mut upstream.stream, &mut self.pending).await;
+                    return self.reply(Reply::late_response(), head, buf).await;
                 }
-                return self.reply(Reply::no_response(), head, buf).await;
+                let why = self.may_replay(&upstream.stream, (sent_before, has_ended), head, replays).await;
+                buf = take_back(&mut upstream.stream, &mut self.pending).await;
+                let Some(why) = why else { return self.reply(Reply::no_response(), head, buf).await };
+                // A reused connection may have ended as we sent: the race that any reuse runs. One that was just made says more of the
+                // endpoint: another is asked.
+                if !upstream.reused {
+                    is_mute = true;
+                    tried.add(&upstream);
+                }
+                self.hop.slab.count(why);
+                replays += 1;
+                continue;
             }
             let uploaded = Cell::new(!upstream.stream.writer.is_sending());
             let head_sent = Cell::new(false);
-            let answer = answer(self.hop, head, &uploaded, &head_sent);
-            let answered = answer.give(&mut upstream.stream.reader, &mut self.stream.writer, response).await;
+            let answer = answer(self.hop, head, &limits, &uploaded, &head_sent);
+            let client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
+            let to = &mut self.stream.writer;
+            let answered = pass_on(&answer, &mut upstream.stream, to, client, response, limits.stall).await;
             if let Some(own) = own
                 && self.flush().await.is_ok()
             {
@@ -226,6 +243,38 @@ impl Connection<'_> {
             let buf = take_back(&mut upstream.stream, &mut self.pending).await;
             return self.after(upstream, answered, head, buf).await;
         }
+    }
+
+    /// Whether a request that got no response may be sent once more, and as what that counts: one that may be repeated, a few times; another
+    /// once, if no byte of it can have been processed.
+    async fn may_replay(
+        &self,
+        upstream: &Stream,
+        (sent_before, has_ended): (u64, bool),
+        head: &RequestHead,
+        replays: usize,
+    ) -> Option<Counter> {
+        if head.method.is_idempotent() {
+            return (replays < REPLAYS_MAX).then_some(Counter::Replayed);
+        }
+        (replays == 0 && upstream.never_arrived(sent_before, has_ended).await).then_some(Counter::ReplayedUnseen)
+    }
+
+    /// What the messages of the service may take, as of now.
+    fn limits(&self) -> Limits {
+        let http = &self.cluster.service.config.http;
+        Limits {
+            head_bytes: http.head_bytes_max,
+            head_fields: http.head_fields_max,
+            response: http.response_timeout,
+            stall: http.stall_timeout,
+        }
+    }
+
+    /// The client left before it had its answer: whatever the endpoint would say, nobody hears it.
+    fn left(&self) -> Next {
+        self.hop.slab.count(Counter::RequestAborted);
+        Next::End(Counter::ClientAborted)
     }
 
     /// What follows when the endpoint has answered, or failed to. `buf` holds what came behind the request.
@@ -240,17 +289,21 @@ impl Connection<'_> {
             Ok(answered) => answered,
             Err(unanswered) => return self.unanswered(unanswered, head, buf).await,
         };
-        self.hop.slab.count(outcome(answered.status));
+        upstream.stream.socket.clear_due();
         if let Some(first) = answered.upgraded {
+            self.hop.slab.count(Counter::Upgraded);
             return Next::End(self.upgraded(&mut upstream.stream, buf, first).await);
         }
+        self.hop.slab.count(outcome(answered.status));
         if answered.reusable {
             self.hop.keep(upstream);
         } else {
             drop(upstream);
         }
         if answered.close {
-            return Next::End(self.close(false).await);
+            // Behind CONNECT stands what was meant for the tunnel.
+            let linger = head.method == Method::Connect;
+            return Next::End(self.close(linger).await);
         }
         self.put_back(buf);
         Next::Request
@@ -265,18 +318,17 @@ impl Connection<'_> {
     }
 
     async fn unanswered(&mut self, unanswered: Unanswered, head: &RequestHead, buf: Buf) -> Next {
-        match unanswered {
-            Unanswered::Bad(bad) => self.reply(Reply::bad_response(bad), head, buf).await,
-            Unanswered::Broken => {
-                self.hop.slab.count(Counter::ResponseAborted);
-                self.abort().await;
-                Next::End(Counter::UpstreamAborted)
-            }
-            Unanswered::ClientGone => {
-                self.hop.slab.count(Counter::RequestAborted);
-                Next::End(Counter::ClientAborted)
-            }
-        }
+        let (counter, end) = match unanswered {
+            Unanswered::Bad(bad) => return self.reply(Reply::bad_response(bad), head, buf).await,
+            Unanswered::Late => return self.reply(Reply::late_response(), head, buf).await,
+            Unanswered::ClientGone => return self.left(),
+            Unanswered::ClientStalled => (Counter::ClientStalled, Counter::ClientAborted),
+            Unanswered::Broken => (Counter::ResponseAborted, Counter::UpstreamAborted),
+            Unanswered::Stalled => (Counter::ResponseStalled, Counter::UpstreamAborted),
+        };
+        self.hop.slab.count(counter);
+        self.abort().await;
+        Next::End(end)
     }
 
     /// Breaks off within a response: what was sent arrives, and then a reset, which no client can take for the end.
@@ -368,53 +420,39 @@ impl Connection<'_> {
     }
 }
 
-fn answer<'a>(hop: &'a Hop, head: &RequestHead, uploaded: &'a Cell<bool>, head_sent: &'a Cell<bool>) -> Answer<'a> {
+/// What a message may take.
+struct Limits {
+    head_bytes: usize,
+    head_fields: usize,
+    response: Option<Duration>,
+    stall: Option<Duration>,
+}
+
+fn answer<'a>(
+    hop: &'a Hop,
+    head: &RequestHead,
+    limits: &Limits,
+    uploaded: &'a Cell<bool>,
+    head_sent: &'a Cell<bool>,
+) -> Answer<'a> {
     Answer {
         hop,
-        asked: Asked { head: head.method == Method::Head, websocket: head.websocket, http10: head.is_http10 },
+        asked: Asked {
+            head: head.method == Method::Head,
+            websocket: head.websocket,
+            http10: head.is_http10,
+            connect: head.method == Method::Connect,
+            fields_max: limits.head_fields,
+        },
+        head_bytes_max: limits.head_bytes,
         keep_alive: head.keep_alive,
         uploaded,
         head_sent,
     }
 }
 
-/// Waits for the first bytes of a response, or the end. The request's buffer is kept as soon as it is sent.
-async fn first_answer(
-    stream: &mut Stream,
-    sent: &mut Option<Buf>,
-    own: &mut Option<OwnTime>,
-) -> (io::Result<usize>, Buf) {
-    let received = poll_fn(|context| {
-        if stream.writer.is_sending()
-            && let Poll::Ready((result, buf)) = stream.writer.poll_sent(context)
-        {
-            *sent = Some(buf);
-            own.iter_mut().for_each(OwnTime::pause);
-            if result.is_err() {
-                // It may have answered all the same, before it ended; if not, this ends the wait.
-                stream.socket.shut(Shutdown::Both);
-            }
-        }
-        stream.reader.poll_received(context)
-    })
-    .await;
-    own.iter_mut().for_each(OwnTime::resume);
-    received
-}
-
-/// The request's buffer, back from the kernel.
-async fn take_back(stream: &mut Stream, sent: &mut Option<Buf>) -> Buf {
-    if let Some(buf) = sent.take() {
-        return buf;
-    }
-    // Whoever has answered, or ended, reads no more of it.
-    stream.socket.shut(Shutdown::Both);
-    stream.writer.sent().await.1
-}
-
 pub(super) fn outcome(status: u16) -> Counter {
     match status {
-        101 => Counter::Upgraded,
         200..300 => Counter::Answered2xx,
         300..400 => Counter::Answered3xx,
         400..500 => Counter::Answered4xx,

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, net::SocketAddr, os::fd::OwnedFd, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
 
-use super::{Cluster, Hop, http, opaque};
+use super::{Cluster, Hop, auto, http, opaque};
 use crate::{
     balance::Balancer,
     cluster::{Inbound, Refused, Service, Shares},
@@ -52,8 +52,12 @@ async fn serve_watched(hop: &Rc<Hop>, socket: Socket, place: Arc<Place>, client:
     // Where there is one endpoint, no hash of the source is asked for.
     let original = OriginalDst { address: dialled, service: rule.service.id, source: 0 };
     let outcome = match rule.config.protocol {
-        Protocol::Http => http::serve(hop, downstream, cluster, original).await,
-        _ => opaque::serve(hop, downstream, cluster, original.source).await,
+        Protocol::Http => http::serve(hop, downstream, cluster, original, None).await,
+        Protocol::Auto => auto::serve(hop, downstream, cluster, original).await,
+        // No rule names HTTP/2 by itself: it is passed through.
+        Protocol::Tcp | Protocol::Udp | Protocol::Http2 => {
+            opaque::serve(hop, downstream, cluster, original.source).await
+        }
     };
     drop(entered);
     outcome

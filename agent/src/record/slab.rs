@@ -50,6 +50,16 @@ sockway_common::counters! {
     RelayUpstreamReset = "connections_closed_total" ["reason" = "relay_upstream_reset"],
     /// Opaque connections for which no endpoint could be reached.
     RelayNoEndpoint = "connections_closed_total" ["reason" = "relay_no_endpoint"],
+    /// Connections to a service whose protocol is judged by its first bytes: the server spoke first, or ended.
+    SpokenByServer = "connections_sniffed_total" ["protocol" = "server_first"],
+    /// Connections whose client spoke HTTP/1 first.
+    SpokenHttp1 = "connections_sniffed_total" ["protocol" = "http1"],
+    /// Connections whose client spoke HTTP/2 first.
+    SpokenHttp2 = "connections_sniffed_total" ["protocol" = "http2"],
+    /// Connections whose client spoke TLS first.
+    SpokenTls = "connections_sniffed_total" ["protocol" = "tls"],
+    /// Connections whose client spoke something else first, or ended.
+    SpokenOpaque = "connections_sniffed_total" ["protocol" = "opaque"],
     /// Pairs of connections whose programs were told to send straight to each other.
     JoinArmed = "joins_total" ["result" = "armed"],
     /// Pairs not joined because the client is not in the shortcut.
@@ -70,7 +80,7 @@ sockway_common::counters! {
     Answered5xx = "requests_total" ["outcome" = "5xx"],
     /// Requests answered by an endpoint with a status of 600 or more.
     AnsweredOther = "requests_total" ["outcome" = "other_status"],
-    /// Requests that became a WebSocket.
+    /// Requests that became a WebSocket or a tunnel.
     Upgraded = "requests_total" ["outcome" = "upgraded"],
     /// Requests refused as malformed: 400.
     Malformed = "requests_total" ["outcome" = "malformed"],
@@ -80,8 +90,10 @@ sockway_common::counters! {
     TargetTooLong = "requests_total" ["outcome" = "target_too_long"],
     /// Requests with too long a head or too many fields: 431.
     HeadTooLarge = "requests_total" ["outcome" = "head_too_large"],
-    /// Requests for a tunnel: 501.
+    /// Requests of HTTP/2 for a tunnel: 501.
     ConnectMethod = "requests_total" ["outcome" = "connect_method"],
+    /// Requests whose body did not go on in time: 408.
+    BodyTimeout = "requests_total" ["outcome" = "body_timeout"],
     /// Requests of another version of HTTP: 505.
     OtherVersion = "requests_total" ["outcome" = "other_version"],
     /// Requests for which no endpoint could be reached: 503.
@@ -94,6 +106,12 @@ sockway_common::counters! {
     NoResponse = "requests_total" ["outcome" = "no_response"],
     /// gRPC calls whose time was over before the response was.
     DeadlineExceeded = "requests_total" ["outcome" = "deadline_exceeded"],
+    /// Requests whose endpoint did not answer in time: 504.
+    ResponseTimeout = "requests_total" ["outcome" = "response_timeout"],
+    /// Requests whose endpoint did not go on with the response in time.
+    ResponseStalled = "requests_total" ["outcome" = "response_stalled"],
+    /// Requests whose client did not take the response in time.
+    ClientStalled = "requests_total" ["outcome" = "client_stalled"],
     /// Requests whose endpoint broke off within the response.
     ResponseAborted = "requests_total" ["outcome" = "response_aborted"],
     /// Requests that the client broke off, before or within the response.
@@ -136,8 +154,10 @@ sockway_common::counters! {
     UpstreamReused = "upstream_requests_total" ["connection" = "reused"],
     /// Requests sent on a new connection.
     UpstreamFresh = "upstream_requests_total" ["connection" = "new"],
-    /// Requests sent once more because a reused connection ended before any response.
-    Replayed = "upstream_replays_total" [],
+    /// Requests sent once more because a connection ended before any response: doing it twice does no more than doing it once.
+    Replayed = "upstream_replays_total" ["reason" = "idempotent"],
+    /// Requests sent once more because a connection ended before any response, and TCP knows that no byte of the request arrived.
+    ReplayedUnseen = "upstream_replays_total" ["reason" = "never_arrived"],
     /// Connects to an endpoint that it accepted.
     ConnectAccepted = "upstream_connects_total" ["result" = "accepted"],
     /// Connects to an endpoint that were refused, or found it unreachable.

@@ -138,27 +138,34 @@ impl Buffers {
         }
     }
 
-    /// A buffer that holds a copy of `bytes`, at most [`LARGE`] less the rooms at both ends.
+    /// A buffer that holds a copy of `bytes`.
     pub fn holding(&self, bytes: &[u8]) -> Buf {
-        let capacity = [SMALL, MEDIUM].into_iter().find(|capacity| bytes.len() + HEADROOM + TAILROOM < *capacity);
-        let mut buf = self.take(capacity.unwrap_or(LARGE));
+        let needed = bytes.len() + HEADROOM + TAILROOM;
+        let mut buf = match [SMALL, MEDIUM, LARGE].into_iter().find(|capacity| needed <= *capacity) {
+            Some(capacity) => self.take(capacity),
+            None => Buf::new(needed),
+        };
         buf.spare()[..bytes.len()].copy_from_slice(bytes);
         buf.filled(bytes.len());
         buf
     }
 
-    /// Makes room behind the bytes of a full buffer: moves them to its beginning, or to a larger one. `Err` when it is the largest
-    /// and holds nothing else.
-    pub fn make_room(&self, mut buf: Buf) -> Result<Buf, Buf> {
+    /// Makes room behind the bytes of a full buffer: moves them to its beginning, or to a larger one. `Err` when it holds `bytes_max` of them.
+    pub fn make_room(&self, mut buf: Buf, bytes_max: usize) -> Result<Buf, Buf> {
         if buf.start > HEADROOM {
             buf.memory.copy_within(buf.start..buf.end, HEADROOM);
             (buf.start, buf.end) = (HEADROOM, HEADROOM + buf.len());
             return Ok(buf);
         }
-        if buf.capacity() >= LARGE {
+        if buf.len() >= bytes_max {
             return Err(buf);
         }
-        let mut larger = self.take(if buf.capacity() < MEDIUM { MEDIUM } else { LARGE });
+        let mut larger = match buf.capacity() {
+            ..MEDIUM => self.take(MEDIUM),
+            MEDIUM..LARGE => self.take(LARGE),
+            // The longest heads, which few services allow: no stock is kept of these.
+            capacity => Buf::new((2 * capacity).min(bytes_max + HEADROOM + TAILROOM)),
+        };
         larger.spare()[..buf.len()].copy_from_slice(buf.bytes());
         larger.filled(buf.len());
         self.give(buf);

@@ -28,5 +28,10 @@ pub fn recv_into(socket: BorrowedFd<'_>, buf: &mut ReadBuf<'_>) -> io::Result<us
 
 /// Whether there is anything to receive: bytes, the end, or an error. Leaves it there.
 pub fn has_news(socket: BorrowedFd<'_>) -> bool {
-    recv(socket, &mut [0_u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK) != Err(rustix::io::Errno::AGAIN)
+    look(socket) != Err(rustix::io::Errno::AGAIN)
+}
+
+/// What the next receive would give, at most one byte of it. Leaves it there.
+pub fn look(socket: BorrowedFd<'_>) -> rustix::io::Result<usize> {
+    recv(socket, &mut [0_u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK).map(|(bytes, _)| bytes)
 }

@@ -105,17 +105,7 @@ impl Socket {
 
     /// Sends RST, so that the peer cannot take what it has for the whole. Both directions are over.
     pub fn reset(&self) {
-        let fd = SockRef::from(&*self.fd);
-        let _ = fd.set_linger(Some(Duration::ZERO));
-        // connect(AF_UNSPEC) disconnects at once. SO_LINGER alone would act at the last close, and the shutdown that ends the
-        // operations in flight before it would send a clean FIN.
-        let mut unspecified = socket2::SockAddrStorage::zeroed();
-        let length = size_of::<libc::sockaddr>() as libc::socklen_t;
-        // SAFETY: any socket address begins like `sockaddr`, and the storage is large enough for all of them.
-        unsafe { unspecified.view_as::<libc::sockaddr>() }.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
-        // SAFETY: `length` bytes of the zeroed storage are an address of family AF_UNSPEC.
-        let unspecified = unsafe { SockAddr::new(unspecified, length) };
-        let _ = fd.connect(&unspecified);
+        reset(self.as_fd());
     }
 
     /// The address at this end.
@@ -128,6 +118,21 @@ impl Socket {
     pub fn take_error(&self) -> Option<io::Error> {
         SockRef::from(&*self.fd).take_error().ok().flatten()
     }
+}
+
+/// Sends RST, and ends both directions.
+pub(super) fn reset(socket: BorrowedFd<'_>) {
+    let fd = SockRef::from(&socket);
+    let _ = fd.set_linger(Some(Duration::ZERO));
+    // connect(AF_UNSPEC) disconnects at once. SO_LINGER alone would act at the last close, and the shutdown that ends the
+    // operations in flight before it would send a clean FIN.
+    let mut unspecified = socket2::SockAddrStorage::zeroed();
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: any socket address begins like `sockaddr`, and the storage is large enough for all of them.
+    unsafe { unspecified.view_as::<libc::sockaddr>() }.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+    // SAFETY: `length` bytes of the zeroed storage are an address of family AF_UNSPEC.
+    let unspecified = unsafe { SockAddr::new(unspecified, length) };
+    let _ = fd.connect(&unspecified);
 }
 
 /// A port that is chosen in connect() has to differ only among connections to the same destination (`IP_BIND_ADDRESS_NO_PORT`).

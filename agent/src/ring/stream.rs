@@ -7,16 +7,22 @@ use std::{
     ops::Range,
     os::fd::{AsFd, AsRawFd},
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use tokio::io::{ReadBuf, unix::AsyncFd};
 
 use super::{
-    Buf, Socket,
+    Buf, Due, Socket,
+    delivery::{Fate, Told, hung_up},
     readiness::{self, Borrowed},
-    recv::{has_news, recv_into, recv_now},
+    recv::{has_news, look, recv_into, recv_now},
     send::{Send, send, send_now, send_vectored_now},
 };
+
+/// How long a peer that has ended its side may take to say what it makes of what was sent afterwards: a round trip within a data centre, and
+/// ten times the first retransmission (RFC 6298 as in Linux, 200 ms) between them.
+const VERDICT: Duration = Duration::from_secs(2);
 
 /// Both directions of a connection. The halves can be borrowed apart: one task may relay both ways.
 pub struct Stream {
@@ -33,9 +39,42 @@ impl Stream {
     pub fn new(socket: Socket) -> io::Result<Self> {
         // SAFETY: the halves are dropped before the socket, in the order of the stream's fields.
         let half = || unsafe { Borrowed::new(socket.as_raw_fd()) };
-        let reader = Reader { readiness: readiness::of_socket(half())?, armed: None, is_drained: true, taken: 0 };
-        let writer = Writer { socket: half(), sending: None, rest: 0..0 };
+        let reader = Reader {
+            readiness: readiness::of_socket(half())?,
+            armed: None,
+            has_unread: false,
+            is_drained: true,
+            taken: 0,
+        };
+        let writer = Writer { socket: half(), sending: None, rest: 0..0, taken: 0 };
         Ok(Self { reader, writer, socket })
+    }
+
+    /// Whether it is certain that nothing of what was sent behind the first `before` bytes has reached the peer's program. `has_ended`: the
+    /// peer has ended its side, and not just reset the connection. Takes up to [`VERDICT`], for a peer that ended and may still reset.
+    ///
+    /// A reset alone proves nothing: a program may read, and then abort before anything is acknowledged. But who ended its side before the
+    /// first byte arrived there had closed, and its kernel answers what comes later with a reset.
+    pub async fn never_arrived(&self, before: u64, has_ended: bool) -> bool {
+        if matches!(self.writer.sending, Some(Sending::InFlight(_))) {
+            return false;
+        }
+        let all = self.writer.taken;
+        if all == before {
+            return true;
+        }
+        if !has_ended {
+            return false;
+        }
+        let fate = || Told::of(self.socket.as_fd()).map_or(Fate::Unknown, |told| told.fate(before, all));
+        let mut known = fate();
+        if known == Fate::Undecided {
+            self.socket.set_due(VERDICT, Due::End);
+            hung_up(self.socket.as_raw_fd()).await;
+            self.socket.clear_due();
+            known = fate();
+        }
+        known == Fate::NeverArrived
     }
 }
 
@@ -52,6 +91,8 @@ impl Drop for Stream {
 pub struct Reader {
     readiness: AsyncFd<Borrowed>,
     armed: Option<Buf>,
+    /// Epoll has told of bytes that were only looked at.
+    has_unread: bool,
     /// Everything that had come when epoll last told of news has been taken.
     is_drained: bool,
     taken: u64,
@@ -62,6 +103,11 @@ impl Reader {
     pub fn arm(&mut self, buf: Buf) {
         debug_assert!(self.armed.is_none() && buf.room() > 0);
         self.armed = Some(buf);
+    }
+
+    /// Takes the prepared buffer back, with what it may have held when it was prepared.
+    pub fn disarm(&mut self) -> Option<Buf> {
+        self.armed.take()
     }
 
     /// Whether a buffer is prepared.
@@ -83,6 +129,9 @@ impl Reader {
 
     /// Whether the peer has neither sent nor ended anything, as far as epoll has told.
     pub fn is_quiet(&mut self) -> bool {
+        if self.has_unread {
+            return false;
+        }
         let mut context = Context::from_waker(Waker::noop());
         while let Poll::Ready(ready) = self.readiness.poll_read_ready(&mut context) {
             let Ok(mut ready) = ready else { return false };
@@ -99,8 +148,38 @@ impl Reader {
         poll_fn(|context| self.poll_received(context)).await
     }
 
+    /// Waits until the peer is gone: it has reset the connection or, if `by_end`, ended its side with nothing unread before it. What it
+    /// sends meanwhile is left where it is.
+    pub fn poll_gone(&mut self, context: &mut Context<'_>, by_end: bool) -> Poll<()> {
+        loop {
+            let Ok(mut ready) = ready!(self.readiness.poll_read_ready(context)) else { return Poll::Ready(()) };
+            let has_ended = ready.ready().is_read_closed();
+            match look(self.readiness.get_ref().as_fd()) {
+                Ok(0) if by_end => return Poll::Ready(()),
+                Ok(0) => return Poll::Pending,
+                Ok(_) => (self.has_unread, self.is_drained) = (true, false),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Err(_) => return Poll::Ready(()),
+            }
+            if has_ended {
+                // Nothing more will be told of this side, and it stays ready: whoever reads finds the end behind the bytes.
+                return Poll::Pending;
+            }
+            ready.clear_ready();
+        }
+    }
+
     /// As [`Reader::received`].
     pub fn poll_received(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<usize>, Buf)> {
+        if std::mem::take(&mut self.has_unread) {
+            let mut buf = self.armed.take().expect("a buffer is prepared");
+            let result = recv_now(self.readiness.get_ref().as_fd(), &mut buf);
+            self.taken += *result.as_ref().unwrap_or(&0) as u64;
+            if !result.as_ref().is_err_and(is_again) {
+                return Poll::Ready((result, buf));
+            }
+            self.armed = Some(buf);
+        }
         loop {
             let ready = ready!(self.readiness.poll_read_ready(context));
             let mut buf = self.armed.take().expect("a buffer is prepared");
@@ -161,6 +240,7 @@ pub struct Writer {
     socket: Borrowed,
     sending: Option<Sending>,
     rest: Range<usize>,
+    taken: u64,
 }
 
 /// What was submitted and not yet awaited.
@@ -171,6 +251,11 @@ enum Sending {
 }
 
 impl Writer {
+    /// Bytes that the kernel has taken since the connection was made.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Submits what stands at `range` of the buffer's memory. What was submitted before must have been awaited.
     ///
     /// send(2) tries first, and nearly always takes all: an operation would do the same work at the same moment, and cost a completion
@@ -179,10 +264,15 @@ impl Writer {
         debug_assert!(self.sending.is_none());
         self.rest = range;
         self.sending = Some(match send_now(self.socket.as_fd(), &buf.memory()[self.rest.clone()]) {
-            Ok(bytes) if bytes == self.rest.len() => Sending::Over(Ok(()), buf),
+            Ok(bytes) if bytes == self.rest.len() => {
+                self.taken += bytes as u64;
+                Sending::Over(Ok(()), buf)
+            }
             Err(error) if !is_again(&error) => Sending::Over(Err(error), buf),
             some => {
-                self.rest.start += some.unwrap_or(0);
+                let bytes = some.unwrap_or(0);
+                self.taken += bytes as u64;
+                self.rest.start += bytes;
                 Sending::InFlight(send(self.socket.as_raw_fd(), buf, self.rest.clone()))
             }
         });
@@ -214,7 +304,10 @@ impl Writer {
             let Sending::InFlight(sending) = sending else { continue };
             let (result, buf) = ready!(std::pin::Pin::new(sending).poll(context));
             match result {
-                Ok(bytes) => self.rest.start += bytes,
+                Ok(bytes) => {
+                    self.taken += bytes as u64;
+                    self.rest.start += bytes;
+                }
                 Err(error) if is_again(&error) => {}
                 Err(error) => {
                     self.sending = None;
@@ -231,4 +324,101 @@ impl Writer {
 
 fn is_again(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+        rc::Rc,
+    };
+
+    use super::*;
+    use crate::ring::{Buffers, SMALL, Watch, run};
+
+    /// A connection on which a first request was sent and read.
+    async fn used(buffers: &Buffers) -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        let mut stream = Stream::new(Socket::accepted(client.into(), &Rc::<Watch>::default())).unwrap();
+        send(&mut stream, buffers).await;
+        server.read_exact(&mut [0; 7]).unwrap();
+        (stream, server)
+    }
+
+    async fn send(stream: &mut Stream, buffers: &Buffers) {
+        let buf = buffers.holding(b"request");
+        let range = buf.range();
+        stream.writer.submit(buf, range);
+        buffers.give(stream.writer.sent().await.1);
+    }
+
+    /// Whether the second request never arrived, as far as can be known; `true` for what the peer does before it comes.
+    async fn second_never_arrived(peer: impl FnOnce(TcpStream), comes_after: bool) -> bool {
+        let buffers = Buffers::default();
+        let (mut stream, server) = used(&buffers).await;
+        let before = stream.writer.taken();
+        if comes_after {
+            peer(server);
+            send(&mut stream, &buffers).await;
+        } else {
+            send(&mut stream, &buffers).await;
+            peer(server);
+        }
+        stream.reader.arm(buffers.take(SMALL));
+        let (received, _) = stream.reader.received().await;
+        stream.never_arrived(before, matches!(received, Ok(0))).await
+    }
+
+    fn resets(server: TcpStream) {
+        socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    #[test]
+    fn what_a_peer_that_had_closed_was_sent_never_arrived() {
+        assert!(run(second_never_arrived(drop, true)).unwrap());
+        // Nothing could be sent at all.
+        assert!(run(second_never_arrived(resets, true)).unwrap());
+    }
+
+    #[test]
+    fn what_a_peer_may_have_read_is_taken_to_have_arrived() {
+        let reads = |mut server: TcpStream| server.read_exact(&mut [0; 7]).unwrap();
+        assert!(!run(second_never_arrived(reads, false)).unwrap());
+        assert!(!run(second_never_arrived(drop, false)).unwrap(), "unread, and reset");
+        let reads_and_resets = |mut server: TcpStream| {
+            server.read_exact(&mut [0; 7]).unwrap();
+            resets(server);
+        };
+        assert!(!run(second_never_arrived(reads_and_resets, false)).unwrap(), "nothing may have been acknowledged yet");
+    }
+
+    #[test]
+    fn a_peer_that_leaves_is_noticed_behind_what_it_has_sent() {
+        run(async {
+            let buffers = Buffers::default();
+            let (mut stream, mut server) = used(&buffers).await;
+            let gone = |stream: &mut Stream, by_end: bool| {
+                stream.reader.poll_gone(&mut Context::from_waker(Waker::noop()), by_end).is_ready()
+            };
+            assert!(!gone(&mut stream, true));
+            server.write_all(b"more").unwrap();
+            wait_readable(&mut stream).await;
+            assert!(!gone(&mut stream, true), "it asks for more");
+            assert!(!stream.reader.is_quiet());
+            stream.reader.arm(buffers.take(SMALL));
+            let (received, buf) = stream.reader.received().await;
+            assert_eq!((received.unwrap(), buf.bytes()), (4, &b"more"[..]));
+            drop(server);
+            std::future::poll_fn(|context| stream.reader.poll_gone(context, true)).await;
+            assert!(!gone(&mut stream, false), "who ends its side may still listen");
+        })
+        .unwrap();
+    }
+
+    async fn wait_readable(stream: &mut Stream) {
+        let _ = stream.reader.readiness.readable().await.unwrap();
+    }
 }

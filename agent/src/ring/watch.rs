@@ -9,7 +9,7 @@ use std::{
 
 use socket2::SockRef;
 
-use super::recv::has_news;
+use super::{recv::has_news, socket::reset};
 
 /// What happens when a deadline passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum Due {
     Unasked,
     /// Both sides are ended.
     End,
+    /// The connection is reset: the peer must not take what it has for the whole.
+    Reset,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -130,19 +132,22 @@ fn drain(slot: &mut Slot, at_last: u64) {
         _ if slot.at == NEVER => {}
         Due::Idle => expire(slot),
         Due::Unasked => slot.at = slot.at.min(at_last),
-        Due::EndReceiving | Due::End => {}
+        Due::EndReceiving | Due::End | Due::Reset => {}
     }
 }
 
 fn expire(slot: &mut Slot) {
-    let how = if slot.due == Due::EndReceiving { Shutdown::Read } else { Shutdown::Both };
     // SAFETY: a slot leaves the watch before its descriptor is closed: `Socket::drop` removes it first.
     let fd = unsafe { BorrowedFd::borrow_raw(slot.fd) };
     // Its owner is about to take what has come, and to answer: a socket that is shut could not.
     if matches!(slot.due, Due::Idle | Due::Unasked) && has_news(fd) {
         return;
     }
-    let _ = SockRef::from(&fd).shutdown(how);
+    match slot.due {
+        Due::Reset => reset(fd),
+        Due::EndReceiving => drop(SockRef::from(&fd).shutdown(Shutdown::Read)),
+        Due::Idle | Due::Unasked | Due::End => drop(SockRef::from(&fd).shutdown(Shutdown::Both)),
+    }
     slot.at = NEVER;
     slot.overdue = true;
 }

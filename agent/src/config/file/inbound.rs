@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     capture::{cidr, each, namespaces, port},
-    milliseconds,
+    http, milliseconds,
     section::{Field, Path, Position, Problems, Section},
     service::{CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS_MAX, service_name},
 };
@@ -14,7 +14,8 @@ use crate::config::{
     inbound::{Inbound, Limit, Limits, Rate, Sources},
 };
 
-pub(super) const INBOUND_PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("http", Protocol::Http)];
+pub(super) const INBOUND_PROTOCOLS: [(&str, Protocol); 3] =
+    [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("auto", Protocol::Auto)];
 
 /// More than a node's memory has room for: 1 million sockets take 4 GiB.
 const CONNECTIONS_MAX: u32 = 10_000_000;
@@ -33,7 +34,8 @@ pub(super) fn inbound(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<
 }
 
 fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut Problems) -> Option<Inbound> {
-    let keys = ["name", "ports", "namespaces", "protocol", "connect_timeout_ms", "limits", "allow", "deny", "pass"];
+    let keys =
+        ["name", "ports", "namespaces", "protocol", "http", "connect_timeout_ms", "limits", "allow", "deny", "pass"];
     let section = Section::open(field.node, &field.path, &keys, problems)?;
     let name_field = section.require("name", "write a name that no other inbound rule has", problems);
     let name = name_field.and_then(|field| name(&field, names, problems));
@@ -47,8 +49,9 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
         }
         ports
     });
-    let protocol = section.require("protocol", "write tcp or http", problems);
+    let protocol = section.require("protocol", "write tcp, http or auto", problems);
     let protocol = protocol.and_then(|field| field.choice(&INBOUND_PROTOCOLS, problems));
+    let http = http::http(&section, protocol, problems);
     let namespaces = section.or("namespaces", NamespaceRules::default, namespaces, problems);
     let timeout = section.or(
         "connect_timeout_ms",
@@ -63,6 +66,7 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
         ports: ports?,
         namespaces: namespaces?,
         protocol: protocol?,
+        http: http?,
         connect_timeout: milliseconds(timeout?),
         limits: limits?,
         sources: sources?,

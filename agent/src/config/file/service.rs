@@ -5,12 +5,12 @@ use std::{net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES,
     conflicts::Conflicts,
-    milliseconds, policy,
+    http, milliseconds, policy,
     section::{Field, Path, Position, Problems, Section, shown},
     tree::{Node, Value},
     zone,
 };
-use crate::config::{Endpoint, Mode, Policy, Protocol, Service, Shortcut};
+use crate::config::{Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut};
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
 pub(super) const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
@@ -46,6 +46,7 @@ pub(super) struct Draft {
     pub(super) protocol: Option<Protocol>,
     pub(super) mode: Option<Option<Mode>>,
     pub(super) policy: Option<Policy>,
+    http: Option<Http>,
     pub(super) shortcut: Option<Shortcut>,
     original_dst: Option<bool>,
     pub(super) connect_timeout_ms: Option<u32>,
@@ -67,7 +68,7 @@ impl Draft {
     pub(super) fn mode(&self) -> Option<Mode> {
         let by_protocol = self.protocol.map(|protocol| match protocol {
             Protocol::Tcp | Protocol::Udp => Mode::Kernel,
-            Protocol::Http | Protocol::Http2 => Mode::Agent,
+            Protocol::Http | Protocol::Http2 | Protocol::Auto => Mode::Agent,
         });
         self.mode?.or(by_protocol)
     }
@@ -79,6 +80,7 @@ impl Draft {
             address: self.address?.1,
             protocol: self.protocol?,
             policy: self.policy?,
+            http: self.http?,
             shortcut: self.shortcut?,
             original_dst: self.original_dst?,
             connect_timeout: milliseconds(self.connect_timeout_ms?),
@@ -96,6 +98,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "address",
         "protocol",
         "mode",
+        "http",
         "shortcut",
         "original_dst",
         "connect_timeout_ms",
@@ -109,7 +112,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     let placed = |field: &Field<'_>| field.node.at;
     let name = section.require("name", "write a name that no other service has", problems);
     let address = section.require("address", "write the IP:PORT that programs dial", problems);
-    let protocol = section.require("protocol", "write tcp, http, http2 or udp", problems);
+    let protocol = section.require("protocol", "write tcp, http, http2, udp or auto", problems);
     let endpoints = section.require("endpoints", "list at least one IP:PORT", problems);
     let read = endpoints.map(|field| endpoint_drafts(&field, problems)).unwrap_or_default();
     let protocol = protocol.and_then(|field| field.choice(&PROTOCOLS, problems));
@@ -120,6 +123,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         protocol,
         mode: section.or("mode", || None, |field, p| field.choice(&MODES, p).map(Some), problems),
         policy: policy::policy(&section, problems),
+        http: http::http(&section, protocol, problems),
         shortcut: section.or("shortcut", Shortcut::default, |field, p| field.choice(&SHORTCUTS, p), problems),
         original_dst: section.or("original_dst", || false, |field, p| field.choice(&SWITCHES, p), problems),
         connect_timeout_ms: section.or(
@@ -192,7 +196,7 @@ fn refuse_foreign_keys(section: &Section<'_>, protocol: Option<Protocol>, proble
                 "a probe is a TCP connect, which nobody accepts there; leave the key out",
             );
         }
-        Some(Protocol::Tcp | Protocol::Http | Protocol::Http2) => {
+        Some(Protocol::Tcp | Protocol::Http | Protocol::Http2 | Protocol::Auto) => {
             refuse(
                 "udp_idle_timeout_ms",
                 None,

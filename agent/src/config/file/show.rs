@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES};
+use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, http};
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
     inbound::{Inbound, Limit as InboundLimit, Limits as InboundLimits},
@@ -82,6 +82,7 @@ fn show_service(service: &Service) -> Value {
         "address": service.address,
         "protocol": protocol_word(service.protocol),
         "mode": mode_word(service.mode),
+        "http": speaks_http(service.protocol).then(|| http::show(&service.http)),
         "shortcut": shortcut_word(service.shortcut),
         "original_dst": word(&SWITCHES, service.original_dst),
         "connect_timeout_ms": milliseconds(service.connect_timeout),
@@ -143,6 +144,7 @@ fn show_inbound(rule: &Inbound) -> Value {
             "except": texts(&namespaces.except),
         },
         "protocol": protocol_word(rule.protocol),
+        "http": speaks_http(rule.protocol).then(|| http::show(&rule.http)),
         "connect_timeout_ms": milliseconds(rule.connect_timeout),
         "limits": show_inbound_limits(&rule.limits),
         "allow": texts(&rule.sources.allow),
@@ -163,6 +165,11 @@ fn show_inbound_limit(limit: &InboundLimit) -> Value {
         "connections_per_second": limit.rate.map(|rate| rate.per_second),
         "burst": limit.rate.map(|rate| rate.burst),
     })
+}
+
+/// Whether the section `http` says anything.
+fn speaks_http(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Http | Protocol::Auto)
 }
 
 /// The word that a file uses for a protocol.

@@ -241,7 +241,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("services: {}\n", "F:1:11: services: expected a list, found a mapping; begin each item with \"- \""),
         (
             "services: [ a ]\n",
-            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, shortcut, original_dst, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, udp_idle_timeout_ms, endpoints, balance, source, affinity_timeout_ms, maglev_table_size, limits, eject, prefer_zone, slow_start, panic_threshold_percent",
+            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, address, protocol, mode, http, shortcut, original_dst, connect_timeout_ms, probe_interval_ms, endpoint_drain_ms, udp_idle_timeout_ms, endpoints, balance, source, affinity_timeout_ms, maglev_table_size, limits, eject, prefer_zone, slow_start, panic_threshold_percent",
         ),
         (
             "- a\n",
@@ -293,16 +293,16 @@ fn each_mistake_in_a_service_is_named_with_its_place_and_a_remedy() {
             "'[fe80::1%3]:80'",
             "F:3:14: services[0].address: an IPv6 zone (%…) is not supported; write a global, unique local or loopback address",
         ),
-        ("    protocol: tcp\n", "", "F:2:5: services[0].protocol: is missing; write tcp, http, http2 or udp"),
+        ("    protocol: tcp\n", "", "F:2:5: services[0].protocol: is missing; write tcp, http, http2, udp or auto"),
         (
             "protocol: tcp",
             "protocol: htpp",
-            "F:4:15: services[0].protocol: unknown value \"htpp\" (did you mean http?); write one of tcp, http, http2, udp",
+            "F:4:15: services[0].protocol: unknown value \"htpp\" (did you mean http?); write one of tcp, http, http2, udp, auto",
         ),
         (
             "protocol: tcp",
             "protocol: grpc",
-            "F:4:15: services[0].protocol: unknown value \"grpc\"; write one of tcp, http, http2, udp",
+            "F:4:15: services[0].protocol: unknown value \"grpc\"; write one of tcp, http, http2, udp, auto",
         ),
         (
             "protocol: tcp",

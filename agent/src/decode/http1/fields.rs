@@ -107,6 +107,8 @@ impl<'b> Fields<'b> {
             10 if is("keep-alive") => self.hop.push(line),
             10 if is("connection") => return Ok(self.read_connection(header.value, line)),
             14 if is("content-length") => self.read_length(header.value, line)?,
+            // Concerns an upgrade to h2c, which is declined (RFC 9113 section 3.1): passed on, it would smuggle one.
+            14 if is("http2-settings") => self.hop.push(line),
             17 if is("transfer-encoding") => {
                 self.codings += 1;
                 self.chunked = header.value.eq_ignore_ascii_case(b"chunked");
@@ -172,6 +174,11 @@ impl<'b> Fields<'b> {
                 self.hop.push((offset(head, name), end));
             }
         }
+    }
+
+    /// Whether whoever wrote them goes on with the connection afterwards (RFC 9112 section 9.3).
+    pub(super) fn wants_more(&self, is_http10: bool) -> bool {
+        !self.close && (self.keep_alive || !is_http10)
     }
 
     /// What must be cut before the head is passed on.

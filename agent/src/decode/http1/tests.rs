@@ -1,11 +1,17 @@
 //! Tables of what is taken, what is refused, and what is changed: every class of garbage that smuggles requests.
 
+mod smuggling;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::decode::edit;
 
-const GET: Asked = Asked { head: false, websocket: false, http10: false };
+const GET: Asked = Asked { head: false, websocket: false, http10: false, connect: false, fields_max: FIELDS_MAX };
+
+fn request(bytes: &[u8]) -> Result<Option<RequestHead>, BadRequest> {
+    super::request(bytes, FIELDS_MAX)
+}
 
 /// Reads a request given without its first line and Host.
 fn fields(lines: &str) -> Result<RequestHead, BadRequest> {
@@ -242,6 +248,9 @@ fn an_absolute_target_becomes_a_path_and_a_host() {
         ("GET HTTP://a.test HTTP/1.1\r\nHost: b\r\n\r\n", "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"),
         ("GET https://a:1?q HTTP/1.1\r\nHost: b\r\n\r\n", "GET /?q HTTP/1.1\r\nHost: a:1\r\n\r\n"),
         ("GET http://[::1]:8/ HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nHost: [::1]:8\r\n\r\n"),
+        ("OPTIONS http://a:1 HTTP/1.1\r\nHost: b\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a:1\r\n\r\n"),
+        ("OPTIONS http://a/ HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("OPTIONS http://a?q HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS /?q HTTP/1.1\r\nHost: a\r\n\r\n"),
     ] {
         assert_eq!(request_passed_on(before), after);
     }
@@ -249,21 +258,68 @@ fn an_absolute_target_becomes_a_path_and_a_host() {
 
 #[test]
 fn other_targets_are_refused() {
-    for target in
-        ["x", "*", "http://", "http:///x", "http://u@a/", "http://a b/", "ftp://a/", "http:/a/", "://a", "?q", "a:80"]
-    {
-        let text = format!("POST {target} HTTP/1.1\r\nHost: a\r\n\r\n");
-        assert!(request(text.as_bytes()).is_err(), "{target}");
+    for target in [
+        "x",
+        "*",
+        "http://",
+        "http:///x",
+        "http://u@a/",
+        "http://a b/",
+        "ftp://a/",
+        "http:/a/",
+        "://a",
+        "?q",
+        "a:80",
+        "/x#y",
+        "http://a/#",
+        "http://a#/",
+    ] {
+        for method in ["POST", "GET"] {
+            let text = format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert!(request(text.as_bytes()).is_err(), "{method} {target}");
+        }
     }
-    assert!(whole("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").is_ok());
-    assert_eq!(whole("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap().method, Method::Connect);
+    assert_eq!(whole("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").unwrap().method, Method::Options);
+}
+
+#[test]
+fn a_tunnel_is_asked_for_to_a_host_and_a_port() {
+    let asked = |target: &str, lines: &str| whole(&format!("CONNECT {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n"));
+    for target in ["a:80", "[::1]:443", "10.0.0.1:1"] {
+        let head = asked(target, "Content-Length: 0\r\n").unwrap();
+        assert_eq!((head.method, head.keep_alive), (Method::Connect, false), "{target}");
+    }
+    for target in ["a", "a:", ":80", "/", "*", "http://a:80", "a:80/", "u@a:80", "a:x"] {
+        assert!(asked(target, "").is_err(), "{target}");
+    }
+    assert!(asked("a:80", "Content-Length: 1\r\n").is_err());
+    assert!(asked("a:80", "Transfer-Encoding: chunked\r\n").is_err());
+}
+
+#[test]
+fn success_opens_a_tunnel_whatever_its_fields_say_of_a_body() {
+    let connect = Asked { connect: true, ..GET };
+    for (status, lines, switches, framing) in [
+        (200, "", true, Framing::None),
+        (299, "Content-Length: 5\r\n", true, Framing::None),
+        (200, "Transfer-Encoding: chunked\r\n", true, Framing::None),
+        (407, "Content-Length: 5\r\n", false, Framing::Length(5)),
+        (302, "", false, Framing::UntilClose),
+    ] {
+        let text = format!("HTTP/1.1 {status} x\r\n{lines}\r\n");
+        let head = response(text.as_bytes(), connect).unwrap().unwrap();
+        assert_eq!((head.switches, head.framing), (switches, framing), "{text}");
+        if switches {
+            assert_eq!(response_passed_on(&text, connect), format!("HTTP/1.1 {status} x\r\n\r\n"));
+        }
+    }
 }
 
 #[test]
 fn hop_by_hop_fields_are_not_passed_on() {
     let before = "GET / HTTP/1.1\r\nConnection: keep-alive, X-Mine ,x-other\r\nHost: a\r\nKeep-Alive: timeout=5\r\n\
                   x-mine: 1\r\nProxy-Connection: keep-alive\r\nproxy-authorization: x\r\nTE: gzip\r\nTrailer: x\r\n\
-                  Upgrade: h2c\r\nX-Other: 2\r\nX-Kept: 3\r\n\r\n";
+                  Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nX-Other: 2\r\nX-Kept: 3\r\n\r\n";
     assert_eq!(request_passed_on(before), "GET / HTTP/1.1\r\nHost: a\r\nX-Kept: 3\r\n\r\n");
 }
 
@@ -319,8 +375,13 @@ fn a_websocket_s_request_keeps_what_asks_for_it() {
         "Upgrade: websocket\r\n",
         "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n",
         "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+        "Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
     ] {
+        // Of POST none, of whatever protocol: the request goes on as an ordinary one.
         assert!(!fields(lines).unwrap().websocket, "{lines:?}");
+        let text = format!("POST /x HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
+        assert_eq!(request_passed_on(&text), "POST /x HTTP/1.1\r\nHost: a\r\n\r\n", "{lines:?}");
     }
 }
 
@@ -329,6 +390,15 @@ fn too_many_fields_are_too_many() {
     let lines = |count: usize| (0..count).map(|index| format!("x{index}: y\r\n")).collect::<String>();
     assert!(fields(&lines(FIELDS_MAX - 1)).is_ok());
     assert_eq!(fields(&lines(FIELDS_MAX)), Err(BadRequest::TooManyFields));
+    for limit in [1, 50, 1000] {
+        let request = |count| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", lines(count));
+        assert!(super::request(request(limit - 1).as_bytes(), limit).unwrap().is_some(), "{limit}");
+        assert_eq!(super::request(request(limit).as_bytes(), limit), Err(BadRequest::TooManyFields), "{limit}");
+        let asked = Asked { fields_max: limit, ..GET };
+        let text = |count| format!("HTTP/1.1 200 OK\r\n{}\r\n", lines(count));
+        assert!(response(text(limit).as_bytes(), asked).unwrap().is_some(), "{limit}");
+        assert_eq!(response(text(limit + 1).as_bytes(), asked), Err(TOO_MANY_FIELDS), "{limit}");
+    }
 }
 
 #[test]
@@ -372,6 +442,7 @@ fn malformed_responses_are_refused() {
         b"HTTP/1.1 2000 OK\r\n\r\n",
         b"HTTP/2.0 200 OK\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n",
         b"ICY 200 OK\r\n\r\n",
         b"SSH-2.0-x\r\n",
     ] {
@@ -393,6 +464,8 @@ fn a_response_is_passed_on_without_what_concerns_the_connection() {
     }
     let switching = "HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
     assert_eq!(response_passed_on(switching, Asked { websocket: true, ..GET }), switching);
+    let other = b"HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    assert!(response(other, Asked { websocket: true, ..GET }).is_err());
     let chunked = "HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert_eq!(response_passed_on(chunked, Asked { http10: true, ..GET }), "HTTP/1.1 200 x\r\n\r\n");
 }
@@ -472,7 +545,7 @@ proptest! {
             prop_assert_eq!(again.bytes, ROOM + head.bytes - start);
             prop_assert!(again.edits.cuts.is_empty() || head.websocket);
         }
-        for asked in [GET, Asked { head: true, websocket: true, http10: true }] {
+        for asked in [GET, Asked { head: true, websocket: true, http10: true, connect: true, fields_max: 3 }] {
             let _ = response(&bytes, asked);
         }
     }

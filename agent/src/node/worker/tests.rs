@@ -1,6 +1,9 @@
 //! A worker without the kernel half, between plain sockets: what a client sees of a hop.
 
+mod auto;
 mod bodies;
+mod deadlines;
+mod desync;
 mod endpoints;
 mod lifetime;
 mod relays;
@@ -21,7 +24,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::*;
 use crate::{
-    config::{Capture, Config, Endpoint, Mode, Policy, Protocol, Service, Shortcut},
+    config::{Capture, Config, Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut},
     kernel::OriginalDst,
 };
 
@@ -39,9 +42,16 @@ struct Hop {
 
 impl Hop {
     fn of(protocol: Protocol, endpoints: &[SocketAddr]) -> Self {
+        Self::tuned(protocol, endpoints, Http::default())
+    }
+
+    /// With other limits than usual for what HTTP messages may take.
+    fn tuned(protocol: Protocol, endpoints: &[SocketAddr], http: Http) -> Self {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let snapshot = Snapshot::build(&config(address, protocol, endpoints), &Snapshot::default());
+        let mut config = config(address, protocol, endpoints);
+        Arc::make_mut(&mut config.services[0]).http = http;
+        let snapshot = Snapshot::build(&config, &Snapshot::default());
         let flows = Flows::off(OriginalDst { address, service: snapshot.services[0].id, source: 0 });
         let (sender, events) = unbounded_channel();
         let slab = Arc::<Slab>::default();
@@ -88,6 +98,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             protocol,
             mode: Mode::Agent,
             policy: Policy::default(),
+            http: Default::default(),
             shortcut: Shortcut::Off,
             original_dst: false,
             connect_timeout: Duration::from_millis(300),
@@ -128,11 +139,14 @@ impl Client {
 
     /// Reads up to and including `end`.
     fn until(&mut self, end: &str) -> String {
+        let mut from = 0;
         loop {
-            if let Some(at) = self.1.windows(end.len()).position(|window| window == end.as_bytes()) {
-                let rest = self.1.split_off(at + end.len());
+            let found = self.1[from..].windows(end.len()).position(|window| window == end.as_bytes());
+            if let Some(at) = found {
+                let rest = self.1.split_off(from + at + end.len());
                 return String::from_utf8(std::mem::replace(&mut self.1, rest)).unwrap();
             }
+            from = self.1.len().saturating_sub(end.len() - 1);
             assert!(self.more().unwrap() > 0, "ended before {end:?}: {}", self.1.escape_ascii());
         }
     }

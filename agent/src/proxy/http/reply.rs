@@ -50,6 +50,15 @@ impl Reply {
         Self::new("501 Not Implemented", "CONNECT is not served here", Counter::ConnectMethod)
     }
 
+    pub fn body_timeout() -> Self {
+        Self::new("408 Request Timeout", "the request's body did not go on in time", Counter::BodyTimeout)
+    }
+
+    pub fn late_response() -> Self {
+        let why = "the endpoint did not answer in time";
+        Self::new("504 Gateway Timeout", why, Counter::ResponseTimeout)
+    }
+
     pub fn unreached(why: Unreached) -> Self {
         match why {
             Unreached::Late(_) => Self::new("504 Gateway Timeout", why, Counter::ConnectTimeout),

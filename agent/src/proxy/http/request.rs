@@ -4,7 +4,7 @@ use std::{future::poll_fn, io, task::Poll, time::Duration};
 
 use super::{Connection, reply::Reply};
 use crate::{
-    decode::http1::{self, HEAD_BYTES_MAX, RequestHead},
+    decode::http1::{self, RequestHead},
     proxy::FIRST_REQUEST,
     record::Counter,
     ring::{Buf, Due, SMALL},
@@ -13,8 +13,6 @@ use crate::{
 /// How long a client may be silent between requests. Longer than most clients keep an unused connection, so that it is they who end
 /// it and no request meets a connection just closed.
 const IDLE: Duration = Duration::from_secs(600);
-/// From the first byte of a head to its last.
-const HEAD: Duration = Duration::from_secs(10);
 
 /// Why there is no request.
 pub enum End {
@@ -31,23 +29,25 @@ impl Connection<'_> {
             Some(buf) => buf,
             None => self.first_bytes().await?,
         };
+        let http = &self.cluster.service.config.http;
+        let (bytes_max, fields_max) = (http.head_bytes_max, http.head_fields_max);
         let mut parsed = 0;
         loop {
             skip_empty_line(&mut buf);
             // Again only when twice as much is there, or its end: what a client sends byte by byte costs no more than what it sends at once.
             if buf.len() >= 2 * parsed || ends_head(&buf, parsed) {
                 parsed = buf.len();
-                match http1::request(buf.bytes()) {
-                    Ok(Some(head)) if head.bytes <= HEAD_BYTES_MAX => {
+                match http1::request(buf.bytes(), fields_max) {
+                    Ok(Some(head)) if head.bytes <= bytes_max => {
                         self.stream.socket.clear_due();
                         return Ok((buf, head));
                     }
-                    Ok(None) if parsed < HEAD_BYTES_MAX => {}
+                    Ok(None) if parsed < bytes_max => {}
                     Ok(_) => return Err(End::Refuse(too_long(&buf))),
                     Err(bad) => return Err(End::Refuse(Reply::refused(bad))),
                 }
             }
-            buf = self.more(buf).await?;
+            buf = self.more(buf, bytes_max).await?;
         }
     }
 
@@ -76,13 +76,13 @@ impl Connection<'_> {
     }
 
     /// Waits for more of a head.
-    async fn more(&mut self, buf: Buf) -> Result<Buf, End> {
+    async fn more(&mut self, buf: Buf, bytes_max: usize) -> Result<Buf, End> {
         let buf = match buf.room() {
-            0 => self.hop.buffers.make_room(buf).map_err(|buf| End::Refuse(too_long(&buf)))?,
+            0 => self.hop.buffers.make_room(buf, bytes_max).map_err(|buf| End::Refuse(too_long(&buf)))?,
             _ => buf,
         };
         if !self.stream.socket.has_due() {
-            self.stream.socket.set_due(HEAD, Due::EndReceiving);
+            self.stream.socket.set_due(self.cluster.service.config.http.head_timeout, Due::EndReceiving);
         }
         self.stream.reader.arm(buf);
         let (received, buf) = self.received().await;
@@ -118,7 +118,7 @@ fn skip_empty_line(buf: &mut Buf) {
 }
 
 /// Whether the end of a head may have come behind the first `parsed` bytes.
-fn ends_head(buf: &Buf, parsed: usize) -> bool {
+pub(super) fn ends_head(buf: &Buf, parsed: usize) -> bool {
     let new = &buf.bytes()[parsed.saturating_sub(3).min(buf.len())..];
     new.windows(4).any(|window| window == b"\r\n\r\n")
 }

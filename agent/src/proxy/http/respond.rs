@@ -2,15 +2,14 @@
 
 use std::{cell::Cell, ops::Range};
 
-use super::apply::apply;
+use super::{apply::apply, request::ends_head};
 use crate::{
     decode::{
         chunked::{Decoder, Style, reframe},
-        http1::{self, Asked, BadResponse, Framing, HEAD_BYTES_MAX, ResponseHead},
+        http1::{self, Asked, BadResponse, Framing, ResponseHead},
     },
     forward::{Broken, Copy},
     proxy::Hop,
-    record::Bytes,
     ring::{Buf, Reader, Writer},
 };
 
@@ -18,6 +17,8 @@ use crate::{
 pub struct Answer<'a> {
     pub hop: &'a Hop,
     pub asked: Asked,
+    /// Longest head.
+    pub head_bytes_max: usize,
     /// Whether the client wants to go on.
     pub keep_alive: bool,
     /// Whether the request was sent to its end.
@@ -45,23 +46,31 @@ pub enum Unanswered {
     Bad(BadResponse),
     /// It broke off.
     Broken,
+    /// It did not go on in time; nothing of it was passed on.
+    Late,
+    /// It did not go on in time.
+    Stalled,
     /// The client went away.
     ClientGone,
+    /// The client did not take it in time.
+    ClientStalled,
 }
 
-impl Answer<'_> {
-    /// Passes a response on, of which `buf` has the first bytes.
-    pub async fn give(&self, from: &mut Reader, to: &mut Writer, buf: Buf) -> Result<Answered, Unanswered> {
-        let count = Cell::new(0);
-        let mut copy = Copy { from, to, buffers: &self.hop.buffers, count: &count };
-        let given = self.pass_on(&mut copy, buf).await;
-        self.hop.slab.count_bytes(Bytes::UpstreamReceived, count.get());
-        self.hop.slab.count_bytes(Bytes::DownstreamSent, count.get());
-        given
-    }
+/// Most interim responses to one request. One says "go on", a few hint at what is coming; one a second for a quarter of an hour still passes.
+const INTERIM_MAX: usize = 1_000;
+const TOO_LONG: Unanswered = Unanswered::Bad(BadResponse("its head is too long"));
 
-    async fn pass_on(&self, copy: &mut Copy<'_>, mut buf: Buf) -> Result<Answered, Unanswered> {
-        loop {
+impl Answer<'_> {
+    /// Passes a response on, of which `buf` has the first bytes. `count` is what was passed on so far.
+    pub async fn give(
+        &self,
+        from: &mut Reader,
+        to: &mut Writer,
+        mut buf: Buf,
+        count: &Cell<usize>,
+    ) -> Result<Answered, Unanswered> {
+        let copy = &mut Copy { from, to, buffers: &self.hop.buffers, count };
+        for _ in 0..INTERIM_MAX {
             let head;
             (buf, head) = self.head(copy, buf).await?;
             if head.status >= 200 || head.status == 101 {
@@ -69,24 +78,25 @@ impl Answer<'_> {
             }
             buf = self.interim_response(copy, buf, &head).await?;
         }
+        copy.buffers.give(buf);
+        Err(Unanswered::Bad(BadResponse("too many interim responses")))
     }
 
     /// Reads on until a head is there.
     async fn head(&self, copy: &mut Copy<'_>, mut buf: Buf) -> Result<(Buf, ResponseHead), Unanswered> {
         let mut parsed = 0;
         loop {
-            if !buf.is_empty() && (buf.len() >= 2 * parsed || buf.bytes().ends_with(b"\r\n\r\n")) {
+            // Again only when twice as much is there, or the end of the head: what comes byte by byte costs no more than what comes at once.
+            if !buf.is_empty() && (buf.len() >= 2 * parsed || ends_head(&buf, parsed)) {
                 parsed = buf.len();
-                if let Some(head) = http1::response(buf.bytes(), self.asked).map_err(Unanswered::Bad)? {
-                    return Ok((buf, head));
-                }
-                if parsed >= HEAD_BYTES_MAX {
-                    return Err(Unanswered::Bad(BadResponse("its head is too long")));
+                match http1::response(buf.bytes(), self.asked).map_err(Unanswered::Bad)? {
+                    Some(head) if head.bytes <= self.head_bytes_max => return Ok((buf, head)),
+                    None if parsed < self.head_bytes_max => {}
+                    _ => return Err(TOO_LONG),
                 }
             }
             if buf.room() == 0 {
-                let too_long = |_| Unanswered::Bad(BadResponse("its head is too long"));
-                buf = copy.buffers.make_room(buf).map_err(too_long)?;
+                buf = copy.buffers.make_room(buf, self.head_bytes_max).map_err(|_| TOO_LONG)?;
             }
             copy.from.arm(buf);
             let (received, more) = copy.from.received().await;
@@ -123,7 +133,7 @@ impl Answer<'_> {
     ) -> Result<Answered, Unanswered> {
         let style = if self.asked.http10 { Style::Bare } else { Style::Chunks };
         let close = self.closes_after(&head, style);
-        if head.status != 101 && (close || self.asked.http10) {
+        if !head.switches && (close || self.asked.http10) {
             let says: &[u8] = if close { b"connection: close\r\n" } else { b"connection: keep-alive\r\n" };
             head.edits.insert.extend_from_slice(says);
         }
@@ -136,7 +146,7 @@ impl Answer<'_> {
         let body = range.start + head_bytes;
         let mut answered =
             Answered { status: head.status, close, reusable: head.keep_alive && self.uploaded.get(), upgraded: None };
-        if head.status == 101 {
+        if head.switches {
             answered.upgraded = Some(copy.buffers.holding(&buf.memory()[body..range.end]));
             copy.submit(buf, range.start..body).await.map_err(broken)?;
             return Ok(answered);

@@ -1,14 +1,18 @@
 //! An exchange whose request is not all there when it begins: the body goes up while the response may already be coming down.
 
-use std::{cell::Cell, future::poll_fn, pin::pin, task::Poll};
+use std::{cell::Cell, future::poll_fn, pin::pin, task::Poll, time::Duration};
 
-use super::{Answered, Connection, Next, Outgoing, Rest, Unanswered, answer, reply::Reply};
+use super::{
+    Answered, Connection, Next, Outgoing, Rest, Unanswered, answer,
+    attend::{Client, MARGIN, given_in_time, set_or_clear},
+    reply::Reply,
+};
 use crate::{
     decode::{chunked::Style, http1::RequestHead},
     forward::{Broken, Copy},
     proxy::reach::{Tried, Upstream},
     record::{Bytes, Counter},
-    ring::{Buf, MEDIUM, Stream},
+    ring::{Buf, Due, MEDIUM, Reader, Stream},
 };
 
 /// How the two directions came out.
@@ -32,6 +36,7 @@ impl Connection<'_> {
         };
         let (uploaded, head_sent) = (Cell::new(false), Cell::new(false));
         let (ended, rest) = self.both_ways(&mut upstream, outgoing, head, &uploaded, &head_sent).await;
+        let (late, stalled) = (upstream.stream.socket.is_overdue(), self.stream.socket.is_overdue());
         match ended {
             Ended::Answered(Ok(answered)) if answered.close && !uploaded.get() => {
                 self.hop.slab.count(super::outcome(answered.status));
@@ -40,25 +45,34 @@ impl Connection<'_> {
             Ended::Answered(Err(Unanswered::Bad(bad))) if !uploaded.get() => {
                 Next::End(self.refuse(Reply::bad_response(bad)).await)
             }
+            Ended::Answered(Err(Unanswered::Late)) if !uploaded.get() => {
+                Next::End(self.refuse(Reply::late_response()).await)
+            }
             Ended::Answered(answered) => {
                 let rest = rest.unwrap_or_else(|| self.hop.buffers.holding(&[]));
                 self.after(upstream, answered, head, rest).await
             }
-            Ended::NoResponse if uploaded.get() => {
+            Ended::NoResponse => {
+                let reply = if late { Reply::late_response() } else { Reply::no_response() };
+                if !uploaded.get() {
+                    return Next::End(self.refuse(reply).await);
+                }
                 let rest = rest.unwrap_or_else(|| self.hop.buffers.holding(&[]));
-                self.reply(Reply::no_response(), head, rest).await
+                self.reply(reply, head, rest).await
             }
-            Ended::NoResponse => Next::End(self.refuse(Reply::no_response()).await),
             Ended::BadBody(bad) if !head_sent.get() => Next::End(self.refuse(Reply::malformed(bad)).await),
             Ended::BadBody(_) => {
                 self.hop.slab.count(Counter::Malformed);
                 self.abort().await;
                 Next::End(Counter::Refused)
             }
-            Ended::ClientGone => {
-                self.hop.slab.count(Counter::RequestAborted);
+            Ended::ClientGone if stalled && !head_sent.get() => Next::End(self.refuse(Reply::body_timeout()).await),
+            Ended::ClientGone if stalled => {
+                self.hop.slab.count(Counter::BodyTimeout);
+                self.abort().await;
                 Next::End(Counter::ClientAborted)
             }
+            Ended::ClientGone => self.left(),
         }
     }
 
@@ -71,27 +85,32 @@ impl Connection<'_> {
         uploaded: &Cell<bool>,
         head_sent: &Cell<bool>,
     ) -> (Ended, Option<Buf>) {
-        let hop = self.hop;
-        let answer = answer(hop, head, uploaded, head_sent);
-        let Stream { reader: client_reader, writer: client_writer, .. } = &mut self.stream;
-        let Stream { reader, writer, .. } = &mut upstream.stream;
+        let (hop, limits) = (self.hop, self.limits());
+        let answer = answer(hop, head, &limits, uploaded, head_sent);
+        let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
+        let Stream { reader, writer, socket } = &mut upstream.stream;
         if !reader.is_armed() {
             reader.arm(hop.buffers.take(MEDIUM));
         }
-        let count = Cell::new(0);
-        let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &count };
+        let (up, down) = (Cell::new(0), Cell::new(0));
+        let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up };
         let mut upload = pin!(upload(copy, outgoing));
+        let is_answering = Cell::new(false);
         let mut download = pin!(async {
             let (received, first) = reader.received().await;
+            is_answering.set(true);
             match received {
-                Ok(1..) => Ended::Answered(answer.give(reader, client_writer, first).await),
+                Ok(1..) => Ended::Answered(answer.give(reader, client_writer, first, &down).await),
                 _ => Ended::NoResponse,
             }
         });
-        let (mut is_uploading, mut rest) = (true, None);
+        let (mut client, mut rest, mut moved) = (None, None, None);
         let ended = poll_fn(|context| {
-            if is_uploading && let Poll::Ready(result) = upload.as_mut().poll(context) {
-                is_uploading = false;
+            if client.is_none()
+                && let Poll::Ready((result, reader)) = upload.as_mut().poll(context)
+            {
+                let leaves = head.keep_alive && matches!(result, Ok(None));
+                client = Some(Client { reader, socket: client_socket, leaves });
                 match result {
                     Ok(behind) => {
                         uploaded.set(true);
@@ -103,17 +122,48 @@ impl Connection<'_> {
                     Err(_) => return Poll::Ready(Ended::ClientGone),
                 }
             }
-            download.as_mut().poll(context)
+            if let Poll::Ready(ended) = download.as_mut().poll(context) {
+                return Poll::Ready(ended);
+            }
+            let progress = (up.get(), down.get(), client.is_some(), is_answering.get());
+            if moved.replace(progress) != Some(progress) {
+                let waits_for_answer = client.is_some() && !is_answering.get();
+                let margin = if client.is_none() { MARGIN } else { Duration::ZERO };
+                let stall = limits.stall.map(|stall| stall + margin);
+                set_or_clear(socket, if waits_for_answer { limits.response } else { stall }, Due::End);
+                match client {
+                    // The body is waited for: the endpoint has nothing to do until it comes.
+                    None => set_or_clear(client_socket, limits.stall, Due::EndReceiving),
+                    Some(_) if waits_for_answer => client_socket.clear_due(),
+                    Some(_) => set_or_clear(client_socket, limits.stall.map(|stall| stall + MARGIN), Due::Reset),
+                }
+            }
+            match &mut client {
+                Some(client) => client.poll_gone(context).map(|()| Ended::ClientGone),
+                None => Poll::Pending,
+            }
         })
         .await;
-        hop.slab.count_bytes(Bytes::DownstreamReceived, count.get());
-        hop.slab.count_bytes(Bytes::UpstreamSent, count.get());
+        client_socket.clear_due();
+        hop.slab.count_bytes(Bytes::DownstreamReceived, up.get());
+        hop.slab.count_bytes(Bytes::UpstreamSent, up.get());
+        hop.slab.count_bytes(Bytes::UpstreamReceived, down.get());
+        hop.slab.count_bytes(Bytes::DownstreamSent, down.get());
+        let ended = match ended {
+            Ended::Answered(given) => Ended::Answered(given_in_time(given, socket, client_socket)),
+            ended => ended,
+        };
         (ended, rest)
     }
 }
 
-/// Sends a request to its end; returns what came behind it.
-async fn upload(mut copy: Copy<'_>, outgoing: Outgoing) -> Result<Option<Buf>, Broken> {
+/// Sends a request to its end; returns what came behind it, and the client's reader.
+async fn upload<'s>(mut copy: Copy<'s>, outgoing: Outgoing) -> (Result<Option<Buf>, Broken>, &'s mut Reader) {
+    let sent = send_whole(&mut copy, outgoing).await;
+    (sent, copy.from)
+}
+
+async fn send_whole(copy: &mut Copy<'_>, outgoing: Outgoing) -> Result<Option<Buf>, Broken> {
     let Outgoing { buf, send, tail, rest } = outgoing;
     // What stands behind a request that is all there but for its trailer fields.
     let mut behind = (!buf.is_empty()).then(|| copy.buffers.holding(buf.bytes()));

@@ -62,7 +62,7 @@ fn refusals_say_why_and_close() {
         ("\u{16}\u{3}\u{1}".to_owned(), "400"),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_owned(), "400"),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), "505"),
-        ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "501"),
+        ("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "400"),
         (format!("GET /{} HTTP/1.1\r\n", long(70_000)), "414"),
         (format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", long(70_000)), "431"),
         (format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "a: b\r\n".repeat(200)), "431"),

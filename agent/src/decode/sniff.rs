@@ -1,0 +1,192 @@
+//! What is spoken on a connection, judged by the first bytes that its client sends. Whoever is unsure says opaque: bytes are passed on as they
+//! come, which no protocol minds.
+//!
+//! A server that speaks first is opaque without being looked at: of the protocols that are understood here none begins so.
+
+pub mod hello;
+
+use hello::{ClientHello, Hello};
+
+/// What is spoken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    /// HTTP/1.0 or HTTP/1.1.
+    Http1,
+    /// HTTP/2, by its preface (RFC 9113 section 3.4).
+    Http2,
+    /// TLS; what its client asks for.
+    Tls(ClientHello),
+    /// Anything else.
+    Opaque,
+}
+
+/// The first bytes of an HTTP/2 connection.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Methods with which a request line may begin: those that are registered and in use (RFC 9110, 5789, 4918, 3253, 3744, 5323, 8144 …), and PURGE
+/// of caches. What begins otherwise is opaque at the first byte that differs, and need not be waited for.
+const METHODS: [&[u8]; 33] = [
+    b"GET",
+    b"HEAD",
+    b"POST",
+    b"PUT",
+    b"DELETE",
+    b"CONNECT",
+    b"OPTIONS",
+    b"TRACE",
+    b"PATCH",
+    b"ACL",
+    b"BIND",
+    b"CHECKIN",
+    b"CHECKOUT",
+    b"COPY",
+    b"LABEL",
+    b"LINK",
+    b"LOCK",
+    b"MERGE",
+    b"MKCALENDAR",
+    b"MKCOL",
+    b"MOVE",
+    b"ORDERPATCH",
+    b"PROPFIND",
+    b"PROPPATCH",
+    b"PURGE",
+    b"QUERY",
+    b"REBIND",
+    b"REPORT",
+    b"SEARCH",
+    b"UNBIND",
+    b"UNLOCK",
+    b"UPDATE",
+    b"VERSION-CONTROL",
+];
+
+/// Judges the first bytes of a client; `None` while more must be seen, of which there will be: what is held back then is the beginning of a
+/// message that its sender has to finish before it can expect an answer.
+pub fn sniff(bytes: &[u8]) -> Option<Spoken> {
+    let first = *bytes.first()?;
+    if first == hello::HANDSHAKE {
+        return match hello::read(bytes) {
+            Hello::Whole(hello) => Some(Spoken::Tls(hello)),
+            Hello::Begun => None,
+            Hello::Other => Some(Spoken::Opaque),
+        };
+    }
+    let preface = &PREFACE[..bytes.len().min(PREFACE.len())];
+    if bytes.starts_with(preface) {
+        return (preface.len() == PREFACE.len()).then_some(Spoken::Http2);
+    }
+    // An empty line before the first request is overlooked (RFC 9112 section 2.2).
+    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+    if bytes == b"\r" || line.is_empty() {
+        return None;
+    }
+    request_line(line)
+}
+
+/// Judges what may be a request line.
+fn request_line(bytes: &[u8]) -> Option<Spoken> {
+    let Some(space) = bytes.iter().position(|byte| *byte == b' ') else {
+        let may_become = METHODS.iter().any(|method| method.starts_with(bytes));
+        return if may_become { None } else { Some(Spoken::Opaque) };
+    };
+    let (method, rest) = (&bytes[..space], &bytes[space + 1..]);
+    if !METHODS.contains(&method) {
+        return Some(Spoken::Opaque);
+    }
+    match rest.iter().position(|byte| !byte.is_ascii_graphic() && *byte < 0x80) {
+        // Where a target ends, a version must follow.
+        Some(end) if end > 0 && rest[end] == b' ' => version(&rest[end + 1..]),
+        Some(_) => Some(Spoken::Opaque),
+        None => None,
+    }
+}
+
+fn version(bytes: &[u8]) -> Option<Spoken> {
+    const VERSION: &[u8] = b"HTTP/1.";
+    let here = &VERSION[..bytes.len().min(VERSION.len())];
+    match bytes.starts_with(here) {
+        false => Some(Spoken::Opaque),
+        true => (here.len() == VERSION.len()).then_some(Spoken::Http1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FIRST_BYTES: &[(&[u8], Spoken)] = &[
+        (b"GET / HTTP/1.1\r\n", Spoken::Http1),
+        (b"GET /a?b HTTP/1.0\r\n", Spoken::Http1),
+        (b"\r\nGET / HTTP/1.1\r\n", Spoken::Http1),
+        (b"VERSION-CONTROL /x HTTP/1.1\r\n", Spoken::Http1),
+        (b"CONNECT a:80 HTTP/1.1\r\n", Spoken::Http1),
+        (b"OPTIONS * HTTP/1.1\r\n", Spoken::Http1),
+        (b"GET http://a/ HTTP/1.1\r\n", Spoken::Http1),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04", Spoken::Http2),
+        (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", Spoken::Opaque),
+        (b"GET / HTTP/2.0\r\n", Spoken::Opaque),
+        (b"GET key\r\n", Spoken::Opaque),
+        (b"GET\r\n", Spoken::Opaque),
+        (b"GET  / HTTP/1.1\r\n", Spoken::Opaque),
+        (b"get / HTTP/1.1\r\n", Spoken::Opaque),
+        (b"FETCH / HTTP/1.1\r\n", Spoken::Opaque),
+        (b"PING\r\n", Spoken::Opaque),
+        (b"*1\r\n$4\r\nPING\r\n", Spoken::Opaque),
+        (b"EHLO a\r\n", Spoken::Opaque),
+        (b"HELO a\r\n", Spoken::Opaque),
+        (b"SSH-2.0-x\r\n", Spoken::Opaque),
+        (b"CONNECT {\"verbose\":false}\r\n", Spoken::Opaque),
+        // PostgreSQL asks for TLS, and begins without it.
+        (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Spoken::Opaque),
+        (b"\x00\x00\x00\x29\x00\x03\x00\x00user\x00a\x00", Spoken::Opaque),
+        (b"\x10\x11\x00\x04MQTT", Spoken::Opaque),
+        (b"\x00", Spoken::Opaque),
+        (b"\r\n\r\n", Spoken::Opaque),
+        (b"\rGET / HTTP/1.1\r\n", Spoken::Opaque),
+        (b"GET /\x00 HTTP/1.1\r\n", Spoken::Opaque),
+        (b"GET /\xc3\xa9 HTTP/1.1\r\n", Spoken::Http1),
+    ];
+
+    #[test]
+    fn first_bytes_tell_what_is_spoken() {
+        for (bytes, spoken) in FIRST_BYTES {
+            assert_eq!(sniff(bytes).as_ref(), Some(spoken), "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn torn_at_every_byte_the_verdict_is_the_same_or_still_to_come() {
+        for (bytes, spoken) in FIRST_BYTES {
+            for end in 0..bytes.len() {
+                let verdict = sniff(&bytes[..end]);
+                assert!(verdict.is_none() || verdict.as_ref() == Some(spoken), "{}", bytes[..end].escape_ascii());
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_become_http_is_not_waited_for() {
+        for bytes in [&b"P\r"[..], b"PO ", b"GEX", b"X", b"GET \r", b"GET / X", b"GET / HTTP/2", b"\x16\x03\x09"] {
+            assert_eq!(sniff(bytes), Some(Spoken::Opaque), "{}", bytes.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_verdict_does_not_change_with_what_follows(
+            bytes in proptest::collection::vec(any::<u8>(), 0..64),
+            line in "(GET|PRI|POST|\u{16}\u{3}\u{1})? ?[a-z/*]{0,3} ?(HTTP/1.1|HTTP/2.0)?(\r\n)?",
+            cut in 0..64usize,
+        ) {
+            for whole in [bytes.clone(), [line.as_bytes(), &bytes].concat()] {
+                let part = sniff(&whole[..cut.min(whole.len())]);
+                if part.is_some() && !matches!(part, Some(Spoken::Opaque)) {
+                    prop_assert_eq!(sniff(&whole), part);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Whichever protocol the first bytes are, of either side. The endpoint is dialled at once, and then whoever speaks first decides; nobody waits
+//! for time to pass.
+//!
+//! A server that speaks first makes the connection opaque. A client that speaks first is listened to for as long as what it says may still
+//! become one of the protocols that are understood.
+
+use std::{future::poll_fn, rc::Rc, task::Poll};
+
+use super::{
+    Cluster, Hop, http,
+    opaque::relay_joined,
+    reach::{Tried, Upstream},
+};
+use crate::{
+    decode::sniff::{Spoken, sniff},
+    kernel::OriginalDst,
+    record::{Bytes, Counter},
+    ring::{Buf, MEDIUM, SMALL, Stream},
+};
+
+/// Who spoke first.
+enum First {
+    /// The client; what, and the bytes in which it did.
+    Client(Spoken, Buf),
+    /// The server; and what the client has said so far without having said enough.
+    Server(Buf, Buf),
+    /// Neither: one of them has reset its connection.
+    Reset(Counter),
+}
+
+/// Serves one connection.
+pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, original: OriginalDst) -> Counter {
+    // A new one, for it must be the first to hear: on a used one a server that greets has greeted already.
+    let Ok(mut upstream) = hop.reach(&cluster, &mut Tried::by(original.source), true).await else {
+        return without_endpoint(hop, downstream, cluster, original).await;
+    };
+    let (client, server) = match race(hop, &mut downstream, &mut upstream.stream).await {
+        First::Client(spoken, client) => {
+            let is_http1 = spoken == Spoken::Http1;
+            told(hop, spoken);
+            if is_http1 {
+                return http(hop, downstream, cluster, original, (upstream, client)).await;
+            }
+            (client, hop.buffers.holding(&[]))
+        }
+        First::Server(client, server) => {
+            hop.slab.count(Counter::SpokenByServer);
+            (client, server)
+        }
+        First::Reset(counter) => {
+            downstream.socket.reset();
+            upstream.stream.socket.reset();
+            return counter;
+        }
+    };
+    hop.slab.count_bytes(Bytes::DownstreamReceived, client.len());
+    hop.slab.count_bytes(Bytes::UpstreamSent, client.len());
+    hop.slab.count_bytes(Bytes::UpstreamReceived, server.len());
+    hop.slab.count_bytes(Bytes::DownstreamSent, server.len());
+    for (writer, buf) in [(&mut upstream.stream.writer, client), (&mut downstream.writer, server)] {
+        if buf.is_empty() {
+            hop.buffers.give(buf);
+        } else {
+            let range = buf.range();
+            writer.submit(buf, range);
+        }
+    }
+    relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await
+}
+
+/// The connection that was dialled is the first that the requests find in the pool.
+async fn http(
+    hop: &Rc<Hop>,
+    downstream: Stream,
+    cluster: Rc<Cluster>,
+    original: OriginalDst,
+    (mut upstream, client): (Upstream, Buf),
+) -> Counter {
+    upstream.stream.reader.disarm().into_iter().for_each(|buf| hop.buffers.give(buf));
+    hop.keep(upstream);
+    Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await
+}
+
+/// What a client that has spoken HTTP already can be told; another meets what it would have met by itself: a connection that is not to be had.
+async fn without_endpoint(
+    hop: &Rc<Hop>,
+    mut downstream: Stream,
+    cluster: Rc<Cluster>,
+    original: OriginalDst,
+) -> Counter {
+    let mut client = hop.buffers.take(SMALL);
+    downstream.reader.receive_now(&mut client);
+    if sniff(client.bytes()) == Some(Spoken::Http1) {
+        return Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await;
+    }
+    downstream.socket.reset();
+    Counter::RelayNoEndpoint
+}
+
+/// Waits for either side's first word.
+async fn race(hop: &Hop, downstream: &mut Stream, upstream: &mut Stream) -> First {
+    upstream.reader.arm(hop.buffers.take(MEDIUM));
+    downstream.reader.arm(hop.buffers.take(SMALL));
+    loop {
+        let (received, by_client) = poll_fn(|context| {
+            if let Poll::Ready(received) = upstream.reader.poll_received(context) {
+                return Poll::Ready((received, false));
+            }
+            downstream.reader.poll_received(context).map(|received| (received, true))
+        })
+        .await;
+        let (Ok(bytes), buf) = received else {
+            return First::Reset(if by_client { Counter::RelayClientReset } else { Counter::RelayUpstreamReset });
+        };
+        if !by_client {
+            let client = downstream.reader.disarm().unwrap_or_else(|| hop.buffers.holding(&[]));
+            return First::Server(client, buf);
+        }
+        match heard(hop, bytes, buf) {
+            Ok(first) => return first,
+            Err(unsure) => downstream.reader.arm(unsure),
+        }
+    }
+}
+
+/// What the client has said; `Err`: more must be heard, and there is room for it.
+fn heard(hop: &Hop, received: usize, buf: Buf) -> Result<First, Buf> {
+    match sniff(buf.bytes()) {
+        Some(spoken) => Ok(First::Client(spoken, buf)),
+        // It has ended its side, which is heard again by whoever reads next.
+        None if received == 0 => Ok(First::Client(Spoken::Opaque, buf)),
+        None if buf.room() > 0 => Err(buf),
+        None => match hop.buffers.make_room(buf, MEDIUM) {
+            Ok(buf) => Err(buf),
+            // A target as long as this is a request's: the decoder has its own bound.
+            Err(buf) if buf.bytes()[0].is_ascii_uppercase() => Ok(First::Client(Spoken::Http1, buf)),
+            Err(buf) => Ok(First::Client(Spoken::Opaque, buf)),
+        },
+    }
+}
+
+fn told(hop: &Hop, spoken: Spoken) {
+    hop.slab.count(match spoken {
+        Spoken::Http1 => Counter::SpokenHttp1,
+        // Until it is spoken here, both ends of it understand each other best.
+        Spoken::Http2 => Counter::SpokenHttp2,
+        Spoken::Tls(hello) => {
+            tracing::debug!(server_name = hello.server_name, protocols = ?hello.protocols, "TLS is passed through");
+            Counter::SpokenTls
+        }
+        Spoken::Opaque => Counter::SpokenOpaque,
+    });
+}
