@@ -6,3 +6,5 @@ pub mod grpc;
 pub mod http1;
 pub mod http2;
 pub mod sniff;
+#[cfg(test)]
+mod tests;
