@@ -52,7 +52,7 @@ fn an_agent_that_starts_again_captures_again_and_finds_what_the_kernel_counted_m
     assert_eq!(stage.session(service).get("/").unwrap().text(), "web");
     let metrics = agent.metrics();
     assert_eq!(metrics.get("sockway_kernel_connects_total", &[("verdict", "agent")]), before + 1.0);
-    let fail_open = ["fail_open_no_listener", "fail_open_not_tagged", "fail_open_hung"]
+    let fail_open = ["fail_open_no_listener", "fail_open_not_tagged", "fail_open_hung", "fail_open_no_room"]
         .map(|verdict| metrics.get("sockway_kernel_connects_total", &[("verdict", verdict)]));
     assert_eq!(fail_open.iter().sum::<f64>(), 5.0, "counted while no agent ran: {fail_open:?}");
 }

@@ -58,6 +58,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
         drain_timeout: Duration::from_secs(1),
         admin_address: ([127, 0, 0, 1], 0).into(),
         hook_stats: false,
+        maps: Default::default(),
         inbound: Vec::new(),
         capture: Capture {
             cgroup_mount: None,

@@ -4,6 +4,7 @@ pub mod capture;
 pub mod file;
 pub mod http;
 pub mod inbound;
+pub mod maps;
 pub mod pattern;
 pub mod policy;
 
@@ -15,6 +16,7 @@ pub use self::{
     capture::{Capture, CaptureRule, Except, NamespaceRules},
     file::ConfigError,
     http::Http,
+    maps::Maps,
     policy::{Balance, Policy},
 };
 
@@ -33,6 +35,8 @@ pub struct Config {
     pub admin_address: SocketAddr,
     /// Whether the kernel keeps the hooks' run times, which costs every run of every program of the host two readings of the clock.
     pub hook_stats: bool,
+    /// How many entries have room in the kernel half's tables.
+    pub maps: Maps,
     /// Whose connections are captured.
     pub capture: Capture,
     /// What programs dial, in the file's order; names are unique, and so are addresses among the services of one IP protocol.

@@ -38,6 +38,7 @@ mod rules;
 mod selftest;
 mod services;
 mod situation;
+mod size;
 mod sockets;
 mod source;
 mod sys;
@@ -172,8 +173,9 @@ impl Kernel {
         cgroup::enter(&own).map_err(|source| KernelError::Cgroup { path: own.clone(), source })?;
         let own_id = cgroup::id(&own).map_err(|source| KernelError::Cgroup { path: own.clone(), source })?;
 
-        let carry = Carry::begin(&pins, version, &load::shapes()?)?;
-        let mut loaded = Loaded::new(Some(&pins.maps()))?;
+        let sizes = size::sizes(config, |table| Carry::room(&pins, table));
+        let carry = Carry::begin(&pins, version, &size::resized(load::shapes()?, &sizes))?;
+        let mut loaded = Loaded::new(Some((&pins.maps(), &sizes)))?;
         carry.fill()?;
         let mut users = Users::new(&mut loaded.ebpf)?;
         users.set(&capture.except.uids)?;
@@ -225,7 +227,7 @@ impl Kernel {
             namespaces: Some(namespaces),
             shortcut_table: ShortcutTable::new(ebpf)?,
             inlets: Some(Inlets::new(ebpf, &pins, !lacking.has(Part::Inbound))?),
-            tables: Tables::new(ebpf)?,
+            tables: Tables::new(ebpf, sizes)?,
             heartbeat: services::table(ebpf, "HEARTBEAT")?,
             counters: services::table(ebpf, "COUNTERS")?,
             settings,
@@ -325,10 +327,14 @@ impl Kernel {
         }
     }
 
-    /// Takes away hooks that stand only for sockets of rules withdrawn, when none of those is left. To be called from time to time.
+    /// Takes away hooks that stand only for sockets of rules withdrawn, when none of those is left, and slots that were replaced; says in
+    /// the log which tables have no room. To be called from time to time.
     pub fn let_go(&mut self) {
         self.carry.let_go();
         self.rules.bury();
+        self.tables.tidy();
+        let counters = &self.counters;
+        self.fill.look(|counter| measured::count(counters, counter));
         if self.rules.is_leaving()
             && self.captured.are_gone()
             && let Err(error) = self.rules.leave()

@@ -60,6 +60,8 @@ counters! {
     ConnectNotTagged = "connects_total" ["verdict" = "fail_open_not_tagged"],
     /// connect() of an agent service balanced in the kernel because the agent's heartbeat is old.
     ConnectHung = "connects_total" ["verdict" = "fail_open_hung"],
+    /// connect() of an agent service balanced in the kernel because there is no room to tell the agent what was dialled.
+    ConnectNoRoom = "connects_total" ["verdict" = "fail_open_no_room"],
     /// connect() of an agent service balanced in the kernel because the socket is bound to a network device, which the agent is not behind.
     ConnectBoundDevice = "connects_total" ["verdict" = "fail_open_bound_device"],
     /// connect() to a service's address by the kernel itself (NFS, SMB, MPTCP's path manager): untouched.

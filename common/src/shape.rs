@@ -25,7 +25,7 @@ pub const TOGETHER: &[(&[&str], &[&str])] = &[
     (BY_ID, &["CONNS", "CONVERSATIONS"]),
 ];
 
-const SHORTCUT: &[&str] = &["SYNS", "MEETINGS", "HALVES", "JOINS", "SHORTCUT"];
+const SHORTCUT: &[&str] = &["SYNS", "MEETINGS", "HALVES", "SHORTCUT"];
 const BY_ID: &[&str] = &[
     "SERVICES",
     "SLOTS",

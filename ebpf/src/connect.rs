@@ -26,7 +26,7 @@ use crate::{
     count, event, exclude,
     limit::{self, Over},
     maps::{CONNS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SETTINGS},
-    mptcp, release, socket, source, udp, watch,
+    mptcp, original, release, socket, source, udp, watch,
 };
 
 /// The hook lets `connect()` go on.
@@ -274,7 +274,10 @@ fn agent_address(ctx: &SockAddrContext, settings: &Settings, conn: &Conn) -> Res
     if to.port == 0 {
         return Err(Counter::ConnectNoListener);
     }
-    if is_tagged(ctx, &to, v4) { Ok(to) } else { Err(Counter::ConnectNotTagged) }
+    if !is_tagged(ctx, &to, v4) {
+        return Err(Counter::ConnectNotTagged);
+    }
+    if original::has_room() { Ok(to) } else { Err(Counter::ConnectNoRoom) }
 }
 
 /// Whether the socket that listens on `to` is the agent's (trap T24: another may have taken the port).

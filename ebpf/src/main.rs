@@ -40,6 +40,7 @@ mod latency;
 mod limit;
 mod maps;
 mod mptcp;
+mod original;
 mod peer;
 mod release;
 mod sk_lookup;

@@ -131,7 +131,7 @@ pub static CONNECTED: HashMap<u64, Connected> = HashMap::with_max_entries(131_07
 pub static CONVERSATIONS: SkStorage<Conversations> = SkStorage::new();
 
 /// sock_ops publishes before the SYN leaves, the agent takes at accept. Holds at most what waits in the agent's accept queues; what
-/// nobody takes (a client that gave up) the agent sweeps. When it is full the agent cannot know the destination and closes.
+/// nobody takes (a client that gave up) the agent sweeps. When it is full the connect hook balances agent services in the kernel.
 #[map]
 pub static ORIGINALS: HashMap<OriginalKey, Original> = HashMap::with_max_entries(262_144, NO_PREALLOC);
 

@@ -7,6 +7,7 @@ mod capture;
 mod conflicts;
 mod http;
 mod inbound;
+mod maps;
 mod policy;
 mod section;
 mod service;
@@ -31,6 +32,7 @@ use self::{
 };
 use super::{
     Balance, Config, Mode, Protocol, Shortcut,
+    maps::Maps,
     policy::{Over, Source},
 };
 
@@ -147,8 +149,18 @@ pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
 }
 
 fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
-    let keys =
-        ["instance", "zone", "workers", "drain_timeout_ms", "admin", "hook_stats", "capture", "services", "inbound"];
+    let keys = [
+        "instance",
+        "zone",
+        "workers",
+        "drain_timeout_ms",
+        "admin",
+        "hook_stats",
+        "maps",
+        "capture",
+        "services",
+        "inbound",
+    ];
     let section = Section::open(tree, &Path::Root, &keys, problems)?;
     let instance = section.or("instance", || "default".to_owned(), instance, problems);
     let zone = section.or("zone", || None, |field, p| zone(field, p).map(Some), problems);
@@ -157,20 +169,26 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
         section.or("drain_timeout_ms", || 10_000, |field, p| field.integer(1..=DRAIN_TIMEOUT_MS_MAX, p), problems);
     let admin_address = section.or("admin", default_admin, admin, problems);
     let hook_stats = section.or("hook_stats", || false, |field, p| field.choice(&SWITCHES, p), problems);
+    let maps = section.or("maps", Maps::default, maps::maps, problems);
     let capture = section.or("capture", default_capture, capture, problems);
     let services = section.or("services", Vec::new, services, problems);
     let inbound = section.or("inbound", Vec::new, inbound, problems);
-    Some(Config {
+    let config = Config {
         instance: instance?,
         zone: zone?,
         workers: workers? as usize,
         drain_timeout: milliseconds(drain_timeout?),
         admin_address: admin_address?,
         hook_stats: hook_stats?,
+        maps: maps?,
         capture: capture?,
         services: services?,
         inbound: inbound?,
-    })
+    };
+    if let Some(field) = section.get("maps") {
+        maps::refuse_too_small(&field, &config, problems);
+    }
+    Some(config)
 }
 
 fn milliseconds(number: u32) -> Duration {

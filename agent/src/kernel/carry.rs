@@ -10,7 +10,7 @@
 use std::{
     collections::HashMap,
     fs, io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -27,6 +27,9 @@ use super::{
 
 /// What the kernel cannot list are datagram sockets that have a value in a map: what serves them stays this long.
 const DATAGRAMS_STAY: Duration = Duration::from_secs(3_600);
+
+const POPULATE_TRIES: u32 = 200;
+const POPULATE_PAUSE: Duration = Duration::from_millis(1);
 
 /// What stands aside.
 #[derive(Debug)]
@@ -110,13 +113,25 @@ impl Carry {
         Ok(aside)
     }
 
+    /// How many entries have room in the map of this name that an agent before this one made.
+    pub fn room(pins: &Pins, map: &str) -> Option<u32> {
+        let aside = pins.aside().into_iter().map(|root| root.join(RESIZED).join(map));
+        let places = std::iter::once(pins.maps().join(map)).chain(aside);
+        let room = |path: PathBuf| sys::shape(sys::pinned(&path).ok()?.as_fd()).ok();
+        places.filter_map(room).map(|shape| shape.entries_max).max()
+    }
+
     /// Copies what only changed its size into the new maps; what they hold already stays. A map of another layout is filled by others.
     pub fn fill(&self) -> Result<(), KernelError> {
         for resized in self.aside.iter().map(Aside::resized) {
             for entry in fs::read_dir(resized).into_iter().flatten().flatten() {
                 let (old, new) = (entry.path(), self.pins.maps().join(entry.file_name()));
-                let copied = copy(&old, &new).map_err(failed(&new))?;
-                tracing::info!(map = %entry.file_name().display(), copied, "entries are carried over to a map of another size");
+                let (copied, left) = copy(&old, &new).map_err(failed(&new))?;
+                let map = entry.file_name();
+                tracing::info!(map = %map.display(), copied, "entries are carried over to a map of another size");
+                if left > 0 {
+                    tracing::warn!(map = %map.display(), left, "entries find no room in a map that was made smaller");
+                }
             }
         }
         Ok(())
@@ -200,24 +215,36 @@ fn differs(same_meaning: bool, pinned: Option<&Shape>, wanted: Option<&Shape>) -
     let resized = Shape { entries_max: wanted.entries_max, ..*pinned };
     match (same_meaning && resized == *wanted, pinned.entries_max == wanted.entries_max) {
         (true, true) => None,
-        (true, false) if pinned.is_hash() && !pinned.holds_sockets() => Some(Change::Size),
+        (true, false) if pinned.can_be_copied() => Some(Change::Size),
         _ => Some(Change::Layout),
     }
 }
 
-/// Copies the entries of a hash map into one that differs in size alone, unless they are there. How many.
-fn copy(old: &Path, new: &Path) -> io::Result<u64> {
+/// Copies the entries of a hash map into one that differs in size alone, unless they are there. How many, and how many found no room.
+fn copy(old: &Path, new: &Path) -> io::Result<(u64, u64)> {
     let (from, to) = (sys::pinned(old)?, sys::pinned(new)?);
-    let mut copied = 0;
+    let (mut copied, mut left) = (0, 0);
     sys::for_each(from.as_fd(), &sys::shape(from.as_fd())?, |key, value| {
-        match sys::put_new(to.as_fd(), key, value) {
+        match put_patiently(to.as_fd(), key, value) {
             Ok(()) => copied += 1,
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => left += 1,
             Err(error) => return Err(error),
         }
         Ok(())
     })?;
-    Ok(copied)
+    Ok((copied, left))
+}
+
+/// The kernel takes memory for each CPU from pages that it fills in the background, and says that there is none while it does.
+fn put_patiently(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    for _ in 0..POPULATE_TRIES {
+        match sys::put_new(map, key, value) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => std::thread::sleep(POPULATE_PAUSE),
+            done => return done,
+        }
+    }
+    sys::put_new(map, key, value)
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> KernelError {
@@ -235,6 +262,8 @@ mod tests {
     fn a_map_is_used_again_only_if_shape_and_meaning_are_the_same() {
         let larger = Shape { entries_max: 32, ..HASH };
         let array = Shape { kind: 2, ..HASH };
+        let evicting = Shape { kind: 9, ..HASH };
+        let sockets = Shape { kind: 18, ..HASH };
         for (same, pinned, wanted, change) in [
             (true, HASH, HASH, None),
             (true, HASH, larger, Some(Change::Size)),
@@ -243,6 +272,8 @@ mod tests {
             (true, HASH, Shape { flags: 0, ..HASH }, Some(Change::Layout)),
             (false, HASH, HASH, Some(Change::Layout)),
             (true, array, Shape { entries_max: 32, ..array }, Some(Change::Layout)),
+            (true, evicting, Shape { entries_max: 32, ..evicting }, Some(Change::Size)),
+            (true, sockets, Shape { entries_max: 32, ..sockets }, Some(Change::Layout)),
         ] {
             assert_eq!(differs(same, Some(&pinned), Some(&wanted)), change, "{pinned:?} {wanted:?}");
         }

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use super::{
     refused::{self, Refused},
-    rights,
+    rights, size,
 };
 
 /// Why the kernel half could not be loaded, attached or written.
@@ -49,6 +49,10 @@ pub enum KernelError {
     NoMap { name: &'static str },
     #[error("map {name}: {}", chain(source.as_ref()))]
     Map { name: &'static str, source: Box<aya::maps::MapError> },
+    #[error("table {table} of the kernel half has no room for {needed} entries; {}", grow(table))]
+    NoRoom { table: &'static str, needed: usize },
+    #[error("table {table} of the kernel half is full; {}", grow(table))]
+    Full { table: &'static str },
     #[error("nothing is attached for instance {instance}: there is no {}", path.display())]
     NotPinned { instance: String, path: PathBuf },
     #[error("process {watcher} watches the flows of this instance already, and only one can")]
@@ -102,7 +106,7 @@ impl KernelError {
             return 77;
         }
         match self {
-            Self::Map { .. } | Self::Listen { .. } | Self::Cpus { .. } => 71,
+            Self::Map { .. } | Self::NoRoom { .. } | Self::Full { .. } | Self::Listen { .. } | Self::Cpus { .. } => 71,
             _ => 69,
         }
     }
@@ -122,6 +126,15 @@ impl KernelError {
         }
         false
     }
+}
+
+/// What to do about a table that is too small.
+fn grow(table: &str) -> String {
+    let key = size::key_of(table);
+    let key = key.map_or_else(|| "say less of it".to_owned(), |key| format!("raise maps.{key}, or leave that key out"));
+    format!(
+        "{key}, and start the agent again: it takes everything over, and nothing is interrupted that the kernel balances"
+    )
 }
 
 /// An error with its causes, each once.

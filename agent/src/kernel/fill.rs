@@ -9,10 +9,14 @@ use std::{
     net::TcpListener,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
+    time::{Duration, Instant},
 };
+
+use sockway_common::counter::Counter;
 
 use super::{
     load::{MAPS, SHORTCUT_MAP},
+    size,
     sys::{self, Shape},
 };
 
@@ -20,6 +24,20 @@ use super::{
 const FULL_PERCENT: u64 = 80;
 /// Keys counted of one table at most: a bound on the time it takes, reached by tables that are worth a look anyway.
 const COUNTED_MAX: u64 = 65_536;
+
+/// Time between two warnings of one table that has no room.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
+
+/// How the hooks say that a table had no room. In the others they make no entries, or the kernel makes room for them.
+const REFUSED: [(&str, Counter); 7] = [
+    ("LIMITS", Counter::LimitTableFull),
+    ("CONNECTED", Counter::ConnectedFull),
+    ("ORIGINALS", Counter::ConnectNoRoom),
+    ("ORIGINALS", Counter::OriginalFull),
+    ("ENDPOINT_STATS", Counter::EndpointStatsFull),
+    ("LATENCIES", Counter::LatencyFull),
+    ("SHORTCUT", Counter::ShortcutRefused),
+];
 
 /// One table now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +50,8 @@ pub struct Fill {
     pub entries_max: u64,
     /// Memory, as far as the kernel tells.
     pub bytes: Option<u64>,
+    /// Times that a hook found no room in it, and passed; `None` for a table in which no hook makes entries that it would miss.
+    pub refused: Option<u64>,
 }
 
 impl Fill {
@@ -51,6 +71,9 @@ struct Table {
     shape: Shape,
     count: Count,
     warned: bool,
+    /// How often there was no room when it was last looked at.
+    refused: Option<u64>,
+    warned_at: Option<Instant>,
 }
 
 /// How entries are counted.
@@ -71,22 +94,32 @@ impl Tables {
             let map = sys::pinned(&maps.join(name)).ok()?;
             let shape = sys::shape(map.as_fd()).ok()?;
             let count = if shape.is_hash() { gauge(&shape) } else { Count::Never };
-            Some(Table { name, map, shape, count, warned: false })
+            Some(Table { name, map, shape, count, warned: false, refused: None, warned_at: None })
         };
         Self(MAPS.iter().copied().chain([SHORTCUT_MAP]).filter_map(table).collect())
     }
 
     /// Every table now. One system call or two for each.
-    pub fn read(&self) -> Vec<Fill> {
-        self.0.iter().map(Table::read).collect()
+    pub fn read(&self, counted: impl Fn(Counter) -> u64) -> Vec<Fill> {
+        self.0.iter().map(|table| Fill { refused: refused(table.name, &counted), ..table.read() }).collect()
+    }
+
+    /// Says in the log which tables hooks have found full since the last look. To be called from time to time.
+    pub fn look(&mut self, counted: impl Fn(Counter) -> u64) {
+        for table in &mut self.0 {
+            let now = refused(table.name, &counted);
+            // What was counted before this agent came is no news.
+            let before = std::mem::replace(&mut table.refused, now).or(now);
+            if now > before && table.warned_at.is_none_or(|at| at.elapsed() >= WARN_AGAIN) {
+                table.warn_if_full();
+            }
+        }
     }
 
     /// Counts again what must be counted, and says in the log which tables are nearly full. To be called from time to time.
     pub fn watch(&mut self) {
         for table in &mut self.0 {
-            if let Count::Keys(counted) = &mut table.count {
-                *counted = sys::count_keys(table.map.as_fd(), &table.shape, COUNTED_MAX);
-            }
+            table.count_again();
             let fill = table.read();
             let is_full = fill.is_nearly_full();
             if is_full && !table.warned {
@@ -94,7 +127,8 @@ impl Tables {
                     table = fill.table,
                     entries = fill.entries,
                     entries_max = fill.entries_max,
-                    "a table of the kernel half is nearly full: what finds no room in it passes, and is counted"
+                    key = key(fill.table),
+                    "a table of the kernel half is nearly full: what finds no room in it passes, and is counted; raise the key"
                 );
             }
             table.warned = is_full;
@@ -103,6 +137,30 @@ impl Tables {
 }
 
 impl Table {
+    /// Where keys must be asked for, asks for them.
+    fn count_again(&mut self) {
+        if let Count::Keys(counted) = &mut self.count {
+            *counted = sys::count_keys(self.map.as_fd(), &self.shape, COUNTED_MAX);
+        }
+    }
+
+    /// A hook found no room: in a table that is full, or else the kernel had no memory at hand, which passes.
+    fn warn_if_full(&mut self) {
+        self.count_again();
+        let fill = self.read();
+        if !fill.is_nearly_full() {
+            tracing::debug!(table = fill.table, "the kernel had no memory at hand for an entry");
+            return;
+        }
+        self.warned_at = Some(Instant::now());
+        tracing::warn!(
+            table = fill.table,
+            entries_max = fill.entries_max,
+            key = key(fill.table),
+            "a table of the kernel half is full: what found no room passed, and was counted; raise the key, and start the agent again"
+        );
+    }
+
     fn read(&self) -> Fill {
         let bytes = memory(self.map.as_fd());
         let entries = match self.count {
@@ -110,8 +168,19 @@ impl Table {
             Count::Keys(counted) => Some(counted),
             Count::Memory { empty, entry } => bytes.map(|bytes| bytes.saturating_sub(empty) / entry),
         };
-        Fill { table: self.name, entries, entries_max: self.shape.entries_max.into(), bytes }
+        Fill { table: self.name, entries, entries_max: self.shape.entries_max.into(), bytes, refused: None }
     }
+}
+
+/// The key that says how large a table is.
+fn key(table: &str) -> String {
+    size::key_of(table).map_or_else(|| "none: its size is fixed".to_owned(), |key| format!("maps.{key}"))
+}
+
+fn refused(table: &str, counted: impl Fn(Counter) -> u64) -> Option<u64> {
+    let mut ways = REFUSED.iter().filter(|(name, _)| *name == table).map(|(_, counter)| counted(*counter)).peekable();
+    ways.peek()?;
+    Some(ways.sum())
 }
 
 /// Learns on tiny tables of the same shape what a bucket and an entry take.
@@ -157,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_table_is_nearly_full_at_four_fifths() {
-        let fill = |entries| Fill { table: "T", entries, entries_max: 10, bytes: None };
+        let fill = |entries| Fill { table: "T", entries, entries_max: 10, bytes: None, refused: None };
         for (entries, nearly_full) in
             [(None, false), (Some(0), false), (Some(7), false), (Some(8), true), (Some(10), true)]
         {

@@ -70,33 +70,9 @@ pub const MAPS: &[&str] = &[
     "INTRODUCTIONS",
     "ACCEPTED",
 ];
-/// Those of them whose size costs time and memory even when they are empty.
-const LARGE_MAPS: &[&str] = &[
-    "SERVICES",
-    "SLOTS",
-    "ENDPOINTS",
-    "ENDPOINT_LIVE",
-    "ENDPOINT_STATS",
-    "LIMIT_POLICIES",
-    "LIMITS",
-    "EJECT_POLICIES",
-    "AFFINITY",
-    "CURSORS",
-    "LISTENERS",
-    "SOURCES",
-    "EXCLUDED_USERS",
-    "RULED_NAMESPACES",
-    "CONNECTED",
-    "ORIGINALS",
-    "SYNS",
-    "MEETINGS",
-    "NAMES",
-    "LATENCIES",
-    "JOINS",
-    "SHORTCUT_STATS",
-    "INBOUND_SOCKETS",
-    "INTRODUCTIONS",
-];
+/// Entries that have room in each table of a private copy, at most: it serves a handful of sockets, and large tables would cost
+/// milliseconds to make and free.
+const PRIVATE_ENTRIES_MAX: u32 = 1024;
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
 /// That program.
@@ -138,8 +114,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Loads the object. With `pins`, maps that are pinned there are taken over and new ones are pinned.
-    pub fn new(pins: Option<&Path>) -> Result<Self, KernelError> {
+    /// Loads the object. With `pins`, maps that are pinned there are taken over, and new ones are pinned and have these sizes.
+    pub fn new(pins: Option<(&Path, &HashMap<&'static str, u32>)>) -> Result<Self, KernelError> {
         let object = OBJECT.ok_or(KernelError::NotBuilt)?;
         abi::check_object(object)?;
         let mut loader = EbpfLoader::new();
@@ -150,14 +126,18 @@ impl Loaded {
         let has_mptcp = u32::from(offsets::of_running_kernel().is_ok_and(|offsets| offsets.is_mptcp != 0));
         loader.override_global("TASK_FLAGS", &task_flags, true).override_global("HAS_MPTCP", &has_mptcp, true);
         loader.override_global(STEERING_NETNS, &NO_NETNS, true);
-        if let Some(pins) = pins {
+        let shapes = shapes()?;
+        if let Some((pins, sizes)) = pins {
             for name in names() {
                 loader.map_pin_path(name, pins.join(name));
             }
+            for (name, entries_max) in sizes {
+                loader.map_max_entries(name, *entries_max);
+            }
         } else {
-            // A private copy serves a handful of sockets: large tables would cost milliseconds to make and free.
-            for name in LARGE_MAPS.iter().copied() {
-                loader.map_max_entries(name, 1024);
+            let is_large = |shape: &Shape| !shape.is_ring() && shape.entries_max > PRIVATE_ENTRIES_MAX;
+            for (name, _) in shapes.iter().filter(|(_, shape)| is_large(shape)) {
+                loader.map_max_entries(name, PRIVATE_ENTRIES_MAX);
             }
         }
         let mut ebpf = loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;

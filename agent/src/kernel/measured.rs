@@ -1,5 +1,6 @@
 //! What the hooks have counted and measured, read when somebody asks.
 
+use aya::maps::{MapData, PerCpuArray};
 use sockway_common::{
     counter::{self, Counter},
     join::ShortcutStats,
@@ -13,8 +14,7 @@ use crate::cluster::Snapshot;
 impl Kernel {
     /// Every counter of the hooks, added up over the CPUs.
     pub fn counters(&self) -> Vec<(Counter, u64)> {
-        let sum = |counter: Counter| self.counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum());
-        counter::ALL.iter().map(|counter| (*counter, sum(*counter))).collect()
+        counter::ALL.iter().map(|counter| (*counter, count(&self.counters, *counter))).collect()
     }
 
     /// What the connect hooks counted for each endpoint, added up over the CPUs.
@@ -40,7 +40,7 @@ impl Kernel {
 
     /// How full the tables are.
     pub fn fill(&self) -> Vec<Fill> {
-        self.fill.read()
+        self.fill.read(|counter| count(&self.counters, counter))
     }
 
     /// Has the kernel keep the hooks' run times, or no more.
@@ -54,4 +54,9 @@ impl Kernel {
     pub fn hook_times(&self) -> Vec<HookTime> {
         self.timing.read()
     }
+}
+
+/// One counter, added up over the CPUs.
+pub fn count(counters: &PerCpuArray<MapData, u64>, counter: Counter) -> u64 {
+    counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum())
 }

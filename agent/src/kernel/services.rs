@@ -9,6 +9,7 @@ mod limits;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -38,6 +39,9 @@ use crate::{
 /// `BPF_NOEXIST`: what the hooks count in is made once and never written again.
 const NO_EXIST: u64 = 1;
 
+/// How long replaced slots stay: longer than any run of a hook.
+const REPLACED_STAY: Duration = Duration::from_secs(1);
+
 /// The tables, and what stands in them.
 pub struct Tables {
     services: BpfHashMap<MapData, Address, Service>,
@@ -51,8 +55,10 @@ pub struct Tables {
     eject_policies: BpfHashMap<MapData, u32, EjectPolicy>,
     written: HashMap<u32, Written>,
     found: Option<Found>,
-    /// Whose slots are removed before the next change: a hook may have read them just before they were replaced.
-    replaced: Vec<Service>,
+    /// Whose slots are to be removed, and since when: a hook may have read them just before they were replaced.
+    replaced: Vec<(Instant, Service)>,
+    /// How many entries have room, by table.
+    sizes: HashMap<&'static str, u32>,
     generation: u32,
 }
 
@@ -111,7 +117,7 @@ struct Dialled {
 
 impl Tables {
     /// Takes the tables of a loaded object. What an earlier agent left in them stays in force until the first [`Tables::apply`].
-    pub fn new(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    pub fn new(ebpf: &mut Ebpf, sizes: HashMap<&'static str, u32>) -> Result<Self, KernelError> {
         let mut tables = Self {
             services: table(ebpf, "SERVICES")?,
             slots: table(ebpf, "SLOTS")?,
@@ -125,6 +131,7 @@ impl Tables {
             written: HashMap::new(),
             found: None,
             replaced: Vec::new(),
+            sizes,
             generation: 0,
         };
         let found = tables.find();
@@ -144,9 +151,7 @@ impl Tables {
         snapshot: &Snapshot,
         shortcut: impl Fn(&cluster::Service) -> bool,
     ) -> Result<(), KernelError> {
-        for old in std::mem::take(&mut self.replaced) {
-            self.remove_slots(&old);
-        }
+        self.check_room(snapshot)?;
         for service in &snapshot.services {
             let departure = snapshot.departure(service.id);
             let origin = Origin::new(Some(service), departure, shortcut(service));
@@ -167,6 +172,28 @@ impl Tables {
             self.clear_strangers();
         }
         Ok(())
+    }
+
+    /// Before anything is written: a snapshot that finds no room changes nothing.
+    fn check_room(&self, snapshot: &Snapshot) -> Result<(), KernelError> {
+        let listed = snapshot.services.iter().map(|service| service.endpoints.len()).sum::<usize>();
+        let leaving = snapshot.departures.iter().map(|departure| departure.endpoints.len()).sum::<usize>();
+        for (table, needed) in [("SERVICES", snapshot.services.len()), ("ENDPOINTS", listed + leaving)] {
+            let room = self.sizes.get(table).copied().unwrap_or(u32::MAX);
+            if needed > room as usize {
+                return Err(KernelError::NoRoom { table, needed });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes slots that were replaced a while ago. To be called from time to time; the change that replaced them need not wait for it.
+    pub fn tidy(&mut self) {
+        let kept = self.replaced.iter().position(|(since, _)| since.elapsed() < REPLACED_STAY);
+        let kept = self.replaced.split_off(kept.unwrap_or(self.replaced.len()));
+        for (_, old) in std::mem::replace(&mut self.replaced, kept) {
+            self.remove_slots(&old);
+        }
     }
 
     /// Whether just this was written for a service.
@@ -259,7 +286,7 @@ impl Tables {
                 let _ = self.services.remove(&old.address);
             }
             if old.entry.generation != generation {
-                self.replaced.push(old.entry);
+                self.replaced.push((Instant::now(), old.entry));
             }
         }
         Ok(())
@@ -397,5 +424,10 @@ where
 
 /// An error of a map, by its name.
 pub fn map_error(name: &'static str) -> impl Fn(MapError) -> KernelError {
-    move |source| KernelError::Map { name, source: Box::new(source) }
+    move |source| match &source {
+        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
+            KernelError::Full { table: name }
+        }
+        _ => KernelError::Map { name, source: Box::new(source) },
+    }
 }

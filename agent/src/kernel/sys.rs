@@ -151,12 +151,24 @@ pub struct Shape {
 impl Shape {
     const HASH: u32 = 1;
     const PER_CPU_HASH: u32 = 5;
+    const EVICTING_HASH: u32 = 9;
     const TRIE: u32 = 11;
+    const RING: u32 = 27;
     const SOCK_HASH: u32 = 18;
 
     /// Whether it fills up: no array, and nothing that makes room by itself.
     pub fn is_hash(&self) -> bool {
         matches!(self.kind, Self::HASH | Self::PER_CPU_HASH | Self::TRIE | Self::SOCK_HASH)
+    }
+
+    /// Whether its entries can be copied into one of another size.
+    pub fn can_be_copied(&self) -> bool {
+        (self.is_hash() && !self.holds_sockets()) || self.kind == Self::EVICTING_HASH
+    }
+
+    /// Whether its size is in bytes.
+    pub fn is_ring(&self) -> bool {
+        self.kind == Self::RING
     }
 
     /// Whether it has a value for each CPU.

@@ -148,6 +148,7 @@ pub fn keep_fixed(old: &Config, new: Config) -> (Config, Vec<&'static str>) {
     differs("instance", old.instance != new.instance);
     differs("workers", old.workers != new.workers);
     differs("admin.address", old.admin_address != new.admin_address);
+    differs("maps", old.maps != new.maps);
     differs("capture.cgroup_mount", old.capture.cgroup_mount != new.capture.cgroup_mount);
     differs("capture.bpffs", old.capture.bpffs != new.capture.bpffs);
     let config = Config {
@@ -162,6 +163,7 @@ pub fn keep_fixed(old: &Config, new: Config) -> (Config, Vec<&'static str>) {
         zone: new.zone,
         drain_timeout: new.drain_timeout,
         hook_stats: new.hook_stats,
+        maps: old.maps,
         services: new.services,
         inbound: new.inbound,
     };
@@ -180,9 +182,9 @@ mod tests {
         let parse = |text| file::parse(text, "F").expect("a good file");
         let old = parse("{instance: a, workers: 1, drain_timeout_ms: 5}");
         let text = "{instance: b, workers: 2, drain_timeout_ms: 6, admin: {address: '127.0.0.1:1'}, \
-                    capture: {bpffs: /b, cgroup_mount: /c, except: {ports: [22]}}}";
+                    maps: {sources: 7}, capture: {bpffs: /b, cgroup_mount: /c, except: {ports: [22]}}}";
         let (config, kept) = keep_fixed(&old, parse(text));
-        assert_eq!(kept, ["instance", "workers", "admin.address", "capture.cgroup_mount", "capture.bpffs"]);
+        assert_eq!(kept, ["instance", "workers", "admin.address", "maps", "capture.cgroup_mount", "capture.bpffs"]);
         let except = Except { ports: vec![22..=22], ..Except::default() };
         let capture = Capture { except, ..old.capture.clone() };
         assert_eq!(config, Config { drain_timeout: Duration::from_millis(6), capture, ..old.clone() });

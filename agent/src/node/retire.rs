@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    cluster::{Endpoint, Leaving, Snapshot, Stage},
+    cluster::{Departure, Endpoint, Leaving, Snapshot, Stage},
     config::{self, Protocol},
     kernel::{Sockets, Target, Visited},
 };
@@ -90,9 +90,21 @@ impl Retirer {
 
     /// Goes on with another snapshot: what leaves begins to drain, what has come back is active.
     pub fn follow(&mut self, snapshot: &Arc<Snapshot>, now: Instant) {
-        let mut before = std::mem::take(&mut self.exits);
+        let last = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
+        let stays = |departure: &Departure, other: &Snapshot| {
+            other.departure(departure.service).is_some_and(|other| std::ptr::eq(&**other, departure))
+        };
+        let mut before = HashMap::new();
+        for left in last.departures.iter().filter(|departure| !stays(departure, snapshot)) {
+            let keys = left.endpoints.iter().map(|endpoint| (left.service, endpoint.id));
+            before.extend(keys.filter_map(|key| self.exits.remove_entry(&key)));
+        }
         let mut begun = 0;
-        for leaving in snapshot.leaving().filter(|leaving| leaving.endpoint.state.stage() != Stage::Gone) {
+        let leaving = snapshot.departures.iter().filter(|departure| !stays(departure, &last));
+        for leaving in leaving.flat_map(|departure| departure.leaving()) {
+            if leaving.endpoint.state.stage() == Stage::Gone {
+                continue;
+            }
             let key = (leaving.service, leaving.endpoint.id);
             let mut exit = before.remove(&key).unwrap_or_else(|| {
                 begun += 1;
@@ -104,7 +116,6 @@ impl Retirer {
         if begun > TOLD_MAX {
             tracing::info!(endpoints = begun - TOLD_MAX, "further endpoints drain");
         }
-        let last = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
         for endpoint in snapshot.changed_since(&last).flat_map(|service| &service.endpoints) {
             if endpoint.state.stage() != Stage::Active {
                 endpoint.state.set_stage(Stage::Active);

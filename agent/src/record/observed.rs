@@ -169,7 +169,7 @@ impl Observed {
         let services: Vec<Value> =
             self.snapshot.services.iter().map(|service| service_json(service, &kernel)).collect();
         let leaving: Vec<Value> = self.snapshot.leaving().map(|leaving| leaving_json(leaving, &kernel)).collect();
-        let fail_open = ["fail_open_no_listener", "fail_open_not_tagged", "fail_open_hung"];
+        let fail_open = ["fail_open_no_listener", "fail_open_not_tagged", "fail_open_hung", "fail_open_no_room"];
         let fail_open: u64 = fail_open.iter().map(|verdict| self.kernel_total("connects_total", Some(verdict))).sum();
         json!({
             "version": env!("CARGO_PKG_VERSION"),

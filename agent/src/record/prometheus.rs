@@ -297,8 +297,8 @@ mod tests {
                 (key(ENDPOINT_AGENT), latency(&[1_000_000], &[], 0)),
             ],
             tables: vec![
-                Fill { table: "SERVICES", entries: Some(3), entries_max: 10, bytes: None },
-                Fill { table: "WATCH", entries: None, entries_max: 1, bytes: Some(512) },
+                Fill { table: "LIMITS", entries: Some(3), entries_max: 10, bytes: None, refused: Some(9) },
+                Fill { table: "WATCH", entries: None, entries_max: 1, bytes: Some(512), refused: None },
             ],
             hook_times: vec![HookTime { hook: "dial_v4".into(), runs: 2, took: Duration::from_micros(1) }],
             kernel_stats: vec![
@@ -389,8 +389,8 @@ mod tests {
             ("sockway_kernel_endpoint_connect_seconds_count{service=\"a/b\",endpoint=\"agent\"}", 1.0),
             ("sockway_kernel_endpoint_rtt_seconds_count{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 1.0),
             ("sockway_kernel_endpoint_retransmits_total{service=\"a/b\",endpoint=\"10.0.0.3:80\"}", 4.0),
-            ("sockway_kernel_map_entries{map=\"SERVICES\"}", 3.0),
-            ("sockway_kernel_map_entries_max{map=\"SERVICES\"}", 10.0),
+            ("sockway_kernel_map_entries{map=\"LIMITS\"}", 3.0),
+            ("sockway_kernel_map_entries_max{map=\"LIMITS\"}", 10.0),
             ("sockway_kernel_map_bytes{map=\"WATCH\"}", 512.0),
             ("sockway_kernel_hook_runs_total{hook=\"dial_v4\"}", 2.0),
             ("sockway_kernel_hook_run_time_seconds_total{hook=\"dial_v4\"}", 0.000001),

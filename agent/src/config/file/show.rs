@@ -8,6 +8,7 @@ use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATE
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
     inbound::{Inbound, Limit as InboundLimit, Limits as InboundLimits},
+    maps::{Maps, Room},
     policy::{Limits, Take},
 };
 
@@ -20,10 +21,17 @@ pub fn show(config: &Config) -> Value {
         "drain_timeout_ms": milliseconds(config.drain_timeout),
         "admin": { "address": config.admin_address },
         "hook_stats": word(&SWITCHES, config.hook_stats),
+        "maps": show_maps(&config.maps),
         "capture": show_capture(&config.capture),
         "services": config.services.iter().map(|service| show_service(service)).collect::<Vec<Value>>(),
         "inbound": config.inbound.iter().map(show_inbound).collect::<Vec<Value>>(),
     })
+}
+
+/// Those that the file says; the others follow from the services.
+fn show_maps(maps: &Maps) -> Value {
+    let said = Room::ALL.iter().filter_map(|room| Some((room.key().to_owned(), json!(maps.said(*room)?))));
+    Value::Object(said.collect())
 }
 
 fn show_capture(capture: &Capture) -> Value {

@@ -205,7 +205,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("wrokers: 2\n", "F:1:1: wrokers: unknown key; did you mean workers?"),
         (
             "zebra: 2\n",
-            "F:1:1: zebra: unknown key; known here: instance, zone, workers, drain_timeout_ms, admin, hook_stats, capture, services, inbound",
+            "F:1:1: zebra: unknown key; known here: instance, zone, workers, drain_timeout_ms, admin, hook_stats, maps, capture, services, inbound",
         ),
         ("admin: { adress: 127.0.0.1:1 }\n", "F:1:10: admin.adress: unknown key; did you mean address?"),
         ("admin: 127.0.0.1:9901\n", "F:1:8: admin: expected a mapping, found a text; write its keys: address"),
@@ -245,7 +245,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ),
         (
             "- a\n",
-            "F:1:1: expected a mapping, found a list; write its keys: instance, zone, workers, drain_timeout_ms, admin, hook_stats, capture, services, inbound",
+            "F:1:1: expected a mapping, found a list; write its keys: instance, zone, workers, drain_timeout_ms, admin, hook_stats, maps, capture, services, inbound",
         ),
     ];
     for (text, expected) in cases {

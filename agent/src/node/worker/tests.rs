@@ -84,6 +84,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
         drain_timeout: PATIENCE,
         admin_address: ([127, 0, 0, 1], 0).into(),
         hook_stats: false,
+        maps: Default::default(),
         inbound: Vec::new(),
         capture: Capture {
             cgroup_mount: None,

@@ -102,6 +102,9 @@ fn tables(text: &mut String, observed: &Observed) {
     let help = "Entries that have room in a table of the kernel half.";
     let most = tables.iter().filter(|fill| fill.entries.is_some()).map(|fill| (fill.table, fill.entries_max));
     family(text, ("sockway_kernel_map_entries_max", "gauge", help), "map", most);
+    let help = "Times that a hook found no room in a table of the kernel half, and passed.";
+    let refused = tables.iter().filter_map(|fill| Some((fill.table, fill.refused?)));
+    family(text, ("sockway_kernel_map_full_total", "counter", help), "map", refused);
     let help = "Memory of a table of the kernel half, as the kernel tells it (before Linux 6.4: of the full table).";
     let bytes = tables.iter().filter_map(|fill| Some((fill.table, fill.bytes?)));
     family(text, ("sockway_kernel_map_bytes", "gauge", help), "map", bytes);

@@ -1,0 +1,163 @@
+//! Tables of the kernel half that are full: whoever finds no room passes, is counted, and the log names the key to raise. And tables of
+//! another size: what lives in them is carried over.
+
+use std::{io::Read as _, net::TcpStream};
+
+use nix::sys::signal::Signal;
+use sockway_tests::{agent::Agent, config::Service, datagram, stage::Stage, wait};
+
+fn refused(agent: &Agent, map: &str) -> f64 {
+    agent.metric("sockway_kernel_map_full_total", &[("map", map)])
+}
+
+/// Waits until the log tells once, and only once, that this table is full, and which key to raise.
+fn await_warning(agent: &Agent, map: &str, key: &str) {
+    let told = || {
+        let log = agent.log();
+        let is_about =
+            |line: &&str| line.contains("is full") && line.contains(map) && line.contains(&format!("maps.{key}"));
+        log.lines().filter(is_about).count()
+    };
+    wait::until(&format!("the log to tell of {map}"), wait::soon(), || told() > 0);
+    assert_eq!(told(), 1, "{}", agent.log());
+}
+
+#[test]
+fn endpoints_that_find_no_room_to_be_counted_are_dialled_all_the_same() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, [one, two]) = (stage.echo("origin"), [stage.address(), stage.address()]);
+    let config = stage
+        .config()
+        .set("maps: { dialled_endpoints: 1 }")
+        .service(Service::kernel_tcp("one", one).to(origin.address()))
+        .service(Service::kernel_tcp("two", two).to(origin.address()));
+    let agent = Agent::start(&config);
+    assert_eq!(stage.ask_name(one).unwrap(), "origin");
+    assert_eq!(refused(&agent, "ENDPOINT_STATS"), 0.0);
+    for _ in 0..3 {
+        assert_eq!(stage.ask_name(two).unwrap(), "origin");
+    }
+    for map in ["ENDPOINT_STATS", "LATENCIES"] {
+        wait::until(map, wait::soon(), || refused(&agent, map) >= 3.0);
+        await_warning(&agent, map, "dialled_endpoints");
+    }
+    let connects = |service| agent.metric("sockway_kernel_endpoint_connects_total", &[("service", service)]);
+    assert_eq!((connects("one"), connects("two")), (1.0, 0.0));
+}
+
+#[test]
+fn sources_that_a_limit_finds_no_room_to_count_are_not_limited() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, [one, two]) = (stage.echo("origin"), [stage.address(), stage.address()]);
+    let limited =
+        |name, address| Service::kernel_tcp(name, address).set("limits: { connections: 1 }").to(origin.address());
+    let config = stage.config().set("maps: { sources: 1 }").service(limited("one", one)).service(limited("two", two));
+    let agent = Agent::start(&config);
+    let _held = stage.dial(one).expect("the first");
+    assert_eq!(refused(&agent, "LIMITS"), 0.0);
+    let held: Vec<TcpStream> = (0..3).map(|_| stage.dial(two).expect("what cannot be counted passes")).collect();
+    assert_eq!(refused(&agent, "LIMITS"), held.len() as f64);
+    await_warning(&agent, "LIMITS", "sources");
+}
+
+#[test]
+fn udp_sockets_that_find_no_room_are_connected_all_the_same() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.datagrams("origin"), stage.address());
+    let config =
+        stage.config().set("maps: { udp_sockets: 1 }").service(Service::udp("udp", service).to(origin.address()));
+    let agent = Agent::start(&config);
+    let sockets: Vec<_> = (0..3).map(|_| stage.socket("127.0.0.1:0")).collect();
+    for socket in &sockets {
+        socket.connect(service).expect("connect() of UDP");
+        socket.send(b"?").expect("sent");
+        assert!(datagram::receive(socket).is_ok(), "an answer");
+    }
+    assert_eq!(refused(&agent, "CONNECTED"), 2.0);
+    await_warning(&agent, "CONNECTED", "udp_sockets");
+}
+
+#[test]
+fn a_connection_that_cannot_be_told_of_is_balanced_in_the_kernel_instead_of_handed_to_the_agent() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let config =
+        stage.config().set("maps: { accepting: 1 }").service(Service::agent_tcp("tcp", service).to(origin.address()));
+    let agent = Agent::start(&config);
+    // While the agent stands still it accepts nothing; how long it may do so before it is taken for hung, a loaded host may miss.
+    wait::until("a connect that finds no room", wait::soon(), || {
+        agent.stop();
+        let dialled: Vec<_> = (0..3).map(|_| stage.dial(service)).collect();
+        agent.signal(Signal::SIGCONT);
+        for stream in dialled {
+            let mut name = [0; 6];
+            stream.and_then(|mut stream| stream.read_exact(&mut name)).expect("every connection is served");
+            assert_eq!(&name, b"origin");
+        }
+        refused(&agent, "ORIGINALS") > 0.0
+    });
+    assert!(agent.metric("sockway_kernel_connects_total", &[("verdict", "fail_open_no_room")]) > 0.0);
+}
+
+#[test]
+fn sockets_that_find_no_room_for_the_shortcut_talk_by_tcp() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let config = stage
+        .config_with_shortcut()
+        .set("maps: { shortcut_sockets: 1 }")
+        .service(Service::kernel_tcp("tcp", service).set("shortcut: on").to(origin.address()));
+    let agent = Agent::start(&config);
+    for _ in 0..3 {
+        assert_eq!(stage.ask_name(service).unwrap(), "origin");
+    }
+    wait::until("a socket that finds no room", wait::soon(), || refused(&agent, "SHORTCUT") > 0.0);
+    assert_eq!(agent.metric("sockway_kernel_shortcut_sockets_total", &[("result", "server")]), 0.0, "no pair");
+}
+
+#[test]
+fn what_is_held_is_carried_over_when_a_table_is_made_in_another_size() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let config = stage
+        .config()
+        .service(Service::kernel_tcp("tcp", service).set("limits: { connections: 1 }").to(origin.address()));
+    let room = |agent: &Agent| agent.metric("sockway_kernel_map_entries_max", &[("map", "LIMITS")]);
+    let mut agent = Agent::start(&config);
+    let held = stage.dial(service).expect("the first");
+    for sources in [200_000.0, 9.0] {
+        agent.sigterm();
+        assert!(agent.wait().success());
+        agent.write_config(&config.clone().set(&format!("maps: {{ sources: {sources}, services: 8 }}")).yaml());
+        agent.start_again();
+        assert_eq!(room(&agent), sources);
+        assert!(stage.dial(service).and_then(|mut stream| stream.read(&mut [0])).is_err(), "the first still holds it");
+    }
+    agent.sigterm();
+    assert!(agent.wait().success());
+    agent.write_config(&config.yaml());
+    agent.start_again();
+    assert!(room(&agent) > 9.0, "what is not said is as large as the services need");
+    drop(held);
+    wait::until("what was held to be given back", wait::soon(), || stage.ask_name(service).is_ok());
+}
+
+#[test]
+fn a_reload_that_finds_no_room_is_refused_whole_and_names_the_key() {
+    let Some(stage) = Stage::set() else { return };
+    let (before, after, service) = (stage.echo("before"), stage.echo("after"), stage.address());
+    let config = stage.config().set("maps: { endpoints: 1, services: 1 }");
+    let with = |origin| config.with_services([Service::kernel_tcp("tcp", service).to(origin)]);
+    let agent = Agent::start(&with(before.address()));
+    // The one that leaves needs its place for a while longer.
+    agent.write_config(&with(after.address()).yaml());
+    agent.signal(Signal::SIGHUP);
+    let told = |what: &str| wait::until(what, wait::soon(), || agent.log().contains(what));
+    told("table ENDPOINTS of the kernel half has no room for 2 entries; raise maps.endpoints");
+    assert_eq!(stage.ask_name(service).unwrap(), "before");
+    let other = Service::kernel_tcp("other", stage.address()).to(after.address());
+    agent.write_config(&with(before.address()).service(other).yaml());
+    agent.signal(Signal::SIGHUP);
+    told("maps.services: is room for 1, and the file has 2 services; write at least 4");
+    assert_eq!(stage.ask_name(service).unwrap(), "before");
+}
