@@ -129,13 +129,16 @@ fn without_a_hook_on_connect_it_ends_and_names_what_is_lacking() {
     fs::write(&file, config.yaml()).unwrap();
     let binary = Refused::new(&["dial_v4", "steer"]);
     let (code, said) = run(&binary, &["run", "--config", &file.to_string_lossy()]);
-    assert_eq!(code, Some(69), "{said}");
-    assert!(said.contains(HELPER_NAME) && said.contains("`dial_v4`, `steer`"), "{said}");
+    assert!(code == Some(69) && said.contains(HELPER_NAME) && said.contains("`dial_v4`, `steer`"), "{code:?}: {said}");
     let (code, told) = run(&binary, &["doctor"]);
     assert_eq!(code, Some(69), "{told}");
     let line = told.lines().find(|line| line.contains("load")).unwrap_or_else(|| panic!("{told}"));
     assert!(line.starts_with("MISSING") && line.contains("`dial_v4`"), "{line}");
-    assert!(!pins::directory(config.instance()).join("links").read_dir().is_ok_and(|mut links| links.next().is_some()));
+    let links = pins::directory(config.instance()).join("links");
+    let is_attached = links.read_dir().is_ok_and(|mut links| links.next().is_some());
+    // The tables it had made before stay for its successor.
+    let (code, said) = run(&binary, &["detach", "--instance", config.instance()]);
+    assert_eq!((is_attached, code), (false, Some(0)), "{said}");
 }
 
 #[test]
