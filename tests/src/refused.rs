@@ -1,7 +1,7 @@
 //! An agent some of whose programs this kernel refuses, as a kernel does that lacks something: the real agent, in whose kernel half these
 //! programs begin with the call of a helper that no kernel gives to programs of their kind.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
 
 use object::{File, Object, ObjectSection, ObjectSymbol};
 use tempfile::TempDir;
@@ -36,8 +36,11 @@ impl Refused {
             binary[at + 4..at + 8].copy_from_slice(&HELPER.to_le_bytes());
         }
         let refused = Self { directory: TempDir::new().expect("a temporary directory") };
-        fs::write(refused.path(), binary).expect("room for another agent");
-        fs::set_permissions(refused.path(), fs::Permissions::from_mode(0o755)).expect("its own file");
+        let written = refused.directory.path().join("written");
+        fs::write(&written, binary).expect("room for another agent");
+        // A file that this process has written cannot be run (ETXTBSY) while a child of another test, just forked, still holds it open.
+        let installed = Command::new("install").args(["-m", "755"]).args([&written, &refused.path()]).status();
+        assert!(installed.expect("install(1)").success(), "a copy that nobody holds open");
         refused
     }
 
