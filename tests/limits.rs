@@ -8,6 +8,7 @@ use std::{
 use sockway_tests::{
     agent::{self, Agent},
     config::Service,
+    patience,
     process::Room,
     socket::disconnect,
     stage::Stage,
@@ -165,11 +166,10 @@ fn all_cores_together_never_get_more_than_the_limit() {
     const LIMIT: usize = 8;
     let agent =
         Agent::start(&stage.config().service(limited(service, &format!("connections: {LIMIT}")).to(origin.address())));
-    // Twice as many threads as the limit: it is contended all the time. `SOCKWAY_CROWD=62500` makes it a million attempts.
-    let threads = 16.to_string();
-    let each = std::env::var("SOCKWAY_CROWD").unwrap_or_else(|_| "1000".to_owned());
+    // Twice as many threads as the limit: it is contended all the time. A million attempts in all.
+    let (threads, each) = (16, patience::load(62_500));
     let mut command = Command::new(agent::probe());
-    command.args(["crowd", &threads, &each, &service.to_string()]);
+    command.args(["crowd", &threads.to_string(), &each.to_string(), &service.to_string()]);
     let output = sockway_tests::process::run(Room::of(&stage.clients), command);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
@@ -177,8 +177,7 @@ fn all_cores_together_never_get_more_than_the_limit() {
         let found = text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         found.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text:?}"))
     };
-    println!("{text}");
-    assert_eq!(number("attempts"), 16 * each.parse::<usize>().unwrap());
+    assert_eq!(number("attempts"), threads * each);
     assert!(number("most") <= LIMIT, "{text}");
     assert_eq!(number("full"), LIMIT, "all of the limit can be had at once: {text}");
     wait::until("everything to be given back", wait::SOON, || open(&agent, "limited") == 0.0);
