@@ -5,6 +5,7 @@ mod agent;
 mod cgroup;
 mod dial;
 mod goal;
+mod h2load;
 mod host;
 mod interrupt;
 mod load;

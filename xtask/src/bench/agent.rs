@@ -53,6 +53,8 @@ pub enum Forward {
     Kernel,
     /// HTTP/1.1 through the agent.
     Http,
+    /// HTTP/2 through the agent.
+    Http2,
     /// Opaque TCP through the agent.
     Opaque,
 }
@@ -73,6 +75,7 @@ impl Plan {
             let (protocol, mode) = match service.forward {
                 Forward::Kernel => ("tcp", "kernel"),
                 Forward::Http => ("http", "agent"),
+                Forward::Http2 => ("http2", "agent"),
                 Forward::Opaque => ("tcp", "agent"),
             };
             let _ = writeln!(
@@ -240,7 +243,7 @@ impl Witness {
     pub fn check(self, before: &Counters, after: &Counters, connections: u32, requests: u64) -> Result<()> {
         let label = match self.forward {
             Forward::Kernel => "verdict=\"balanced\"",
-            Forward::Http | Forward::Opaque => "verdict=\"agent\"",
+            Forward::Http | Forward::Http2 | Forward::Opaque => "verdict=\"agent\"",
         };
         let taken = after.since(before, "sockway_kernel_connects_total", label);
         ensure!(taken >= f64::from(connections), "only {taken} connections had {label}: the others took another path");

@@ -3,6 +3,7 @@
 mod connect;
 mod l4;
 mod l7_h1;
+mod l7_h2;
 mod rest;
 mod scale;
 mod tcp;
@@ -44,8 +45,18 @@ impl How {
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Scenario; 8] =
-    [l4::FLAT, l4::PODS, l7_h1::FLAT, l7_h1::PODS, tcp::SCENARIO, connect::SCENARIO, scale::SCENARIO, rest::SCENARIO];
+pub const ALL: [Scenario; 10] = [
+    l4::FLAT,
+    l4::PODS,
+    l7_h1::FLAT,
+    l7_h1::PODS,
+    l7_h2::MANY,
+    l7_h2::ONE,
+    tcp::SCENARIO,
+    connect::SCENARIO,
+    scale::SCENARIO,
+    rest::SCENARIO,
+];
 
 /// The scenarios of these names, or all of them; the name that is none otherwise.
 pub fn named(names: &[String]) -> Result<Vec<Scenario>, &str> {

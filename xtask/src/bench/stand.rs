@@ -108,7 +108,16 @@ impl Stand {
 
     /// Calls `url` as the client does, once.
     pub fn call(&self, url: &str) -> Result<()> {
-        let received = curl(url, &self.client())?;
+        self.call_with(&[], url)
+    }
+
+    /// The same by HTTP/2.
+    pub fn call_http2(&self, url: &str) -> Result<()> {
+        self.call_with(&["--http2-prior-knowledge"], url)
+    }
+
+    fn call_with(&self, arguments: &[&str], url: &str) -> Result<()> {
+        let received = curl(arguments, url, &self.client())?;
         let name = url.rsplit('/').next().unwrap_or_default();
         let size = BODIES.iter().find(|(body, _)| *body == name).map(|(_, size)| *size);
         ensure!(size.is_none_or(|size| received.len() == size), "{url}: {} bytes came", received.len());
@@ -117,7 +126,7 @@ impl Stand {
 
     /// Gets a page of an admin endpoint in the node's namespace.
     pub fn get(&self, url: &str) -> Result<String> {
-        curl(url, &Place { cpu: None, ..self.proxy() })
+        curl(&[], url, &Place { cpu: None, ..self.proxy() })
     }
 
     fn cpu(&self, cpu: usize) -> Option<usize> {
@@ -125,10 +134,10 @@ impl Stand {
     }
 }
 
-fn curl(url: &str, place: &Place) -> Result<String> {
+fn curl(arguments: &[&str], url: &str, place: &Place) -> Result<String> {
     let mut command = Command::new("curl");
     // The metrics of a hundred thousand endpoints are 20 MB.
-    command.args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "30", url]);
+    command.args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "30"]).args(arguments).arg(url);
     Process::output(&mut command, place, Duration::from_secs(40))
 }
 

@@ -1,10 +1,12 @@
-//! What flows in a load scenario, and how it is driven and answered: requests by wrk against nginx, or bytes by our own two programs.
+//! What flows in a load scenario, and how it is driven and answered: requests by wrk against nginx, streams by h2load against
+//! nghttpd, or bytes by our own two programs.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 
 use super::{
+    h2load,
     process::Process,
     sample::Figure,
     stand::Stand,
@@ -21,6 +23,15 @@ pub enum Traffic {
         body: &'static str,
         /// How many connections.
         connections: u32,
+    },
+    /// Streams over connections of HTTP/2.
+    Http2 {
+        /// The body that is asked for.
+        body: &'static str,
+        /// How many connections.
+        connections: u32,
+        /// How many streams at a time on each.
+        streams: u32,
     },
     /// Bytes that nobody between the two programs understands.
     Tcp,
@@ -55,7 +66,7 @@ impl Traffic {
     /// What a round consists of.
     pub fn phases(self) -> &'static [Phase] {
         match self {
-            Self::Http { .. } => &[Phase::Requests],
+            Self::Http { .. } | Self::Http2 { .. } => &[Phase::Requests],
             Self::Tcp => &[Phase::Messages, Phase::Bulk],
         }
     }
@@ -63,7 +74,7 @@ impl Traffic {
     /// What the client is given for an address.
     pub fn target(self, address: &str) -> String {
         match self {
-            Self::Http { body, .. } => format!("http://{address}/{body}"),
+            Self::Http { body, .. } | Self::Http2 { body, .. } => format!("http://{address}/{body}"),
             Self::Tcp => address.to_owned(),
         }
     }
@@ -73,6 +84,7 @@ impl Traffic {
         let (name, place) = if apart { ("origin-apart", stand.origin_apart()) } else { ("origin", stand.origin()) };
         match self {
             Self::Http { .. } => way::http_origin(stand, name, &place, address),
+            Self::Http2 { .. } => way::http2_origin(stand, name, &place, address),
             Self::Tcp => tcp::server(&place, address, &stand.file(&format!("{name}.log"))),
         }
     }
@@ -81,6 +93,7 @@ impl Traffic {
     pub fn call(self, stand: &Stand, target: &str) -> Result<()> {
         match self {
             Self::Http { .. } => stand.call(target),
+            Self::Http2 { .. } => stand.call_http2(target),
             Self::Tcp => Driver::start(&stand.client())?.echo(target, Duration::from_millis(1)).map(drop),
         }
     }
@@ -93,6 +106,12 @@ impl Traffic {
                 let load = wrk::run(&stand.client(), target, connections, length)?;
                 let figures = latencies(load.rps, load.p50_us, load.p99_us);
                 Ok(Moved { connections, ..once(load.requests as f64, load.requests, false, figures) })
+            }
+            (Self::Http2 { connections, streams, .. }, _) => {
+                let load = h2load::run(&stand.client(), target, connections, streams, length)?;
+                let figures = BTreeMap::from([(Figure::Rps, load.rps)]);
+                // Many streams' frames leave in one message.
+                Ok(Moved { connections, ..once(load.requests as f64, 1, false, figures) })
             }
             (Self::Tcp, Phase::Bulk) => {
                 let (gb, seconds) = Driver::start(&stand.client())?.bulk(target, length)?;
