@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     cluster::Refused,
-    config::inbound::{Limit, Rate},
+    config::policy::{Rate, Take},
 };
 
 /// Takes a token from a bucket, if there is one. The bucket is one word: when it would be full again, in nanoseconds of whatever clock its
@@ -60,7 +60,7 @@ const TIDY_AT_LEAST: usize = 1024;
 
 impl Sources {
     /// Whether one more connection of `ip` may pass; if so it is counted, and to be given back with [`Sources::leave`].
-    pub fn enter(&mut self, ip: IpAddr, limit: &Limit, now_ns: u64) -> Result<(), Refused> {
+    pub fn enter(&mut self, ip: IpAddr, limit: &Take, now_ns: u64) -> Result<(), Refused> {
         if self.by_ip.len() >= self.tidy_at {
             self.tidy(now_ns);
         }
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn a_source_is_held_to_its_own_limits_only() {
         let mut sources = Sources::default();
-        let limit = Limit { connections: Some(2), rate: Some(Rate { per_second: 1, burst: 3 }) };
+        let limit = Take { connections: Some(2), rate: Some(Rate { per_second: 1, burst: 3 }) };
         assert_eq!(sources.enter(ip(1), &limit, 0), Ok(()));
         assert_eq!(sources.enter(ip(1), &limit, 0), Ok(()));
         assert_eq!(sources.enter(ip(1), &limit, 0), Err(Refused::SourceConnections));
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn sources_of_which_nothing_is_to_be_remembered_take_no_memory() {
         let mut sources = Sources::default();
-        let limit = Limit { connections: None, rate: Some(Rate { per_second: 1, burst: 1 }) };
+        let limit = Take { connections: None, rate: Some(Rate { per_second: 1, burst: 1 }) };
         for last in 0..100_000 {
             let now = u64::from(last) * SECOND;
             assert_eq!(sources.enter(ip(last), &limit, now), Ok(()));

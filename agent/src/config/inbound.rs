@@ -9,6 +9,7 @@ use std::{
 use super::{
     Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut,
     capture::{Cidr, NamespaceRules},
+    policy::Take,
 };
 
 /// Ports whose connections go through the agent.
@@ -36,27 +37,9 @@ pub struct Inbound {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Of everybody together, on this node.
-    pub all: Limit,
+    pub all: Take,
     /// Of one source address.
-    pub per_source: Limit,
-}
-
-/// Connections at once and by the second; `None` is as many as come.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Limit {
-    /// At once.
-    pub connections: Option<u32>,
-    /// By the second.
-    pub rate: Option<Rate>,
-}
-
-/// A token bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// What is put in by the second; at least 1.
-    pub per_second: u32,
-    /// What it holds; at least 1.
-    pub burst: u32,
+    pub per_source: Take,
 }
 
 /// Who is let in. A source is judged by the longest prefix that names it.
@@ -78,7 +61,7 @@ impl Inbound {
 
     /// Whether somebody has to count by source.
     pub fn counts_sources(&self) -> bool {
-        self.limits.per_source != Limit::default()
+        self.limits.per_source != Take::default()
     }
 
     /// The service that the program itself is: its one endpoint is wherever the client dialled.

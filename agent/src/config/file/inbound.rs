@@ -5,22 +5,19 @@ use std::collections::HashMap;
 use super::{
     capture::{cidr, each, namespaces, port},
     http, milliseconds,
+    policy::{KEYS_OF_A_TAKE, take},
     section::{Field, Path, Position, Problems, Section},
     service::{CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS_MAX, service_name},
 };
 use crate::config::{
     Protocol,
     capture::{Cidr, NamespaceRules},
-    inbound::{Inbound, Limit, Limits, Rate, Sources},
+    inbound::{Inbound, Limits, Sources},
+    policy::Take,
 };
 
 pub(super) const INBOUND_PROTOCOLS: [(&str, Protocol); 3] =
     [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("auto", Protocol::Auto)];
-
-/// More than a node's memory has room for: 1 million sockets take 4 GiB.
-const CONNECTIONS_MAX: u32 = 10_000_000;
-/// A token every 100 ns: no host accepts faster.
-const RATE_MAX: u32 = 10_000_000;
 
 pub(super) fn inbound(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Inbound>> {
     let items = field.list(problems)?;
@@ -90,31 +87,14 @@ fn name(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
 fn limits(field: &Field<'_>, problems: &mut Problems) -> Option<Limits> {
     let keys = ["connections", "connections_per_second", "burst", "per_source"];
     let section = Section::open(field.node, &field.path, &keys, problems)?;
-    let all = limit(&section, problems);
+    let all = take(&section, problems);
     let per_source = section.or(
         "per_source",
-        Limit::default,
-        |field, problems| {
-            let keys = ["connections", "connections_per_second", "burst"];
-            limit(&Section::open(field.node, &field.path, &keys, problems)?, problems)
-        },
+        Take::default,
+        |field, problems| take(&Section::open(field.node, &field.path, &KEYS_OF_A_TAKE, problems)?, problems),
         problems,
     );
     Some(Limits { all: all?, per_source: per_source? })
-}
-
-fn limit(section: &Section<'_>, problems: &mut Problems) -> Option<Limit> {
-    let number = |most: u32| move |field: &Field<'_>, p: &mut Problems| field.integer(1..=most, p).map(Some);
-    let connections = section.or("connections", || None, number(CONNECTIONS_MAX), problems);
-    let per_second = section.or("connections_per_second", || None, number(RATE_MAX), problems);
-    let burst = section.or("burst", || None, number(RATE_MAX), problems);
-    if let (Some(None), Some(field)) = (per_second, section.get("burst")) {
-        field.refuse("means nothing without connections_per_second; write both or none", problems);
-    }
-    let (per_second, burst) = (per_second?, burst?);
-    // A second's worth: who comes at the whole second is not refused.
-    let rate = per_second.map(|per_second| Rate { per_second, burst: burst.unwrap_or(per_second) });
-    Some(Limit { connections: connections?, rate })
 }
 
 fn sources(section: &Section<'_>, problems: &mut Problems) -> Option<Sources> {
@@ -141,7 +121,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{ConfigError, file};
+    use crate::config::{ConfigError, file, policy::Rate};
 
     #[test]
     fn a_rule_is_read_whole_and_shown_as_it_was() {
@@ -159,8 +139,8 @@ mod tests {
         let config = file::parse(text, "F").expect("a good file");
         let rule = &config.inbound[0];
         assert_eq!(rule.connect_timeout, Duration::from_millis(250));
-        assert_eq!(rule.limits.all, Limit { connections: Some(100), rate: Some(Rate { per_second: 50, burst: 10 }) });
-        assert_eq!(rule.limits.per_source, Limit { connections: Some(3), rate: None });
+        assert_eq!(rule.limits.all, Take { connections: Some(100), rate: Some(Rate { per_second: 50, burst: 10 }) });
+        assert_eq!(rule.limits.per_source, Take { connections: Some(3), rate: None });
         assert_eq!((rule.sources.allow.len(), rule.sources.deny.len(), rule.sources.pass[0].prefix()), (2, 1, 32));
         assert!(rule.namespaces.captures(&["/run/netns/web-1".into()], false));
         assert!(!rule.namespaces.captures(&[], false));
@@ -198,7 +178,7 @@ mod tests {
                 "{name: a, ports: [80], protocol: tcp, allow: [10.0.0.0/8], deny: [10.0.0.0/8]}",
                 "inbound[0].deny[0]: 10.0.0.0/8 is listed twice",
             ),
-            ("{name: a, ports: [80], protocol: tcp, limits: {burst: 3}}", "inbound[0].limits.burst: means nothing"),
+            ("{name: a, ports: [80], protocol: tcp, limits: {burst: 3}}", "inbound[0].limits.burst: says nothing"),
             (
                 "{name: a, ports: [80], protocol: tcp, limits: {per_source: {connections: 0}}}",
                 "inbound[0].limits.per_source.connections: 0 is out of range",

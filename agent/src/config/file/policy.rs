@@ -36,7 +36,7 @@ const MIN_WEIGHT_PERCENT: u32 = 10; // Envoy's default, as is the next
 const AGGRESSION_PERCENT: u32 = 100;
 const AGGRESSION_PERCENT_MAX: u32 = 10_000;
 
-const KEYS_OF_A_TAKE: [&str; 3] = ["connections", "connections_per_second", "burst"];
+pub(super) const KEYS_OF_A_TAKE: [&str; 3] = ["connections", "connections_per_second", "burst"];
 
 pub(super) fn policy(section: &Section<'_>, problems: &mut Problems) -> Option<Policy> {
     let default = Policy::default();
@@ -105,7 +105,8 @@ fn per_source(field: &Field<'_>, problems: &mut Problems) -> Option<Take> {
     take(&section, problems)
 }
 
-fn take(section: &Section<'_>, problems: &mut Problems) -> Option<Take> {
+/// The keys [`KEYS_OF_A_TAKE`] of a section.
+pub(super) fn take(section: &Section<'_>, problems: &mut Problems) -> Option<Take> {
     let number = |key, max, problems: &mut Problems| {
         section.or(key, || None, |field, p| field.integer(1..=max, p).map(Some), problems)
     };

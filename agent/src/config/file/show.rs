@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, http};
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
-    inbound::{Inbound, Limit as InboundLimit, Limits as InboundLimits},
+    inbound::{Inbound, Limits as InboundLimits},
     maps::{Maps, Room},
     policy::{Limits, Take},
 };
@@ -162,17 +162,9 @@ fn show_inbound(rule: &Inbound) -> Value {
 }
 
 fn show_inbound_limits(limits: &InboundLimits) -> Value {
-    let mut shown = show_inbound_limit(&limits.all);
-    shown["per_source"] = show_inbound_limit(&limits.per_source);
+    let mut shown = show_take(&limits.all);
+    shown["per_source"] = show_take(&limits.per_source);
     shown
-}
-
-fn show_inbound_limit(limit: &InboundLimit) -> Value {
-    json!({
-        "connections": limit.connections,
-        "connections_per_second": limit.rate.map(|rate| rate.per_second),
-        "burst": limit.rate.map(|rate| rate.burst),
-    })
 }
 
 /// Whether the section `http` says anything.
