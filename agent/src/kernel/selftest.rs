@@ -335,9 +335,22 @@ struct Scratch {
 impl Scratch {
     fn enter(mount: &Path, instance: &str) -> io::Result<Self> {
         let back = cgroup::current(mount)?;
-        let path = mount.join(format!("sockway-self-test-{instance}-{}", std::process::id()));
+        let name = format!("sockway-self-test-{instance}-");
+        remove_dead(mount, &name);
+        let path = mount.join(format!("{name}{}", std::process::id()));
         cgroup::enter(&path)?;
         Ok(Self { path, back, links: Vec::new() })
+    }
+}
+
+/// Removes what processes that were killed within their self-test have left. One that lives has its cgroup still, and keeps it.
+fn remove_dead(mount: &Path, name: &str) {
+    for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|found| found.strip_prefix(name)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Refused, somebody is in it.
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 
@@ -348,5 +361,20 @@ impl Drop for Scratch {
         if let Err(error) = left {
             tracing::warn!(%error, path = %self.path.display(), "the self-test's scratch cgroup could not be removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_dead_left_is_removed() {
+        let mount = tempfile::tempdir().unwrap();
+        let (dead, living) = (u32::MAX, std::process::id());
+        let names = [format!("self-test-a-{dead}"), format!("self-test-a-{living}"), format!("self-test-ab-{dead}")];
+        names.iter().for_each(|name| fs::create_dir(mount.path().join(name)).unwrap());
+        remove_dead(mount.path(), "self-test-a-");
+        assert_eq!(names.map(|name| mount.path().join(name).exists()), [false, true, true]);
     }
 }
