@@ -1,7 +1,9 @@
 //! Namespaces: programs in pods are served where they are, with no wire, route or rule touched; and no pod is kept alive by us.
 
-use std::{fs, net::SocketAddr, process::Command, thread};
+use std::{fs, io::Write as _, net::SocketAddr, os::fd::AsFd as _, process::Command, thread};
 
+use nix::sys::signal::Signal;
+use socket2::SockRef;
 use sockway_tests::{
     agent::{self, Agent},
     config::Service,
@@ -194,6 +196,43 @@ fn equal_addresses_in_different_pods_are_not_confused() {
         let end = format!("@{service}");
         assert!(lines.lock().unwrap().iter().all(|line| line.is_empty() || line.ends_with(&end)));
     }
+}
+
+/// A client that writes and closes is gone before the agent accepts. Where the kernel keeps no TIME_WAIT state for it (here: none at all,
+/// elsewhere when there are too many), the next connection may have its port at once.
+#[test]
+fn a_port_that_is_used_again_before_the_agent_accepts_is_not_confused() {
+    let Some(stage) = Stage::set() else { return };
+    let services = [unroutable(1), unroutable(2)];
+    let collected = services.map(|_| Origin::collect(stage.origin().listen(stage.address()).unwrap()));
+    let mut config = stage.config();
+    for (index, service) in services.into_iter().enumerate() {
+        config = config.service(Service::agent_tcp(&format!("svc-{index}"), service).to(collected[index].0.address()));
+    }
+    let agent = Agent::start(&config);
+    let pod = Netns::new();
+    pod.sysctl("net.ipv4.tcp_max_tw_buckets", "0");
+    let door = Door::open(Room::of(&stage.clients).inside(&pod));
+    wait::until("the agent to serve the pod", wait::SOON, || door.dial(services[0]).is_ok());
+
+    agent.signal(Signal::SIGSTOP);
+    let mut port = 0;
+    for (service, line) in services.into_iter().zip(["first\n", "second\n"]) {
+        let mut client = wait::until_some("the port to be free", wait::SOON, || {
+            let socket = door.make(service).unwrap();
+            SockRef::from(&socket).set_reuse_address(true).unwrap();
+            SockRef::from(&socket).bind(&SocketAddr::from(([127, 0, 0, 1], port)).into()).ok()?;
+            door.redial(socket.as_fd(), service).ok()
+        });
+        port = client.local_addr().unwrap().port();
+        client.write_all(line.as_bytes()).unwrap();
+    }
+    agent.signal(Signal::SIGCONT);
+    wait::until("the second to arrive", wait::SOON, || !collected[1].1.lock().unwrap().is_empty());
+    assert_eq!(*collected[1].1.lock().unwrap(), ["second"], "what was sent to the second service");
+    // Of the first the kernel has said that it was reset; what it sent may have come before.
+    assert!(collected[0].1.lock().unwrap().iter().all(|line| line == "first"));
+    assert_eq!(agent.metric("sockway_connections_closed_total", &[("reason", "no_original_destination")]), 0.0);
 }
 
 #[test]

@@ -111,7 +111,7 @@ const HEARTBEAT_MAX_AGE_NS: u64 = 2_000_000_000;
 /// bounds it too.
 const SHORTCUT_BYTES_MAX: u32 = 1 << 20;
 
-/// Age at which a published destination that nobody took is swept: longer than any client waits in an accept queue.
+/// Age at which a published destination that nobody took is swept: longer than a handshake on loopback lasts.
 const ORIGINAL_MAX_AGE_NS: u64 = 120_000_000_000;
 
 /// The kernel half, loaded and attached.
@@ -210,7 +210,7 @@ impl Kernel {
         let kernel = Self {
             limits: Limits::new(services::table(ebpf, "LIMITS")?, sweeper),
             flows: Flows::of_kernel(
-                descriptor(ebpf, "ORIGINALS")?,
+                descriptor(ebpf, "DIALLED")?,
                 descriptor(ebpf, "CONNS")?,
                 Joins::new(ebpf)?,
                 Arc::clone(&shortcut),

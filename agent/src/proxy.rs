@@ -11,7 +11,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -192,12 +192,12 @@ impl Hop {
 }
 
 /// Serves one accepted connection: what did it dial, which service is that, and then as the service's protocol wants it.
-pub async fn serve(hop: Rc<Hop>, socket: OwnedFd, netns: u64, peer: SocketAddr) {
+pub async fn serve(hop: Rc<Hop>, socket: OwnedFd) {
     hop.slab.count(Counter::Accepted);
     let Ok(downstream) = Stream::new(Socket::accepted(socket, &hop.watch)) else {
         return hop.slab.count(Counter::NoMemory);
     };
-    let Some(original) = hop.flows.take_original(netns, peer) else {
+    let Some(original) = hop.flows.original(downstream.socket.as_fd()) else {
         return hop.slab.count(Counter::NoOriginal);
     };
     let Some(cluster) = hop.cluster(original.service, original.address) else {

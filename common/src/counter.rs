@@ -126,6 +126,8 @@ counters! {
     OriginalPublished = "originals_total" ["result" = "published"],
     /// Original destinations that found no room in the table.
     OriginalFull = "originals_total" ["result" = "full"],
+    /// Original destinations that the accepting socket found no memory for.
+    OriginalLost = "originals_total" ["result" = "no_memory"],
     /// Introductions of the dialling end published for the accepting end.
     IntroductionPublished = "introductions_total" ["result" = "published"],
     /// Introductions taken by the accepting end: its program hears the real client, or what was dialled.

@@ -219,16 +219,16 @@ pub struct Accepted {
     pub original: Address,
 }
 
-/// Where the agent finds what a captured connection dialled: the network namespace and the client's address.
+/// What the hook at the accepting end of a captured connection knows of it: where it is, who dialled, and which listener.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OriginalKey {
     /// Network namespace of the client, which is also that of the agent's listener.
     pub netns: u64,
-    /// The client's own address, as the agent sees it in `accept`.
+    /// The client's own address.
     pub client: Address,
-    /// Zero: fills the key to a multiple of eight.
-    pub zero: u32,
+    /// The listener's port, as in an [`Address`]; it listens on the loopback address of the client's family.
+    pub listener: u32,
 }
 
 /// What a captured connection dialled.
@@ -239,9 +239,7 @@ pub struct Original {
     pub address: Address,
     /// Which service that is.
     pub service: u32,
-    /// The client's socket cookie.
-    pub cookie: u64,
-    /// When it was published, in nanoseconds of `CLOCK_MONOTONIC`: what nobody fetched is swept.
+    /// When it was published, in nanoseconds of `CLOCK_MONOTONIC`: what nobody took is swept.
     pub published_ns: u64,
     /// [`Conn::source`].
     pub source: u64,
@@ -254,5 +252,5 @@ const _: () = {
     assert!(size_of::<Introduction>() == 44);
     assert!(size_of::<Accepted>() == 60);
     assert!(size_of::<OriginalKey>() == 32);
-    assert!(size_of::<Original>() == 48);
+    assert!(size_of::<Original>() == 40);
 };

@@ -34,7 +34,7 @@ pub mod udp;
 pub mod watch;
 
 /// Version of everything in this crate. The agent refuses an object or a pinned map of another version.
-pub const ABI_VERSION: u32 = 4 + cfg!(feature = "next-layout") as u32;
+pub const ABI_VERSION: u32 = 5 + cfg!(feature = "next-layout") as u32;
 
 /// Stamp that the kernel half carries in the ELF section [`ABI_SECTION`], so that the agent can compare before it loads anything:
 /// the version, then the size of every shared type in the order of [`ABI_NAMES`].

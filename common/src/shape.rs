@@ -9,6 +9,7 @@ pub fn since(map: &str) -> u32 {
         #[cfg(feature = "next-layout")]
         "CONNS" => crate::ABI_VERSION,
         "HEARTBEAT" | "LISTENER_TAGS" => 1,
+        "ORIGINALS" | "DIALLED" => 5,
         _ => 4,
     }
 }

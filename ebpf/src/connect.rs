@@ -37,9 +37,9 @@ const FAIL: i32 = 0;
 const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
 /// 127.0.0.1 in network order.
-const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
+pub const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
 /// Last word of ::1.
-const LOOPBACK_V6: u32 = 1_u32.to_be();
+pub const LOOPBACK_V6: u32 = 1_u32.to_be();
 /// Longer than the hooks of nested cgroups are apart, shorter than a program takes to dial the endpoint itself after the service.
 const UDP_DIAL_NS: u64 = 5_000_000;
 /// The current network namespace, for `bpf_sk_lookup_tcp`.

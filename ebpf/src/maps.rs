@@ -130,10 +130,15 @@ pub static CONNECTED: HashMap<u64, Connected> = HashMap::with_max_entries(131_07
 #[btf_map]
 pub static CONVERSATIONS: SkStorage<Conversations> = SkStorage::new();
 
-/// sock_ops publishes before the SYN leaves, the agent takes at accept. Holds at most what waits in the agent's accept queues; what
-/// nobody takes (a client that gave up) the agent sweeps. When it is full the connect hook balances agent services in the kernel.
+/// sock_ops at the dialling end publishes before the SYN leaves, sock_ops at the agent's end takes it into [`DIALLED`]. Holds what is on
+/// its way to the agent's accept queues; what nobody takes (a client that gave up) the agent sweeps. When it is full the connect hook
+/// balances agent services in the kernel.
 #[map]
 pub static ORIGINALS: HashMap<OriginalKey, Original> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+
+/// sock_ops writes, the agent reads: what the client of a socket that it accepted has dialled. Dies with the socket.
+#[btf_map]
+pub static DIALLED: SkStorage<Original> = SkStorage::new();
 
 /// Hooks count, agent reads.
 #[map]

@@ -17,19 +17,18 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use aya_log_ebpf::warn;
 use sockway_common::{
     capture::{Event, Settings, event_kind, settings_flags},
     counter::Counter,
-    flow::{Conn, ENDPOINT_AGENT, FlowKey, Original, OriginalKey, conn_flags},
+    flow::{Conn, ENDPOINT_AGENT, FlowKey, conn_flags},
     join::{Half, Meeting, half_flags, half_state},
     service::EndpointKey,
 };
 
 use crate::{
     count, eject, event, introduce, latency,
-    maps::{CONNS, ENDPOINT_STATS, HALVES, MEETINGS, ORIGINALS, SETTINGS, SHORTCUT, SYNS, SynKey},
-    release, socket, watch,
+    maps::{CONNS, ENDPOINT_STATS, HALVES, MEETINGS, SETTINGS, SHORTCUT, SYNS, SynKey},
+    original, release, socket, watch,
 };
 
 /// The hook has nothing to say about the connection's parameters.
@@ -113,29 +112,10 @@ fn on_dial(ctx: &SockOpsContext, allowed: bool) {
         return;
     }
     if conn.endpoint == ENDPOINT_AGENT {
-        publish(ctx, conn);
+        original::publish(ctx, conn);
     }
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
     conn.flags |= conn_flags::WATCHED;
-}
-
-#[inline(always)]
-fn publish(ctx: &SockOpsContext, conn: &Conn) {
-    let key = OriginalKey { netns: conn.netns, client: socket::local(ctx), zero: 0 };
-    let original = Original {
-        address: conn.original,
-        service: conn.service,
-        cookie: cookie(ctx),
-        // SAFETY: plain helper without arguments.
-        published_ns: unsafe { bpf_ktime_get_ns() },
-        source: conn.source,
-    };
-    if ORIGINALS.insert(&key, &original, 0).is_ok() {
-        count::one(Counter::OriginalPublished);
-    } else {
-        count::one(Counter::OriginalFull);
-        warn!(ctx, "no room to publish an original destination: the agent will close this connection");
-    }
 }
 
 /// The dialling end is established; nothing has been sent.
@@ -230,6 +210,7 @@ fn joinable(conn: &Conn) -> (u32, u32) {
 /// The accepting end is established; nothing has been received. If the dialling end was enrolled, so is this one, and they are a pair.
 #[inline(always)]
 fn on_accepted(ctx: &SockOpsContext, allowed: bool) {
+    original::take(ctx);
     introduce::take(ctx);
     if !shortcut_wanted() || decided(ctx) {
         return;

@@ -3,11 +3,11 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
 };
 
-use sockway_common::flow::{Address, Conn, Original, OriginalKey, conn_flags};
+use sockway_common::flow::{Address, Conn, Original, conn_flags};
 
 use super::{
     joins::{Join, Joins, Verdict},
@@ -38,7 +38,7 @@ enum Source {
     /// No kernel half: every connection is taken to have dialled this.
     Off(OriginalDst),
     Kernel {
-        originals: OwnedFd,
+        dialled: OwnedFd,
         conns: OwnedFd,
         joins: Arc<Joins>,
         shortcut: Arc<AtomicBool>,
@@ -54,26 +54,25 @@ impl Flows {
 
     /// Of the kernel half's tables. `shortcut` is false while no rule allows it anywhere; `auto` is the self-test's verdict.
     pub(super) fn of_kernel(
-        originals: OwnedFd,
+        dialled: OwnedFd,
         conns: OwnedFd,
         joins: Joins,
         shortcut: Arc<AtomicBool>,
         auto: bool,
     ) -> Self {
-        Self(Arc::new(Source::Kernel { originals, conns, joins: Arc::new(joins), shortcut, auto }))
+        Self(Arc::new(Source::Kernel { dialled, conns, joins: Arc::new(joins), shortcut, auto }))
     }
 
-    /// What `client`, accepted in the network namespace of this cookie, had dialled; a second call for the same connection finds
-    /// nothing. `None` too for a connection that no hook sent here.
-    pub fn take_original(&self, netns: u64, client: SocketAddr) -> Option<OriginalDst> {
+    /// What the client of a connection that the agent accepted had dialled. `None` for a connection that no hook sent here.
+    pub fn original(&self, accepted: BorrowedFd<'_>) -> Option<OriginalDst> {
         match &*self.0 {
             Source::Off(original) => Some(*original),
-            Source::Kernel { originals, .. } => {
-                let key = OriginalKey { netns, client: address(client), zero: 0 };
-                let found: Option<Original> = sys::take(originals.as_fd(), &key).unwrap_or_else(|error| {
-                    tracing::warn!(%error, "an original destination could not be read");
-                    None
-                });
+            Source::Kernel { dialled, .. } => {
+                let found: Option<Original> =
+                    sys::lookup(dialled.as_fd(), &accepted.as_raw_fd()).unwrap_or_else(|error| {
+                        tracing::warn!(%error, "an original destination could not be read");
+                        None
+                    });
                 found.map(|found| OriginalDst {
                     address: socket_addr(&found.address),
                     service: found.service,

@@ -52,6 +52,7 @@ pub const MAPS: &[&str] = &[
     "CONVERSATIONS",
     "CONNECTED",
     "ORIGINALS",
+    "DIALLED",
     "COUNTERS",
     "EVENTS",
     "EVENTS_SENT",

@@ -22,7 +22,6 @@ const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_ENABLE_STATS: libc::c_int = 32;
@@ -205,19 +204,8 @@ fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<RawFd> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
 }
 
-/// Takes an element out of a hash map: what it was, or `None`. Needs Linux 5.14.
-///
-/// `K` and `V` must be the map's own key and value types.
-pub fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
-    read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
-}
-
 /// Reads an element; `V` must be the map's own value type (not of a per-CPU map).
 pub fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
-    read(BPF_MAP_LOOKUP_ELEM, map, key)
-}
-
-fn read<K: Pod, V: Pod>(command: libc::c_int, map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = std::mem::MaybeUninit::<V>::zeroed();
     let attr = ElementAttr {
         map_fd: map.as_raw_fd() as u32,
@@ -226,7 +214,7 @@ fn read<K: Pod, V: Pod>(command: libc::c_int, map: BorrowedFd<'_>, key: &K) -> i
         value: value.as_mut_ptr() as u64,
         flags: 0,
     };
-    match bpf(command, &attr) {
+    match bpf(BPF_MAP_LOOKUP_ELEM, &attr) {
         // SAFETY: the kernel has filled it; `Pod` types take every bit pattern.
         Ok(_) => Ok(Some(unsafe { value.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),

@@ -259,11 +259,11 @@ impl Inside {
     ) {
         let served = Served::begin(&self.vitals);
         let hop = Rc::clone(&self.hop);
-        let (netns, place) = (listener.netns, listener.place.clone());
+        let place = listener.place.clone();
         tokio_uring::spawn(async move {
             match place {
                 Some(place) => proxy::inbound::serve(hop, socket, place, peer).await,
-                None => proxy::serve(hop, socket, netns, peer).await,
+                None => proxy::serve(hop, socket).await,
             }
             drop((permit, served));
         });
