@@ -160,6 +160,11 @@ impl Service {
         Self::new(name, address, &["protocol: http2"])
     }
 
+    /// Whichever protocol its connections begin with, through the agent.
+    pub fn auto(name: &str, address: SocketAddr) -> Self {
+        Self::new(name, address, &["protocol: auto"])
+    }
+
     fn new(name: &str, address: SocketAddr, keys: &[&str]) -> Self {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         Self { name: name.to_owned(), address, keys, endpoints: Vec::new() }

@@ -270,6 +270,16 @@ impl Upstreams {
         }
     }
 
+    /// Makes a new connection one for many requests, unless there is one with room.
+    pub async fn share(&self, service: &Service, endpoint: &Endpoint, io: Io) {
+        let Found::Nothing(dialling) = self.shared.find(service, endpoint) else { return };
+        let settling = Settling { shared: &self.shared, ids: (service.id, endpoint.id), dialling };
+        match self.link(io, service.config.connect_timeout).await {
+            Ok(link) => settling.succeed(&link),
+            Err(error) => settling.fail(&error),
+        }
+    }
+
     /// Begins HTTP/2 on a connection, by prior knowledge (RFC 9113 section 3.3), and waits until the endpoint has said how many streams it
     /// takes: those beyond would be refused.
     async fn link(&self, io: Io, timeout: Duration) -> Result<Rc<Link>, ConnectError> {

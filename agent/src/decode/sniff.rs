@@ -1,7 +1,7 @@
 //! What is spoken on a connection, judged by the first bytes that its client sends. Whoever is unsure says opaque: bytes are passed on as they
 //! come, which no protocol minds.
 //!
-//! A server that speaks first is opaque without being looked at: of the protocols that are understood here none begins so.
+//! A server that speaks first is opaque: of the protocols that are understood here only HTTP/2 may begin so, with its settings.
 
 pub mod hello;
 
@@ -84,6 +84,15 @@ pub fn sniff(bytes: &[u8]) -> Option<Spoken> {
     request_line(line)
 }
 
+/// Whether a server that speaks first says what one of HTTP/2 may say before it is asked: its settings (RFC 9113 section 3.4).
+pub fn is_settings(bytes: &[u8]) -> bool {
+    const SETTINGS: &[u8] = &[4, 0, 0, 0, 0, 0];
+    match bytes {
+        [0, high, low, rest @ ..] => rest.starts_with(SETTINGS) && u16::from_be_bytes([*high, *low]).is_multiple_of(6),
+        _ => false,
+    }
+}
+
 /// Judges what may be a request line.
 fn request_line(bytes: &[u8]) -> Option<Spoken> {
     let Some(space) = bytes.iter().position(|byte| *byte == b' ') else {
@@ -154,6 +163,17 @@ mod tests {
     fn first_bytes_tell_what_is_spoken() {
         for (bytes, spoken) in FIRST_BYTES {
             assert_eq!(sniff(bytes).as_ref(), Some(spoken), "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn settings_are_the_only_greeting_that_is_not_opaque() {
+        assert!(is_settings(&[0, 0, 0, 4, 0, 0, 0, 0, 0]));
+        assert!(is_settings(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100, 0]));
+        for greeting in
+            [&b"220 ready\r\n"[..], &[0, 0, 6, 4, 0], &[0, 0, 5, 4, 0, 0, 0, 0, 0], &[0, 0, 0, 4, 1, 0, 0, 0, 0], b""]
+        {
+            assert!(!is_settings(greeting), "{}", greeting.escape_ascii());
         }
     }
 

@@ -1,18 +1,18 @@
 //! Whichever protocol the first bytes are, of either side. The endpoint is dialled at once, and then whoever speaks first decides; nobody waits
 //! for time to pass.
 //!
-//! A server that speaks first makes the connection opaque. A client that speaks first is listened to for as long as what it says may still
-//! become one of the protocols that are understood.
+//! A server that speaks first makes the connection opaque, unless what it says is what a server of HTTP/2 may say before it is asked. A client
+//! that speaks first is listened to for as long as what it says may still become one of the protocols that are understood.
 
 use std::{future::poll_fn, rc::Rc, task::Poll};
 
 use super::{
-    Cluster, Hop, http,
+    Cluster, Hop, http, http2,
     opaque::relay_joined,
     reach::{Tried, Upstream},
 };
 use crate::{
-    decode::sniff::{Spoken, sniff},
+    decode::sniff::{Spoken, is_settings, sniff},
     kernel::OriginalDst,
     record::{Bytes, Counter},
     ring::{Buf, MEDIUM, SMALL, Stream},
@@ -20,8 +20,8 @@ use crate::{
 
 /// Who spoke first.
 enum First {
-    /// The client; what, and the bytes in which it did.
-    Client(Spoken, Buf),
+    /// The client; what, and the bytes in which it did; and the settings of a server of HTTP/2 that did not wait for them.
+    Client(Spoken, Buf, Option<Buf>),
     /// The server; and what the client has said so far without having said enough.
     Server(Buf, Buf),
     /// Neither: one of them has reset its connection.
@@ -35,13 +35,16 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
         return without_endpoint(hop, downstream, cluster, original).await;
     };
     let (client, server) = match race(hop, &mut downstream, &mut upstream.stream).await {
-        First::Client(spoken, client) => {
-            let is_http1 = spoken == Spoken::Http1;
+        First::Client(spoken, client, server) => {
+            let understood = understood(&cluster, &spoken, server.is_some());
             told(hop, spoken);
-            if is_http1 {
-                return http(hop, downstream, cluster, original, (upstream, client)).await;
+            match understood {
+                Some(Understood::Http1) => return http(hop, downstream, cluster, original, (upstream, client)).await,
+                Some(Understood::Http2) => {
+                    return http2(hop, downstream, cluster, original, (upstream, client, server)).await;
+                }
+                None => (client, server.unwrap_or_else(|| hop.buffers.holding(&[]))),
             }
-            (client, hop.buffers.holding(&[]))
         }
         First::Server(client, server) => {
             hop.slab.count(Counter::SpokenByServer);
@@ -68,6 +71,22 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
     relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await
 }
 
+/// What is served request by request.
+enum Understood {
+    Http1,
+    Http2,
+}
+
+/// How a connection on which this was spoken is served; `None`: as bytes.
+fn understood(cluster: &Cluster, spoken: &Spoken, has_settings: bool) -> Option<Understood> {
+    match spoken {
+        Spoken::Http1 if !has_settings => Some(Understood::Http1),
+        // A connection that came in has its own way to the program, on which no requests of others are.
+        Spoken::Http2 if cluster.visit.is_none() => Some(Understood::Http2),
+        _ => None,
+    }
+}
+
 /// The connection that was dialled is the first that the requests find in the pool.
 async fn http(
     hop: &Rc<Hop>,
@@ -81,6 +100,19 @@ async fn http(
     Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await
 }
 
+/// The connection that was dialled is the first that the requests find, unless there are others to share.
+async fn http2(
+    hop: &Rc<Hop>,
+    downstream: Stream,
+    cluster: Rc<Cluster>,
+    original: OriginalDst,
+    (mut upstream, client, server): (Upstream, Buf, Option<Buf>),
+) -> Counter {
+    upstream.stream.reader.disarm().into_iter().for_each(|buf| hop.buffers.give(buf));
+    Box::pin(hop.share(upstream, server)).await;
+    Box::pin(http2::serve(hop, downstream, cluster, original, Some(client))).await
+}
+
 /// What a client that has spoken HTTP already can be told; another meets what it would have met by itself: a connection that is not to be had.
 async fn without_endpoint(
     hop: &Rc<Hop>,
@@ -90,20 +122,26 @@ async fn without_endpoint(
 ) -> Counter {
     let mut client = hop.buffers.take(SMALL);
     downstream.reader.receive_now(&mut client);
-    if sniff(client.bytes()) == Some(Spoken::Http1) {
-        return Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await;
+    match sniff(client.bytes()).and_then(|spoken| understood(&cluster, &spoken, false)) {
+        Some(Understood::Http1) => Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await,
+        Some(Understood::Http2) => Box::pin(http2::serve(hop, downstream, cluster, original, Some(client))).await,
+        None => {
+            downstream.socket.reset();
+            Counter::RelayNoEndpoint
+        }
     }
-    downstream.socket.reset();
-    Counter::RelayNoEndpoint
 }
 
 /// Waits for either side's first word.
 async fn race(hop: &Hop, downstream: &mut Stream, upstream: &mut Stream) -> First {
     upstream.reader.arm(hop.buffers.take(MEDIUM));
     downstream.reader.arm(hop.buffers.take(SMALL));
+    let mut settings = None;
     loop {
         let (received, by_client) = poll_fn(|context| {
-            if let Poll::Ready(received) = upstream.reader.poll_received(context) {
+            if settings.is_none()
+                && let Poll::Ready(received) = upstream.reader.poll_received(context)
+            {
                 return Poll::Ready((received, false));
             }
             downstream.reader.poll_received(context).map(|received| (received, true))
@@ -112,29 +150,33 @@ async fn race(hop: &Hop, downstream: &mut Stream, upstream: &mut Stream) -> Firs
         let (Ok(bytes), buf) = received else {
             return First::Reset(if by_client { Counter::RelayClientReset } else { Counter::RelayUpstreamReset });
         };
+        if !by_client && is_settings(buf.bytes()) {
+            settings = Some(buf);
+            continue;
+        }
         if !by_client {
             let client = downstream.reader.disarm().unwrap_or_else(|| hop.buffers.holding(&[]));
             return First::Server(client, buf);
         }
         match heard(hop, bytes, buf) {
-            Ok(first) => return first,
+            Ok((spoken, client)) => return First::Client(spoken, client, settings),
             Err(unsure) => downstream.reader.arm(unsure),
         }
     }
 }
 
 /// What the client has said; `Err`: more must be heard, and there is room for it.
-fn heard(hop: &Hop, received: usize, buf: Buf) -> Result<First, Buf> {
+fn heard(hop: &Hop, received: usize, buf: Buf) -> Result<(Spoken, Buf), Buf> {
     match sniff(buf.bytes()) {
-        Some(spoken) => Ok(First::Client(spoken, buf)),
+        Some(spoken) => Ok((spoken, buf)),
         // It has ended its side, which is heard again by whoever reads next.
-        None if received == 0 => Ok(First::Client(Spoken::Opaque, buf)),
+        None if received == 0 => Ok((Spoken::Opaque, buf)),
         None if buf.room() > 0 => Err(buf),
         None => match hop.buffers.make_room(buf, MEDIUM) {
             Ok(buf) => Err(buf),
             // A target as long as this is a request's: the decoder has its own bound.
-            Err(buf) if buf.bytes()[0].is_ascii_uppercase() => Ok(First::Client(Spoken::Http1, buf)),
-            Err(buf) => Ok(First::Client(Spoken::Opaque, buf)),
+            Err(buf) if buf.bytes()[0].is_ascii_uppercase() => Ok((Spoken::Http1, buf)),
+            Err(buf) => Ok((Spoken::Opaque, buf)),
         },
     }
 }
@@ -142,7 +184,6 @@ fn heard(hop: &Hop, received: usize, buf: Buf) -> Result<First, Buf> {
 fn told(hop: &Hop, spoken: Spoken) {
     hop.slab.count(match spoken {
         Spoken::Http1 => Counter::SpokenHttp1,
-        // Until it is spoken here, both ends of it understand each other best.
         Spoken::Http2 => Counter::SpokenHttp2,
         Spoken::Tls(hello) => {
             tracing::debug!(server_name = hello.server_name, protocols = ?hello.protocols, "TLS is passed through");

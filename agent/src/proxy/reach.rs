@@ -13,7 +13,7 @@ use crate::{
     cluster::{Endpoint, Service, Stage},
     connect::{ConnectError, Seat, Visit},
     record::Counter,
-    ring::Stream,
+    ring::{Buf, Io, Stream},
 };
 
 /// Most endpoints tried for one request. With the default connect timeout of 1 s, a client waits no longer than it would by itself.
@@ -241,6 +241,15 @@ impl Hop {
         if endpoint.state.set_down(true) {
             tracing::info!(service = name, endpoint = %endpoint.address, %error, "endpoint is down");
             (self.endpoint_down)(service, endpoint.id);
+        }
+    }
+
+    /// Gives a connection on which nothing was said yet, but by the endpoint what is in `first`, to the requests of HTTP/2, if they have none.
+    pub(super) async fn share(&self, upstream: Upstream, first: Option<Buf>) {
+        let Upstream { stream, lease, .. } = upstream;
+        if !self.is_draining() && lease.endpoint().state.stage() == Stage::Active {
+            let io = Io::new(stream, &self.buffers, first);
+            self.upstreams.share(&lease.cluster.service, lease.endpoint(), io).await;
         }
     }
 

@@ -54,7 +54,7 @@ fn what_is_not_understood_is_passed_through_byte_for_byte() {
     });
     for (bytes, counter) in [
         (&b"*1\r\n$4\r\nPING\r\n"[..], Counter::SpokenOpaque),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", Counter::SpokenHttp2),
+        (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n\0\0\0\x04\0\0\0\0\0", Counter::SpokenOpaque),
         (b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03", Counter::SpokenOpaque),
         (b"GE", Counter::SpokenOpaque),
         (b"", Counter::SpokenOpaque),
@@ -111,4 +111,21 @@ fn without_an_endpoint_http_is_answered_and_others_are_reset() {
     let end = client.rest();
     assert!(end.is_err() || end.is_ok_and(|rest| rest.is_empty()));
     assert_eq!(hop.counted(Counter::RelayNoEndpoint), 1);
+}
+
+#[test]
+fn settings_of_a_server_are_held_back_until_its_client_speaks_and_then_passed_on() {
+    const SETTINGS: [u8; 15] = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100];
+    let origin = Origin::new(|mut client, _| {
+        client.send(SETTINGS);
+        let bytes = client.rest().unwrap();
+        client.send(bytes);
+    });
+    let hop = auto(&origin);
+    let mut client = hop.client();
+    client.send("*1\r\n");
+    assert_eq!(client.exactly(SETTINGS.len()), SETTINGS);
+    client.0.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.rest().unwrap(), b"*1\r\n");
+    assert_eq!(hop.counted(Counter::SpokenOpaque), 1);
 }
