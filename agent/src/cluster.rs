@@ -4,10 +4,12 @@
 //! [`Snapshot::build`] takes it over from the previous snapshot by service name and endpoint address.
 
 mod inbound;
+mod index;
 mod leaving;
 mod shares;
 
 use std::{
+    cell::OnceCell,
     collections::HashMap,
     net::SocketAddr,
     sync::{
@@ -16,6 +18,7 @@ use std::{
     },
 };
 
+use self::index::Index;
 pub use self::{
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
@@ -35,9 +38,7 @@ pub struct Snapshot {
     pub departures: Vec<Arc<Departure>>,
     /// In the order of the configuration: the first that covers a port holds.
     pub inbound: Vec<Arc<Inbound>>,
-    /// By address and IP protocol.
-    by_address: HashMap<(SocketAddr, u8), Arc<Service>>,
-    by_id: HashMap<u32, Arc<Service>>,
+    index: Arc<Index>,
     /// The one that the endpoints' levels were found by.
     zone: Option<String>,
     next_service_id: u32,
@@ -131,6 +132,13 @@ pub struct Endpoint {
     pub state: Arc<EndpointState>,
 }
 
+impl Endpoint {
+    /// As configured: 0 takes connections first.
+    pub fn priority(&self) -> u32 {
+        self.level / LEVELS_EACH
+    }
+}
+
 /// What is known of one endpoint, node-wide.
 #[derive(Debug, Default)]
 pub struct EndpointState {
@@ -174,6 +182,15 @@ impl Stage {
             Self::Dead | Self::Gone => "dead",
         }
     }
+
+    fn of(number: u8) -> Self {
+        [Self::Active, Self::Draining, Self::Dead, Self::Gone][usize::from(number)]
+    }
+
+    /// Whether the time of its connections is over: the hooks are to know.
+    fn is_over(self) -> bool {
+        self >= Self::Dead
+    }
 }
 
 impl EndpointState {
@@ -213,12 +230,13 @@ impl EndpointState {
 
     /// How far it is on its way out.
     pub fn stage(&self) -> Stage {
-        [Stage::Active, Stage::Draining, Stage::Dead, Stage::Gone][usize::from(self.stage.load(Ordering::Relaxed))]
+        Stage::of(self.stage.load(Ordering::Relaxed))
     }
 
-    /// Sets how far it is on its way out.
+    /// Sets how far it is on its way out. That it begins to drain is no news: the snapshot that says so is another.
     pub fn set_stage(&self, stage: Stage) {
-        if self.stage.swap(stage as u8, Ordering::Relaxed) != stage as u8 {
+        let before = Stage::of(self.stage.swap(stage as u8, Ordering::Relaxed));
+        if before.is_over() != stage.is_over() {
             self.changes.count();
         }
     }
@@ -233,15 +251,15 @@ impl Snapshot {
     /// Builds the snapshot that follows `previous`, taking over ids and state by service name and endpoint address. Endpoints that were
     /// there and no longer are, leave. A service of which nothing is said anew is the very same.
     pub fn build(config: &config::Config, previous: &Snapshot) -> Snapshot {
-        let old: HashMap<&str, &Arc<Service>> =
-            previous.services.iter().map(|service| (service.config.name.as_str(), service)).collect();
+        let known = Known::new(&previous.services);
         let mut next_service_id = previous.next_service_id.max(1);
         let mut departures = Vec::new();
         let mut services = Vec::with_capacity(config.services.len());
-        for service in &config.services {
-            let old = old.get(service.name.as_str()).copied();
-            let same_zone = !service.policy.prefer_zone || previous.zone == config.zone;
-            if let Some(old) = old.filter(|old| old.config == *service && same_zone) {
+        let zone_stays = previous.zone == config.zone;
+        for (place, service) in config.services.iter().enumerate() {
+            let old = known.find(service, place);
+            let same_zone = zone_stays || !service.policy.prefer_zone;
+            if let Some(old) = old.filter(|old| is_same(&old.config, service) && same_zone) {
                 services.push(Arc::clone(old));
                 departures.extend(previous.departure(old.id).cloned());
                 continue;
@@ -256,19 +274,16 @@ impl Snapshot {
             services.push(Arc::new(built));
             departures.extend(departure);
         }
-        let by_id: HashMap<u32, Arc<Service>> =
-            services.iter().map(|service| (service.id, Arc::clone(service))).collect();
-        departures.extend(previous.orphans(&by_id));
+        let index = Index::of(&services, &previous.services, &previous.index);
+        departures.extend(previous.orphans(&index));
         departures.sort_unstable_by_key(|departure| departure.service);
-        let by_address = services.iter().map(|service| (service.dialled(), Arc::clone(service))).collect();
         let inbound = inbound::build(&config.inbound, &previous.inbound);
         Snapshot {
             generation: previous.generation + 1,
             services,
             departures,
             inbound,
-            by_address,
-            by_id,
+            index,
             zone: config.zone.clone(),
             next_service_id,
             adopted: Adopted::default(),
@@ -300,7 +315,7 @@ impl Snapshot {
 
     /// The service that programs dial at `address` with the IP protocol of this number.
     pub fn by_address(&self, address: SocketAddr, transport: u8) -> Option<&Arc<Service>> {
-        self.by_address.get(&(address, transport))
+        self.index.by_address(address, transport).map(|place| &self.services[place])
     }
 
     /// The rule for a port of a network namespace that stands at these paths, or is the host's.
@@ -315,8 +330,35 @@ impl Snapshot {
 
     /// The service of this id.
     pub fn by_id(&self, id: u32) -> Option<&Arc<Service>> {
-        self.by_id.get(&id)
+        self.index.by_id(id).map(|place| &self.services[place])
     }
+}
+
+/// The services of the snapshot before, to be found by name.
+struct Known<'s> {
+    services: &'s [Arc<Service>],
+    by_name: OnceCell<HashMap<&'s str, &'s Arc<Service>>>,
+}
+
+impl<'s> Known<'s> {
+    fn new(services: &'s [Arc<Service>]) -> Self {
+        Self { services, by_name: OnceCell::new() }
+    }
+
+    /// The one that `service` follows. It mostly stands in the same place: the names are gathered only if one does not.
+    fn find(&self, service: &Arc<config::Service>, place: usize) -> Option<&'s Arc<Service>> {
+        let name = service.name.as_str();
+        let here = self.services.get(place);
+        here.filter(|old| Arc::ptr_eq(&old.config, service) || old.config.name == name).or_else(|| {
+            let gather = || self.services.iter().map(|service| (service.config.name.as_str(), service)).collect();
+            self.by_name.get_or_init(gather).get(name).copied()
+        })
+    }
+}
+
+/// Whether the same is said of a service; at once if it is the very same text's.
+fn is_same(old: &Arc<config::Service>, new: &Arc<config::Service>) -> bool {
+    Arc::ptr_eq(old, new) || old == new
 }
 
 /// A service that is new or was changed, and what leaves it.
@@ -375,9 +417,11 @@ fn build_endpoints(
 }
 
 /// Every priority is two levels: the own zone, if it is preferred, and elsewhere.
+const LEVELS_EACH: u32 = 2;
+
 fn level(endpoint: &config::Endpoint, own_zone: Option<&str>) -> u32 {
     let elsewhere = own_zone.is_some() && endpoint.zone.as_deref() != own_zone;
-    2 * u32::from(endpoint.priority) + u32::from(elsewhere)
+    LEVELS_EACH * u32::from(endpoint.priority) + u32::from(elsewhere)
 }
 
 /// What leaves a service that stays: what is set to drain, and what was known and is not listed any more.
@@ -466,8 +510,11 @@ mod tests {
         assert!(Arc::ptr_eq(&departures(&second), &departures(&third)));
         let so_far = new.changes.so_far();
         assert!(new.endpoints[0].state.set_down(true) && !new.endpoints[0].state.set_down(true));
+        departures(&third).endpoints[0].state.set_stage(Stage::Draining);
+        assert_eq!(new.changes.so_far(), so_far + 1, "that it leaves, the snapshot says");
         departures(&third).endpoints[0].state.set_stage(Stage::Dead);
         assert_eq!(new.changes.so_far(), so_far + 2, "what leaves is the service's, too");
+        assert!(Arc::ptr_eq(&second.index, &third.index), "what is dialled is the same");
         assert_eq!(third.services[0].changes.so_far(), 0);
     }
 

@@ -201,7 +201,7 @@ impl Node {
         let (tell, hear) = mpsc::unbounded_channel();
         let slabs: Vec<Arc<Slab>> = (0..config.workers).map(|_| Arc::default()).collect();
         let workers = spawn_workers(&slabs, &kernel, &current, &tell)?;
-        let reloader = source.map(|(path, text)| Reloader::new(path, text));
+        let reloader = source.map(|(path, text)| Reloader::new(path, text, Arc::clone(&config)));
         let failed = |source| NodeError::System { what: "listening to signals and events", source };
         let (events, tree) = (events.listen().map_err(failed)?, tree.listen().map_err(failed)?);
         let retirer = Retirer::new(kernel.sockets().map_err(failed)?);
@@ -390,7 +390,7 @@ impl Node {
             Read::Bad(error) => reloader.refused(&error),
             Read::New(config) => match self.apply_timed(*config, &mut senses.warmer) {
                 Ok((snapshot, took)) => {
-                    reloader.applied(took);
+                    reloader.applied(&self.config, took);
                     tracing::info!(
                         generation = snapshot.generation,
                         services = snapshot.services.len(),
@@ -413,14 +413,17 @@ impl Node {
 
     /// The whole of a new configuration, or nothing of it.
     fn apply(&mut self, config: Config, warmer: &mut Warmer) -> Result<Arc<Snapshot>, KernelError> {
-        let (config, kept) = reload::keep_fixed(&self.config, config);
+        let (mut config, kept) = reload::keep_fixed(&self.config, config);
         for key in kept {
             tracing::warn!(key, "cannot change while the agent runs: the old value stays until a restart");
         }
         let old = self.snapshot.load_full();
         let new = Arc::new(Snapshot::build(&config, &old));
-        let config =
-            Config { services: new.services.iter().map(|service| Arc::clone(&service.config)).collect(), ..config };
+        for (said, service) in config.services.iter_mut().zip(&new.services) {
+            if !Arc::ptr_eq(said, &service.config) {
+                *said = Arc::clone(&service.config);
+            }
+        }
         self.inlets.follow(&config.inbound)?;
         if let Err(error) = self.capture(&config.capture) {
             self.steer_as_before();
@@ -440,9 +443,11 @@ impl Node {
         }
         self.kernel.measure_hooks(config.hook_stats);
         self.namespaces.follow_services(&new);
-        self.config = Arc::new(config);
-        // Namespaces that are captured now are served, and others no longer.
-        self.scan();
+        let before = std::mem::replace(&mut self.config, Arc::new(config));
+        if (&before.capture, &before.inbound) != (&self.config.capture, &self.config.inbound) {
+            // Namespaces that are captured now are served, and others no longer.
+            self.scan();
+        }
         Ok(new)
     }
 

@@ -1,11 +1,8 @@
 //! Endpoints on their way out, kept by service: a reload that changes one service shares those of all others with the snapshot before.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
-use super::{Changes, Endpoint, Service, Snapshot, Stage};
+use super::{Changes, Endpoint, Snapshot, Stage, index::Index};
 use crate::config;
 
 /// What leaves one service: endpoints that are set to drain, or that the configuration no longer lists (or their service).
@@ -85,14 +82,16 @@ impl Snapshot {
         Snapshot { departures, ..self.clone() }
     }
 
-    /// What leaves with, and has left, the services that are not among `kept`.
-    pub(super) fn orphans(&self, kept: &HashMap<u32, Arc<Service>>) -> Vec<Arc<Departure>> {
-        let removed = self.services.iter().filter(|service| !kept.contains_key(&service.id)).filter_map(|service| {
+    /// What leaves with, and has left, the services that are not in the index of the snapshot that follows.
+    pub(super) fn orphans(&self, next: &Arc<Index>) -> Vec<Arc<Departure>> {
+        let is_kept = |service: u32| next.by_id(service).is_some();
+        let services = if Arc::ptr_eq(next, &self.index) { &[][..] } else { &self.services[..] };
+        let removed = services.iter().filter(|service| !is_kept(service.id)).filter_map(|service| {
             let left = self.departure(service.id).into_iter().flat_map(|departure| &departure.endpoints);
             let endpoints = service.endpoints.iter().chain(left).filter(|endpoint| is_there(endpoint));
             Departure::new(service.id, &service.config, endpoints.map(Arc::clone).collect(), &service.changes)
         });
-        let is_orphan = |service: u32| !kept.contains_key(&service) && self.by_id(service).is_none();
+        let is_orphan = |service: u32| !is_kept(service) && self.by_id(service).is_none();
         let before = self.departures.iter().filter(|departure| is_orphan(departure.service));
         removed.chain(before.filter_map(Departure::without_gone)).collect()
     }

@@ -85,22 +85,31 @@ struct Origin {
     shortcut: bool,
 }
 
-impl Origin {
+/// The same, of a snapshot that is looked at: nothing is kept, since nearly all of it stands already.
+#[derive(Clone, Copy, Debug)]
+struct Source<'s> {
+    service: Option<&'s Arc<cluster::Service>>,
+    departure: Option<&'s Arc<Departure>>,
+    changes: u64,
+    shortcut: bool,
+}
+
+impl<'s> Source<'s> {
     /// To be taken before anything of it is read.
-    fn new(service: Option<&Arc<cluster::Service>>, departure: Option<&Arc<Departure>>, shortcut: bool) -> Self {
+    fn new(service: Option<&'s Arc<cluster::Service>>, departure: Option<&'s Arc<Departure>>, shortcut: bool) -> Self {
         let changes = service.map(|service| &service.changes).or(departure.map(|departure| &departure.changes));
-        Self {
-            service: service.cloned(),
-            departure: departure.cloned(),
-            changes: changes.map_or(0, cluster::Changes::so_far),
-            shortcut,
-        }
+        Self { service, departure, changes: changes.map_or(0, cluster::Changes::so_far), shortcut }
     }
 
-    fn is(&self, other: &Self) -> bool {
-        self.service.as_ref().map(Arc::as_ptr) == other.service.as_ref().map(Arc::as_ptr)
-            && self.departure.as_ref().map(Arc::as_ptr) == other.departure.as_ref().map(Arc::as_ptr)
-            && (self.changes, self.shortcut) == (other.changes, other.shortcut)
+    fn is(&self, origin: &Origin) -> bool {
+        self.service.map(Arc::as_ptr) == origin.service.as_ref().map(Arc::as_ptr)
+            && self.departure.map(Arc::as_ptr) == origin.departure.as_ref().map(Arc::as_ptr)
+            && (self.changes, self.shortcut) == (origin.changes, origin.shortcut)
+    }
+
+    fn kept(&self) -> Origin {
+        let (service, departure) = (self.service.cloned(), self.departure.cloned());
+        Origin { service, departure, changes: self.changes, shortcut: self.shortcut }
     }
 }
 
@@ -153,25 +162,31 @@ impl Tables {
     ) -> Result<(), KernelError> {
         self.check_room(snapshot)?;
         for service in &snapshot.services {
-            let departure = snapshot.departure(service.id);
-            let origin = Origin::new(Some(service), departure, shortcut(service));
-            if !self.stands(service.id, &origin) {
-                let wanted = Wanted::new(service, departure.map(AsRef::as_ref), origin.shortcut);
-                self.write(&wanted, origin)?;
+            let source = Source::new(Some(service), snapshot.departure(service.id), shortcut(service));
+            if !self.stands(service.id, &source) {
+                let wanted = Wanted::new(service, source.departure.map(AsRef::as_ref), source.shortcut);
+                self.write(&wanted, source.kept())?;
             }
         }
-        let kept: HashSet<u32> = snapshot.services.iter().map(|service| service.id).collect();
-        let gone: Vec<u32> = self.written.keys().filter(|id| !kept.contains(id)).copied().collect();
-        for id in gone {
-            let origin = Origin::new(None, snapshot.departure(id), false);
-            if !self.stands(id, &origin) {
-                self.forget(id, origin)?;
+        for id in self.gone(snapshot) {
+            let source = Source::new(None, snapshot.departure(id), false);
+            if !self.stands(id, &source) {
+                self.forget(id, source.kept())?;
             }
         }
         if self.found.take().is_some() {
             self.clear_strangers();
         }
         Ok(())
+    }
+
+    /// The services that stand in the tables and not in `snapshot`, all of whose own do.
+    fn gone(&self, snapshot: &Snapshot) -> Vec<u32> {
+        if self.written.len() == snapshot.services.len() {
+            return Vec::new();
+        }
+        let kept: HashSet<u32> = snapshot.services.iter().map(|service| service.id).collect();
+        self.written.keys().filter(|id| !kept.contains(id)).copied().collect()
     }
 
     /// Before anything is written: a snapshot that finds no room changes nothing.
@@ -197,8 +212,8 @@ impl Tables {
     }
 
     /// Whether just this was written for a service.
-    fn stands(&self, id: u32, origin: &Origin) -> bool {
-        self.written.get(&id).and_then(|written| written.of.as_ref()).is_some_and(|of| of.is(origin))
+    fn stands(&self, id: u32, source: &Source<'_>) -> bool {
+        self.written.get(&id).and_then(|written| written.of.as_ref()).is_some_and(|of| source.is(of))
     }
 
     /// Nothing that a hook looks up is written after what leads to it.

@@ -1,15 +1,20 @@
 //! Reads the configuration again: a whole new one comes out, or none and the reason in the log.
+//!
+//! Nearly all of a new configuration is the one before. Whoever reads it sorts that out, on a thread of its own: services of which the same
+//! is said are the very same, so that the main thread need not look into them.
 
 use std::{
+    collections::HashMap,
     error::Error,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::task::JoinHandle;
 
 use crate::{
-    config::{Capture, Config, ConfigError, file},
+    config::{Capture, Config, ConfigError, Service, file},
     record::observed::Reloads,
 };
 
@@ -19,6 +24,8 @@ pub struct Reloader {
     path: PathBuf,
     /// What was read last, good or bad: the same again is no news.
     text: Option<String>,
+    /// What is in effect.
+    current: Arc<Config>,
     reading: Option<JoinHandle<(Option<String>, Read, Duration)>>,
     /// How long the last reading took.
     read_time: Duration,
@@ -39,11 +46,12 @@ pub enum Read {
 }
 
 impl Reloader {
-    /// For the file that `text` was read from.
-    pub fn new(path: PathBuf, text: String) -> Self {
+    /// For the file that `text` was read from, and `current` from that.
+    pub fn new(path: PathBuf, text: String, current: Arc<Config>) -> Self {
         Self {
             path,
             text: Some(text),
+            current,
             reading: None,
             read_time: Duration::ZERO,
             again: false,
@@ -70,10 +78,10 @@ impl Reloader {
             self.again = true;
             return;
         }
-        let (path, before) = (self.path.clone(), self.text.clone());
+        let (path, before, current) = (self.path.clone(), self.text.clone(), Arc::clone(&self.current));
         self.reading = Some(tokio::task::spawn_blocking(move || {
             let started = Instant::now();
-            let (text, read) = read(&path, before.as_deref());
+            let (text, read) = read(&path, before.as_deref(), &current);
             (text, read, started.elapsed())
         }));
     }
@@ -91,8 +99,9 @@ impl Reloader {
         read
     }
 
-    /// What was read took effect, in that long.
-    pub fn applied(&mut self, apply_time: Duration) {
+    /// What was read took effect, in that long, and is now `current`.
+    pub fn applied(&mut self, current: &Arc<Config>, apply_time: Duration) {
+        self.current = Arc::clone(current);
         self.counts.applied += 1;
         (self.counts.read_time, self.counts.apply_time) = (self.read_time, apply_time);
         self.counts.last_refused = false;
@@ -120,7 +129,7 @@ impl Reloader {
     }
 }
 
-fn read(path: &Path, before: Option<&str>) -> (Option<String>, Read) {
+fn read(path: &Path, before: Option<&str>, current: &Config) -> (Option<String>, Read) {
     let text = match file::text(path) {
         Ok(text) => text,
         Err(error) => return (None, Read::Bad(error)),
@@ -133,8 +142,22 @@ fn read(path: &Path, before: Option<&str>) -> (Option<String>, Read) {
         // Somebody has emptied it and is about to write: to take that for "no services" would drop them all.
         return (Some(text), Read::Bad(ConfigError::empty(name)));
     }
-    let read = file::parse(&text, &name);
-    (Some(text), read.map_or_else(Read::Bad, |config| Read::New(Box::new(config))))
+    let read = file::parse(&text, &name).map(|mut config| {
+        share(&mut config.services, &current.services);
+        Read::New(Box::new(config))
+    });
+    (Some(text), read.unwrap_or_else(Read::Bad))
+}
+
+/// Puts the services in effect in the place of those that say the same under the same name.
+fn share(new: &mut [Arc<Service>], current: &[Arc<Service>]) {
+    let by_name: HashMap<&str, &Arc<Service>> =
+        current.iter().map(|service| (service.name.as_str(), service)).collect();
+    for service in new {
+        if let Some(same) = by_name.get(service.name.as_str()).filter(|current| **current == service) {
+            *service = Arc::clone(same);
+        }
+    }
 }
 
 /// `new` with what cannot change while the agent runs taken from `old`, and the names of those keys.
@@ -191,15 +214,41 @@ mod tests {
         assert_eq!(keep_fixed(&old, old.clone()), (old.clone(), vec![]));
     }
 
+    fn parsed(text: &str) -> Arc<Config> {
+        Arc::new(file::parse(text, "F").expect("a good file"))
+    }
+
+    #[tokio::test]
+    async fn services_of_which_the_same_is_said_are_the_very_same() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("f.yaml");
+        let service = |last: u8, port: u16| {
+            format!("  - {{name: s{last}, address: 10.0.0.{last}:80, protocol: tcp, endpoints: ['10.0.1.1:{port}']}}\n")
+        };
+        let text = |services: &[(u8, u16)]| {
+            let lines: String = services.iter().map(|(last, port)| service(*last, *port)).collect();
+            format!("services:\n{lines}")
+        };
+        let before = text(&[(1, 80), (2, 80), (3, 80)]);
+        let current = parsed(&before);
+        let mut reloader = Reloader::new(path.clone(), before, Arc::clone(&current));
+        fs::write(&path, text(&[(3, 80), (2, 81), (1, 80), (4, 80)])).expect("writable");
+        reloader.begin();
+        let Read::New(config) = reloader.ended().await else { panic!("a good file") };
+        let same = |new: &Arc<Service>| current.services.iter().any(|old| Arc::ptr_eq(old, new));
+        assert_eq!(config.services.iter().map(same).collect::<Vec<bool>>(), [true, false, true, false]);
+        assert_eq!(*config, *parsed(&fs::read_to_string(&path).expect("readable")));
+    }
+
     #[tokio::test]
     async fn a_change_before_anybody_watched_is_caught_up_with() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("f.yaml");
         fs::write(&path, "workers: 1").expect("writable");
-        let mut same = Reloader::new(path.clone(), "workers: 1".into());
+        let mut same = Reloader::new(path.clone(), "workers: 1".into(), parsed("workers: 1"));
         same.catch_up();
         assert!(same.reading.is_none());
-        let mut changed = Reloader::new(path, "workers: 2".into());
+        let mut changed = Reloader::new(path, "workers: 2".into(), parsed("workers: 2"));
         changed.catch_up();
         assert!(matches!(changed.ended().await, Read::New(config) if config.workers == 1));
     }
@@ -208,7 +257,7 @@ mod tests {
     async fn the_same_text_is_no_news_and_a_bad_one_is_told_once() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("f.yaml");
-        let mut reloader = Reloader::new(path.clone(), "workers: 1".into());
+        let mut reloader = Reloader::new(path.clone(), "workers: 1".into(), parsed("workers: 1"));
         let mut after = async |text: Option<&str>| {
             match text {
                 Some(text) => fs::write(&path, text).expect("writable"),
@@ -217,7 +266,7 @@ mod tests {
             reloader.begin();
             let read = reloader.ended().await;
             match &read {
-                Read::New(_) => reloader.applied(Duration::from_millis(7)),
+                Read::New(config) => reloader.applied(&Arc::new(Config::clone(config)), Duration::from_millis(7)),
                 Read::Same => reloader.unchanged(),
                 Read::Bad(error) => reloader.refused(error),
             }
