@@ -89,6 +89,7 @@ fn get(address: SocketAddr, path: &str) -> io::Result<String> {
 struct Answer {
     version: String,
     instance: String,
+    zone: Option<String>,
     pid: u32,
     not_ready_reason: Option<String>,
     workers: usize,
@@ -149,8 +150,11 @@ struct Service {
 struct Endpoint {
     address: String,
     weight: u32,
+    priority: u32,
+    zone: Option<String>,
     state: String,
     up: bool,
+    warm_percent: u32,
     active: u64,
     total: u64,
     failures: u64,
@@ -168,12 +172,13 @@ fn tell(answer: &Answer) -> String {
     let ready = answer.not_ready_reason.as_ref().map_or("ready".to_owned(), |reason| format!("not ready: {reason}"));
     let refused =
         if answer.last_reload_refused { "; the last change of the file was REFUSED, see the log" } else { "" };
+    let zone = answer.zone.as_ref().map_or(String::new(), |zone| format!(", zone {zone}"));
     let Answer { connects, shortcut, .. } = answer;
     let mut text = String::new();
     let _ = write!(
         text,
         "instance     {}, version {}, process {}: {ready}\n\
-         config       generation {}{refused}\n\
+         config       generation {}{zone}{refused}\n\
          serving      {} connections, {} workers, {} network namespaces\n\
          connects     {} balanced in the kernel, {} handed to the agent, {} balanced because the agent was not there\n\
          shortcut     {} pairs, {} bytes, {} fallbacks\n{}\n",
@@ -192,9 +197,8 @@ fn tell(answer: &Answer) -> String {
         shortcut.fallbacks,
         lacking(&answer.capabilities),
     );
-    let heading =
-        ["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "WEIGHT", "ACTIVE", "TOTAL", "FAILURES"];
-    let heading = [&heading[..], &["CONNECT", "P99", "RTT"]].concat();
+    let heading = ["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "ZONE", "PRIORITY", "WEIGHT"];
+    let heading = [&heading[..], &["ACTIVE", "TOTAL", "FAILURES", "CONNECT", "P99", "RTT"]].concat();
     let mut rows = vec![heading.into_iter().map(str::to_owned).collect()];
     rows.extend(answer.services.iter().flat_map(service_rows));
     rows.extend(answer.leaving.iter().map(leaving_row));
@@ -227,15 +231,25 @@ fn inbound_row(rule: &Inbound) -> Vec<String> {
 fn leaving_row(leaving: &Leaving) -> Vec<String> {
     let Leaving { service, endpoint } = leaving;
     let nothing = String::new;
-    [vec![service.clone(), nothing(), nothing(), nothing()], endpoint_cells(endpoint, &endpoint.state)].concat()
+    [vec![service.clone(), nothing(), nothing(), nothing()], endpoint_cells(endpoint, endpoint.state.clone())].concat()
 }
 
-fn endpoint_cells(endpoint: &Endpoint, state: &str) -> Vec<String> {
-    let numbers = [u64::from(endpoint.weight), endpoint.active, endpoint.total, endpoint.failures];
+/// How an endpoint that takes connections does.
+fn state(endpoint: &Endpoint) -> String {
+    match (endpoint.up, endpoint.warm_percent) {
+        (false, _) => "DOWN".to_owned(),
+        (true, 100) => "up".to_owned(),
+        (true, percent) => format!("warms {percent}%"),
+    }
+}
+
+fn endpoint_cells(endpoint: &Endpoint, state: String) -> Vec<String> {
+    let said = [endpoint.priority, endpoint.weight].map(u64::from);
+    let numbers = said.into_iter().chain([endpoint.active, endpoint.total, endpoint.failures]);
     let time = |us: Option<u64>| us.map_or("-".to_owned(), |us| brief(Duration::from_micros(us)));
     let bound = |us: Option<u64>| us.map_or("-".to_owned(), |us| format!("<{}", brief(Duration::from_micros(us))));
     let times = [time(endpoint.connect_us.mean), bound(endpoint.connect_us.p99_max), time(endpoint.rtt_us.mean)];
-    let words = [endpoint.address.clone(), state.to_owned()];
+    let words = [endpoint.address.clone(), state, endpoint.zone.clone().unwrap_or_else(|| "-".to_owned())];
     words.into_iter().chain(numbers.map(|number| number.to_string())).chain(times).collect()
 }
 
@@ -245,7 +259,7 @@ fn service_rows(service: &Service) -> Vec<Vec<String>> {
         let first = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
         let service =
             vec![first(&service.name), first(&service.address), first(&service.mode), first(&service.protocol)];
-        [service, endpoint_cells(endpoint, if endpoint.up { "up" } else { "DOWN" })].concat()
+        [service, endpoint_cells(endpoint, state(endpoint))].concat()
     };
     service.endpoints.iter().enumerate().map(row).collect()
 }
@@ -255,20 +269,36 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{cluster::Snapshot, config::file, record::observed::Observed};
+    use crate::{
+        cluster::{Snapshot, Stage},
+        config::file,
+        record::observed::Observed,
+    };
 
     #[test]
     fn what_an_agent_answers_is_printed_as_a_table() {
-        let text =
-            "services: [{name: a, address: 10.0.0.1:80, protocol: http, endpoints: ['10.0.0.2:80', '10.0.0.3:80']}]";
+        let text = "{zone: east, services: [{name: a, address: 10.0.0.1:80, protocol: http, prefer_zone: on, \
+                    slow_start: {window_ms: 1000}, endpoints: ['10.0.0.2:80', {address: '10.0.0.3:80', priority: 1}, \
+                    {address: '10.0.0.4:80', zone: east, weight: 7}, {address: '10.0.0.5:80', zone: west, state: draining}]}]}";
         let config = file::parse(text, "F").expect("a good file");
         let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
-        snapshot.services[0].endpoints[1].state.set_down(true);
+        let endpoints = &snapshot.services[0].endpoints;
+        endpoints[1].state.set_down(true);
+        endpoints[2].state.set_warm_percent(45);
+        snapshot.services[0].draining[0].state.set_stage(Stage::Draining);
         let observed = Observed { snapshot, workers: 2, connections: 3, ..Observed::default() };
         let answer = observed.to_json(&config).to_string();
         let told = tell(&serde_json::from_str(&answer).expect("what is answered can be read"));
-        assert!(told.contains("3 connections, 2 workers"), "{told}");
-        assert!(told.contains("\na        10.0.0.1:80  agent  http      10.0.0.2:80  up     1"), "{told}");
-        assert!(told.contains("\n                                       10.0.0.3:80  DOWN   1"), "{told}");
+        assert!(told.contains("3 connections, 2 workers") && told.contains("generation 1, zone east"), "{told}");
+        let rows: Vec<Vec<&str>> = told.lines().map(|line| line.split_whitespace().collect()).collect();
+        for row in [
+            &["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "ZONE", "PRIORITY", "WEIGHT", "ACTIVE"][..],
+            &["a", "10.0.0.1:80", "agent", "http", "10.0.0.2:80", "up", "-", "0", "1", "0"],
+            &["10.0.0.3:80", "DOWN", "-", "1", "1", "0"],
+            &["10.0.0.4:80", "warms", "45%", "east", "0", "7", "0"],
+            &["a", "10.0.0.5:80", "draining", "west", "0", "1", "0"],
+        ] {
+            assert!(rows.iter().any(|told| told.starts_with(row)), "{row:?} in {told}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -18,7 +19,7 @@ use sockway_common::{
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
     cluster::{Endpoint, Inbound, Leaving, Service, Snapshot},
-    config::{Config, file},
+    config::{self, Config, file},
     kernel::{Fill, HookTime},
 };
 
@@ -174,6 +175,7 @@ impl Observed {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "instance": config.instance,
+            "zone": config.zone,
             "pid": std::process::id(),
             "ready": self.not_ready.is_none(),
             "not_ready_reason": self.not_ready,
@@ -266,15 +268,25 @@ impl KernelSide {
     }
 }
 
-fn endpoint_json(service: u32, endpoint: &Endpoint, kernel: &KernelSide) -> Value {
+/// What is said of a service's endpoints, by their addresses.
+type Said<'s> = HashMap<SocketAddr, &'s config::Endpoint>;
+
+fn said(service: &config::Service) -> Said<'_> {
+    service.endpoints.iter().map(|endpoint| (endpoint.address, endpoint)).collect()
+}
+
+fn endpoint_json(service: u32, endpoint: &Endpoint, said: &Said<'_>, kernel: &KernelSide) -> Value {
     let latency = kernel.latencies.get(&EndpointKey { service, endpoint: endpoint.id }).copied().unwrap_or_default();
     let kernel = kernel.stats(service, endpoint.id);
     let state = &endpoint.state;
     json!({
         "address": endpoint.address,
         "weight": endpoint.weight,
+        "priority": endpoint.priority(),
+        "zone": said.get(&endpoint.address).and_then(|said| said.zone.as_deref()),
         "state": state.stage().word(),
         "up": state.usable(),
+        "warm_percent": state.warm_percent(),
         "active": u64::from(state.active.load(Ordering::Relaxed)) + kernel.open(),
         "total": state.total.load(Ordering::Relaxed) + kernel.connects,
         "failures": state.connect_failures.load(Ordering::Relaxed) + kernel.failures,
@@ -297,7 +309,7 @@ fn latency_json(latencies: &Latencies) -> Value {
 fn leaving_json(leaving: Leaving<'_>, kernel: &KernelSide) -> Value {
     json!({
         "service": leaving.config.name,
-        "endpoint": endpoint_json(leaving.service, leaving.endpoint, kernel),
+        "endpoint": endpoint_json(leaving.service, leaving.endpoint, &said(leaving.config), kernel),
     })
 }
 
@@ -315,7 +327,8 @@ fn inbound_json(rule: &Inbound) -> Value {
 
 fn service_json(service: &Service, kernel: &KernelSide) -> Value {
     let stats = |endpoint| kernel.stats(service.id, endpoint);
-    let endpoint_json = |endpoint: &Arc<Endpoint>| endpoint_json(service.id, endpoint, kernel);
+    let said = said(&service.config);
+    let endpoint_json = |endpoint: &Arc<Endpoint>| endpoint_json(service.id, endpoint, &said, kernel);
     json!({
         "name": service.config.name,
         "address": service.config.address,
