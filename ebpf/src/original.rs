@@ -19,12 +19,8 @@ use crate::{
 /// No network namespace has this cookie, and no client this address.
 static NOBODY: OriginalKey =
     OriginalKey { netns: 0, client: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 }, listener: 0 };
-static NOTHING: Original = Original {
-    address: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 },
-    service: 0,
-    published_ns: 0,
-    source: 0,
-};
+static NOTHING: Original =
+    Original { address: Address { ip: [0; 4], port: 0, protocol: 0, zero: 0 }, service: 0, published_ns: 0, source: 0 };
 
 /// Whether one more entry has room now. Without, the agent could not learn what was dialled, and nobody could help the connection any more
 /// when its SYN leaves and the entry is made: to be asked while it can still be balanced here. All CPUs share the key: one that asks
