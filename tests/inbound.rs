@@ -268,9 +268,12 @@ fn a_killed_agent_leaves_the_program_serving_at_the_next_connection_and_its_succ
             assert_eq!(scene.ask(scene.at_v6(PORT)).unwrap(), "pod");
         }
         agent.start_again();
-        // The hook is asked for packets: a late one of a connection that was cut may be among them.
-        assert!(lookups(&agent, "fail_open_no_listener") >= 40.0 * f64::from(round + 1));
+        // Two seconds after its last heartbeat it passes for hung, which a slow machine may reach before the last of them. The hook is
+        // asked for packets: a late one of a connection that was cut may be among them.
+        let direct = lookups(&agent, "fail_open_no_listener") + lookups(&agent, "fail_open_hung");
+        assert!(direct >= 40.0 * f64::from(round + 1), "round {round}: {direct}");
     }
+    assert!(lookups(&agent, "fail_open_no_listener") >= 1.0, "none came before the heartbeat was old");
 }
 
 #[test]
