@@ -85,6 +85,9 @@ pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
     if groups.contains(&Group::Check) {
         rust_components()?;
     }
+    if groups.contains(&Group::Test) {
+        packages::install_if_missing("python3-h11", Path::new("/usr/share/doc/python3-h11"))?;
+    }
     if groups.contains(&Group::Bench) {
         packages::install_if_missing("libnginx-mod-stream", Path::new(STREAM_MODULE))?;
         envoy();
