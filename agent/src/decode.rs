@@ -3,6 +3,8 @@
 pub mod chunked;
 pub mod edit;
 pub mod grpc;
+#[cfg(any(test, fuzzing))]
+pub mod hold;
 pub mod http1;
 pub mod http2;
 pub mod sniff;

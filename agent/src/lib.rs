@@ -33,7 +33,7 @@
 //!
 //! | room | takes | gives | when it says no |
 //! |---|---|---|---|
-//! | [`kernel`] | an agent's listener and a client's address | what the client dialled | unknown: close |
+//! | [`kernel`] | an accepted connection | what its client dialled | unknown: close |
 //! | [`accept`] | a permit, then a listener | a connection | accepts no more until a permit comes back |
 //! | [`route`] | the original destination, the snapshot | a service | its service was removed meanwhile: close |
 //! | [`limit`] | limits, counts, the time | leave to pass, for what comes in | a reason: reset, and counted |

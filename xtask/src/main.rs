@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod progress;
 mod root;
 mod run;
@@ -70,6 +71,8 @@ enum Command {
     Bench(bench::Args),
     /// Try every path on the running kernel with every way to use a socket, every byte and every end checked
     Torture(torture::Args),
+    /// Search for bytes that a decoder does not hold up to (libFuzzer; needs a C++ compiler)
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -98,6 +101,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check { rules: false } => check::run(),
         Command::Bench(args) => measure(args),
         Command::Torture(args) => torture::run(args),
+        Command::Fuzz(args) => fuzz::run(&args),
     }
 }
 

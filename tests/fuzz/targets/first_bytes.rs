@@ -1,0 +1,7 @@
+//! The first bytes of connections.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sockway::decode::hold;
+
+fuzz_target!(|bytes: &[u8]| hold::first_bytes(bytes));

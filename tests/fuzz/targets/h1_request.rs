@@ -1,0 +1,7 @@
+//! HTTP/1 requests.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sockway::decode::hold;
+
+fuzz_target!(|bytes: &[u8]| hold::request(bytes));
