@@ -74,6 +74,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             mode: Mode::Agent,
             policy: Policy::default(),
             http: Default::default(),
+            tls: Default::default(),
             shortcut: Shortcut::Off,
             original_dst: false,
             connect_timeout: Duration::from_secs(1),

@@ -7,6 +7,7 @@ pub mod inbound;
 pub mod maps;
 pub mod pattern;
 pub mod policy;
+pub mod tls;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,6 +19,7 @@ pub use self::{
     http::Http,
     maps::Maps,
     policy::{Balance, Policy},
+    tls::Tls,
 };
 
 /// The whole configuration at one moment.
@@ -72,6 +74,8 @@ pub struct Service {
     pub policy: Policy,
     /// What its HTTP messages may take.
     pub http: Http,
+    /// Where TLS ends and begins.
+    pub tls: Tls,
     /// Whether its connections may use the shortcut.
     pub shortcut: Shortcut,
     /// Whether endpoints on this host can ask what their clients dialled (`SO_ORIGINAL_DST`), as proxies do.

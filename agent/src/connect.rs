@@ -16,11 +16,14 @@ use std::{
     time::Duration,
 };
 
+use rustls::{ClientConnection, pki_types::ServerName};
+
 use crate::{
     cluster::{Endpoint, EndpointState, Service, Stage},
+    config::tls::{Originate, Within},
     kernel::{Flows, Place},
     record::{Counter, Slab},
-    ring::{self, Due, Socket, Stream, Watch},
+    ring::{self, Buffers, Due, HandshakeError, Socket, Stream, Watch},
 };
 
 /// How long an unused connection is kept. Below the 60 s that many servers keep theirs, so that it is we who end it.
@@ -37,6 +40,9 @@ pub enum ConnectError {
     /// It did not accept in time.
     #[error("not accepted within {0:?}")]
     Late(Duration),
+    /// It accepted, and then no TLS connection came about.
+    #[error("TLS: {0}")]
+    Tls(HandshakeError),
     /// This process or host is out of descriptors or memory: says nothing of the endpoint.
     #[error("no socket: {0}")]
     Ours(io::Error),
@@ -80,31 +86,55 @@ pub struct Upstreams {
     watch: Rc<Watch>,
     flows: Flows,
     slab: Arc<Slab>,
+    buffers: Rc<Buffers>,
 }
 
 /// The unused connections to one endpoint, the last used on top.
 struct Shelf {
-    address: SocketAddr,
+    meant: Meant,
     state: Arc<EndpointState>,
     idle: Vec<(Stream, Duration)>,
 }
 
+/// What connections to an endpoint are made by: those made by anything else are of no use.
+#[derive(Clone, PartialEq)]
+struct Meant {
+    address: SocketAddr,
+    tls: Option<Arc<Originate>>,
+}
+
+impl Meant {
+    fn of(service: &Service, endpoint: &Endpoint) -> Self {
+        Self { address: endpoint.address, tls: service.config.tls.originate.clone() }
+    }
+
+    /// Whether it still holds. The same section read once is the same; read again, it is compared.
+    fn holds(&self, service: &Service, endpoint: &Endpoint) -> bool {
+        let tls = &service.config.tls.originate;
+        let same = match (&self.tls, tls) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now) || before == now,
+            (before, now) => before.is_none() && now.is_none(),
+        };
+        same && self.address == endpoint.address
+    }
+}
+
 impl Shelf {
-    fn of(endpoint: &Endpoint) -> Self {
-        Self { address: endpoint.address, state: Arc::clone(&endpoint.state), idle: Vec::new() }
+    fn of(service: &Service, endpoint: &Endpoint) -> Self {
+        Self { meant: Meant::of(service, endpoint), state: Arc::clone(&endpoint.state), idle: Vec::new() }
     }
 }
 
 impl Upstreams {
     /// None yet.
-    pub fn new(watch: Rc<Watch>, flows: Flows, slab: Arc<Slab>) -> Self {
-        Self { idle: RefCell::default(), shared: shared::Shared::default(), watch, flows, slab }
+    pub fn new(watch: Rc<Watch>, flows: Flows, slab: Arc<Slab>, buffers: Rc<Buffers>) -> Self {
+        Self { idle: RefCell::default(), shared: shared::Shared::default(), watch, flows, slab, buffers }
     }
 
     /// A connection that an earlier request used and that is still alive, as far as can be known.
     pub fn reuse(&self, service: &Service, endpoint: &Endpoint) -> Option<Stream> {
         let mut idle = self.idle.borrow_mut();
-        let shelf = idle.get_mut(&(service.id, endpoint.id)).filter(|shelf| shelf.address == endpoint.address)?;
+        let shelf = idle.get_mut(&(service.id, endpoint.id)).filter(|shelf| shelf.meant.holds(service, endpoint))?;
         while let Some((mut stream, _)) = shelf.idle.pop() {
             if stream.reader.is_quiet() {
                 return Some(stream);
@@ -118,10 +148,10 @@ impl Upstreams {
     /// Keeps a connection for the next request. Everything asked on it must have been answered.
     pub fn keep(&self, service: &Service, endpoint: &Endpoint, stream: Stream) {
         let mut idle = self.idle.borrow_mut();
-        let shelf = idle.entry((service.id, endpoint.id)).or_insert_with(|| Shelf::of(endpoint));
-        if shelf.address != endpoint.address {
-            // The id means another address since the last reload.
-            *shelf = Shelf::of(endpoint);
+        let shelf = idle.entry((service.id, endpoint.id)).or_insert_with(|| Shelf::of(service, endpoint));
+        if !shelf.meant.holds(service, endpoint) {
+            // The id means another address since the last reload, or it is reached by other means.
+            *shelf = Shelf::of(service, endpoint);
         }
         if shelf.idle.len() >= IDLE_COUNT_MAX {
             return self.slab.count(Counter::PoolFull);
@@ -129,11 +159,17 @@ impl Upstreams {
         shelf.idle.push((stream, self.watch.now()));
     }
 
-    /// A new connection.
-    pub async fn dial(&self, service: &Service, endpoint: &Endpoint) -> Result<Stream, ConnectError> {
-        let result = self.try_dial(service, endpoint).await;
+    /// A new connection, for what is spoken `within` if it is one of TLS.
+    pub async fn dial(&self, service: &Service, endpoint: &Endpoint, within: Within) -> Result<Stream, ConnectError> {
+        let mut result = self.try_dial(service, endpoint).await;
+        if let (Ok(stream), Some(originate)) = (&mut result, &service.config.tls.originate) {
+            let timeout = service.config.connect_timeout;
+            // Boxed: its state is large, and most connections never need it.
+            let secured = Box::pin(self.start_tls(stream, originate, endpoint, (within, timeout))).await;
+            result = secured.and(result);
+        }
         self.count_dial(&result);
-        if matches!(result, Err(ConnectError::Failed(_) | ConnectError::Late(_))) {
+        if matches!(result, Err(ConnectError::Failed(_) | ConnectError::Late(_) | ConnectError::Tls(_))) {
             endpoint.state.connect_failures.fetch_add(1, Relaxed);
         }
         result
@@ -144,6 +180,7 @@ impl Upstreams {
             Ok(_) => Counter::ConnectAccepted,
             Err(ConnectError::Failed(_)) => Counter::ConnectFailed,
             Err(ConnectError::Late(_)) => Counter::ConnectLate,
+            Err(ConnectError::Tls(_)) => Counter::ConnectTls,
             Err(ConnectError::Ours(_)) => Counter::ConnectOurs,
         });
     }
@@ -153,6 +190,25 @@ impl Upstreams {
             .map_err(ConnectError::Ours)?;
         self.flows.allow_shortcut(socket.as_fd(), service);
         connected(socket, endpoint.address, service.config.connect_timeout).await
+    }
+
+    async fn start_tls(
+        &self,
+        stream: &mut Stream,
+        originate: &Originate,
+        endpoint: &Endpoint,
+        (within, timeout): (Within, Duration),
+    ) -> Result<(), ConnectError> {
+        let refused = |error| ConnectError::Tls(HandshakeError::Refused(error));
+        let name = originate.server_name.clone().unwrap_or_else(|| ServerName::from(endpoint.address.ip()));
+        let connection = ClientConnection::new(originate.client(within), name).map_err(refused)?;
+        stream.socket.set_due(timeout, Due::End);
+        let started = stream.start_tls(connection, &self.buffers).await;
+        stream.socket.clear_due();
+        match started {
+            _ if stream.socket.is_overdue() => Err(ConnectError::Late(timeout)),
+            started => started.map_err(ConnectError::Tls),
+        }
     }
 
     /// A new connection to the program that a client has dialled.

@@ -3,7 +3,7 @@
 //! While a piece is being sent the next is being received, so that at most two buffers are in use for each direction. What was
 //! submitted last may still be in flight when a copy returns: the writer has it.
 
-use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, task::Poll};
+use std::{cell::Cell, future::poll_fn, io, pin::pin, task::Poll};
 
 use crate::{
     decode::chunked::{BadChunk, Decoder, Style, reframe},
@@ -196,8 +196,8 @@ pub async fn relay(
         let back = Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1 };
         let ends = (&first.socket, &second.socket);
         let told = |way| move |bytes| settled(way, bytes, ends);
-        let mut there = pin!(one_way(there, told(Way::There), || second.socket.shut(Shutdown::Write)));
-        let mut back = pin!(one_way(back, told(Way::Back), || first.socket.shut(Shutdown::Write)));
+        let mut there = pin!(one_way(there, told(Way::There)));
+        let mut back = pin!(one_way(back, told(Way::Back)));
         let (mut there_done, mut back_done) = (false, false);
         poll_fn(|context| {
             if !there_done && let Poll::Ready(result) = there.as_mut().poll(context) {
@@ -228,7 +228,7 @@ pub async fn relay(
     relayed
 }
 
-async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64), end: impl FnOnce()) -> Result<(), Broken> {
+async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64)) -> Result<(), Broken> {
     let mut capacity = SMALL;
     loop {
         if !copy.to.is_sending() {
@@ -251,8 +251,7 @@ async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64), end: impl FnOnce()) 
         }
     }
     copy.flush().await?;
-    end();
-    Ok(())
+    copy.to.end().await.map_err(Broken::Sending)
 }
 
 /// The size of the next buffer, judged by how this one was filled: to the brim, a size more; by no more than the size below has room for,

@@ -44,7 +44,8 @@
 //! | [`record`] | an outcome | counters | never |
 //!
 //! [`proxy`] is the corridor that calls them in order. The frames of HTTP/2 are read and written by the `h2` library, whose bytes
-//! [`ring::Io`] moves: a request is a task there, and what all of them have to say leaves once per turn of their connection. [`ring`] is how all of them move bytes, on tokio-uring. [`health`] judges
+//! [`ring::Io`] moves: a request is a task there, and what all of them have to say leaves once per turn of their connection. [`ring`] is how all of them move bytes, on tokio-uring; under TLS
+//! its streams give and take what is said within, and nobody above needs to know. [`health`] judges
 //! the endpoints beside the path. [`node`] starts, reloads and ends it all on the main thread, and [`command`] is what a person at a
 //! terminal asks. [`config`] and [`cluster`] are the words that everybody uses.
 //!
@@ -65,7 +66,7 @@
 //! # Invariants
 //!
 //! 1. Judges never read clock, network or chance.
-//! 2. Between accept and record no lock is taken and nothing blocks.
+//! 2. Between accept and record no lock is taken and nothing blocks; but for TLS handshakes, where rustls keeps what lets one be resumed.
 //! 3. No read, write or accept in flight on the ring is dropped: a deadline shuts the socket, and the operation ends by itself.
 //! 4. In doubt the kernel half passes. A dead or hung agent never stops a program's new connections: the hook looks for a listener with
 //!    our tag and for a fresh heartbeat at each connect, and balances by itself otherwise.

@@ -6,6 +6,7 @@ pub mod http2;
 pub mod inbound;
 pub mod opaque;
 mod reach;
+mod tls;
 
 use std::{
     cell::{Cell, RefCell},
@@ -115,7 +116,7 @@ impl Hop {
     ) -> Self {
         let (watch, buffers) = (Rc::<Watch>::default(), Rc::<Buffers>::default());
         Self {
-            upstreams: Upstreams::new(Rc::clone(&watch), flows.clone(), Arc::clone(&slab)),
+            upstreams: Upstreams::new(Rc::clone(&watch), flows.clone(), Arc::clone(&slab), Rc::clone(&buffers)),
             watch,
             buffers,
             flows,
@@ -194,7 +195,7 @@ impl Hop {
 /// Serves one accepted connection: what did it dial, which service is that, and then as the service's protocol wants it.
 pub async fn serve(hop: Rc<Hop>, socket: OwnedFd) {
     hop.slab.count(Counter::Accepted);
-    let Ok(downstream) = Stream::new(Socket::accepted(socket, &hop.watch)) else {
+    let Ok(mut downstream) = Stream::new(Socket::accepted(socket, &hop.watch)) else {
         return hop.slab.count(Counter::NoMemory);
     };
     let Some(original) = hop.flows.original(downstream.socket.as_fd()) else {
@@ -203,7 +204,16 @@ pub async fn serve(hop: Rc<Hop>, socket: OwnedFd) {
     let Some(cluster) = hop.cluster(original.service, original.address) else {
         return hop.slab.count(Counter::NoService);
     };
-    let outcome = match cluster.service.config.protocol {
+    let config = &cluster.service.config;
+    let protocol = match &config.tls.terminate {
+        None => config.protocol,
+        // Boxed: its state is large, and most connections never need it.
+        Some(terminate) => match Box::pin(tls::accept(&hop, &mut downstream, terminate, config.protocol)).await {
+            Ok(protocol) => protocol,
+            Err(refused) => return hop.slab.count(refused),
+        },
+    };
+    let outcome = match protocol {
         Protocol::Http => http::serve(&hop, downstream, cluster, original, None).await,
         Protocol::Http2 => http2::serve(&hop, downstream, cluster, original, None).await,
         Protocol::Auto => auto::serve(&hop, downstream, cluster, original).await,

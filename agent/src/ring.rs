@@ -31,7 +31,7 @@ pub use io::{Io, Sentry, Stop};
 pub use readiness::of_listener;
 pub use runtime::{Form, form, run, spawn};
 pub use socket::Socket;
-pub use stream::{Reader, Stream, Writer};
+pub use stream::{HandshakeError, Reader, Stream, Writer};
 pub use watch::{Due, Watch};
 
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform};

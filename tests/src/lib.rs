@@ -8,7 +8,7 @@
 //! - [`agent`]: the binary under test, from start to the last trace it leaves; [`refused`]: one that the kernel takes in parts only;
 //! - [`origin`], [`web`], [`datagram`]: endpoints that say their name, in threads of the test;
 //! - [`peers`]: real programs: curl, python3, wrk, nginx, nghttpd, redis;
-//! - [`frames`]: one side of an HTTP/2 connection, frame by frame;
+//! - [`frames`]: one side of an HTTP/2 connection, frame by frame; [`tls`]: certificates, and either side of a TLS connection;
 //! - [`pair`]: two sockets joined by the shortcut;
 //! - [`torture`]: connections used in every way, on every path;
 //! - [`door`]: sockets made and connected inside a cgroup and a namespace, handed to the test;
@@ -39,6 +39,7 @@ pub mod process;
 pub mod refused;
 pub mod socket;
 pub mod stage;
+pub mod tls;
 pub mod torture;
 pub mod wait;
 pub mod web;

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
+    path::Path,
     process::{Command, Output},
     time::Duration,
 };
@@ -12,6 +13,7 @@ use tempfile::TempDir;
 use crate::{
     door::Door,
     process::{self, Process, Room},
+    tls::Pair,
     wait,
 };
 
@@ -106,10 +108,15 @@ pub struct Nginx {
 impl Nginx {
     /// Starts it and waits until it listens; `door` looks from inside the same network namespace.
     pub fn start(room: Room<'_>, door: &Door, address: SocketAddr, name: &str) -> Self {
+        Self::start_with(room, door, &format!("listen {address} backlog=1024;"), address, name)
+    }
+
+    /// The same, that listens and speaks as it is told.
+    pub fn start_with(room: Room<'_>, door: &Door, listen: &str, address: SocketAddr, name: &str) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let path = directory.path();
         let file = path.join("nginx.conf");
-        fs::write(&file, nginx_config(&path.to_string_lossy(), address, name)).expect("nginx's configuration");
+        fs::write(&file, nginx_config(&path.to_string_lossy(), listen, name)).expect("nginx's configuration");
         let mut command = Command::new("nginx");
         command.arg("-p").arg(path).arg("-c").arg(&file).arg("-e").arg(path.join("error.log"));
         let process = Process::spawn(room, command);
@@ -131,14 +138,14 @@ impl Drop for Nginx {
     }
 }
 
-fn nginx_config(directory: &str, address: SocketAddr, name: &str) -> String {
+fn nginx_config(directory: &str, listen: &str, name: &str) -> String {
     format!(
         "daemon off; worker_processes 1; pid {directory}/nginx.pid; user root;
          events {{ worker_connections 1024; }}
          http {{
            access_log off; keepalive_requests 100000000; client_body_temp_path {directory}/body; client_max_body_size 64m;
            proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-           server {{ listen {address} backlog=1024; location / {{ default_type text/plain; return 200 \"{name}\\n\"; }} }}
+           server {{ {listen} location / {{ default_type text/plain; return 200 \"{name}\\n\"; }} }}
          }}"
     )
 }
@@ -153,14 +160,33 @@ pub struct Nghttpd {
 impl Nghttpd {
     /// Starts it and waits until it listens.
     pub fn start(room: Room<'_>, door: &Door, address: SocketAddr, bytes: usize, arguments: &[&str]) -> Self {
+        let mut command = Command::new("nghttpd");
+        command.args(["--no-tls", "--verbose", "--echo-upload"]).args(arguments);
+        Self::launch(command, room, door, address, bytes, &[])
+    }
+
+    fn launch(
+        mut command: Command,
+        room: Room<'_>,
+        door: &Door,
+        address: SocketAddr,
+        bytes: usize,
+        files: &[&Path],
+    ) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         fs::write(directory.path().join("bytes"), "n".repeat(bytes)).expect("a file");
-        let mut command = Command::new("nghttpd");
-        command.args(["--no-tls", "--verbose", "--echo-upload", "--htdocs"]).arg(directory.path()).args(arguments);
-        command.args(["--address", &address.ip().to_string(), &address.port().to_string()]);
+        command.arg("--htdocs").arg(directory.path());
+        command.args(["--address", &address.ip().to_string(), &address.port().to_string()]).args(files);
         let process = Process::spawn(room, command);
         wait::until("nghttpd to listen", wait::SOON, || door.dial(address).is_ok());
         Self { process, _directory: directory }
+    }
+
+    /// The same under TLS, with HTTP/2 agreed on in its handshake.
+    pub fn start_tls(room: Room<'_>, door: &Door, address: SocketAddr, bytes: usize, pair: &Pair) -> Self {
+        let mut command = Command::new("nghttpd");
+        command.args(["--verbose", "--echo-upload"]);
+        Self::launch(command, room, door, address, bytes, &[&pair.key, &pair.cert])
     }
 
     /// What it wrote down.

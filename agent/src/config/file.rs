@@ -12,6 +12,7 @@ mod policy;
 mod section;
 mod service;
 mod show;
+mod tls;
 mod tree;
 
 use std::{
@@ -39,6 +40,7 @@ use super::{
 pub use self::{
     section::{Position, Problem},
     show::{balance_word, mode_word, protocol_word, range, shortcut_word, show},
+    tls::{bytes, files},
 };
 
 /// The configuration of an agent that was given none.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut,
+    Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut, Tls,
     capture::{Cidr, NamespaceRules},
     policy::Take,
 };
@@ -74,6 +74,7 @@ impl Inbound {
             mode: Mode::Agent,
             policy: Policy::default(),
             http: self.http.clone(),
+            tls: Tls::default(),
             shortcut: Shortcut::Off,
             original_dst: false,
             connect_timeout: self.connect_timeout,

@@ -5,7 +5,6 @@ use std::{
     collections::HashMap,
     hash::BuildHasherDefault,
     io,
-    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -20,12 +19,13 @@ use h2::{
 };
 use tokio::sync::{Notify, oneshot};
 
-use super::{ConnectError, IDLE_MAX, IdHasher, Upstreams};
+use super::{ConnectError, IDLE_MAX, IdHasher, Meant, Upstreams};
 use crate::{
     cluster::{Endpoint, EndpointState, Service, Stage},
+    config::tls::Within,
     decode::http1::HEAD_BYTES_MAX,
     record::{Bytes as Count, Slab},
-    ring::{Buffers, Io, Watch, spawn},
+    ring::{Buffers, HandshakeError, Io, Watch, spawn},
 };
 
 /// What a stream may receive before the other side has taken it: with 128 KiB on the way, a round trip of 1 ms gives 1 Gbit/s.
@@ -96,7 +96,7 @@ impl Drop for Seat {
 
 /// The connections to one endpoint.
 struct Shelf {
-    address: SocketAddr,
+    meant: Meant,
     state: Arc<EndpointState>,
     links: Vec<Rc<Link>>,
     dialling: Option<Rc<Dialling>>,
@@ -110,8 +110,9 @@ struct Dialling {
 }
 
 /// As [`ConnectError`], for everybody who waited.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Failure {
+    Tls(HandshakeError),
     Failed(io::ErrorKind),
     Late(Duration),
     Ours(io::ErrorKind),
@@ -122,6 +123,7 @@ impl Failure {
         match error {
             ConnectError::Failed(error) => Self::Failed(error.kind()),
             ConnectError::Late(timeout) => Self::Late(*timeout),
+            ConnectError::Tls(error) => Self::Tls(error.clone()),
             ConnectError::Ours(error) => Self::Ours(error.kind()),
         }
     }
@@ -130,6 +132,7 @@ impl Failure {
         match self {
             Self::Failed(kind) => ConnectError::Failed(kind.into()),
             Self::Late(timeout) => ConnectError::Late(timeout),
+            Self::Tls(error) => ConnectError::Tls(error),
             Self::Ours(kind) => ConnectError::Ours(kind.into()),
         }
     }
@@ -153,14 +156,14 @@ impl Shared {
     fn find(&self, service: &Service, endpoint: &Endpoint) -> Found {
         let mut shelves = self.shelves.borrow_mut();
         let new = || Shelf {
-            address: endpoint.address,
+            meant: Meant::of(service, endpoint),
             state: Arc::clone(&endpoint.state),
             links: Vec::new(),
             dialling: None,
         };
         let shelf = shelves.entry((service.id, endpoint.id)).or_insert_with(new);
-        if shelf.address != endpoint.address {
-            // The id means another address since the last reload.
+        if !shelf.meant.holds(service, endpoint) {
+            // The id means another address since the last reload, or it is reached by other means.
             *shelf = new();
         }
         if let Some(link) = shelf.links.iter().find(|link| link.room() > 0 && !link.is_gone()) {
@@ -250,14 +253,14 @@ impl Upstreams {
                 }
                 Found::Dialling(dialling) => {
                     dialling.done.notified().await;
-                    if let Some(failure) = *dialling.failed.borrow() {
-                        return Err(failure.error());
+                    if let Some(failure) = &*dialling.failed.borrow() {
+                        return Err(failure.clone().error());
                     }
                 }
                 Found::Nothing(dialling) => {
                     reused = false;
                     let settling = Settling { shared: &self.shared, ids: (service.id, endpoint.id), dialling };
-                    let link = match self.dial(service, endpoint).await {
+                    let link = match self.dial(service, endpoint, Within::Http2).await {
                         Ok(stream) => self.link(Io::new(stream, buffers, None), service.config.connect_timeout).await,
                         Err(error) => Err(error),
                     };
@@ -280,8 +283,8 @@ impl Upstreams {
         }
     }
 
-    /// Begins HTTP/2 on a connection, by prior knowledge (RFC 9113 section 3.3), and waits until the endpoint has said how many streams it
-    /// takes: those beyond would be refused.
+    /// Begins HTTP/2 on a connection, by prior knowledge (RFC 9113 section 3.3) or as agreed on within TLS, and waits until the endpoint has
+    /// said how many streams it takes: those beyond would be refused.
     async fn link(&self, io: Io, timeout: Duration) -> Result<Rc<Link>, ConnectError> {
         let failed = || ConnectError::Failed(io::ErrorKind::InvalidData.into());
         io.set_due(timeout);

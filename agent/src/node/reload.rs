@@ -23,15 +23,32 @@ use crate::{
 pub struct Reloader {
     path: PathBuf,
     /// What was read last, good or bad: the same again is no news.
-    text: Option<String>,
+    seen: Option<Arc<Seen>>,
     /// What is in effect.
     current: Arc<Config>,
-    reading: Option<JoinHandle<(Option<String>, Read, Duration)>>,
+    reading: Option<JoinHandle<(Option<Seen>, Read, Duration)>>,
     /// How long the last reading took.
     read_time: Duration,
     /// It was asked for once more while it was being read.
     again: bool,
     counts: Reloads,
+}
+
+/// What was read: the text, and what stood in the files that it names.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    text: String,
+    files: Vec<(PathBuf, Option<Vec<u8>>)>,
+}
+
+impl Seen {
+    fn of(text: String) -> Self {
+        let files = file::files(&text).into_iter().map(|path| {
+            let bytes = file::bytes(&path).ok();
+            (path, bytes)
+        });
+        Self { files: files.collect(), text }
+    }
 }
 
 /// What reading again gave.
@@ -50,7 +67,7 @@ impl Reloader {
     pub fn new(path: PathBuf, text: String, current: Arc<Config>) -> Self {
         Self {
             path,
-            text: Some(text),
+            seen: Some(Arc::new(Seen::of(text))),
             current,
             reading: None,
             read_time: Duration::ZERO,
@@ -64,10 +81,10 @@ impl Reloader {
         self.counts
     }
 
-    /// Begins to read if the text is another than the one the agent started with: it may have changed before anybody watched.
+    /// Begins to read if something is other than when the agent started: it may have changed before anybody watched.
     pub fn catch_up(&mut self) {
         // A pipe is read once.
-        if self.path.is_file() && file::text(&self.path).ok() != self.text {
+        if self.path.is_file() && file::text(&self.path).ok().map(Seen::of).as_ref() != self.seen.as_deref() {
             self.begin();
         }
     }
@@ -78,11 +95,11 @@ impl Reloader {
             self.again = true;
             return;
         }
-        let (path, before, current) = (self.path.clone(), self.text.clone(), Arc::clone(&self.current));
+        let (path, before, current) = (self.path.clone(), self.seen.clone(), Arc::clone(&self.current));
         self.reading = Some(tokio::task::spawn_blocking(move || {
             let started = Instant::now();
-            let (text, read) = read(&path, before.as_deref(), &current);
-            (text, read, started.elapsed())
+            let (seen, read) = read(&path, before.as_deref(), &current);
+            (seen, read, started.elapsed())
         }));
     }
 
@@ -91,8 +108,8 @@ impl Reloader {
         let Some(reading) = &mut self.reading else { return std::future::pending().await };
         let ended = reading.await;
         self.reading = None;
-        let Ok((text, read, took)) = ended else { return Read::Same };
-        (self.text, self.read_time) = (text, took);
+        let Ok((seen, read, took)) = ended else { return Read::Same };
+        (self.seen, self.read_time) = (seen.map(Arc::new), took);
         if std::mem::take(&mut self.again) {
             self.begin();
         }
@@ -123,30 +140,32 @@ impl Reloader {
         tracing::error!(file = %self.path.display(), "configuration refused: the one before stays in effect");
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The file, and those that it names.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let named = self.seen.iter().flat_map(|seen| &seen.files).map(|(path, _)| path.clone());
+        std::iter::once(self.path.clone()).chain(named).collect()
     }
 }
 
-fn read(path: &Path, before: Option<&str>, current: &Config) -> (Option<String>, Read) {
+fn read(path: &Path, before: Option<&Seen>, current: &Config) -> (Option<Seen>, Read) {
     let text = match file::text(path) {
         Ok(text) => text,
         Err(error) => return (None, Read::Bad(error)),
     };
-    if before == Some(&text) {
-        return (Some(text), Read::Same);
+    let seen = Seen::of(text);
+    if before == Some(&seen) {
+        return (Some(seen), Read::Same);
     }
     let name = path.display().to_string();
-    if text.trim().is_empty() {
+    if seen.text.trim().is_empty() {
         // Somebody has emptied it and is about to write: to take that for "no services" would drop them all.
-        return (Some(text), Read::Bad(ConfigError::empty(name)));
+        return (Some(seen), Read::Bad(ConfigError::empty(name)));
     }
-    let read = file::parse(&text, &name).map(|mut config| {
+    let read = file::parse(&seen.text, &name).map(|mut config| {
         share(&mut config.services, &current.services);
         Read::New(Box::new(config))
     });
-    (Some(text), read.unwrap_or_else(Read::Bad))
+    (Some(seen), read.unwrap_or_else(Read::Bad))
 }
 
 /// Puts the services in effect in the place of those that say the same under the same name.

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::Path,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -102,7 +102,7 @@ impl Senses {
         mut retirer: Retirer,
         snapshot: &Arc<Snapshot>,
     ) -> io::Result<Self> {
-        let file = reloader.as_ref().and_then(|reloader| watch(reloader.path()));
+        let file = reloader.as_ref().and_then(|reloader| watch(&reloader.paths()));
         if let Some(reloader) = &mut reloader {
             reloader.catch_up();
         }
@@ -143,10 +143,26 @@ impl Senses {
                 changed = self.prober.changed() => return News::Endpoint(changed),
                 () = self.warmer.changed() => return News::Warmer,
                 retired = self.retirer.changed() => return News::Retired(retired),
-                read = ended(&mut self.reloader) => return News::Read(read),
+                read = ended(&mut self.reloader) => {
+                    self.follow_files();
+                    return News::Read(read);
+                }
                 Some(question) = self.questions.recv() => return News::Asked(question),
                 _ = self.hangup.recv() => self.read_again("SIGHUP"),
                 () = changed(&mut self.file) => self.read_again("the file changed"),
+            }
+        }
+    }
+
+    /// Watches the files that were read last: another text may name others.
+    fn follow_files(&mut self) {
+        let (Some(reloader), Some(file)) = (&mut self.reloader, &mut self.file) else { return };
+        match file.follow(&reloader.paths()) {
+            Ok(true) => reloader.begin(),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "changes are not noticed any more; send SIGHUP after one");
+                self.file = None;
             }
         }
     }
@@ -168,10 +184,10 @@ fn every(period: Duration) -> Interval {
     interval
 }
 
-fn watch(path: &Path) -> Option<Watch> {
-    Watch::new(path)
+fn watch(paths: &[PathBuf]) -> Option<Watch> {
+    Watch::new(paths)
         .inspect_err(
-            |error| tracing::warn!(file = %path.display(), %error, "changes are not noticed; send SIGHUP after one"),
+            |error| tracing::warn!(file = ?paths.first(), %error, "changes are not noticed; send SIGHUP after one"),
         )
         .ok()
 }

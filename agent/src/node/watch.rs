@@ -1,7 +1,7 @@
-//! Notices that a file's text may have changed: written, renamed over, or reached through a symbolic link that was swapped, as
+//! Notices that what stands in some files may have changed: written, renamed over, or reached through a symbolic link that was swapped, as
 //! Kubernetes does with `..data` of a ConfigMap.
 //!
-//! Watches directories, not the file: an editor's new file is another inode. What is watched is found anew after every change.
+//! Watches directories, not the files: an editor's new file is another inode. What is watched is found anew after every change.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,10 +27,10 @@ const LINKS_MAX: usize = 40;
 /// A change comes as several events: they are one change if they are no further apart.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// Watches one file.
+/// Watches some files.
 #[derive(Debug)]
 pub struct Watch {
-    path: PathBuf,
+    paths: Vec<PathBuf>,
     inotify: pipe::Receiver,
     /// When what has come in is to be looked at: kept here, so that a future dropped while it waits does not begin to wait anew.
     look: Option<Instant>,
@@ -44,14 +44,28 @@ impl Watch {
     /// # Errors
     ///
     /// When the system has no inotify instance left.
-    pub fn new(path: &Path) -> io::Result<Self> {
+    pub fn new(paths: &[PathBuf]) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let path = std::path::absolute(path)?;
         // Like a pipe it is read, without blocking, when it is ready: that is all that is asked of it.
         let inotify = pipe::Receiver::from_owned_fd_unchecked(inotify)?;
-        let mut watch = Self { path, inotify, look: None, names: HashMap::new() };
-        watch.aim()?;
+        let mut watch = Self { paths: Vec::new(), inotify, look: None, names: HashMap::new() };
+        watch.follow(paths)?;
         Ok(watch)
+    }
+
+    /// Watches these files from now on, and no others. Whether any of them is new: it may have changed before.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses to watch.
+    pub fn follow(&mut self, paths: &[PathBuf]) -> io::Result<bool> {
+        let paths = paths.iter().map(std::path::absolute).collect::<io::Result<Vec<PathBuf>>>()?;
+        let has_new = paths.iter().any(|path| !self.paths.contains(path));
+        if paths != self.paths {
+            self.paths = paths;
+            self.aim()?;
+        }
+        Ok(has_new)
     }
 
     /// Waits until the text may have changed. Dropping the future loses no change.
@@ -100,7 +114,7 @@ impl Watch {
         }
     }
 
-    /// Watches every directory whose entries decide which file the path leads to.
+    /// Watches every directory whose entries decide which files the paths lead to.
     fn aim(&mut self) -> io::Result<()> {
         let flags = WatchFlags::CLOSE_WRITE
             | WatchFlags::CREATE
@@ -111,7 +125,7 @@ impl Watch {
             | WatchFlags::MOVE_SELF
             | WatchFlags::ONLYDIR;
         let mut names: HashMap<i32, HashSet<OsString>> = HashMap::new();
-        for (directory, name) in deciding(&self.path) {
+        for (directory, name) in self.paths.iter().flat_map(|path| deciding(path)) {
             match inotify::add_watch(&self.inotify, &directory, flags) {
                 Ok(watch) => {
                     names.entry(watch).or_default().insert(name);
@@ -187,7 +201,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (file, new) = (directory.path().join("f.yaml"), directory.path().join("f.new"));
         fs::write(&file, "1").expect("writable");
-        let mut watch = Watch::new(&file).expect("inotify");
+        let mut watch = Watch::new(std::slice::from_ref(&file)).expect("inotify");
         fs::write(&file, "2").expect("writable");
         notices(&mut watch, "written").await;
         fs::write(&new, "3").expect("writable");
@@ -211,7 +225,7 @@ mod tests {
         version("..1");
         symlink("..1", at("..data")).expect("linkable");
         symlink("..data/f.yaml", at("f.yaml")).expect("linkable");
-        let mut watch = Watch::new(&at("f.yaml")).expect("inotify");
+        let mut watch = Watch::new(&[at("f.yaml")]).expect("inotify");
         for (old, new) in [("..1", "..2"), ("..2", "..3")] {
             version(new);
             symlink(new, at("..tmp")).and_then(|()| fs::rename(at("..tmp"), at("..data"))).expect("swappable");
@@ -225,7 +239,7 @@ mod tests {
     async fn a_change_is_noticed_however_often_the_future_is_dropped() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("f.yaml");
-        let mut watch = Watch::new(&file).expect("inotify");
+        let mut watch = Watch::new(std::slice::from_ref(&file)).expect("inotify");
         fs::write(&file, "1").expect("writable");
         let deadline = Instant::now() + PATIENCE;
         while time::timeout(DEBOUNCE / 10, watch.changed()).await.is_err() {
@@ -237,7 +251,7 @@ mod tests {
     async fn other_files_beside_it_are_not_noticed() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("f.yaml"), "1").expect("writable");
-        let mut watch = Watch::new(&directory.path().join("f.yaml")).expect("inotify");
+        let mut watch = Watch::new(&[directory.path().join("f.yaml")]).expect("inotify");
         fs::write(directory.path().join("other"), "1").expect("writable");
         assert!(time::timeout(4 * DEBOUNCE, watch.changed()).await.is_err());
     }
@@ -246,7 +260,7 @@ mod tests {
     async fn a_file_whose_directory_comes_later_is_noticed() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("a/b/f.yaml");
-        let mut watch = Watch::new(&file).expect("inotify");
+        let mut watch = Watch::new(std::slice::from_ref(&file)).expect("inotify");
         fs::create_dir_all(file.parent().expect("a parent")).expect("makable");
         notices(&mut watch, "the directory").await;
         fs::write(&file, "1").expect("writable");

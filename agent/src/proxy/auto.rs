@@ -109,7 +109,10 @@ async fn http2(
     (mut upstream, client, server): (Upstream, Buf, Option<Buf>),
 ) -> Counter {
     upstream.stream.reader.disarm().into_iter().for_each(|buf| hop.buffers.give(buf));
-    Box::pin(hop.share(upstream, server)).await;
+    // Under TLS it was not agreed on that this is HTTP/2.
+    if !upstream.stream.is_tls() {
+        Box::pin(hop.share(upstream, server)).await;
+    }
     Box::pin(http2::serve(hop, downstream, cluster, original, Some(client))).await
 }
 

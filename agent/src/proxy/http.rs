@@ -374,6 +374,13 @@ impl Connection<'_> {
         if self.flush().await.is_err() {
             return Counter::ClientAborted;
         }
+        if self.stream.is_tls() {
+            self.stream.socket.set_due(LINGER, Due::End);
+            // A response without a length is whole only if this arrives.
+            if self.stream.writer.say_end().await.is_err() {
+                return Counter::ClientAborted;
+            }
+        }
         if linger {
             self.stream.socket.shut(Shutdown::Write);
             self.stream.socket.set_due(LINGER, Due::End);

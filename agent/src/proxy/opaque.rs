@@ -36,7 +36,8 @@ pub(super) async fn relay_joined(
     upstream: &mut Stream,
 ) -> Counter {
     let (there, back) = (Cell::new(0), Cell::new(0));
-    let joining = Joining::new(hop, service);
+    let is_tls = downstream.is_tls() || upstream.is_tls();
+    let joining = Joining::new(hop, service, if is_tls { 0 } else { TRIES_MAX });
     let settled = |way, bytes, ends: Ends<'_>| joining.settled(way, bytes, ends);
     let relayed = relay(downstream, upstream, &hop.buffers, (&there, &back), &settled).await;
     let there = there.get() + joining.straight(Way::There);
@@ -70,8 +71,9 @@ struct Joining<'h> {
 }
 
 impl<'h> Joining<'h> {
-    fn new(hop: &'h Hop, service: &'h Service) -> Self {
-        Self { hop, service, join: RefCell::default(), tries: Cell::new(TRIES_MAX), taken: Default::default() }
+    /// With so many `tries`: none where what the one side says is not what the other is to hear.
+    fn new(hop: &'h Hop, service: &'h Service, tries: u32) -> Self {
+        Self { hop, service, join: RefCell::default(), tries: Cell::new(tries), taken: Default::default() }
     }
 
     /// All of the first `bytes` of this way are settled.

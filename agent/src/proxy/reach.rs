@@ -11,9 +11,10 @@ use super::{Cluster, Hop};
 use crate::{
     balance::Ask,
     cluster::{Endpoint, Service, Stage},
+    config::tls::Within,
     connect::{ConnectError, Seat, Visit},
     record::Counter,
-    ring::{Buf, Io, Stream},
+    ring::{Buf, HandshakeError, Io, Stream},
 };
 
 /// Most endpoints tried for one request. With the default connect timeout of 1 s, a client waits no longer than it would by itself.
@@ -62,7 +63,7 @@ impl Drop for Lease {
 }
 
 /// Why no endpoint could be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Unreached {
     /// Every one tried refused or was unreachable, or there is none.
     #[error("no endpoint accepts connections")]
@@ -70,6 +71,9 @@ pub enum Unreached {
     /// The last one tried did not accept in time.
     #[error("no endpoint accepted a connection within {0:?}")]
     Late(Duration),
+    /// The last one tried accepted, and then no TLS connection came about.
+    #[error("TLS with the endpoint failed: {0}")]
+    Tls(HandshakeError),
     /// Not the endpoints' fault.
     #[error("the agent is out of sockets")]
     NoSocket,
@@ -135,6 +139,7 @@ impl Hop {
             return self.reach_inside(cluster, visit, tried, fresh).await;
         }
         let mut why = Unreached::NoEndpoint;
+        let within = Within::of(cluster.service.config.protocol);
         while let Some(chosen) = self.choose(cluster, tried) {
             let endpoint = &cluster.service.endpoints[chosen];
             let used = if fresh { None } else { self.upstreams.reuse(&cluster.service, endpoint) };
@@ -142,7 +147,7 @@ impl Hop {
                 self.slab.count(Counter::UpstreamReused);
                 return Ok(lease(cluster, chosen, stream, true));
             }
-            match self.upstreams.dial(&cluster.service, endpoint).await {
+            match self.upstreams.dial(&cluster.service, endpoint, within).await {
                 Ok(stream) => {
                     self.slab.count(Counter::UpstreamFresh);
                     return Ok(lease(cluster, chosen, stream, false));
@@ -186,8 +191,13 @@ impl Hop {
             why = Unreached::Late(timeout);
         }
         let service = &cluster.service;
-        self.set_down(&service.config.name, service.id, &service.endpoints[chosen], &error);
         tried.indexes.push(chosen);
+        if let ConnectError::Tls(error) = error {
+            tracing::debug!(service = service.config.name, %error, "no TLS with an endpoint");
+            // Not set down: the probes that would find it up again speak no TLS.
+            return Ok(Unreached::Tls(error));
+        }
+        self.set_down(&service.config.name, service.id, &service.endpoints[chosen], &error);
         Ok(why)
     }
 
@@ -217,7 +227,7 @@ impl Hop {
                 return Err(Unreached::NoSocket);
             }
             Err(ConnectError::Late(timeout)) => Unreached::Late(timeout),
-            Err(ConnectError::Failed(_)) => Unreached::NoEndpoint,
+            Err(ConnectError::Failed(_) | ConnectError::Tls(_)) => Unreached::NoEndpoint,
         };
         cluster.service.endpoints[0].state.connect_failures.fetch_add(1, Relaxed);
         tried.indexes.push(0);

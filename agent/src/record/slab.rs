@@ -20,6 +20,16 @@ sockway_common::counters! {
     NoService = "connections_closed_total" ["reason" = "no_service"],
     /// Connections that came in and were reset because a limit was reached.
     InboundRefused = "connections_closed_total" ["reason" = "inbound_limit"],
+    /// Connections to a service that speaks TLS whose handshake was finished.
+    TlsAccepted = "tls_handshakes_total" [],
+    /// Connections ended because the TLS handshake took too long.
+    TlsLate = "connections_closed_total" ["reason" = "tls_handshake_timeout"],
+    /// Connections to a service that speaks TLS on which something else was said.
+    NotTls = "connections_closed_total" ["reason" = "not_tls"],
+    /// Connections ended because client and agent did not agree within the TLS handshake.
+    TlsRefused = "connections_closed_total" ["reason" = "tls_refused"],
+    /// Connections that the client ended within the TLS handshake.
+    TlsAborted = "connections_closed_total" ["reason" = "tls_client_aborted"],
     /// HTTP connections that the client ended between exchanges.
     ClientDone = "connections_closed_total" ["reason" = "client_done"],
     /// HTTP connections ended behind a response, because one side or the framing asked for it.
@@ -100,6 +110,8 @@ sockway_common::counters! {
     NoEndpoint = "requests_total" ["outcome" = "no_endpoint"],
     /// Requests for which no endpoint accepted in time: 504.
     ConnectTimeout = "requests_total" ["outcome" = "connect_timeout"],
+    /// Requests for which no endpoint was reached because TLS with it failed: 502.
+    EndpointTls = "requests_total" ["outcome" = "endpoint_tls"],
     /// Requests whose response was malformed: 502.
     BadResponse = "requests_total" ["outcome" = "bad_response"],
     /// Requests whose endpoint ended the connection without a response: 502.
@@ -164,6 +176,8 @@ sockway_common::counters! {
     ConnectFailed = "upstream_connects_total" ["result" = "failed"],
     /// Connects to an endpoint that it did not accept in time.
     ConnectLate = "upstream_connects_total" ["result" = "timeout"],
+    /// Connects to an endpoint that it accepted, and whose TLS handshake failed.
+    ConnectTls = "upstream_connects_total" ["result" = "tls_failed"],
     /// Connects that failed for want of descriptors, ports or memory here.
     ConnectOurs = "upstream_connects_total" ["result" = "local_error"],
     /// Idle upstream connections that the endpoint had ended.

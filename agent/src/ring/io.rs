@@ -8,7 +8,6 @@ use std::{
     cell::{RefCell, RefMut},
     future::poll_fn,
     io::{self, IoSlice},
-    net::Shutdown,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -111,7 +110,9 @@ impl Io {
         if poll_fn(|context| self.poll_send(context)).await.is_err() {
             return;
         }
-        self.0.borrow().stream.socket.shut(Shutdown::Write);
+        if poll_fn(|context| self.0.borrow_mut().stream.writer.poll_end(context)).await.is_err() {
+            return;
+        }
         let mut scratch = [0; 4096];
         while bytes_max > 0 {
             let mut unread = ReadBuf::new(&mut scratch);
@@ -202,7 +203,13 @@ impl State {
             buf.put_slice(&first.bytes()[..bytes]);
             first.consume(bytes);
         } else {
-            ready!(self.stream.reader.poll_read(context, buf))?;
+            let read = ready!(self.stream.reader.poll_read(context, buf));
+            // Cut off by the deadline, which says nothing of an end.
+            if read.is_err() && self.stream.socket.is_overdue() {
+                self.stop = Some(Stop::Overdue);
+                return Poll::Pending;
+            }
+            read?;
         }
         if let Some(first) = self.first.take_if(|first| first.is_empty()) {
             self.buffers.give(first);
@@ -250,7 +257,6 @@ impl AsyncWrite for Io {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state();
         ready!(state.poll_send(context))?;
-        state.stream.socket.shut(Shutdown::Write);
-        Poll::Ready(Ok(()))
+        state.stream.writer.poll_end(context)
     }
 }

@@ -1,11 +1,17 @@
-//! A connected socket with at most one receive and one send in flight.
+//! A connected socket with at most one receive and one send in flight, in plain or under TLS.
+
+mod tls;
+
+pub use tls::HandshakeError;
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     io::{self, IoSlice},
     net::Shutdown,
     ops::Range,
     os::fd::{AsFd, AsRawFd},
+    rc::Rc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -45,8 +51,9 @@ impl Stream {
             has_unread: false,
             is_drained: true,
             taken: 0,
+            tls: None,
         };
-        let writer = Writer { socket: half(), sending: None, rest: 0..0, taken: 0 };
+        let writer = Writer { socket: half(), sending: None, rest: 0..0, taken: 0, tls: None };
         Ok(Self { reader, writer, socket })
     }
 
@@ -96,6 +103,7 @@ pub struct Reader {
     /// Everything that had come when epoll last told of news has been taken.
     is_drained: bool,
     taken: u64,
+    tls: Option<Rc<RefCell<tls::Session>>>,
 }
 
 impl Reader {
@@ -115,13 +123,16 @@ impl Reader {
         self.armed.is_some()
     }
 
-    /// Bytes received since the connection was made.
+    /// Bytes received since the connection was made, as they came.
     pub fn taken(&self) -> u64 {
         self.taken
     }
 
     /// Receives what is there already; false when that is nothing, or the end.
     pub fn receive_now(&mut self, buf: &mut Buf) -> bool {
+        if let Some(session) = self.tls.clone() {
+            return self.receive_now_tls(&session, buf);
+        }
         let received = if buf.room() > 0 { recv_now(self.readiness.get_ref().as_fd(), buf).unwrap_or(0) } else { 0 };
         self.taken += received as u64;
         received > 0
@@ -129,6 +140,9 @@ impl Reader {
 
     /// Whether the peer has neither sent nor ended anything, as far as epoll has told.
     pub fn is_quiet(&mut self) -> bool {
+        if let Some(session) = self.tls.clone() {
+            return self.is_quiet_tls(&session);
+        }
         if self.has_unread {
             return false;
         }
@@ -151,6 +165,13 @@ impl Reader {
     /// Waits until the peer is gone: it has reset the connection or, if `by_end`, ended its side with nothing unread before it. What it
     /// sends meanwhile is left where it is.
     pub fn poll_gone(&mut self, context: &mut Context<'_>, by_end: bool) -> Poll<()> {
+        match self.tls.clone() {
+            Some(session) => self.poll_gone_tls(context, &session, by_end),
+            None => self.poll_gone_raw(context, by_end),
+        }
+    }
+
+    fn poll_gone_raw(&mut self, context: &mut Context<'_>, by_end: bool) -> Poll<()> {
         loop {
             let Ok(mut ready) = ready!(self.readiness.poll_read_ready(context)) else { return Poll::Ready(()) };
             let has_ended = ready.ready().is_read_closed();
@@ -171,28 +192,35 @@ impl Reader {
 
     /// As [`Reader::received`].
     pub fn poll_received(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<usize>, Buf)> {
+        if let Some(session) = self.tls.clone() {
+            return self.poll_received_tls(context, &session);
+        }
+        let mut buf = self.armed.take().expect("a buffer is prepared");
+        match self.poll_into(context, &mut buf) {
+            Poll::Ready(result) => Poll::Ready((result, buf)),
+            Poll::Pending => {
+                self.armed = Some(buf);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Waits for bytes, and puts them behind those of `buf`.
+    fn poll_into(&mut self, context: &mut Context<'_>, buf: &mut Buf) -> Poll<io::Result<usize>> {
         if std::mem::take(&mut self.has_unread) {
-            let mut buf = self.armed.take().expect("a buffer is prepared");
-            let result = recv_now(self.readiness.get_ref().as_fd(), &mut buf);
+            let result = recv_now(self.readiness.get_ref().as_fd(), buf);
             self.taken += *result.as_ref().unwrap_or(&0) as u64;
             if !result.as_ref().is_err_and(is_again) {
-                return Poll::Ready((result, buf));
+                return Poll::Ready(result);
             }
-            self.armed = Some(buf);
         }
         loop {
-            let ready = ready!(self.readiness.poll_read_ready(context));
-            let mut buf = self.armed.take().expect("a buffer is prepared");
-            let mut ready = match ready {
-                Ok(ready) => ready,
-                Err(error) => return Poll::Ready((Err(error), buf)),
-            };
-            let result = recv_now(self.readiness.get_ref().as_fd(), &mut buf);
+            let mut ready = ready!(self.readiness.poll_read_ready(context))?;
+            let result = recv_now(self.readiness.get_ref().as_fd(), buf);
             self.taken += *result.as_ref().unwrap_or(&0) as u64;
             match &result {
                 // May be said of a wait that was cut short (trap T3): never an answer.
                 Err(error) if is_again(error) => {
-                    self.armed = Some(buf);
                     self.is_drained = true;
                     ready.clear_ready();
                     continue;
@@ -203,7 +231,7 @@ impl Reader {
                 Ok(1..) if buf.room() > 0 && self.is_drained => ready.clear_ready(),
                 _ => self.is_drained = false,
             }
-            return Poll::Ready((result, buf));
+            return Poll::Ready(result);
         }
     }
 }
@@ -212,10 +240,13 @@ impl Reader {
     /// Waits for bytes and puts them into memory of the caller; none: the peer has ended. Nothing may be armed.
     pub fn poll_read(&mut self, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         debug_assert!(self.armed.is_none() && buf.remaining() > 0);
+        if let Some(session) = self.tls.clone() {
+            return self.poll_read_tls(context, &session, buf);
+        }
         loop {
             let mut ready = ready!(self.readiness.poll_read_ready(context))?;
             match recv_into(self.readiness.get_ref().as_fd(), buf) {
-                // See `Reader::poll_received`, here and below.
+                // See `Reader::poll_into`, here and below.
                 Err(error) if is_again(&error) => {
                     self.is_drained = true;
                     ready.clear_ready();
@@ -241,6 +272,7 @@ pub struct Writer {
     sending: Option<Sending>,
     rest: Range<usize>,
     taken: u64,
+    tls: Option<Rc<RefCell<tls::Session>>>,
 }
 
 /// What was submitted and not yet awaited.
@@ -260,7 +292,14 @@ impl Writer {
     ///
     /// send(2) tries first, and nearly always takes all: an operation would do the same work at the same moment, and cost a completion
     /// and a turn of the loop on top. What the socket has no room for goes to the ring.
-    pub fn submit(&mut self, mut buf: Buf, range: Range<usize>) {
+    pub fn submit(&mut self, buf: Buf, range: Range<usize>) {
+        match self.tls.clone() {
+            Some(session) => self.submit_tls(&session, buf, range),
+            None => self.submit_raw(buf, range),
+        }
+    }
+
+    fn submit_raw(&mut self, mut buf: Buf, range: Range<usize>) {
         debug_assert!(self.sending.is_none());
         self.rest = range;
         self.sending = Some(match send_now(self.socket.as_fd(), &buf.memory()[self.rest.clone()]) {
@@ -278,15 +317,19 @@ impl Writer {
         });
     }
 
-    /// Sends what the socket has room for, without waiting. What was submitted before must have been awaited.
+    /// Sends what the socket has room for, without waiting; nothing under TLS, where it must be copied anyway. What was submitted before
+    /// must have been awaited.
     pub fn send_vectored_now(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.tls.is_some() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         debug_assert!(self.sending.is_none());
         send_vectored_now(self.socket.as_fd(), slices)
     }
 
     /// Whether something was submitted and not yet awaited.
     pub fn is_sending(&self) -> bool {
-        self.sending.is_some()
+        self.tls.as_deref().map_or(self.sending.is_some(), Self::is_sending_tls)
     }
 
     /// Waits until what was submitted is with the kernel, and gives the buffer back.
@@ -296,6 +339,13 @@ impl Writer {
 
     /// As [`Writer::sent`].
     pub fn poll_sent(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<()>, Buf)> {
+        match self.tls.clone() {
+            Some(session) => self.poll_sent_tls(context, &session),
+            None => self.poll_sent_raw(context),
+        }
+    }
+
+    fn poll_sent_raw(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<()>, Buf)> {
         loop {
             let sending = match self.sending.take().expect("something was submitted") {
                 Sending::Over(result, buf) => return Poll::Ready((result, buf)),

@@ -31,6 +31,9 @@ const OWNED: &[(&str, &[&str])] = &[
     ("metrics_exporter_prometheus", &["record"]),
     ("httparse", &["decode"]),
     ("h2", &["connect", "proxy/http2"]),
+    ("rustls", &["config/tls", "config/file/tls", "connect", "proxy/tls", "ring/stream/tls"]),
+    ("rustls_native_certs", &["config/tls"]),
+    ("webpki", &["config/tls"]),
     ("axum", &["node"]),
 ];
 /// Opening a socket in another namespace needs what `ring` needs.

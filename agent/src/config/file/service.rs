@@ -7,10 +7,11 @@ use super::{
     conflicts::Conflicts,
     http, milliseconds, policy,
     section::{Field, Path, Position, Problems, Section, shown},
+    tls,
     tree::{Node, Value},
     zone,
 };
-use crate::config::{Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut};
+use crate::config::{Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut, Tls};
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
 pub(super) const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
@@ -47,6 +48,9 @@ pub(super) struct Draft {
     pub(super) mode: Option<Option<Mode>>,
     pub(super) policy: Option<Policy>,
     http: Option<Http>,
+    tls: Option<Tls>,
+    /// Whether the file says anything of TLS.
+    speaks_tls: bool,
     pub(super) shortcut: Option<Shortcut>,
     original_dst: Option<bool>,
     pub(super) connect_timeout_ms: Option<u32>,
@@ -67,7 +71,8 @@ pub(super) struct EndpointDraft {
 impl Draft {
     pub(super) fn mode(&self) -> Option<Mode> {
         let by_protocol = self.protocol.map(|protocol| match protocol {
-            Protocol::Tcp | Protocol::Udp => Mode::Kernel,
+            Protocol::Tcp | Protocol::Udp if !self.speaks_tls => Mode::Kernel,
+            Protocol::Tcp | Protocol::Udp => Mode::Agent,
             Protocol::Http | Protocol::Http2 | Protocol::Auto => Mode::Agent,
         });
         self.mode?.or(by_protocol)
@@ -81,6 +86,7 @@ impl Draft {
             protocol: self.protocol?,
             policy: self.policy?,
             http: self.http?,
+            tls: self.tls?,
             shortcut: self.shortcut?,
             original_dst: self.original_dst?,
             connect_timeout: milliseconds(self.connect_timeout_ms?),
@@ -99,6 +105,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "protocol",
         "mode",
         "http",
+        "tls",
         "shortcut",
         "original_dst",
         "connect_timeout_ms",
@@ -124,6 +131,8 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         mode: section.or("mode", || None, |field, p| field.choice(&MODES, p).map(Some), problems),
         policy: policy::policy(&section, problems),
         http: http::http(&section, protocol, problems),
+        tls: tls::tls(&section, protocol, problems),
+        speaks_tls: section.get("tls").is_some() && protocol != Some(Protocol::Udp),
         shortcut: section.or("shortcut", Shortcut::default, |field, p| field.choice(&SHORTCUTS, p), problems),
         original_dst: section.or("original_dst", || false, |field, p| field.choice(&SWITCHES, p), problems),
         connect_timeout_ms: section.or(
@@ -151,6 +160,9 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         policy::refuse_in_agent(&section, path, problems);
     }
     refuse_idle_preference(&section, &draft, problems);
+    if let (Some(Mode::Kernel), true, Some(field)) = (draft.mode(), draft.speaks_tls, section.get("tls")) {
+        field.refuse("is spoken by the agent; write mode: agent, or leave mode out", problems);
+    }
     let by_agent = draft.mode() == Some(Mode::Agent) || protocol == Some(Protocol::Udp);
     if let (Some(true), true, Some(field)) = (draft.original_dst, by_agent, section.get("original_dst")) {
         let what = "is told of TCP connections that the kernel balances, straight to the endpoint; \

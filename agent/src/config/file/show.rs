@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, http};
+use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, http, tls};
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
     inbound::{Inbound, Limits as InboundLimits},
@@ -91,6 +91,7 @@ fn show_service(service: &Service) -> Value {
         "protocol": protocol_word(service.protocol),
         "mode": mode_word(service.mode),
         "http": speaks_http(service.protocol).then(|| http::show(&service.http)),
+        "tls": service.tls.is_spoken().then(|| tls::show(&service.tls)),
         "shortcut": shortcut_word(service.shortcut),
         "original_dst": word(&SWITCHES, service.original_dst),
         "connect_timeout_ms": milliseconds(service.connect_timeout),

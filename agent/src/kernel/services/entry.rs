@@ -141,7 +141,9 @@ fn is_reachable(service: &Service, endpoint: &cluster::Endpoint) -> bool {
 }
 
 fn shares(service: &Service) -> Shares {
-    balance::shares::of(service, |endpoint| is_reachable(service, endpoint))
+    // Where TLS begins or ends in the agent, no connection goes past it: what is to be secret would be sent in plain.
+    let is_tls = service.config.tls.is_spoken();
+    balance::shares::of(service, |endpoint| !is_tls && is_reachable(service, endpoint))
 }
 
 /// The endpoints to choose from.

@@ -100,6 +100,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             mode: Mode::Agent,
             policy: Policy::default(),
             http: Default::default(),
+            tls: Default::default(),
             shortcut: Shortcut::Off,
             original_dst: false,
             connect_timeout: Duration::from_millis(300),

@@ -62,6 +62,7 @@ impl Reply {
     pub fn unreached(why: Unreached) -> Self {
         match why {
             Unreached::Late(_) => Self::new("504 Gateway Timeout", why, Counter::ConnectTimeout),
+            Unreached::Tls(_) => Self::new("502 Bad Gateway", why, Counter::EndpointTls),
             Unreached::NoEndpoint | Unreached::NoSocket => {
                 Self::new("503 Service Unavailable", why, Counter::NoEndpoint)
             }
