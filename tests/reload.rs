@@ -253,3 +253,37 @@ fn round_robin_stays_exact_after_a_reload() {
         assert!(grown[..count].iter().all(|&grown| grown == 5), "{count} endpoints: {grown:?}");
     }
 }
+
+/// Trap T25: the main thread is at work for longer than the hooks wait for a heartbeat.
+#[test]
+fn an_agent_that_writes_great_tables_is_not_taken_for_hung() {
+    /// What the hooks wait for.
+    const HEARTBEAT_MAX_AGE: f64 = 2.0;
+    let Some(stage) = Stage::set() else { return };
+    let origin = stage.echo("origin");
+    let (service, great) = (stage.address(), [stage.address(), stage.address(), stage.address()]);
+    let config = stage.config().set("maps: { slots: 2097152 }");
+    let config = config.service(Service::agent_tcp("pipe", service).to(origin.address()));
+    let agent = Agent::start(&config);
+    let before = agent.generation();
+    // Half a million entries each: as large as one can be.
+    let tables = great.iter().enumerate().map(|(index, address)| {
+        let table = Service::kernel_tcp(&format!("great-{index}"), *address).set("balance: maglev");
+        table.set("maglev_table_size: 5000011").to(origin.address())
+    });
+    agent.write_config(&tables.fold(config, Config::service).yaml());
+    let mut dialled = 0;
+    wait::until("the tables to be written", 4 * wait::SOON, || {
+        assert_eq!(stage.ask_name(service).unwrap(), "origin");
+        dialled += 1;
+        moves_to(&stage, great[2], "origin")
+    });
+    agent.wait_generation_after(before);
+    let metrics = agent.metrics();
+    let took = metrics.get("sockway_config_apply_seconds", &[]);
+    println!("{dialled} connects in the {took} s that it took");
+    assert_eq!(metrics.get("sockway_kernel_connects_total", &[("verdict", "fail_open_hung")]), 0.0, "in {took} s");
+    if took < HEARTBEAT_MAX_AGE {
+        println!("SKIPPED: this machine writes them within {took} s, before a heartbeat is due");
+    }
+}

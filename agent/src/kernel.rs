@@ -16,6 +16,7 @@ mod exclude;
 mod failure;
 mod fill;
 mod flows;
+mod heartbeat;
 mod hooks;
 mod inbound;
 mod inlets;
@@ -73,6 +74,7 @@ pub use self::{
     failure::KernelError,
     fill::Fill,
     flows::{Flows, OriginalDst, socket_addr},
+    heartbeat::Heartbeat,
     inlets::{Inlets, Look},
     joins::{Join, Verdict, Way},
     log::KernelLog,
@@ -103,7 +105,7 @@ use crate::{
     config::{Capture, Config, Except},
 };
 
-/// Age at which the hooks take the agent for hung (trap T25). The main thread beats four times a second, and a scheduling stall of
+/// Age at which the hooks take the agent for hung (trap T25). The agent beats four times a second, and a scheduling stall of
 /// two seconds would be worse for callers than the kernel's own choice of an endpoint.
 const HEARTBEAT_MAX_AGE_NS: u64 = 2_000_000_000;
 
@@ -119,7 +121,7 @@ pub struct Kernel {
     tables: Tables,
     shortcut_table: ShortcutTable,
     settings: Array<MapData, Settings>,
-    heartbeat: Array<MapData, u64>,
+    heartbeat: Option<Heartbeat>,
     counters: PerCpuArray<MapData, u64>,
     current: Settings,
     capabilities: Vec<Capability>,
@@ -228,7 +230,7 @@ impl Kernel {
             shortcut_table: ShortcutTable::new(ebpf)?,
             inlets: Some(Inlets::new(ebpf, &pins, !lacking.has(Part::Inbound))?),
             tables: Tables::new(ebpf, sizes)?,
-            heartbeat: services::table(ebpf, "HEARTBEAT")?,
+            heartbeat: Some(Heartbeat::new(ebpf)?),
             counters: services::table(ebpf, "COUNTERS")?,
             settings,
             current,
@@ -375,15 +377,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// Tells the hooks that the agent lives.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses, which it has no reason to.
-    pub fn heartbeat(&mut self) -> Result<(), KernelError> {
-        self.heartbeat.set(0, monotonic_ns(), 0).map_err(services::map_error("HEARTBEAT"))
-    }
-
     /// Ids that an earlier agent gave, for the first snapshot.
     pub fn adopted(&self) -> Adopted {
         self.tables.adopted()
@@ -411,6 +404,11 @@ impl Kernel {
     /// The stream of events; `None` when it was taken before.
     pub fn take_events(&mut self) -> Option<Events> {
         self.events.take()
+    }
+
+    /// What tells the hooks that the agent lives; `None` when it was taken before.
+    pub fn take_heartbeat(&mut self) -> Option<Heartbeat> {
+        self.heartbeat.take()
     }
 
     /// The room that opens listeners in network namespaces; `None` when it was taken before.

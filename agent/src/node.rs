@@ -177,7 +177,8 @@ pub struct Node {
     snapshot: Arc<ArcSwap<Snapshot>>,
     workers: Vec<Worker>,
     slabs: Vec<Arc<Slab>>,
-    pulse: Pulse,
+    /// None while the agent does not take connections.
+    pulse: Option<Pulse>,
     not_ready: Option<String>,
 }
 
@@ -206,8 +207,7 @@ impl Node {
         let (events, tree) = (events.listen().map_err(failed)?, tree.listen().map_err(failed)?);
         let retirer = Retirer::new(kernel.sockets().map_err(failed)?);
         let senses = Senses::new(hear, events, tree, questions, reloader, retirer, &snapshot).map_err(failed)?;
-        let pulse = Pulse::new(workers.len(), Instant::now());
-        let (snapshot_now, not_ready) = (current, None);
+        let (snapshot_now, not_ready, pulse) = (current, None, None);
         let mut node =
             Self { config, zone, kernel, namespaces, inlets, snapshot: snapshot_now, workers, slabs, pulse, not_ready };
         if let Some(log) = node.kernel.take_log() {
@@ -218,7 +218,7 @@ impl Node {
         node.kernel.attach(&node.config.capture, &mut node.namespaces)?;
         node.kernel.measure_hooks(node.config.hook_stats);
         node.sweep();
-        node.kernel.heartbeat()?;
+        node.begin_pulse()?;
         node.namespaces.follow_services(&snapshot);
         let home = node.namespaces.open_home(node.workers.len())?;
         node.listen(home);
@@ -231,7 +231,7 @@ impl Node {
 
     fn hear(&mut self, news: News, senses: &mut Senses) -> Result<(), NodeError> {
         match news {
-            News::Beat => self.beat()?,
+            News::Look => self.look()?,
             News::Scan => self.scan(),
             News::Tree(watches) => self.follow(&watches),
             News::Sweep => self.sweep(),
@@ -265,22 +265,19 @@ impl Node {
         Ok(())
     }
 
-    /// Tells the kernel half that the agent lives, if all of it does.
-    fn beat(&mut self) -> Result<(), NodeError> {
+    /// From now on the kernel half is told that the agent lives, as long as all of it does.
+    fn begin_pulse(&mut self) -> Result<(), NodeError> {
+        let Some(mut heartbeat) = self.kernel.take_heartbeat() else { return Ok(()) };
+        heartbeat.beat()?;
+        let pulse = Pulse::begin(heartbeat, self.workers.iter().map(Worker::progress).collect())
+            .map_err(|source| NodeError::System { what: "starting the thread of the heartbeat", source })?;
+        self.pulse = Some(pulse);
+        Ok(())
+    }
+
+    /// Looks at what is cheap enough to be looked at often.
+    fn look(&mut self) -> Result<(), NodeError> {
         self.check_workers()?;
-        let (alive, news) = self.pulse.judge(self.workers.iter().map(Worker::progress), Instant::now());
-        for news in news {
-            match news {
-                pulse::News::Hung(worker) => tracing::error!(
-                    worker,
-                    "worker-{worker} has not progressed for 1.5 s: agent services are balanced in the kernel until it does"
-                ),
-                pulse::News::Recovered(worker) => tracing::warn!(worker, "worker-{worker} progresses again"),
-            }
-        }
-        if alive && let Err(error) = self.kernel.heartbeat() {
-            tracing::error!(%error, "no heartbeat: agent services are balanced in the kernel");
-        }
         let opened = self.namespaces.scan_named(self.workers.len());
         if !opened.is_empty() {
             opened.into_iter().for_each(|opened| self.listen(opened));

@@ -26,6 +26,7 @@ pub async fn drain(node: &mut Node, senses: &mut Senses, signal: i32) -> Result<
     tracing::info!(signal, connections = node.connections(), ?patience, "draining");
     node.not_ready = Some("draining".to_owned());
     // First the kernel half: from now on it balances by itself. Then the listeners, once nothing can be on its way to them.
+    node.pulse = None;
     node.namespaces.close_all();
     node.inlets.pause();
     let arrived = Instant::now() + ARRIVAL;
@@ -56,7 +57,7 @@ async fn hear_until(node: &mut Node, senses: &mut Senses, end: Instant) -> Resul
             }
             // Namespaces stay closed.
             News::Scan | News::Kernel(crate::kernel::Event::UnseenNamespace { .. }) => {}
-            News::Beat => node.check_workers()?,
+            News::Look => node.check_workers()?,
             news => node.hear(news, senses)?,
         }
     }

@@ -27,8 +27,8 @@ use crate::{
     kernel::{Event, EventStream, TreeStream},
 };
 
-/// Four beats a second: the kernel half takes the agent for hung after two seconds without.
-const BEAT: Duration = Duration::from_millis(250);
+/// How soon a worker that died is noticed, and a network namespace that has just got its name.
+const LOOK: Duration = Duration::from_millis(250);
 /// A look at every captured process, for network namespaces that no event told of, and for those that are gone.
 const SCAN: Duration = Duration::from_secs(2);
 
@@ -38,8 +38,8 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// Something happened.
 #[derive(Debug)]
 pub enum News {
-    /// Time for a heartbeat.
-    Beat,
+    /// Time to look at the workers, and at the names of network namespaces.
+    Look,
     /// Time to look for network namespaces.
     Scan,
     /// Time to remove what was published and not fetched.
@@ -66,7 +66,7 @@ pub enum News {
 
 /// Every source of news.
 pub struct Senses {
-    beat: Interval,
+    look: Interval,
     scan: Interval,
     sweep: Interval,
     workers: mpsc::UnboundedReceiver<WorkerEvent>,
@@ -110,7 +110,7 @@ impl Senses {
         prober.follow(snapshot);
         retirer.follow(snapshot, Instant::now());
         Ok(Self {
-            beat: every(BEAT),
+            look: every(LOOK),
             scan: every(SCAN),
             sweep: every(SWEEP),
             workers,
@@ -134,7 +134,7 @@ impl Senses {
             tokio::select! {
                 _ = self.terminate.recv() => return News::Stop(SignalKind::terminate().as_raw_value()),
                 _ = self.interrupt.recv() => return News::Stop(SignalKind::interrupt().as_raw_value()),
-                _ = self.beat.tick() => return News::Beat,
+                _ = self.look.tick() => return News::Look,
                 _ = self.scan.tick() => return News::Scan,
                 _ = self.sweep.tick() => return News::Sweep,
                 Some(event) = self.workers.recv() => return News::Worker(event),

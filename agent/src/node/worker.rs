@@ -88,6 +88,17 @@ struct Vitals {
     progress: AtomicU64,
 }
 
+/// A worker's progress.
+#[derive(Debug)]
+pub struct Progress(Arc<Vitals>);
+
+impl Progress {
+    /// Grows every 250 ms at least while the worker's loop turns.
+    pub fn so_far(&self) -> u64 {
+        self.0.progress.load(Relaxed)
+    }
+}
+
 /// The main thread's handle of a worker.
 #[derive(Debug)]
 pub struct Worker {
@@ -154,9 +165,9 @@ impl Worker {
         self.vitals.connections.load(Relaxed)
     }
 
-    /// Grows every 250 ms at least while the worker's loop turns.
-    pub fn progress(&self) -> u64 {
-        self.vitals.progress.load(Relaxed)
+    /// Whether its loop turns, to be watched from any thread.
+    pub fn progress(&self) -> Progress {
+        Progress(Arc::clone(&self.vitals))
     }
 
     /// Whether its thread has ended, which without [`Worker::stop`] is a bug.
