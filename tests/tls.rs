@@ -314,6 +314,22 @@ fn opaque_bytes_and_their_ends_pass_through_tls() {
 }
 
 #[test]
+fn the_shortcut_may_carry_tls_and_never_joins_it() {
+    let Some(stage) = Stage::set() else { return };
+    let authority = Authority::new();
+    let (pair, origin) = (authority.issue("a", &["a.example"]), stage.web("plain"));
+    let address = stage.address();
+    let service = Service::agent_tcp("bytes", address).set(&terminate(&[&pair])).set("shortcut: on");
+    let config = stage.config_with_shortcut().service(service.to(origin.address()));
+    let hop = Hop { agent: Agent::start(&config), config, service: address, stage };
+    let got = NamedTempFile::new().unwrap();
+    let path = format!("/bytes/{}", 3 * MIB);
+    body(&hop.curl_tls(&authority.root(), "a.example", &path, &["--output", got.path().to_str().unwrap()]));
+    assert!(fs::read(got.path()).unwrap() == pattern(3 * MIB));
+    assert_eq!(hop.agent.metric("sockway_joins_total", &[("result", "armed")]), 0.0);
+}
+
+#[test]
 fn what_a_client_cuts_off_is_no_end_for_the_endpoint() {
     let Some(stage) = Stage::set() else { return };
     let authority = Authority::new();
@@ -361,6 +377,20 @@ fn an_endpoint_that_wants_a_certificate_is_shown_it() {
     let without = Service::http("web", hop.service).set(&originate(&keys)).to(endpoint);
     hop.agent.reload(&hop.config.with_services([without]));
     assert!(body(&hop.curl("/", &[])).contains("No required SSL certificate was sent"));
+}
+
+#[test]
+fn an_endpoint_that_misses_a_certificate_says_so_to_the_client() {
+    let Some(stage) = Stage::set() else { return };
+    let authority = Authority::new();
+    let listener = stage.origin().listen(stage.address()).unwrap();
+    let endpoint = listener.local_addr().unwrap();
+    let pair = authority.issue("s", &["s.example"]);
+    let _origin = tls::origin(listener, &pair, Some(&authority.root()), |_, _| Ok(()));
+    let keys = format!("roots: {}, server_name: s.example", authority.root().display());
+    let hop = Hop::by(stage, |address| Service::http("web", address).set(&originate(&keys)).to(endpoint));
+    let told = body(&hop.curl("/", &["--write-out", "%{response_code}"]));
+    assert!(told.contains("CertificateRequired") && told.ends_with("502"), "{told}");
 }
 
 #[test]

@@ -132,9 +132,9 @@ impl Flows {
     }
 }
 
-/// Whether the agent only relays this service's connections.
+/// Whether the agent only relays this service's connections, as they are.
 pub fn is_opaque(service: &Service) -> bool {
-    service.config.protocol == Protocol::Tcp
+    service.config.protocol == Protocol::Tcp && !service.config.tls.is_spoken()
 }
 
 /// What a policy means, given the self-test's verdict.

@@ -192,13 +192,12 @@ impl Connection<'_> {
         let limits = self.limits();
         let leaves = head.keep_alive && buf.is_empty();
         let mut tried = Tried::by(self.source);
-        // Whether an endpoint did accept, but gave no response.
-        let (mut replays, mut is_mute) = (0, false);
+        // What is said if an endpoint did accept, but gave no response.
+        let (mut replays, mut mute) = (0, None);
         loop {
             let mut upstream = match self.hop.reach(&self.cluster, &mut tried, replays > 0).await {
                 Ok(upstream) => upstream,
-                Err(_) if is_mute => return self.reply(Reply::no_response(), head, buf).await,
-                Err(why) => return self.reply(Reply::unreached(why), head, buf).await,
+                Err(why) => return self.reply(mute.unwrap_or_else(|| Reply::unreached(why)), head, buf).await,
             };
             if !upstream.stream.reader.is_armed() {
                 upstream.stream.reader.arm(self.hop.buffers.take(MEDIUM));
@@ -218,11 +217,12 @@ impl Connection<'_> {
                 }
                 let why = self.may_replay(&upstream.stream, (sent_before, has_ended), head, replays).await;
                 buf = take_back(&mut upstream.stream, &mut self.pending).await;
-                let Some(why) = why else { return self.reply(Reply::no_response(), head, buf).await };
+                let no_response = no_response(&received);
+                let Some(why) = why else { return self.reply(no_response, head, buf).await };
                 // A reused connection may have ended as we sent: the race that any reuse runs. One that was just made says more of the
                 // endpoint: another is asked.
                 if !upstream.reused {
-                    is_mute = true;
+                    mute = Some(no_response);
                     tried.add(&upstream);
                 }
                 self.hop.slab.count(why);
@@ -424,6 +424,14 @@ impl Connection<'_> {
             }
         }
         Box::pin(opaque::relay_joined(self.hop, &self.cluster.service, &mut self.stream, upstream)).await
+    }
+}
+
+/// What is said when there was nothing but this; under TLS it may tell why, that a certificate is missing for example.
+fn no_response(received: &io::Result<usize>) -> Reply {
+    match received {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::no_response_because(error, None),
+        _ => Reply::no_response(),
     }
 }
 
