@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use sockway_tests::{
-    agent::Agent,
+    agent::{Agent, sockway},
     config::{Config, Service},
     origin::{Origin, read_name},
     stage::Stage,
@@ -156,6 +156,20 @@ fn the_zone_that_an_agent_is_started_with_holds_before_the_configuration_and_thr
     assert_eq!(tally(&stage, service, 10), counts(&[("c", 10)]));
 }
 
+#[test]
+fn a_zone_variable_that_is_empty_says_nothing() {
+    let Some(stage) = Stage::set() else { return };
+    let ((_origins, addresses), service) = (four(&stage), stage.address());
+    let config = stage.config().set("zone: east").service(zoned(Service::kernel_tcp("zoned", service), addresses));
+    let agent = Agent::start_through(&["env", "SOCKWAY_ZONE="], &config);
+    let status: serde_json::Value = serde_json::from_str(&agent.admin("/status").text()).unwrap();
+    assert_eq!(status["zone"], "east");
+    let endpoints = status["services"][0]["endpoints"].as_array().expect("the endpoints");
+    let zones: Vec<&str> = endpoints.iter().filter_map(|endpoint| endpoint["zone"].as_str()).collect();
+    assert_eq!(zones, ["east", "east", "west"], "{status:#}");
+    assert!(endpoints.iter().all(|endpoint| endpoint["warm_percent"] == 100), "{status:#}");
+}
+
 fn slow(name: &str, address: SocketAddr, window_ms: u32) -> Service {
     probed(name, address).set(&format!("slow_start: {{ window_ms: {window_ms} }}"))
 }
@@ -170,6 +184,9 @@ fn an_endpoint_that_comes_gets_its_share_little_by_little() {
     assert_eq!(tally(&stage, service, 5), counts(&[("a", 5)]), "what is there from the start is warm");
     agent.reload(&config.with_services([hour.to(b.address())]));
     assert_eq!(tally(&stage, service, 110), counts(&[("a", 100), ("b", 10)]));
+    let told = sockway(&["status", "--instance", agent.instance()]);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert_eq!(told.matches("  warms 10%  ").count(), 1, "{told}");
     // In a short window it grows to all of its weight.
     agent.reload(&config.with_services([slow("slow", service, 2_000).to(a.address()).to(b.address())]));
     wait::until("both to be warm", wait::SOON, || tally(&stage, service, 20) == counts(&[("a", 10), ("b", 10)]));

@@ -207,6 +207,7 @@ fn refuse_foreign_keys(section: &Section<'_>, protocol: Option<Protocol>, proble
                 None,
                 "a probe is a TCP connect, which nobody accepts there; leave the key out",
             );
+            refuse("eject", None, "counts handshakes that failed, and datagrams have none; leave the key out");
         }
         Some(Protocol::Tcp | Protocol::Http | Protocol::Http2 | Protocol::Auto) => {
             refuse(

@@ -331,6 +331,11 @@ fn each_mistake_in_a_service_is_named_with_its_place_and_a_remedy() {
         ),
         (
             "protocol: tcp",
+            "protocol: udp\n    eject: { failures: 5, for_ms: 1000 }",
+            "F:5:12: services[0].eject: counts handshakes that failed, and datagrams have none; leave the key out",
+        ),
+        (
+            "protocol: tcp",
             "protocol: udp\n    probe_interval_ms: 100",
             "F:5:24: services[0].probe_interval_ms: a probe is a TCP connect, which nobody accepts there; leave the key out",
         ),
