@@ -423,7 +423,7 @@ fn curl_and_python_reach_kernel_and_http_services() {
     );
     let room = Room::of(&stage.clients);
     let program = "import http.client, sys\n\
-        c = http.client.HTTPConnection(sys.argv[1], timeout=10)\n\
+        c = http.client.HTTPConnection(sys.argv[1], timeout=soon)\n\
         for _ in range(3):\n    c.request('GET', '/'); print(c.getresponse().read().decode(), end='')\n\
         print(c.sock.getpeername())\n";
     for service in [kernel, http] {

@@ -3,7 +3,6 @@
 use std::{
     env,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    process::Command,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,6 +12,7 @@ use sockway_tests::{
     door::Door,
     netns::{Netns, Veth},
     origin::Origin,
+    patience,
     peers::{self, Nginx, Wrk},
     process::Room,
     stage::{Stage, tell},
@@ -207,7 +207,7 @@ fn an_endpoint_that_never_answers_is_given_up_after_the_connect_timeout() {
     for _ in 0..4 {
         assert_eq!(stage.session(service).get("/").unwrap().text(), "living");
     }
-    assert!(start.elapsed() < Duration::from_secs(3), "four calls took {:?}", start.elapsed());
+    assert!(start.elapsed() < patience::deadline(Duration::from_secs(3)), "four calls took {:?}", start.elapsed());
     assert!(!up(&agent, "web", silent));
 }
 
@@ -303,12 +303,11 @@ fn python_keeps_calling_while_endpoints_come_and_go() {
     let (living, address, service) = (stage.web("living"), stage.address(), stage.address());
     let _agent = Agent::start(&stage.config().service(Service::http("web", service).to(living.address()).to(address)));
     let program = "import http.client, sys\n\
-        c = http.client.HTTPConnection(sys.argv[1], timeout=10)\n\
-        for n in range(600):\n    c.request('GET', '/bytes/1000'); r = c.getresponse(); assert r.status == 200 and len(r.read()) == 1000, r.status\n\
+        c = http.client.HTTPConnection(sys.argv[1], timeout=soon)\n\
+        for n in range(int(sys.argv[2])):\n    c.request('GET', '/bytes/1000'); r = c.getresponse(); assert r.status == 200 and len(r.read()) == 1000, r.status\n\
         print('whole')\n";
-    let mut command = Command::new("python3");
-    command.args(["-c", program, &service.to_string()]);
-    let mut caller = stage.clients.spawn(command);
+    let calls = patience::load(600).to_string();
+    let mut caller = stage.clients.spawn(peers::python_command(program, &[&service.to_string(), &calls]));
     while caller.ended().is_none() {
         stage.web_at("fleeting", address).die();
     }

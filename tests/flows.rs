@@ -507,7 +507,7 @@ fn a_connected_socket_of_datagrams_is_told_when_it_is_closed() {
     let tail = Tail::begin(agent.instance(), &[]);
     let program = "import socket, sys\n\
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((sys.argv[1], int(sys.argv[2])))\n\
-        s.settimeout(30); s.send(b'x'); assert s.recv(9) == b'one:x'; s.close()";
+        s.settimeout(soon); s.send(b'x'); assert s.recv(9) == b'one:x'; s.close()";
     let (ip, port) = (service.ip().to_string(), service.port().to_string());
     sockway_tests::peers::python(Room::of(&stage.clients), program, &[&ip, &port]);
     let flow = tail.only();
@@ -531,7 +531,7 @@ fn where_capture_rules_nest_datagrams_are_told_once() {
     let program = "import socket, sys\n\
         at = (sys.argv[1], int(sys.argv[2]))\n\
         def one(ask):\n\
-        \x20   s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(30); ask(s); assert s.recv(9) == b'one:x'; s.close()\n\
+        \x20   s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(soon); ask(s); assert s.recv(9) == b'one:x'; s.close()\n\
         one(lambda s: s.sendto(b'x', at)); one(lambda s: (s.connect(at), s.send(b'x'))); one(lambda s: s.sendto(b'x', at))";
     let (ip, port) = (service.ip().to_string(), service.port().to_string());
     sockway_tests::peers::python(Room::of(&inner), program, &[&ip, &port]);

@@ -17,6 +17,7 @@ use sockway_tests::{
     door::Door,
     netns::{Netns, Veth},
     origin::{Origin, echoes, read_name},
+    patience,
     peers::{self, Nginx},
     pins,
     process::{self, Process, Room},
@@ -302,7 +303,7 @@ fn a_hung_agent_is_passed_by() {
     agent.stop();
     let answers = || {
         let mut stream = scene.client.dial(scene.at(PORT)).ok()?;
-        stream.set_read_timeout(Some(std::time::Duration::from_millis(200))).ok()?;
+        stream.set_read_timeout(Some(patience::deadline(std::time::Duration::from_millis(200)))).ok()?;
         read_name(&mut stream).ok()
     };
     // Trap T25: nothing answers until its heartbeat is old.

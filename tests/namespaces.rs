@@ -64,7 +64,7 @@ fn real_programs_in_a_pod_reach_an_http_service() {
     wait::until("the agent to serve the pod", wait::SOON, || call() == format!("host {}", service.ip()));
 
     let program = "import http.client, sys\n\
-        c = http.client.HTTPConnection(sys.argv[1], timeout=10)\n\
+        c = http.client.HTTPConnection(sys.argv[1], timeout=soon)\n\
         c.request('POST', '/echo', body=b'x' * 100000); print(len(c.getresponse().read()))\n";
     assert_eq!(peers::python(room, program, &[&service.to_string()]), "100000\n");
 }

@@ -112,8 +112,9 @@ fn haproxy_logs_the_destination_that_was_dialled() {
     let endpoint = stage.address();
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("haproxy.cfg");
+    let soon = wait::soon().as_secs();
     let text = format!(
-        "defaults\n  mode http\n  timeout client 10s\n  timeout connect 10s\n  timeout server 10s\n\
+        "defaults\n  mode http\n  timeout client {soon}s\n  timeout connect {soon}s\n  timeout server {soon}s\n\
          frontend f\n  bind {endpoint}\n  http-request return status 200 content-type text/plain lf-string \"%[dst]:%[dst_port]\"\n"
     );
     fs::write(&file, text).unwrap();

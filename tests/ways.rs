@@ -441,7 +441,7 @@ fn a_socket_on_a_device_is_balanced_in_the_kernel_and_not_sent_to_loopback() {
 
     let program = "import os, socket, sys\n\
         device = next(name for _, name in socket.if_nameindex() if name != 'lo')\n\
-        s = socket.socket(); s.settimeout(10); s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())\n\
+        s = socket.socket(); s.settimeout(soon); s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())\n\
         s.connect((sys.argv[1], int(sys.argv[2]))); print(s.recv(6), s.getpeername()[0])\n";
     let seen = peers::python(room, program, &[&service.ip().to_string(), &service.port().to_string()]);
     assert_eq!(seen, format!("b'right\\n' {}\n", service.ip()));

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::process::{Process, Room};
+use crate::{
+    patience,
+    process::{Process, Room},
+};
 
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
@@ -70,7 +73,7 @@ impl Drop for Cgroup {
         // Killed processes leave the cgroup when they are reaped, which their parent may still be about to do.
         let start = Instant::now();
         while !self.remove() {
-            if start.elapsed() > Duration::from_secs(5) {
+            if start.elapsed() > patience::deadline(Duration::from_secs(5)) {
                 eprintln!("could not remove cgroup {}", self.directory.display());
                 return;
             }

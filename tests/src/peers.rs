@@ -26,12 +26,17 @@ pub fn curl(room: Room<'_>, arguments: &[&str]) -> Output {
     process::run(room, command)
 }
 
-/// Runs a python3 program and gives what it printed; panics when it fails.
+/// A python3 program, to which `soon` is the length of [`wait::soon`] in seconds: what it waits for an answer at most.
+pub fn python_command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("python3");
+    command.args(["-c", &format!("soon = {}\n{program}", wait::soon().as_secs())]).args(arguments);
+    command
+}
+
+/// Runs a [`python_command`] and gives what it printed; panics when it fails.
 #[track_caller]
 pub fn python(room: Room<'_>, program: &str, arguments: &[&str]) -> String {
-    let mut command = Command::new("python3");
-    command.args(["-c", program]).args(arguments);
-    let output = process::run(room, command);
+    let output = process::run(room, python_command(program, arguments));
     assert!(output.status.success(), "python3: {}", String::from_utf8_lossy(&output.stderr));
     stdout(&output)
 }
@@ -63,7 +68,8 @@ impl Wrk {
     /// Starts it against `http://address/`.
     pub fn start(room: Room<'_>, address: SocketAddr, connections: u32, span: Duration) -> Self {
         let mut command = Command::new("wrk");
-        command.args(["--threads", "1", "--timeout", "10s", "--connections", &connections.to_string()]);
+        let timeout = format!("{}s", wait::soon().as_secs());
+        command.args(["--threads", "1", "--timeout", &timeout, "--connections", &connections.to_string()]);
         command.args(["--duration", &format!("{}s", span.as_secs()), &format!("http://{address}/")]);
         Self { process: Process::spawn(room, command), span }
     }

@@ -14,6 +14,7 @@ use std::{
 use crate::{
     answer::{Head, read_body, read_head},
     origin::Origin,
+    patience,
 };
 
 /// A gate that nobody opens opens by itself after this: a failed test must end.
@@ -189,7 +190,7 @@ fn gated(stream: &TcpStream, own: &str, shared: &Shared) -> io::Result<()> {
     write(stream, &format!("HTTP/1.1 200 OK\r\n{own}Content-Length: 1000\r\n\r\n{}", "a".repeat(500)))?;
     shared.waiting.fetch_add(1, Ordering::SeqCst);
     let open = shared.open.lock().expect("no thread panics with it");
-    drop(shared.opened.wait_timeout_while(open, GATE_TIME_MAX, |open| !*open));
+    drop(shared.opened.wait_timeout_while(open, patience::deadline(GATE_TIME_MAX), |open| !*open));
     shared.waiting.fetch_sub(1, Ordering::SeqCst);
     write(stream, &"b".repeat(500))
 }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use socket2::{Domain, Socket, Type};
-use sockway_tests::door::{Request, receive, send};
+use sockway_tests::{
+    door::{Request, receive, send},
+    patience,
+};
 
 use crate::Outcome;
 
@@ -57,7 +60,7 @@ fn begin(address: SocketAddr) -> io::Result<Socket> {
 }
 
 fn redial(socket: Socket, address: SocketAddr) -> io::Result<Socket> {
-    socket.set_write_timeout(Some(CONNECT_TIME_MAX))?;
+    socket.set_write_timeout(Some(patience::deadline(CONNECT_TIME_MAX)))?;
     match socket.connect(&address.into()) {
         // A socket whose failed connect nobody has seen returned says this once, then may dial again.
         Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => socket.connect(&address.into())?,
