@@ -5,7 +5,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -56,7 +56,8 @@ impl Netns {
 
     /// Sets a kernel parameter in it, `net.ipv4.ip_forward` for example.
     pub fn sysctl(&self, name: &str, value: &str) {
-        ip(&["netns", "exec", &self.name, "sysctl", "-qw", &format!("{name}={value}")]);
+        let file = Path::new("/proc/sys").join(name.replace('.', "/"));
+        within(&self.open(), || fs::write(&file, value)).unwrap_or_else(|error| panic!("{name}={value}: {error}"));
     }
 
     /// Its inode, by which `/proc/<pid>/ns/net` names it.
@@ -126,11 +127,16 @@ impl Veth {
 /// Connects from within a namespace, on a thread that moves there; from the test's own without one.
 pub fn connect(netns: Option<&File>, address: SocketAddr) -> io::Result<TcpStream> {
     let Some(netns) = netns else { return TcpStream::connect(address) };
-    let connect = || {
+    within(netns, || TcpStream::connect(address))
+}
+
+/// Does something on a thread that moves into a namespace.
+fn within<T: Send>(netns: &File, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let moved = || {
         setns(netns, CloneFlags::CLONE_NEWNET)?;
-        TcpStream::connect(address)
+        act()
     };
-    thread::scope(|scope| scope.spawn(connect).join().expect("a thread that cannot panic"))
+    thread::scope(|scope| scope.spawn(moved).join().expect("a thread that cannot panic"))
 }
 
 fn path_of(name: &str) -> PathBuf {

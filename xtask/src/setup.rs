@@ -54,6 +54,7 @@ const PROGRAMS: &[Needed] = &[
     needed("curl", "curl", &[Group::Demo, Group::Test, Group::Bench]),
     needed("python3", "python3", &[Group::Demo, Group::Test, Group::Bench]),
     needed("ip", "iproute2", &[Group::Demo, Group::Test, Group::Bench]),
+    needed("ss", "iproute2", &[Group::Test]),
     needed("setpriv", "util-linux", &[Group::Demo, Group::Test]),
     needed("unshare", "util-linux", &[Group::Test]),
     needed("nginx", "nginx", &[Group::Test, Group::Bench]),

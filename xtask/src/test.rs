@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Write},
+    mem,
     process::{ChildStdout, Command, ExitCode, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -71,6 +72,8 @@ pub struct Sums {
     failed: u64,
     ignored: u64,
     names: Vec<String>,
+    /// The test under way: what it prints may stand between its name and its result.
+    begun: String,
 }
 
 impl Sums {
@@ -90,8 +93,11 @@ impl Sums {
             self.passed += count(rest, "passed");
             self.failed += count(rest, "failed");
             self.ignored += count(rest, "ignored");
-        } else if let Some(name) = line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED")) {
-            self.names.push(name.to_owned());
+        } else if let Some((name, result)) = line.strip_prefix("test ").and_then(|line| line.split_once(" ... ")) {
+            name.clone_into(&mut self.begun);
+            self.names.extend((result == "FAILED").then(|| name.to_owned()));
+        } else if line == "FAILED" {
+            self.names.push(mem::take(&mut self.begun));
         }
     }
 }
@@ -120,6 +126,15 @@ mod tests {
         sums.read("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s");
         sums.read("test a::b ... FAILED");
         sums.read("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
-        assert_eq!(sums, Sums { passed: 15, failed: 1, ignored: 1, names: vec!["a::b".to_owned()] });
+        assert_eq!((sums.passed, sums.failed, sums.ignored), (15, 1, 1));
+        assert_eq!(sums.names, ["a::b"]);
+    }
+
+    #[test]
+    fn a_failed_test_has_its_name_although_its_output_comes_between() {
+        let mut sums = Sums::default();
+        ["test a ... ok", "test b ... ", "thread 'b' panicked", "FAILED", "test c ... why", "ok"]
+            .map(|line| sums.read(line));
+        assert_eq!(sums.names, ["b"]);
     }
 }

@@ -186,8 +186,9 @@ fn run() -> Result<()> {
 
 fn test(name: &str, plan: &Plan) -> Command {
     let mut command = Command::new(Path::new(BUILD_DEPS).join(name));
-    // One at a time: a hang has a name, and what an emulated processor does slowly is not made slower.
-    command.args(["--test-threads", "1", "--color", "never"]);
+    // One at a time: a hang has a name, and what an emulated processor does slowly is not made slower. Why one failed is told at once:
+    // the machine may be taken away before its program has ended.
+    command.args(["--test-threads", "1", "--color", "never", "--nocapture"]);
     match &plan.filter {
         Some(filter) => drop(command.arg(filter)),
         None if name == UNIT_TESTS => drop(command.args(ROOMS_OF_THE_KERNEL)),
