@@ -163,13 +163,13 @@ impl<'b> Fields<'b> {
         self.hop.push((name_end, name_end + spaces));
     }
 
-    /// Cuts what Connection names, except what concerns the whole way.
+    /// Cuts what Connection names, except what concerns the whole way, and Upgrade, which stays while the connection is being upgraded.
     fn cut_named(&mut self, head: &[u8], headers: &[Header<'_>]) {
         let connections = || headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
         for (index, header) in headers.iter().enumerate() {
             let name = header.name.as_bytes();
             let is_named = connections().any(|one| options(one.value).any(|option| option.eq_ignore_ascii_case(name)));
-            if is_named && !is_end_to_end(header.name) {
+            if is_named && !is_end_to_end(header.name) && !header.name.eq_ignore_ascii_case("upgrade") {
                 let end = headers.get(index + 1).map_or(head.len() - 2, |next| offset(head, next.name.as_bytes()));
                 self.hop.push((offset(head, name), end));
             }

@@ -368,8 +368,11 @@ fn a_websocket_s_request_keeps_what_asks_for_it() {
     let text = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
     assert!(whole(text).unwrap().websocket);
     assert_eq!(request_passed_on(text), text);
-    let text = "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    // What Connection names besides goes, and what it names as Upgrade stays.
+    let text = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, X\r\nX: 1\r\nUpgrade: websocket\r\n\r\n";
     let after = "GET / HTTP/1.1\r\nConnection: Upgrade\r\nHost: a\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(request_passed_on(text), after);
+    let text = "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n";
     assert_eq!(request_passed_on(text), after);
     for lines in [
         "Upgrade: websocket\r\n",
