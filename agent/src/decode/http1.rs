@@ -240,7 +240,8 @@ fn check_host(head: &mut RequestHead, fields: &Fields<'_>, target: &str) -> Resu
         if !head.is_http10 {
             return Err(BadRequest::Malformed("Host is missing"));
         }
-        head.lacks_host = !target.contains("://");
+        // The authority of an absolute target will stand for it.
+        head.lacks_host = target.starts_with('/') || !target.contains("://");
         return Ok(());
     };
     if !fields::is_authority(host) {

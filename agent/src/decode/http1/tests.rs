@@ -360,7 +360,9 @@ fn http_1_0_is_passed_on_as_our_own_version() {
     let text = "POST / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n";
     assert_eq!(request_passed_on(text), "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n");
     assert!(!whole(text).unwrap().expects_continue);
-    assert!(whole("GET / HTTP/1.0\r\n\r\n").unwrap().lacks_host);
+    for (target, lacks_host) in [("/", true), ("/to?http://b/", true), ("http://b/", false)] {
+        assert_eq!(whole(&format!("GET {target} HTTP/1.0\r\n\r\n")).unwrap().lacks_host, lacks_host, "{target}");
+    }
 }
 
 #[test]
