@@ -10,3 +10,4 @@ pub mod http2;
 pub mod sniff;
 #[cfg(test)]
 mod tests;
+pub mod translate;

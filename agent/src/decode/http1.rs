@@ -9,6 +9,7 @@ mod tests;
 
 use std::mem::MaybeUninit;
 
+pub(super) use fields::is_authority;
 use fields::{Fields, offset};
 
 /// Longest head, start line included, unless it is said otherwise.

@@ -85,8 +85,7 @@ impl Trailers {
 
     fn end_line(&mut self) -> Result<(), BadChunk> {
         let name = field_name(&self.lines[self.line..]).ok_or(BadChunk("malformed trailer field"))?;
-        let is_dropped = DROPPED.iter().any(|dropped| name.eq_ignore_ascii_case(dropped.as_bytes()))
-            || name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-"));
+        let is_dropped = is_dropped(name);
         self.fields += 1;
         if self.fields > TRAILERS_MAX {
             return Err(BadChunk("too many trailer fields"));
@@ -98,6 +97,12 @@ impl Trailers {
         }
         Ok(())
     }
+}
+
+/// Whether a trailer field of this name is not passed on.
+pub(in crate::decode) fn is_dropped(name: &[u8]) -> bool {
+    DROPPED.iter().any(|dropped| name.eq_ignore_ascii_case(dropped.as_bytes()))
+        || name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-"))
 }
 
 /// The name in a well-formed field line.

@@ -255,7 +255,7 @@ fn decimal(value: &[u8]) -> Option<u64> {
 
 /// Whether it can be the host and port of an http address (RFC 3986 section 3.2), without user information. Empty can be: it is how
 /// Host says that there is none.
-pub(super) fn is_authority(value: &[u8]) -> bool {
+pub(in crate::decode) fn is_authority(value: &[u8]) -> bool {
     let (host, port) = match value.iter().rposition(|byte| *byte == b':') {
         Some(colon) if !value[colon..].contains(&b']') => (&value[..colon], &value[colon + 1..]),
         _ => (value, &[][..]),
