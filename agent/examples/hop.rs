@@ -71,6 +71,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             name: "origin".into(),
             address: listen,
             protocol,
+            upstream_protocol: None,
             mode: Mode::Agent,
             policy: Policy::default(),
             http: Default::default(),

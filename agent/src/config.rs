@@ -68,6 +68,8 @@ pub struct Service {
     pub address: SocketAddr,
     /// What is spoken.
     pub protocol: Protocol,
+    /// What is spoken to its endpoints; `None`: what the client speaks.
+    pub upstream_protocol: Option<HttpVersion>,
     /// Who forwards.
     pub mode: Mode,
     /// How its connections are spread over the endpoints, and how many there may be.
@@ -127,6 +129,15 @@ pub enum Protocol {
     Auto,
     /// Datagrams.
     Udp,
+}
+
+/// What is spoken, where there is HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.1; of clients also HTTP/1.0.
+    Http1,
+    /// HTTP/2, by prior knowledge.
+    Http2,
 }
 
 impl Protocol {

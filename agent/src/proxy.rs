@@ -7,6 +7,7 @@ pub mod inbound;
 pub mod opaque;
 mod reach;
 mod tls;
+mod translate;
 
 use std::{
     cell::{Cell, RefCell},
@@ -24,7 +25,7 @@ use tokio::sync::Notify;
 use crate::{
     balance::Balancer,
     cluster::{Service, Shares, Snapshot},
-    config::{Balance, Protocol},
+    config::{Balance, HttpVersion, Protocol},
     connect::{Upstreams, Visit},
     kernel::Flows,
     limit,
@@ -83,6 +84,11 @@ impl Cluster {
         let addresses: Vec<SocketAddr> = service.endpoints.iter().map(|endpoint| endpoint.address).collect();
         let balancer = Balancer::new(policy.balance, &addresses, &shares, policy.maglev_table_size);
         Self { service: Arc::clone(service), visit: None, generation, shares_version, balancer }
+    }
+
+    /// What its endpoints are spoken to in, by a client that speaks this.
+    fn spoken_upstream(&self, client: HttpVersion) -> HttpVersion {
+        self.service.config.upstream_protocol.unwrap_or(client)
     }
 
     /// Whether its endpoints take their shares as before.

@@ -41,5 +41,6 @@ pub mod socket;
 pub mod stage;
 pub mod tls;
 pub mod torture;
+pub mod translation;
 pub mod wait;
 pub mod web;

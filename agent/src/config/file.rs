@@ -32,7 +32,7 @@ use self::{
     tree::Node,
 };
 use super::{
-    Balance, Config, Mode, Protocol, Shortcut,
+    Balance, Config, HttpVersion, Mode, Protocol, Shortcut,
     maps::Maps,
     policy::{Over, Source},
 };
@@ -62,6 +62,7 @@ const PROTOCOLS: [(&str, Protocol); 5] = [
     ("udp", Protocol::Udp),
     ("auto", Protocol::Auto),
 ];
+const UPSTREAM_PROTOCOLS: [(&str, HttpVersion); 2] = [("http1", HttpVersion::Http1), ("http2", HttpVersion::Http2)];
 const MODES: [(&str, Mode); 2] = [("kernel", Mode::Kernel), ("agent", Mode::Agent)];
 const BALANCES: [(&str, Balance); 6] = [
     ("round_robin", Balance::RoundRobin),

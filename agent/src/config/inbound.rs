@@ -71,6 +71,7 @@ impl Inbound {
             name: self.name.clone(),
             address: anywhere,
             protocol: self.protocol,
+            upstream_protocol: None,
             mode: Mode::Agent,
             policy: Policy::default(),
             http: self.http.clone(),

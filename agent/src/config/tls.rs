@@ -20,7 +20,7 @@ use rustls::{
 };
 use xxhash_rust::xxh64::xxh64;
 
-use super::Protocol;
+use super::{HttpVersion, Protocol, Service};
 
 /// How HTTP/1.1 is called in ALPN (RFC 7301).
 pub const HTTP1: &[u8] = b"http/1.1";
@@ -259,11 +259,11 @@ pub enum Within {
 
 impl Within {
     /// What a connection of its own to an endpoint of such a service is for.
-    pub fn of(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Http => Self::Http1,
-            Protocol::Http2 => Self::Http2,
-            Protocol::Auto | Protocol::Tcp | Protocol::Udp => Self::Opaque,
+    pub fn of(service: &Service) -> Self {
+        match (service.upstream_protocol, service.protocol) {
+            (Some(HttpVersion::Http1), _) | (None, Protocol::Http) => Self::Http1,
+            (Some(HttpVersion::Http2), _) | (None, Protocol::Http2) => Self::Http2,
+            (None, Protocol::Auto | Protocol::Tcp | Protocol::Udp) => Self::Opaque,
         }
     }
 }

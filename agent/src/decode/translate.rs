@@ -8,7 +8,7 @@ mod tests;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request, response,
-    uri::PathAndQuery,
+    uri::{PathAndQuery, Scheme},
 };
 
 use super::{
@@ -61,8 +61,8 @@ fn cookie(headers: &HeaderMap) -> Option<Vec<u8>> {
     (!crumbs.is_empty()).then(|| crumbs.join(&b"; "[..]))
 }
 
-/// The head of a request of HTTP/1, its edits made, in HTTP/2; and what is asked.
-pub fn request_to_http2(head: &[u8]) -> Result<(request::Parts, Asked), BadRequest> {
+/// The head of a request of HTTP/1, its edits made, in HTTP/2; and what is asked. `is_secure`: the endpoint is spoken to within TLS.
+pub fn request_to_http2(head: &[u8], is_secure: bool) -> Result<(request::Parts, Asked), BadRequest> {
     const MALFORMED: BadRequest = BadRequest::Malformed("the request has no form in HTTP/2");
     let mut lines = lines(head);
     let mut start = lines.next().unwrap_or_default().split(|byte| *byte == b' ');
@@ -79,6 +79,11 @@ pub fn request_to_http2(head: &[u8]) -> Result<(request::Parts, Asked), BadReque
         parts.headers.remove(name);
     });
     let asked = http2::request(&mut parts)?;
+    if is_secure {
+        let mut uri = parts.uri.into_parts();
+        uri.scheme = Some(Scheme::HTTPS);
+        parts.uri = Uri::from_parts(uri).map_err(|_| MALFORMED)?;
+    }
     Ok((parts, asked))
 }
 

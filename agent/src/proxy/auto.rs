@@ -12,6 +12,7 @@ use super::{
     reach::{Tried, Upstream},
 };
 use crate::{
+    config::{HttpVersion, tls::HTTP2},
     decode::sniff::{Spoken, is_settings, sniff},
     kernel::OriginalDst,
     record::{Bytes, Counter},
@@ -39,9 +40,9 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
             let understood = understood(&cluster, &spoken, server.is_some());
             told(hop, spoken);
             match understood {
-                Some(Understood::Http1) => return http(hop, downstream, cluster, original, (upstream, client)).await,
-                Some(Understood::Http2) => {
-                    return http2(hop, downstream, cluster, original, (upstream, client, server)).await;
+                Some(spoken) => {
+                    hand_over(hop, &cluster, spoken, upstream, server).await;
+                    return serve_requests(hop, downstream, cluster, original, (spoken, client)).await;
                 }
                 None => (client, server.unwrap_or_else(|| hop.buffers.holding(&[]))),
             }
@@ -71,49 +72,47 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
     relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await
 }
 
-/// What is served request by request.
-enum Understood {
-    Http1,
-    Http2,
-}
-
-/// How a connection on which this was spoken is served; `None`: as bytes.
-fn understood(cluster: &Cluster, spoken: &Spoken, has_settings: bool) -> Option<Understood> {
+/// What is served request by request, and in which protocol; `None`: bytes.
+fn understood(cluster: &Cluster, spoken: &Spoken, has_settings: bool) -> Option<HttpVersion> {
+    let to_http2 = cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2;
     match spoken {
-        Spoken::Http1 if !has_settings => Some(Understood::Http1),
+        Spoken::Http1 if to_http2 || !has_settings => Some(HttpVersion::Http1),
         // A connection that came in has its own way to the program, on which no requests of others are.
-        Spoken::Http2 if cluster.visit.is_none() => Some(Understood::Http2),
+        Spoken::Http2 if cluster.visit.is_none() => Some(HttpVersion::Http2),
         _ => None,
     }
 }
 
-/// The connection that was dialled is the first that the requests find in the pool.
-async fn http(
+/// The connection that was dialled is the first that the requests find.
+async fn hand_over(
     hop: &Rc<Hop>,
-    downstream: Stream,
-    cluster: Rc<Cluster>,
-    original: OriginalDst,
-    (mut upstream, client): (Upstream, Buf),
-) -> Counter {
+    cluster: &Cluster,
+    client: HttpVersion,
+    mut upstream: Upstream,
+    settings: Option<Buf>,
+) {
     upstream.stream.reader.disarm().into_iter().for_each(|buf| hop.buffers.give(buf));
-    hop.keep(upstream);
-    Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await
+    match (cluster.spoken_upstream(client), settings) {
+        // Within TLS it was not agreed on that this is HTTP/2.
+        (HttpVersion::Http2, _) if upstream.stream.is_tls() && !upstream.stream.has_agreed_on(HTTP2) => {}
+        (HttpVersion::Http2, settings) => Box::pin(hop.share(upstream, settings)).await,
+        (HttpVersion::Http1, None) => hop.keep(upstream),
+        // Settings are no word of HTTP/1.
+        (HttpVersion::Http1, Some(_)) => {}
+    }
 }
 
-/// The connection that was dialled is the first that the requests find, unless there are others to share.
-async fn http2(
+async fn serve_requests(
     hop: &Rc<Hop>,
     downstream: Stream,
     cluster: Rc<Cluster>,
     original: OriginalDst,
-    (mut upstream, client, server): (Upstream, Buf, Option<Buf>),
+    (spoken, client): (HttpVersion, Buf),
 ) -> Counter {
-    upstream.stream.reader.disarm().into_iter().for_each(|buf| hop.buffers.give(buf));
-    // Under TLS it was not agreed on that this is HTTP/2.
-    if !upstream.stream.is_tls() {
-        Box::pin(hop.share(upstream, server)).await;
+    match spoken {
+        HttpVersion::Http1 => Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await,
+        HttpVersion::Http2 => Box::pin(http2::serve(hop, downstream, cluster, original, Some(client))).await,
     }
-    Box::pin(http2::serve(hop, downstream, cluster, original, Some(client))).await
 }
 
 /// What a client that has spoken HTTP already can be told; another meets what it would have met by itself: a connection that is not to be had.
@@ -126,8 +125,7 @@ async fn without_endpoint(
     let mut client = hop.buffers.take(SMALL);
     downstream.reader.receive_now(&mut client);
     match sniff(client.bytes()).and_then(|spoken| understood(&cluster, &spoken, false)) {
-        Some(Understood::Http1) => Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await,
-        Some(Understood::Http2) => Box::pin(http2::serve(hop, downstream, cluster, original, Some(client))).await,
+        Some(spoken) => serve_requests(hop, downstream, cluster, original, (spoken, client)).await,
         None => {
             downstream.socket.reset();
             Counter::RelayNoEndpoint

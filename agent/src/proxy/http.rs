@@ -5,6 +5,7 @@
 
 mod apply;
 mod attend;
+mod http2;
 mod reply;
 mod request;
 mod respond;
@@ -16,13 +17,16 @@ use apply::apply;
 use attend::{Client, first_answer, pass_on, set_or_clear, take_back};
 use respond::{Answer, Answered, Unanswered};
 
+pub(super) use apply::apply as apply_edits;
 pub(super) use reply::Reply;
+pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
 use super::{
     Cluster, Hop, opaque,
     reach::{Tried, Upstream},
 };
 use crate::{
+    config::HttpVersion,
     decode::{
         chunked::{BadChunk, Decoder, Style, reframe},
         http1::{Asked, Framing, Method, RequestHead},
@@ -141,6 +145,11 @@ impl Connection<'_> {
         self.hop.refresh(&mut self.cluster);
         if head.lacks_host {
             head.edits.insert.extend_from_slice(format!("Host: {}\r\n", self.dialled).as_bytes());
+        }
+        if self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2 {
+            let next = Box::pin(self.exchange_http2(buf, head)).await;
+            self.hop.slab.request_duration.observe(began.elapsed());
+            return next;
         }
         let received = buf.len();
         let outgoing = match self.outgoing(buf, &head) {
@@ -262,13 +271,7 @@ impl Connection<'_> {
 
     /// What the messages of the service may take, as of now.
     fn limits(&self) -> Limits {
-        let http = &self.cluster.service.config.http;
-        Limits {
-            head_bytes: http.head_bytes_max,
-            head_fields: http.head_fields_max,
-            response: http.response_timeout,
-            stall: http.stall_timeout,
-        }
+        Limits::of(&self.cluster)
     }
 
     /// The client left before it had its answer: whatever the endpoint would say, nobody hears it.
@@ -436,11 +439,24 @@ fn no_response(received: &io::Result<usize>) -> Reply {
 }
 
 /// What a message may take.
-struct Limits {
-    head_bytes: usize,
-    head_fields: usize,
-    response: Option<Duration>,
-    stall: Option<Duration>,
+pub(super) struct Limits {
+    pub head_bytes: usize,
+    pub head_fields: usize,
+    pub response: Option<Duration>,
+    pub stall: Option<Duration>,
+}
+
+impl Limits {
+    /// Of a service.
+    pub fn of(cluster: &Cluster) -> Self {
+        let http = &cluster.service.config.http;
+        Self {
+            head_bytes: http.head_bytes_max,
+            head_fields: http.head_fields_max,
+            response: http.response_timeout,
+            stall: http.stall_timeout,
+        }
+    }
 }
 
 fn answer<'a>(

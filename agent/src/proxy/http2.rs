@@ -3,7 +3,7 @@
 //! The frames are read and written by the `h2` library, over our ring. A request is a task; what moves the connection and the requests are
 //! turns of one loop, so that what many requests have to say leaves together.
 
-mod body;
+pub(super) mod body;
 mod exchange;
 mod reply;
 

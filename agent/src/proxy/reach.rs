@@ -139,7 +139,7 @@ impl Hop {
             return self.reach_inside(cluster, visit, tried, fresh).await;
         }
         let mut why = Unreached::NoEndpoint;
-        let within = Within::of(cluster.service.config.protocol);
+        let within = Within::of(&cluster.service.config);
         while let Some(chosen) = self.choose(cluster, tried) {
             let endpoint = &cluster.service.endpoints[chosen];
             let used = if fresh { None } else { self.upstreams.reuse(&cluster.service, endpoint) };

@@ -84,7 +84,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::config::{
-        ConfigError,
+        ConfigError, HttpVersion,
         file::{self, parse},
         http::Http,
     };
@@ -118,6 +118,21 @@ mod tests {
     }
 
     #[test]
+    fn what_endpoints_speak_is_read_and_shown_as_it_was() {
+        for (word, version) in [("http1", HttpVersion::Http1), ("http2", HttpVersion::Http2)] {
+            for protocol in ["http", "http2", "auto"] {
+                let text = service(&format!("protocol: {protocol}, upstream_protocol: {word}"));
+                let config = parse(&text, "F").expect("a good file");
+                assert_eq!(config.services[0].upstream_protocol, Some(version));
+                let again = parse(&file::show(&config).to_string(), "F").expect("what is shown can be read");
+                assert_eq!(again, config);
+            }
+        }
+        let config = parse(&service("protocol: http"), "F").expect("a good file");
+        assert_eq!(config.services[0].upstream_protocol, None);
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_place() {
         for (keys, expected) in [
             (
@@ -128,6 +143,15 @@ mod tests {
             ("protocol: auto, http: {head_fields_max: 0}", "services[0].http.head_fields_max: 0 is out of range"),
             ("protocol: http, http: {head_timeout_ms: never}", "services[0].http.head_timeout_ms: "),
             ("protocol: http, http: {stall_timeout: 1}", "services[0].http.stall_timeout: unknown key"),
+            ("protocol: tcp, upstream_protocol: http1", "services[0].upstream_protocol: says what HTTP becomes"),
+            (
+                "protocol: http, mode: kernel, upstream_protocol: http2",
+                "services[0].upstream_protocol: is the agent's to do",
+            ),
+            (
+                "protocol: http, upstream_protocol: http3",
+                "services[0].upstream_protocol: unknown value \"http3\" (did you mean http",
+            ),
             ("protocol: tcp, http: {}", "services[0].http: limits HTTP"),
         ] {
             let Err(ConfigError::Invalid { problems, .. }) = parse(&service(keys), "F") else { panic!("{keys}") };

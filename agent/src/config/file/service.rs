@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use super::{
-    MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES,
+    MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
     http, milliseconds, policy,
     section::{Field, Path, Position, Problems, Section, shown},
@@ -11,7 +11,7 @@ use super::{
     tree::{Node, Value},
     zone,
 };
-use crate::config::{Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut, Tls};
+use crate::config::{Endpoint, Http, HttpVersion, Mode, Policy, Protocol, Service, Shortcut, Tls};
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
 pub(super) const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
@@ -45,6 +45,7 @@ pub(super) struct Draft {
     pub(super) name: Option<(Position, String)>,
     pub(super) address: Option<(Position, SocketAddr)>,
     pub(super) protocol: Option<Protocol>,
+    upstream_protocol: Option<Option<HttpVersion>>,
     pub(super) mode: Option<Option<Mode>>,
     pub(super) policy: Option<Policy>,
     http: Option<Http>,
@@ -84,6 +85,7 @@ impl Draft {
             name: self.name?.1,
             address: self.address?.1,
             protocol: self.protocol?,
+            upstream_protocol: self.upstream_protocol?,
             policy: self.policy?,
             http: self.http?,
             tls: self.tls?,
@@ -103,6 +105,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "name",
         "address",
         "protocol",
+        "upstream_protocol",
         "mode",
         "http",
         "tls",
@@ -128,6 +131,12 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         name: name.and_then(|field| Some((placed(&field), service_name(&field, problems)?))),
         address: address.and_then(|field| Some((placed(&field), dialled_address(&field, problems)?))),
         protocol,
+        upstream_protocol: section.or(
+            "upstream_protocol",
+            || None,
+            |field, p| field.choice(&UPSTREAM_PROTOCOLS, p).map(Some),
+            problems,
+        ),
         mode: section.or("mode", || None, |field, p| field.choice(&MODES, p).map(Some), problems),
         policy: policy::policy(&section, problems),
         http: http::http(&section, protocol, problems),
@@ -160,6 +169,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         policy::refuse_in_agent(&section, path, problems);
     }
     refuse_idle_preference(&section, &draft, problems);
+    refuse_idle_translation(&section, &draft, problems);
     if let (Some(Mode::Kernel), true, Some(field)) = (draft.mode(), draft.speaks_tls, section.get("tls")) {
         field.refuse("is spoken by the agent; write mode: agent, or leave mode out", problems);
     }
@@ -181,6 +191,17 @@ fn refuse_idle_preference(section: &Section<'_>, draft: &Draft, problems: &mut P
         let what = "says nothing while no endpoint has a zone; write endpoints as {address: IP:PORT, zone: ZONE}, or \
                     remove it";
         field.refuse(what, problems);
+    }
+}
+
+/// Notes a protocol for endpoints where nobody could translate into it.
+fn refuse_idle_translation(section: &Section<'_>, draft: &Draft, problems: &mut Problems) {
+    let Some(field) = section.get("upstream_protocol") else { return };
+    let is_http = !matches!(draft.protocol, Some(Protocol::Tcp | Protocol::Udp));
+    if !is_http {
+        field.refuse("says what HTTP becomes, which is not what is spoken here; leave the key out", problems);
+    } else if draft.mode() == Some(Mode::Kernel) {
+        field.refuse("is the agent's to do; use mode: agent, or leave the key out", problems);
     }
 }
 

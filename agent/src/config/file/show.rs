@@ -4,7 +4,9 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, http, tls};
+use super::{
+    BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, http, tls,
+};
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
     inbound::{Inbound, Limits as InboundLimits},
@@ -89,8 +91,9 @@ fn show_service(service: &Service) -> Value {
         "name": service.name,
         "address": service.address,
         "protocol": protocol_word(service.protocol),
+        "upstream_protocol": service.upstream_protocol.map(|protocol| word(&UPSTREAM_PROTOCOLS, protocol)),
         "mode": mode_word(service.mode),
-        "http": speaks_http(service.protocol).then(|| http::show(&service.http)),
+        "http": (speaks_http(service.protocol) || service.upstream_protocol.is_some()).then(|| http::show(&service.http)),
         "tls": service.tls.is_spoken().then(|| tls::show(&service.tls)),
         "shortcut": shortcut_word(service.shortcut),
         "original_dst": word(&SWITCHES, service.original_dst),

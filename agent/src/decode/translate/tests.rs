@@ -96,7 +96,7 @@ fn up(head: &str) -> Result<(request::Parts, Asked), BadRequest> {
     let start = super::super::edit::cut(&mut memory, 0..read.bytes, &read.edits.cuts);
     let mut edited = memory[start..].to_vec();
     edited.splice(read.start_line_bytes..read.start_line_bytes, read.edits.insert);
-    request_to_http2(&edited)
+    request_to_http2(&edited, false)
 }
 
 fn shown(headers: &HeaderMap) -> String {
@@ -126,6 +126,14 @@ fn requests_to_http2_name_their_authority_and_say_nothing_of_connections() {
     ] {
         let (parts, _) = up(head).unwrap();
         assert_eq!((parts.uri.to_string().as_str(), shown(&parts.headers).as_str()), (uri, fields), "{head}");
+    }
+}
+
+#[test]
+fn the_scheme_is_that_of_the_connection_to_the_endpoint() {
+    for (is_secure, uri) in [(false, "http://a/x"), (true, "https://a/x")] {
+        let (parts, _) = request_to_http2(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n", is_secure).unwrap();
+        assert_eq!(parts.uri, uri);
     }
 }
 

@@ -97,6 +97,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             name: "origin".into(),
             address,
             protocol,
+            upstream_protocol: None,
             mode: Mode::Agent,
             policy: Policy::default(),
             http: Default::default(),

@@ -10,7 +10,7 @@ use crate::{
     },
     forward::{Broken, Copy},
     proxy::Hop,
-    ring::{Buf, Reader, Writer},
+    ring::{Buf, Buffers, Reader, Writer},
 };
 
 /// What must be known of the request to answer it.
@@ -57,7 +57,7 @@ pub enum Unanswered {
 }
 
 /// Most interim responses to one request. One says "go on", a few hint at what is coming; one a second for a quarter of an hour still passes.
-const INTERIM_MAX: usize = 1_000;
+pub const INTERIM_MAX: usize = 1_000;
 const TOO_LONG: Unanswered = Unanswered::Bad(BadResponse("its head is too long"));
 
 impl Answer<'_> {
@@ -72,7 +72,7 @@ impl Answer<'_> {
         let copy = &mut Copy { from, to, buffers: &self.hop.buffers, count };
         for _ in 0..INTERIM_MAX {
             let head;
-            (buf, head) = self.head(copy, buf).await?;
+            (buf, head) = read_head(copy.from, copy.buffers, buf, self.asked, self.head_bytes_max).await?;
             if head.status >= 200 || head.status == 101 {
                 return self.final_response(copy, buf, head).await;
             }
@@ -80,31 +80,6 @@ impl Answer<'_> {
         }
         copy.buffers.give(buf);
         Err(Unanswered::Bad(BadResponse("too many interim responses")))
-    }
-
-    /// Reads on until a head is there.
-    async fn head(&self, copy: &mut Copy<'_>, mut buf: Buf) -> Result<(Buf, ResponseHead), Unanswered> {
-        let mut parsed = 0;
-        loop {
-            // Again only when twice as much is there, or the end of the head: what comes byte by byte costs no more than what comes at once.
-            if !buf.is_empty() && (buf.len() >= 2 * parsed || ends_head(&buf, parsed)) {
-                parsed = buf.len();
-                match http1::response(buf.bytes(), self.asked).map_err(Unanswered::Bad)? {
-                    Some(head) if head.bytes <= self.head_bytes_max => return Ok((buf, head)),
-                    None if parsed < self.head_bytes_max => {}
-                    _ => return Err(TOO_LONG),
-                }
-            }
-            if buf.room() == 0 {
-                buf = copy.buffers.make_room(buf, self.head_bytes_max).map_err(|_| TOO_LONG)?;
-            }
-            copy.from.arm(buf);
-            let (received, more) = copy.from.received().await;
-            if !matches!(received, Ok(1..)) {
-                return Err(Unanswered::Bad(BadResponse("it ended within its head")));
-            }
-            buf = more;
-        }
     }
 
     /// 100 Continue and its like: passed on, except to those who do not know them (RFC 9110 section 15.2).
@@ -222,6 +197,37 @@ impl Answer<'_> {
             return Ok(reframed.rest < range.end);
         }
         Ok(copy.chunked(&mut decoder, style).await?.is_some())
+    }
+}
+
+/// Reads on from what is in the buffer until a response's head is there, of at most so many bytes.
+pub async fn read_head(
+    from: &mut Reader,
+    buffers: &Buffers,
+    mut buf: Buf,
+    asked: Asked,
+    bytes_max: usize,
+) -> Result<(Buf, ResponseHead), Unanswered> {
+    let mut parsed = 0;
+    loop {
+        // Again only when twice as much is there, or the end of the head: what comes byte by byte costs no more than what comes at once.
+        if !buf.is_empty() && (buf.len() >= 2 * parsed || ends_head(&buf, parsed)) {
+            parsed = buf.len();
+            match http1::response(buf.bytes(), asked).map_err(Unanswered::Bad)? {
+                Some(head) if head.bytes <= bytes_max => return Ok((buf, head)),
+                None if parsed < bytes_max => {}
+                _ => return Err(TOO_LONG),
+            }
+        }
+        if buf.room() == 0 {
+            buf = buffers.make_room(buf, bytes_max).map_err(|_| TOO_LONG)?;
+        }
+        from.arm(buf);
+        let (received, more) = from.received().await;
+        if !matches!(received, Ok(1..)) {
+            return Err(Unanswered::Bad(BadResponse("it ended within its head")));
+        }
+        buf = more;
     }
 }
 

@@ -46,6 +46,12 @@ pub async fn pass_on(
     Ok(status)
 }
 
+/// Whether an endpoint says that it has done nothing about a request (RFC 9113 section 8.7): the stream is refused, or above the last one of
+/// a GOAWAY.
+pub fn is_unseen(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
+}
+
 /// How much of a body is read that nobody wants, and for how long.
 const UNWANTED_BYTES_MAX: usize = 1 << 20;
 /// See [`UNWANTED_BYTES_MAX`].
@@ -112,7 +118,7 @@ async fn send(
 }
 
 /// Waits until some may be sent.
-async fn capacity(to: &mut SendStream<Bytes>) -> Result<usize, Broken> {
+pub async fn capacity(to: &mut SendStream<Bytes>) -> Result<usize, Broken> {
     poll_fn(|context| {
         if to.poll_reset(context).is_ready() {
             return Poll::Ready(Err(Broken::To));

@@ -1,5 +1,7 @@
 //! One request: to an endpoint, and its response back. Both bodies move at the same time.
 
+mod http1;
+
 use std::{
     cell::Cell,
     future::poll_fn,
@@ -19,13 +21,14 @@ use super::{
     reply::{self, To},
 };
 use crate::{
+    config::HttpVersion,
     decode::{
         grpc,
         http1::BadResponse,
         http2::{self, Asked},
     },
     proxy::{
-        http::{self as http1, Reply},
+        http::{Reply, outcome},
         reach::{Shared, Tried},
     },
     record::Counter,
@@ -69,7 +72,12 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     };
     let timeout = if asked.is_grpc { grpc_timeout(&parts) } else { None };
     let mut exchange = Exchange { connection: &connection, asked, began, timeout, head_sent: false, respond };
-    let passed = exchange.pass_on(parts, &mut body);
+    let passed = async {
+        match connection.cluster().spoken_upstream(HttpVersion::Http2) {
+            HttpVersion::Http2 => exchange.pass_on(parts, &mut body).await,
+            HttpVersion::Http1 => exchange.pass_on_to_http1(parts, &mut body).await,
+        }
+    };
     let counter = match timeout {
         None => Some(passed.await),
         Some(timeout) => tokio::time::timeout(timeout, passed).await.ok(),
@@ -225,7 +233,7 @@ impl Exchange<'_> {
             if self.respond.poll_reset(context).is_ready() {
                 return Poll::Ready(Err(Ended::ClientGone));
             }
-            Pin::new(&mut *response).poll(context).map_err(|error| match is_unseen(&error) {
+            Pin::new(&mut *response).poll(context).map_err(|error| match body::is_unseen(&error) {
                 true => Ended::Unseen(error),
                 false => Ended::Unanswered(error),
             })
@@ -241,7 +249,7 @@ impl Exchange<'_> {
                     let code = grpc_status.map_or_else(|| grpc::of_http(status), |value| grpc::status(&value));
                     slab.count(Counter::of_grpc(code));
                 }
-                http1::outcome(status)
+                outcome(status)
             }
             Ended::Bad(bad) => self.reply(&Reply::bad_response(bad)),
             Ended::Unseen(error) | Ended::Unanswered(error) => {
@@ -296,10 +304,4 @@ fn farewell(ended: &Ended) -> Reason {
         Ended::Bad(_) => Reason::PROTOCOL_ERROR,
         _ => Reason::CANCEL,
     }
-}
-
-/// Whether an endpoint says that it has done nothing about a request (RFC 9113 section 8.7): the stream is refused, or above the last one of
-/// a GOAWAY.
-fn is_unseen(error: &h2::Error) -> bool {
-    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
 }

@@ -1,0 +1,374 @@
+//! A request of HTTP/1 to an endpoint of HTTP/2: a stream of a connection that other requests share.
+
+use std::{cell::Cell, future::poll_fn, pin::Pin, pin::pin, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
+use http::{Request, Response, StatusCode, request, response};
+
+use super::{Connection, INTERIM_MAX, Limits, Next, apply::apply, attend::Client, outcome, reply::Reply};
+use crate::{
+    decode::{
+        chunked::Style,
+        http1::{BadResponse, Framing, Method, RequestHead},
+        http2, translate,
+    },
+    forward,
+    proxy::{
+        Hop,
+        http2::body,
+        reach::{Shared, Tried},
+        translate::{Gathered, Inlet, Outlet, Progress, gather, while_moving},
+    },
+    record::{Bytes as Count, Counter},
+    ring::{Buf, Buffers, Reader, Stream, Writer},
+};
+
+/// How often a request of which no endpoint can have seen anything is sent again.
+const REPLAYS_MAX: usize = 2;
+
+/// How an attempt came out.
+enum Ended {
+    /// Answered to the end, with this status; whether the client was told that the connection ends here.
+    Answered(u16, bool),
+    /// The endpoint has certainly not seen the request: its connection was going away, or the stream was refused.
+    Unseen(h2::Error),
+    /// No response came.
+    Unanswered(h2::Error),
+    /// What came is no response.
+    Bad(BadResponse),
+    /// The response broke off.
+    Broken,
+    /// The client's body is malformed.
+    BadBody(forward::Broken),
+    /// The client broke off its request, or wants no answer any more.
+    ClientGone,
+    /// The time for this is over.
+    Late(Late),
+}
+
+/// Whom there was no more time to wait for.
+enum Late {
+    /// The client, for its body.
+    Body,
+    /// The endpoint, for its response to begin.
+    Response,
+    /// The endpoint, for its response to go on.
+    Rest,
+    /// The client, to take the response.
+    Client,
+}
+
+/// The body of a request.
+enum Body {
+    /// All of it; it can be sent again.
+    Whole(Bytes),
+    /// What of it has come; the rest is to be received.
+    Begun(Option<Buf>, Framing),
+}
+
+/// How far an attempt is.
+#[derive(Default)]
+struct Phase {
+    up: Progress,
+    down: Progress,
+    uploaded: Cell<bool>,
+    answering: Cell<bool>,
+    head_sent: Cell<bool>,
+}
+
+impl Phase {
+    /// What is waited for, and how long that may take.
+    fn limit(&self, limits: &Limits) -> Option<Duration> {
+        if self.uploaded.get() && !self.answering.get() { limits.response } else { limits.stall }
+    }
+
+    fn late(&self) -> Late {
+        match (self.answering.get(), self.uploaded.get()) {
+            (true, _) if self.down.waits_to_send.get() => Late::Client,
+            (true, _) => Late::Rest,
+            (false, false) if !self.up.waits_to_send.get() => Late::Body,
+            (false, _) => Late::Response,
+        }
+    }
+}
+
+/// What must be known of a request to pass its response on.
+struct Answer<'a> {
+    hop: &'a Hop,
+    head: &'a RequestHead,
+    phase: &'a Phase,
+}
+
+impl Connection<'_> {
+    /// Passes one request on and its response back.
+    pub(super) async fn exchange_http2(&mut self, buf: Buf, head: RequestHead) -> Next {
+        if head.method == Method::Connect {
+            return Next::End(self.refuse(Reply::no_tunnels()).await);
+        }
+        self.hop.slab.count_bytes(Count::DownstreamReceived, buf.len());
+        let (mut buf, head_bytes) = apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
+        let is_secure = self.cluster.service.config.tls.originate.is_some();
+        let (parts, _) = match translate::request_to_http2(&buf.bytes()[..head_bytes], is_secure) {
+            Ok(translated) => translated,
+            Err(bad) => return Next::End(self.refuse(Reply::refused(bad)).await),
+        };
+        buf.consume(head_bytes);
+        let mut body = match head.framing {
+            Framing::None | Framing::UntilClose => Body::Whole(Bytes::new()),
+            Framing::Length(length) if length <= buf.len() as u64 => {
+                let whole = Bytes::copy_from_slice(&buf.bytes()[..length as usize]);
+                buf.consume(whole.len());
+                Body::Whole(whole)
+            }
+            framing => Body::Begun(Some(std::mem::replace(&mut buf, self.hop.buffers.holding(&[]))), framing),
+        };
+        let limits = self.limits();
+        let mut tried = Tried::by(self.source);
+        let (mut replays, mut before) = (0, None);
+        loop {
+            let upstream = match (self.hop.reach_shared(&self.cluster, &mut tried).await, before) {
+                (Ok(upstream), _) => upstream,
+                (Err(_), Some(error)) => return self.unanswered_http2(&head, &body, buf, error).await,
+                (Err(why), None) => return self.reply_http2(Reply::unreached(why), &head, &body, buf).await,
+            };
+            let phase = Phase::default();
+            let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &phase).await;
+            buf = rest.unwrap_or(buf);
+            let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !phase.head_sent.get();
+            let (is_unseen, error) = match ended {
+                Ended::Unseen(error) => (true, error),
+                Ended::Unanswered(error) => (false, error),
+                ended => return self.after_http2(ended, &phase, &head, buf).await,
+            };
+            let is_harmless = is_unseen || (head.method.is_idempotent() && error.is_io());
+            if !is_harmless || !can_repeat || replays == REPLAYS_MAX {
+                return self.unanswered_http2(&head, &body, buf, error).await;
+            }
+            // A connection that is going away, or was there for long, says nothing of its endpoint; another is made.
+            if (is_unseen && error.is_reset()) || (!is_unseen && !upstream.seat.reused) {
+                tried.add_shared(&upstream);
+            }
+            self.hop.slab.count(Counter::Replayed);
+            (replays, before) = (replays + 1, Some(error));
+        }
+    }
+
+    async fn unanswered_http2(&mut self, head: &RequestHead, body: &Body, buf: Buf, error: h2::Error) -> Next {
+        let reply = Reply::no_response_because(&error, error.reason().map(u32::from));
+        self.reply_http2(reply, head, body, buf).await
+    }
+
+    /// Answers in the endpoint's stead; of a body that was not read to its end nobody knows where the next request begins.
+    async fn reply_http2(&mut self, reply: Reply, head: &RequestHead, body: &Body, buf: Buf) -> Next {
+        match body {
+            Body::Whole(_) => self.reply(reply, head, buf).await,
+            Body::Begun(..) => Next::End(self.refuse(reply).await),
+        }
+    }
+
+    async fn attempt_http2(
+        &mut self,
+        upstream: &Shared,
+        parts: &request::Parts,
+        body: &mut Body,
+        head: &RequestHead,
+        limits: &Limits,
+        phase: &Phase,
+    ) -> (Ended, Option<Buf>) {
+        let is_empty = matches!(body, Body::Whole(whole) if whole.is_empty());
+        let request = Request::from_parts(parts.clone(), ());
+        let (mut response, mut up) = match upstream.seat.send(request, is_empty) {
+            Ok(sent) => sent,
+            Err(error) => return (Ended::Unseen(error), None),
+        };
+        let hop = self.hop;
+        let Stream { reader, writer, socket } = &mut self.stream;
+        let mut rest = None;
+        let ended = {
+            let answer = Answer { hop, head, phase };
+            let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up));
+            let mut download = pin!(answer.give(&mut response, writer));
+            let mut client = None;
+            let both = poll_fn(|context| {
+                if client.is_none()
+                    && let Poll::Ready((uploaded, reader)) = upload.as_mut().poll(context)
+                {
+                    let leaves = head.keep_alive && matches!(uploaded, Ok(None));
+                    client = Some(Client { reader, socket, leaves });
+                    match uploaded {
+                        Ok(behind) => {
+                            phase.uploaded.set(true);
+                            rest = behind;
+                        }
+                        // It does not read on; perhaps it has answered already.
+                        Err(forward::Broken::Sending(_)) => {}
+                        Err(bad @ forward::Broken::Malformed(_)) => return Poll::Ready(Ended::BadBody(bad)),
+                        Err(_) => return Poll::Ready(Ended::ClientGone),
+                    }
+                }
+                if let Poll::Ready(ended) = download.as_mut().poll(context) {
+                    return Poll::Ready(ended);
+                }
+                match &mut client {
+                    Some(client) => client.poll_gone(context).map(|()| Ended::ClientGone),
+                    None => Poll::Pending,
+                }
+            });
+            let state = || ((phase.up.bytes.get(), phase.down.bytes.get()), phase.limit(limits));
+            while_moving(both, state).await.unwrap_or_else(|| Ended::Late(phase.late()))
+        };
+        if !phase.uploaded.get() || !matches!(ended, Ended::Answered(..)) {
+            up.send_reset(if matches!(ended, Ended::Bad(_)) { Reason::PROTOCOL_ERROR } else { Reason::CANCEL });
+        }
+        hop.slab.count_bytes(Count::DownstreamSent, phase.down.bytes.get());
+        (ended, rest)
+    }
+
+    /// What follows when the endpoint has answered, or failed to. `buf` holds what came behind the request.
+    async fn after_http2(&mut self, ended: Ended, phase: &Phase, head: &RequestHead, buf: Buf) -> Next {
+        let head_sent = phase.head_sent.get();
+        let reply = match ended {
+            Ended::Answered(status, close) => {
+                self.hop.slab.count(outcome(status));
+                if close {
+                    return Next::End(self.close(!phase.uploaded.get()).await);
+                }
+                self.put_back(buf);
+                return Next::Request;
+            }
+            Ended::ClientGone => return self.left(),
+            Ended::Late(Late::Client) => {
+                self.stream.socket.reset();
+                self.hop.slab.count(Counter::ClientStalled);
+                return Next::End(Counter::ClientAborted);
+            }
+            Ended::Bad(bad) => Reply::bad_response(bad),
+            Ended::Unseen(error) | Ended::Unanswered(error) => Reply::no_response_because(error, None),
+            Ended::Broken if !head_sent => Reply::no_response(),
+            Ended::BadBody(bad) if !head_sent => Reply::malformed(bad),
+            Ended::Late(Late::Body) if !head_sent => Reply::body_timeout(),
+            Ended::Late(_) if !head_sent => Reply::late_response(),
+            ended => return self.break_off_http2(&ended).await,
+        };
+        if phase.uploaded.get() { self.reply(reply, head, buf).await } else { Next::End(self.refuse(reply).await) }
+    }
+
+    /// Breaks off within a response.
+    async fn break_off_http2(&mut self, ended: &Ended) -> Next {
+        let (counter, end) = match ended {
+            Ended::BadBody(_) => (Counter::Malformed, Counter::Refused),
+            Ended::Late(Late::Body) => (Counter::BodyTimeout, Counter::ClientAborted),
+            Ended::Late(_) => (Counter::ResponseStalled, Counter::UpstreamAborted),
+            _ => (Counter::ResponseAborted, Counter::UpstreamAborted),
+        };
+        self.hop.slab.count(counter);
+        self.abort().await;
+        Next::End(end)
+    }
+}
+
+/// Sends a body to its end; returns what came behind it, and the client's reader.
+async fn upload<'r>(
+    body: &mut Body,
+    up: &mut SendStream<Bytes>,
+    from: &'r mut Reader,
+    buffers: &'r Buffers,
+    progress: &'r Progress,
+) -> (Result<Option<Buf>, forward::Broken>, &'r mut Reader) {
+    let mut inlet = Inlet { from, buffers, progress };
+    let sent = match body {
+        Body::Whole(whole) if whole.is_empty() => Ok(None),
+        Body::Whole(whole) => inlet.send(up, whole.clone(), true).await.map(|()| None),
+        Body::Begun(buf, framing) => match buf.take() {
+            Some(buf) => inlet.pass_on(up, buf, *framing).await.map(|passed| passed.rest),
+            None => Err(forward::Broken::Ended),
+        },
+    };
+    (sent, inlet.from)
+}
+
+impl Answer<'_> {
+    /// Passes a response on.
+    async fn give(&self, response: &mut ResponseFuture, to: &mut Writer) -> Ended {
+        let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.phase.down };
+        for _ in 0..INTERIM_MAX {
+            match next(response).await {
+                Came::Final(Ok(response)) => return self.final_response(response, &mut outlet).await,
+                Came::Final(Err(error)) if body::is_unseen(&error) => return Ended::Unseen(error),
+                Came::Final(Err(error)) => return Ended::Unanswered(error),
+                Came::Interim(mut interim) => {
+                    if let Err(bad) = http2::response(interim.status.as_u16(), &mut interim.headers) {
+                        return Ended::Bad(bad);
+                    }
+                    // Those who speak HTTP/1.0 do not know them (RFC 9110 section 15.2).
+                    let bytes = translate::response_to_http1(&interim, Framing::None, None);
+                    if !self.head.is_http10 && outlet.submit(self.hop.buffers.holding(&bytes)).await.is_err() {
+                        return Ended::ClientGone;
+                    }
+                }
+            }
+        }
+        Ended::Bad(BadResponse("too many interim responses"))
+    }
+
+    async fn final_response(&self, response: Response<RecvStream>, outlet: &mut Outlet<'_>) -> Ended {
+        self.phase.answering.set(true);
+        let (mut parts, mut body) = response.into_parts();
+        let status = parts.status.as_u16();
+        if let Err(bad) = http2::response(status, &mut parts.headers) {
+            return Ended::Bad(bad);
+        }
+        // What is there already leaves with the head. Whatever stands in frames behind a head without a body is not looked at.
+        let has_none = self.has_no_body(parts.status);
+        let first = if has_none { Ok(Gathered::nothing()) } else { gather(&mut body, false).await };
+        let Ok(first) = first else { return Ended::Broken };
+        let framing = match has_none {
+            true => Framing::None,
+            false => self.framing(&parts, first.end.is_some().then_some(first.bytes)),
+        };
+        let close = !self.head.keep_alive
+            || !self.phase.uploaded.get()
+            || self.hop.is_draining()
+            || framing == Framing::UntilClose;
+        let says = (close || self.head.is_http10).then_some(!close);
+        let head = translate::response_to_http1(&parts, framing, says);
+        self.phase.head_sent.set(true);
+        let style = if framing == Framing::Chunked { Style::Chunks } else { Style::Bare };
+        match outlet.send(&head, style, &first, &mut body).await {
+            Ok(_) => Ended::Answered(status, close),
+            Err(body::Broken::From(_)) => Ended::Broken,
+            Err(body::Broken::To) => Ended::ClientGone,
+        }
+    }
+
+    fn has_no_body(&self, status: StatusCode) -> bool {
+        self.head.method == Method::Head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+    }
+
+    /// How the body is passed on, of which all is there if `whole` says how much that is. The library has checked the length that is declared.
+    fn framing(&self, parts: &response::Parts, whole: Option<usize>) -> Framing {
+        match (translate::declared_length(&parts.headers), whole) {
+            (Some(length), _) => Framing::Length(length),
+            (None, Some(0)) => Framing::Length(0),
+            _ if self.head.is_http10 => Framing::UntilClose,
+            _ => Framing::Chunked,
+        }
+    }
+}
+
+/// What comes of a response.
+enum Came {
+    Interim(response::Parts),
+    Final(Result<Response<RecvStream>, h2::Error>),
+}
+
+async fn next(response: &mut ResponseFuture) -> Came {
+    poll_fn(|context| {
+        if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(context) {
+            return Poll::Ready(Came::Interim(interim.into_parts().0));
+        }
+        Pin::new(&mut *response).poll(context).map(Came::Final)
+    })
+    .await
+}

@@ -1,0 +1,404 @@
+//! Bodies between HTTP/1 and HTTP/2, in both directions: no faster than the receiver takes them, and with bounded memory. And the clock over
+//! an exchange whose sides speak differently.
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::HeaderMap;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::http2::body::{self, grpc_status};
+use crate::{
+    decode::{
+        chunked::{Decoder, Event, Style},
+        http1::Framing,
+        translate::{trailers_to_http1, trailers_to_http2},
+    },
+    forward,
+    ring::{Buf, Buffers, LARGE, MEDIUM, Reader, SMALL, Writer},
+};
+
+/// How much of a body of HTTP/2 leaves in one piece: with the one frame more that it may become, what a large buffer holds.
+const GATHERED_BYTES_MAX: usize = 48 * 1024;
+
+/// How far a body has got.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes passed on.
+    pub bytes: Cell<usize>,
+    /// Whether the receiver is waited for, and not the sender.
+    pub waits_to_send: Cell<bool>,
+}
+
+impl Progress {
+    fn add(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+}
+
+/// What has come of a body of HTTP/2. Its sender may send no more in its place until [`release`] is called.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    pieces: Vec<Bytes>,
+    /// How many bytes there are.
+    pub bytes: usize,
+    /// The trailer fields, at the body's end; none if there are none.
+    pub end: Option<HeaderMap>,
+}
+
+impl Gathered {
+    /// Of a message without a body.
+    pub fn nothing() -> Self {
+        Self { end: Some(HeaderMap::new()), ..Self::default() }
+    }
+}
+
+/// Takes what has come of a body; with `waits`, at least something.
+pub async fn gather(from: &mut RecvStream, waits: bool) -> Result<Gathered, h2::Error> {
+    let mut gathered = Gathered::default();
+    let mut are_pieces_over = false;
+    poll_fn(|context| {
+        while gathered.bytes < GATHERED_BYTES_MAX {
+            if are_pieces_over {
+                let trailers = std::task::ready!(from.poll_trailers(context))?;
+                gathered.end = Some(trailers.unwrap_or_default());
+                break;
+            }
+            match from.poll_data(context) {
+                Poll::Ready(Some(piece)) => {
+                    let piece = piece?;
+                    gathered.bytes += piece.len();
+                    if !piece.is_empty() {
+                        gathered.pieces.push(piece);
+                    }
+                    if from.is_end_stream() {
+                        gathered.end = Some(HeaderMap::new());
+                        break;
+                    }
+                }
+                Poll::Ready(None) => are_pieces_over = true,
+                Poll::Pending if waits && gathered.bytes == 0 => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    })
+    .await
+    .map(|()| gathered)
+}
+
+/// Lets the sender of what was gathered send as much again.
+fn release(from: &mut RecvStream, gathered: &Gathered) {
+    // Fails only if the stream is over, and then nothing is owed.
+    let _ = from.flow_control().release_capacity(gathered.bytes);
+}
+
+/// Where a message of HTTP/1 goes.
+pub struct Outlet<'o> {
+    /// The connection.
+    pub to: &'o mut Writer,
+    /// Where buffers come from.
+    pub buffers: &'o Buffers,
+    /// Told of all that goes out.
+    pub progress: &'o Progress,
+}
+
+impl Outlet<'_> {
+    /// Sends a message from its head on, of whose body `first` has come; gives the trailers' `grpc-status`, if there is one.
+    pub async fn send(
+        &mut self,
+        head: &[u8],
+        style: Style,
+        first: &Gathered,
+        from: &mut RecvStream,
+    ) -> Result<Option<Bytes>, body::Broken> {
+        self.send_gathered(head, style, first).await.map_err(|_| body::Broken::To)?;
+        release(from, first);
+        let mut end = first.end.as_ref().map(grpc_status);
+        while end.is_none() {
+            let next = gather(from, true).await.map_err(body::Broken::From)?;
+            self.send_gathered(&[], style, &next).await.map_err(|_| body::Broken::To)?;
+            release(from, &next);
+            end = next.end.as_ref().map(grpc_status);
+        }
+        Ok(end.flatten())
+    }
+
+    async fn send_gathered(&mut self, head: &[u8], style: Style, gathered: &Gathered) -> io::Result<()> {
+        let size = format!("{:x}\r\n", gathered.bytes);
+        let mut parts = vec![head];
+        let is_framed = style == Style::Chunks && gathered.bytes > 0;
+        if is_framed {
+            parts.push(size.as_bytes());
+        }
+        parts.extend(gathered.pieces.iter().map(|piece| &piece[..]));
+        if is_framed {
+            parts.push(b"\r\n");
+        }
+        let trailers = gathered.end.as_ref().map(trailers_to_http1);
+        if style == Style::Chunks
+            && let Some(trailers) = &trailers
+        {
+            parts.extend([b"0\r\n", &trailers[..], b"\r\n"]);
+        }
+        if parts.iter().all(|part| part.is_empty()) {
+            return Ok(());
+        }
+        self.submit(holding(self.buffers, &parts)).await
+    }
+
+    /// Sends bytes, and waits until the kernel has them.
+    pub async fn submit(&mut self, buf: Buf) -> io::Result<()> {
+        self.progress.waits_to_send.set(true);
+        self.flush().await?;
+        let range = buf.range();
+        self.progress.add(range.len());
+        self.to.submit(buf, range);
+        self.flush().await?;
+        self.progress.waits_to_send.set(false);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        if self.to.is_sending() {
+            let (result, buf) = self.to.sent().await;
+            self.buffers.give(buf);
+            result?;
+        }
+        Ok(())
+    }
+}
+
+/// A buffer with copies of these, one behind the other.
+fn holding(buffers: &Buffers, parts: &[&[u8]]) -> Buf {
+    let bytes: usize = parts.iter().map(|part| part.len()).sum();
+    for capacity in [SMALL, MEDIUM, LARGE] {
+        let mut buf = buffers.take(capacity);
+        if buf.room() >= bytes {
+            for part in parts {
+                buf.append(part);
+            }
+            return buf;
+        }
+        buffers.give(buf);
+    }
+    // The longest heads: no stock is kept of these.
+    Buf::of(&parts.concat())
+}
+
+/// Where a body of HTTP/1 comes from.
+pub struct Inlet<'i> {
+    /// The connection.
+    pub from: &'i mut Reader,
+    /// Where buffers come from.
+    pub buffers: &'i Buffers,
+    /// Told of all that goes out.
+    pub progress: &'i Progress,
+}
+
+/// A body of HTTP/1 that was passed on.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// What came behind it.
+    pub rest: Option<Buf>,
+    /// The trailers' `grpc-status`.
+    pub grpc_status: Option<Bytes>,
+}
+
+/// What is left of a body.
+enum Left {
+    Length(u64),
+    Chunked(Decoder),
+    UntilClose,
+}
+
+/// What became of the bytes that had come.
+enum Step {
+    More,
+    Done(Option<Bytes>),
+}
+
+impl Inlet<'_> {
+    /// Passes on a body, which begins in `buf`. What it receives is sent before more is received.
+    pub async fn pass_on(
+        &mut self,
+        to: &mut SendStream<Bytes>,
+        mut buf: Buf,
+        framing: Framing,
+    ) -> Result<Passed, forward::Broken> {
+        let mut left = match framing {
+            Framing::None => Left::Length(0),
+            Framing::Length(bytes) => Left::Length(bytes),
+            Framing::Chunked => Left::Chunked(Decoder::default()),
+            Framing::UntilClose => Left::UntilClose,
+        };
+        loop {
+            if let Step::Done(grpc_status) = self.step(to, &mut buf, &mut left).await? {
+                let rest = if buf.is_empty() { self.give(buf) } else { Some(buf) };
+                return Ok(Passed { rest, grpc_status });
+            }
+            buf = self.receive(to, buf).await?;
+            if buf.is_empty() {
+                self.give(buf);
+                return match left {
+                    Left::UntilClose => self.send(to, Bytes::new(), true).await.map(|()| Passed::default()),
+                    _ => Err(forward::Broken::Ended),
+                };
+            }
+        }
+    }
+
+    fn give(&self, buf: Buf) -> Option<Buf> {
+        self.buffers.give(buf);
+        None
+    }
+
+    /// Sends what the buffer has of the body.
+    async fn step(
+        &mut self,
+        to: &mut SendStream<Bytes>,
+        buf: &mut Buf,
+        left: &mut Left,
+    ) -> Result<Step, forward::Broken> {
+        match left {
+            Left::Length(left) => {
+                let here = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= here as u64;
+                let is_last = *left == 0;
+                self.send(to, Bytes::copy_from_slice(&buf.bytes()[..here]), is_last).await?;
+                buf.consume(here);
+                Ok(if is_last { Step::Done(None) } else { Step::More })
+            }
+            Left::Chunked(decoder) => {
+                let mut at = 0;
+                let mut pieces = Vec::new();
+                while let Event::Data(piece) = decoder.next(buf.bytes(), &mut at)? {
+                    pieces.push(piece);
+                }
+                let is_done = decoder.is_done();
+                let has_trailers = !decoder.trailers().is_empty();
+                let bytes = pieces.into_iter().fold(Vec::new(), |mut all, piece| {
+                    all.extend_from_slice(&buf.bytes()[piece]);
+                    all
+                });
+                self.send(to, bytes.into(), is_done && !has_trailers).await?;
+                buf.consume(at);
+                match is_done {
+                    false => Ok(Step::More),
+                    true if has_trailers => send_trailers(to, decoder.trailers()).map(Step::Done),
+                    true => Ok(Step::Done(None)),
+                }
+            }
+            Left::UntilClose => {
+                self.send(to, Bytes::copy_from_slice(buf.bytes()), false).await?;
+                buf.consume(buf.len());
+                Ok(Step::More)
+            }
+        }
+    }
+
+    /// Waits for more, into the buffer that was sent, or a larger one if that was full.
+    async fn receive(&mut self, to: &mut SendStream<Bytes>, mut buf: Buf) -> Result<Buf, forward::Broken> {
+        if buf.room() == 0 || buf.capacity() < SMALL {
+            self.buffers.give(buf);
+            buf = self.buffers.take(LARGE);
+        }
+        buf.clear();
+        self.from.arm(buf);
+        let (received, buf) = poll_fn(|context| {
+            if let Poll::Ready(received) = self.from.poll_received(context) {
+                return Poll::Ready(Ok(received));
+            }
+            to.poll_reset(context).map(|_| Err(gone()))
+        })
+        .await?;
+        match received {
+            Ok(_) => Ok(buf),
+            Err(error) => {
+                self.buffers.give(buf);
+                Err(forward::Broken::Receiving(error))
+            }
+        }
+    }
+
+    /// Sends a piece as the receiver's windows allow.
+    pub async fn send(
+        &self,
+        to: &mut SendStream<Bytes>,
+        mut piece: Bytes,
+        is_last: bool,
+    ) -> Result<(), forward::Broken> {
+        if piece.is_empty() {
+            return if is_last { to.send_data(piece, true).map_err(|_| gone()) } else { Ok(()) };
+        }
+        to.reserve_capacity(piece.len());
+        while !piece.is_empty() {
+            let room = match to.capacity() {
+                0 => {
+                    self.progress.waits_to_send.set(true);
+                    body::capacity(to).await.map_err(|_| gone())?
+                }
+                room => room,
+            };
+            self.progress.waits_to_send.set(false);
+            let part = piece.split_to(room.min(piece.len()));
+            self.progress.add(part.len());
+            to.send_data(part, is_last && piece.is_empty()).map_err(|_| gone())?;
+        }
+        Ok(())
+    }
+}
+
+fn send_trailers(to: &mut SendStream<Bytes>, lines: &[u8]) -> Result<Option<Bytes>, forward::Broken> {
+    let malformed = |_| forward::Broken::Malformed(crate::decode::chunked::BadChunk("malformed trailer field"));
+    let trailers = trailers_to_http2(lines).map_err(malformed)?;
+    let status = grpc_status(&trailers);
+    match trailers.is_empty() {
+        true => to.send_data(Bytes::new(), true),
+        false => to.send_trailers(trailers),
+    }
+    .map_err(|_| gone())?;
+    Ok(status)
+}
+
+/// The receiver of a stream wants no more of it.
+fn gone() -> forward::Broken {
+    forward::Broken::Sending(io::ErrorKind::ConnectionReset.into())
+}
+
+/// Moves an exchange on while it moves: `state` tells how far it is, and how long it may stay there. `None`: it stayed for longer.
+pub async fn while_moving<T, P: PartialEq>(
+    exchange: impl Future<Output = T>,
+    state: impl Fn() -> (P, Option<Duration>),
+) -> Option<T> {
+    let mut exchange = pin!(exchange);
+    let mut over: Option<Pin<Box<Sleep>>> = None;
+    let mut last = None;
+    poll_fn(|context| {
+        if let Poll::Ready(ended) = exchange.as_mut().poll(context) {
+            return Poll::Ready(Some(ended));
+        }
+        let now = state();
+        if last.as_ref() != Some(&now) {
+            match (now.1, &mut over) {
+                (Some(limit), Some(over)) => over.as_mut().reset(Instant::now() + limit),
+                (Some(limit), none) => *none = Some(Box::pin(sleep(limit))),
+                (None, _) => over = None,
+            }
+            last = Some(now);
+        }
+        match &mut over {
+            Some(over) => over.as_mut().poll(context).map(|()| None),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
