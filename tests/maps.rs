@@ -1,16 +1,18 @@
 //! Tables of the kernel half that are full: whoever finds no room passes, is counted, and the log names the key to raise. And tables of
 //! another size: what lives in them is carried over.
 
-use std::{io::Read as _, net::TcpStream};
+use std::{fs, io::Read as _, net::TcpStream};
 
 use nix::sys::signal::Signal;
 use sockway_tests::{
     agent::Agent,
     config::Service,
+    counts::{Counts, limited},
     datagram,
     door::Door,
     netns::Netns,
     origin::{Origin, read_name},
+    pins,
     process::Room,
     stage::Stage,
     wait,
@@ -159,6 +161,24 @@ fn what_is_held_is_carried_over_when_a_table_is_made_in_another_size() {
     assert!(room(&agent) > 9.0, "what is not said is as large as the services need");
     drop(held);
     wait::until("what was held to be given back", wait::soon(), || stage.ask_name(service).is_ok());
+}
+
+#[test]
+fn a_table_of_limits_that_has_counted_too_few_does_not_refuse_everything() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let mut agent =
+        Agent::start(&stage.config().service(limited(Service::kernel_tcp("limited", service)).to(origin.address())));
+    let held: Vec<TcpStream> = (0..3).map(|_| stage.dial(service).expect("within the limit")).collect();
+    agent.sigkill();
+    // What they took is forgotten; they give it back all the same.
+    let table = pins::all(agent.instance()).into_iter().find(|pin| pin.ends_with("LIMITS")).expect("the table");
+    fs::remove_file(table).unwrap();
+    agent.start_again();
+    let another = stage.dial(service).expect("within the limit");
+    drop(held);
+    drop(another);
+    Counts::of(agent.instance(), service, stage.client()).expect_nothing(stage.client(), "all are closed");
 }
 
 #[test]

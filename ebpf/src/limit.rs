@@ -256,6 +256,9 @@ fn take_back(key: &LimitKey, interval_ns: u64) {
         if interval_ns != 0 {
             atomic::fetch_add(&raw mut (*state).theoretical_ns, interval_ns.wrapping_neg());
         }
-        atomic::fetch_add(&raw mut (*state).open, u64::MAX);
+        // A table that was carried over may have counted too few: below zero it would refuse everything for ever.
+        if atomic::fetch_add(&raw mut (*state).open, u64::MAX) as i64 <= 0 {
+            atomic::fetch_add(&raw mut (*state).open, 1);
+        }
     }
 }
