@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::fd::AsFd as _, path::Path};
 
-use super::{KernelError, cgroup, cgroup_mount, own_cgroup, pins::Pins, sys};
+use super::{KernelError, cgroup, cgroup_mount, own_cgroup, pins::Pins, selftest, sys};
 use crate::config::Capture;
 
 /// Takes away everything that is pinned for `instance`, and its cgroup when it is empty: every socket goes on as plain TCP. How many
@@ -21,10 +21,11 @@ pub fn detach(capture: &Capture, instance: &str) -> Result<usize, KernelError> {
     if let Ok(mount) = cgroup_mount(capture) {
         let own = own_cgroup(&mount, instance);
         if cgroup::current(&mount).is_ok_and(|current| current == own) {
-            cgroup::enter(&mount).map_err(|source| KernelError::Cgroup { path: mount, source })?;
+            cgroup::enter(&mount).map_err(|source| KernelError::Cgroup { path: mount.clone(), source })?;
         }
         // Busy while another agent runs in it, absent when none ever did: both are well.
         let _ = fs::remove_dir(own);
+        selftest::remove_dead(&mount, instance);
     }
     Ok(removed)
 }

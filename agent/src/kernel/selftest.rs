@@ -335,18 +335,23 @@ struct Scratch {
 impl Scratch {
     fn enter(mount: &Path, instance: &str) -> io::Result<Self> {
         let back = cgroup::current(mount)?;
-        let name = format!("sockway-self-test-{instance}-");
-        remove_dead(mount, &name);
-        let path = mount.join(format!("{name}{}", std::process::id()));
+        remove_dead(mount, instance);
+        let path = mount.join(format!("{}{}", scratch_name(instance), std::process::id()));
         cgroup::enter(&path)?;
         Ok(Self { path, back, links: Vec::new() })
     }
 }
 
+/// What the names of an instance's scratch cgroups begin with; the process id follows.
+fn scratch_name(instance: &str) -> String {
+    format!("sockway-self-test-{instance}-")
+}
+
 /// Removes what processes that were killed within their self-test have left. One that lives has its cgroup still, and keeps it.
-fn remove_dead(mount: &Path, name: &str) {
+pub(super) fn remove_dead(mount: &Path, instance: &str) {
+    let name = scratch_name(instance);
     for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|found| found.strip_prefix(name)?.parse::<u32>().ok());
+        let pid = entry.file_name().to_str().and_then(|found| found.strip_prefix(&name)?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             // Refused, somebody is in it.
             let _ = fs::remove_dir(entry.path());
@@ -372,9 +377,10 @@ mod tests {
     fn only_what_the_dead_left_is_removed() {
         let mount = tempfile::tempdir().unwrap();
         let (dead, living) = (u32::MAX, std::process::id());
-        let names = [format!("self-test-a-{dead}"), format!("self-test-a-{living}"), format!("self-test-ab-{dead}")];
+        let names = [("a", dead), ("a", living), ("ab", dead), ("a-0", dead)]
+            .map(|(instance, pid)| scratch_name(instance) + &pid.to_string());
         names.iter().for_each(|name| fs::create_dir(mount.path().join(name)).unwrap());
-        remove_dead(mount.path(), "self-test-a-");
-        assert_eq!(names.map(|name| mount.path().join(name).exists()), [false, true, true]);
+        remove_dead(mount.path(), "a");
+        assert_eq!(names.map(|name| mount.path().join(name).exists()), [false, true, true, true]);
     }
 }
