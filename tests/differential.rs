@@ -24,6 +24,7 @@ use sockway::decode::{
     http1::{self as ours, FIELDS_MAX, Framing, Method},
 };
 use sockway_tests::{
+    address::Block,
     process::{Process, Room},
     wait,
 };
@@ -325,10 +326,6 @@ fn proxy_reads(proxy: SocketAddr, record: &Mutex<Vec<Message>>, inputs: &[Vec<u8
     inputs.iter().map(read).collect()
 }
 
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
-}
-
 /// A proxy that runs until it is dropped.
 struct Proxy {
     address: SocketAddr,
@@ -338,7 +335,7 @@ struct Proxy {
 
 impl Proxy {
     fn start(program: &str, arguments: &[&str], config: impl Fn(SocketAddr, &str) -> String) -> Self {
-        let (directory, address) = (TempDir::new().unwrap(), free_address());
+        let (directory, address) = (TempDir::new().unwrap(), Block::take().next());
         let path = directory.path().to_str().unwrap();
         let file = directory.path().join("config");
         fs::write(&file, config(address, path)).unwrap();
