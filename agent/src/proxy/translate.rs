@@ -15,7 +15,10 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::http2::body::{self, grpc_status};
+use super::{
+    http::Limits,
+    http2::body::{self, grpc_status},
+};
 use crate::{
     decode::{
         chunked::{Decoder, Event, Style},
@@ -41,6 +44,49 @@ pub struct Progress {
 impl Progress {
     fn add(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes);
+    }
+}
+
+/// Whom there was no more time to wait for.
+#[derive(Debug)]
+pub enum Late {
+    /// The client, for its body.
+    Body,
+    /// The endpoint, for its response to begin.
+    Response,
+    /// The endpoint, for its response to go on.
+    Rest,
+    /// The client, to take the response.
+    Client,
+}
+
+/// How far an attempt is.
+#[derive(Debug, Default)]
+pub struct Phase {
+    /// The request.
+    pub up: Progress,
+    /// The response.
+    pub down: Progress,
+    /// The whole request is with the endpoint.
+    pub uploaded: Cell<bool>,
+    /// The response has begun.
+    pub answering: Cell<bool>,
+}
+
+impl Phase {
+    /// What is waited for, and how long that may take.
+    pub fn limit(&self, limits: &Limits) -> Option<Duration> {
+        if self.uploaded.get() && !self.answering.get() { limits.response } else { limits.stall }
+    }
+
+    /// Whom there was no more time to wait for.
+    pub fn late(&self) -> Late {
+        match (self.answering.get(), self.uploaded.get()) {
+            (true, _) if self.down.waits_to_send.get() => Late::Client,
+            (true, _) => Late::Rest,
+            (false, false) if !self.up.waits_to_send.get() => Late::Body,
+            (false, _) => Late::Response,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A request of HTTP/1 to an endpoint of HTTP/2: a stream of a connection that other requests share.
 
-use std::{cell::Cell, future::poll_fn, pin::Pin, pin::pin, task::Poll, time::Duration};
+use std::{cell::Cell, future::poll_fn, pin::Pin, pin::pin, task::Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
@@ -18,7 +18,7 @@ use crate::{
         Hop,
         http2::body,
         reach::{Shared, Tried},
-        translate::{Gathered, Inlet, Outlet, Progress, gather, while_moving},
+        translate::{Gathered, Inlet, Late, Outlet, Phase, Progress, gather, while_moving},
     },
     record::{Bytes as Count, Counter},
     ring::{Buf, Buffers, Reader, Stream, Writer},
@@ -47,18 +47,6 @@ enum Ended {
     Late(Late),
 }
 
-/// Whom there was no more time to wait for.
-enum Late {
-    /// The client, for its body.
-    Body,
-    /// The endpoint, for its response to begin.
-    Response,
-    /// The endpoint, for its response to go on.
-    Rest,
-    /// The client, to take the response.
-    Client,
-}
-
 /// The body of a request.
 enum Body {
     /// All of it; it can be sent again.
@@ -67,37 +55,19 @@ enum Body {
     Begun(Option<Buf>, Framing),
 }
 
-/// How far an attempt is.
+/// One attempt.
 #[derive(Default)]
-struct Phase {
-    up: Progress,
-    down: Progress,
-    uploaded: Cell<bool>,
-    answering: Cell<bool>,
+struct Attempt {
+    phase: Phase,
+    /// Whether the client has been sent the head of a response.
     head_sent: Cell<bool>,
-}
-
-impl Phase {
-    /// What is waited for, and how long that may take.
-    fn limit(&self, limits: &Limits) -> Option<Duration> {
-        if self.uploaded.get() && !self.answering.get() { limits.response } else { limits.stall }
-    }
-
-    fn late(&self) -> Late {
-        match (self.answering.get(), self.uploaded.get()) {
-            (true, _) if self.down.waits_to_send.get() => Late::Client,
-            (true, _) => Late::Rest,
-            (false, false) if !self.up.waits_to_send.get() => Late::Body,
-            (false, _) => Late::Response,
-        }
-    }
 }
 
 /// What must be known of a request to pass its response on.
 struct Answer<'a> {
     hop: &'a Hop,
     head: &'a RequestHead,
-    phase: &'a Phase,
+    attempt: &'a Attempt,
 }
 
 impl Connection<'_> {
@@ -132,14 +102,14 @@ impl Connection<'_> {
                 (Err(_), Some(error)) => return self.unanswered_http2(&head, &body, buf, error).await,
                 (Err(why), None) => return self.reply_http2(Reply::unreached(why), &head, &body, buf).await,
             };
-            let phase = Phase::default();
-            let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &phase).await;
+            let attempt = Attempt::default();
+            let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &attempt).await;
             buf = rest.unwrap_or(buf);
-            let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !phase.head_sent.get();
+            let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !attempt.head_sent.get();
             let (is_unseen, error) = match ended {
                 Ended::Unseen(error) => (true, error),
                 Ended::Unanswered(error) => (false, error),
-                ended => return self.after_http2(ended, &phase, &head, buf).await,
+                ended => return self.after_http2(ended, &attempt, &head, buf).await,
             };
             let is_harmless = is_unseen || (head.method.is_idempotent() && error.is_io());
             if !is_harmless || !can_repeat || replays == REPLAYS_MAX {
@@ -174,8 +144,9 @@ impl Connection<'_> {
         body: &mut Body,
         head: &RequestHead,
         limits: &Limits,
-        phase: &Phase,
+        attempt: &Attempt,
     ) -> (Ended, Option<Buf>) {
+        let phase = &attempt.phase;
         let is_empty = matches!(body, Body::Whole(whole) if whole.is_empty());
         let request = Request::from_parts(parts.clone(), ());
         let (mut response, mut up) = match upstream.seat.send(request, is_empty) {
@@ -186,7 +157,7 @@ impl Connection<'_> {
         let Stream { reader, writer, socket } = &mut self.stream;
         let mut rest = None;
         let ended = {
-            let answer = Answer { hop, head, phase };
+            let answer = Answer { hop, head, attempt };
             let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up));
             let mut download = pin!(answer.give(&mut response, writer));
             let mut client = None;
@@ -226,8 +197,9 @@ impl Connection<'_> {
     }
 
     /// What follows when the endpoint has answered, or failed to. `buf` holds what came behind the request.
-    async fn after_http2(&mut self, ended: Ended, phase: &Phase, head: &RequestHead, buf: Buf) -> Next {
-        let head_sent = phase.head_sent.get();
+    async fn after_http2(&mut self, ended: Ended, attempt: &Attempt, head: &RequestHead, buf: Buf) -> Next {
+        let phase = &attempt.phase;
+        let head_sent = attempt.head_sent.get();
         let reply = match ended {
             Ended::Answered(status, close) => {
                 self.hop.slab.count(outcome(status));
@@ -291,7 +263,7 @@ async fn upload<'r>(
 impl Answer<'_> {
     /// Passes a response on.
     async fn give(&self, response: &mut ResponseFuture, to: &mut Writer) -> Ended {
-        let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.phase.down };
+        let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.attempt.phase.down };
         for _ in 0..INTERIM_MAX {
             match next(response).await {
                 Came::Final(Ok(response)) => return self.final_response(response, &mut outlet).await,
@@ -313,7 +285,7 @@ impl Answer<'_> {
     }
 
     async fn final_response(&self, response: Response<RecvStream>, outlet: &mut Outlet<'_>) -> Ended {
-        self.phase.answering.set(true);
+        self.attempt.phase.answering.set(true);
         let (mut parts, mut body) = response.into_parts();
         let status = parts.status.as_u16();
         if let Err(bad) = http2::response(status, &mut parts.headers) {
@@ -328,12 +300,12 @@ impl Answer<'_> {
             false => self.framing(&parts, first.end.is_some().then_some(first.bytes)),
         };
         let close = !self.head.keep_alive
-            || !self.phase.uploaded.get()
+            || !self.attempt.phase.uploaded.get()
             || self.hop.is_draining()
             || framing == Framing::UntilClose;
         let says = (close || self.head.is_http10).then_some(!close);
         let head = translate::response_to_http1(&parts, framing, says);
-        self.phase.head_sent.set(true);
+        self.attempt.head_sent.set(true);
         let style = if framing == Framing::Chunked { Style::Chunks } else { Style::Bare };
         match outlet.send(&head, style, &first, &mut body).await {
             Ok(_) => Ended::Answered(status, close),

@@ -1,6 +1,6 @@
 //! A request of HTTP/2 to an endpoint of HTTP/1: its stream takes a connection for as long as it lasts.
 
-use std::{cell::Cell, future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::pin, task::Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
@@ -19,7 +19,7 @@ use crate::{
         http::{INTERIM_MAX, Limits, NoResponse, Reply, apply_edits, outcome, read_head},
         http2::body,
         reach::{Tried, Upstream},
-        translate::{Gathered, Inlet, Outlet, Progress, gather, while_moving},
+        translate::{Gathered, Inlet, Late, Outlet, Phase, gather, while_moving},
     },
     record::{Bytes as Count, Counter},
     ring::{Buf, MEDIUM, Reader, Stream},
@@ -46,48 +46,11 @@ enum Ended {
     Late(Late),
 }
 
-/// Whom there was no more time to wait for.
-enum Late {
-    /// The client, for its body.
-    Body,
-    /// The endpoint, for its response to begin.
-    Response,
-    /// The endpoint, for its response to go on.
-    Rest,
-    /// The client, to take the response.
-    Client,
-}
-
 /// What is sent.
 struct Outgoing<'o> {
     head: &'o [u8],
     style: Style,
     begun: &'o Gathered,
-}
-
-/// How far an attempt is.
-#[derive(Default)]
-struct Phase {
-    up: Progress,
-    down: Progress,
-    uploaded: Cell<bool>,
-    answering: Cell<bool>,
-}
-
-impl Phase {
-    /// What is waited for, and how long that may take.
-    fn limit(&self, limits: &Limits) -> Option<Duration> {
-        if self.uploaded.get() && !self.answering.get() { limits.response } else { limits.stall }
-    }
-
-    fn late(&self) -> Late {
-        match (self.answering.get(), self.uploaded.get()) {
-            (true, _) if self.down.waits_to_send.get() => Late::Client,
-            (true, _) => Late::Rest,
-            (false, false) if !self.up.waits_to_send.get() => Late::Body,
-            (false, _) => Late::Response,
-        }
-    }
 }
 
 impl Exchange<'_> {
