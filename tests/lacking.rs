@@ -62,6 +62,50 @@ fn doctor_names_each_part_that_the_kernel_refuses_and_nothing_else() {
 }
 
 #[test]
+fn a_kernel_that_is_locked_down_has_no_shortcut_and_the_rest_works() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, web) = (stage.echo("origin"), stage.web("web"));
+    let (tcp, http, udp) = (stage.address(), stage.address(), stage.address());
+    let balanced = stage.datagrams("balanced");
+    let config = stage
+        .config()
+        .service(Service::kernel_tcp("tcp", tcp).to(origin.address()).set("eject: { failures: 3 }").set("shortcut: on"))
+        .service(Service::http("http", http).to(web.address()))
+        .service(Service::udp("udp", udp).to(balanced.address()));
+    let binary = Refused::locked_down();
+    let agent = Agent::start_as(&binary.path(), &config);
+
+    let mut stream = stage.dial(tcp).unwrap();
+    assert_eq!(sockway_tests::origin::read_name(&mut stream).unwrap(), "origin");
+    assert_eq!(stream.peer_addr().unwrap(), tcp, "getpeername() is answered");
+    assert_eq!(stage.session(http).get("/").unwrap().text(), "web");
+    assert_eq!(name_of(&stage.socket("0.0.0.0:0"), udp), "balanced");
+    let metrics = agent.metrics();
+    assert!(!can(&metrics, "kernel_memory") && !can(&metrics, "shortcut_join"));
+    for (_, capability, _) in PARTS.iter().filter(|(_, capability, _)| *capability != "shortcut_join") {
+        assert!(can(&metrics, capability), "{capability}");
+    }
+    let log = agent.log();
+    for without in ["`eject` has no effect", "`shortcut` has no effect"] {
+        let line = log.lines().find(|line| line.contains("the configuration asks for") && line.contains(without));
+        assert!(line.is_some_and(|line| line.contains("ERROR")), "{without}: {log}");
+    }
+    let (code, status) = run(&binary, &["status", "--instance", config.instance()]);
+    assert!(code == Some(0) && status.contains("lacks kernel_memory:"), "{status}");
+    let (code, told) = run(&binary, &["doctor"]);
+    assert_eq!(code, Some(0), "{told}");
+    for (capability, program, without) in [
+        ("kernel_memory", "`look_inside`", "what the kernel itself dials"),
+        ("shortcut_join", "`send_direct`", "`shortcut: auto` stays off"),
+    ] {
+        let line = told.lines().find(|line| line.split_whitespace().nth(1) == Some(capability));
+        let line = line.unwrap_or_else(|| panic!("no {capability} in {told}"));
+        assert!(line.starts_with("warn") && line.contains(HELPER_NAME), "{line}");
+        assert!(line.contains(program) && line.contains(without), "{line}");
+    }
+}
+
+#[test]
 fn what_the_kernel_does_not_refuse_works_and_the_rest_is_told() {
     let Some(stage) = Stage::set() else { return };
     let (origin, web) = (stage.echo("origin"), stage.web("web"));

@@ -32,6 +32,7 @@ mod parts;
 mod pinned;
 mod pins;
 mod place;
+mod probe;
 mod refused;
 pub mod rights;
 mod ruled;

@@ -12,7 +12,8 @@ use crate::socket;
 /// `PF_KTHREAD` of `include/linux/sched.h`. Workers of io_uring, which act for a program, do not have it.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
-/// Byte offset of `task_struct.flags`, set by the agent when it loads this; 0: not known, and nobody is taken for the kernel.
+/// Byte offset of `task_struct.flags`, set by the agent when it loads this; 0: not known, or not to be
+/// read, and nobody is taken for the kernel.
 /// Its first value is nobody else's (see [`crate::mptcp`]).
 #[unsafe(no_mangle)]
 static TASK_FLAGS: u32 = 0x5357_0002;

@@ -205,7 +205,7 @@ fn at_again(join: *mut Join, cookie: u64) -> bool {
 #[inline(always)]
 fn peer_has_read(half: &Half, settings: &Settings, sent: u32) -> bool {
     let offsets = &settings.offsets;
-    socket::peek::<u64>(half.peer_sock, offsets.cookie) == Some(half.peer_cookie)
+    socket::read::<u64>(half.peer_sock, offsets.cookie) == Some(half.peer_cookie)
         && word(half.peer_sock, offsets.copied_seq) == sent
 }
 
@@ -214,8 +214,8 @@ fn peer_has_read(half: &Half, settings: &Settings, sent: u32) -> bool {
 #[inline(always)]
 fn is_untouched(settings: &Settings, via: (u64, u64, u32), to: (u64, u64)) -> bool {
     let offsets = &settings.offsets;
-    socket::peek::<u64>(via.0, offsets.cookie) == Some(via.1)
-        && socket::peek::<u64>(to.0, offsets.cookie) == Some(to.1)
+    socket::read::<u64>(via.0, offsets.cookie) == Some(via.1)
+        && socket::read::<u64>(to.0, offsets.cookie) == Some(to.1)
         && are_ends(word(via.0, offsets.ports), word(to.0, offsets.ports))
         && word(via.0, offsets.write_seq) == via.2
 }
@@ -229,7 +229,7 @@ fn are_ends(near: u32, far: u32) -> bool {
 /// A word of a kernel object; 0 when it cannot be read, which equals nothing that it is compared with but by chance, and no cookie.
 #[inline(always)]
 fn word(object: u64, offset: u32) -> u32 {
-    socket::peek(object, offset).unwrap_or(0)
+    socket::read(object, offset).unwrap_or(0)
 }
 
 /// Behind the last byte that this socket has given to TCP: exact, whatever became of single messages, and still while the hook runs.

@@ -7,6 +7,7 @@
 //! - [`sweep`]: the agent has idle entries of the limits removed;
 //! - [`exclude`]: whose sockets pass: users, network namespaces, cgroups within captured ones;
 //! - [`caller`]: is it a program that dials, or the kernel itself?
+//! - [`inside`]: may programs read the kernel's memory?
 //! - [`mptcp`]: what a subflow dialled is told to the socket above it;
 //! - [`udp`]: a program sends a datagram without connecting, or receives one;
 //! - [`source`]: a socket that goes to the agent keeps the address that it would have had;
@@ -34,6 +35,7 @@ mod count;
 mod eject;
 mod event;
 mod exclude;
+mod inside;
 mod introduce;
 mod join;
 mod latency;

@@ -123,7 +123,7 @@ fn meet(half: &mut Half, settings: &Settings, is_off: bool) -> Result<(), Counte
 /// A shortcut that was switched off ends when the queue is empty: a reader woken once, for bytes of both ways, would stop after the first.
 #[inline(always)]
 fn check_room(half: &Half, settings: &Settings, is_off: bool) -> Result<(), Counter> {
-    let queued: i32 = socket::peek(half.peer_sock, settings.offsets.rmem_alloc).ok_or(Counter::FallbackGone)?;
+    let queued: i32 = socket::read(half.peer_sock, settings.offsets.rmem_alloc).ok_or(Counter::FallbackGone)?;
     // What a joined program sent through the agent must still find room behind what it sent straight, or the two stay apart for good.
     let is_roomy = half.flags & half_flags::ROOMY != 0;
     let limit = if is_roomy { ROOMY_FACTOR * settings.shortcut_bytes_max } else { half.limit_bytes };

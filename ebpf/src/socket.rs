@@ -244,10 +244,25 @@ pub fn number(socket: *mut c_void) -> Option<u64> {
     }
 }
 
+/// Whether programs may read the kernel's memory, set by the agent when it loads this: where not, the verifier must not see the helper.
+/// Its first value is nobody else's (see [`crate::mptcp`]).
+#[unsafe(no_mangle)]
+static CAN_PEEK: u32 = 0x5357_0003;
+
 /// Reads a field of a kernel object that may be gone: memory that cannot be read gives `None`, memory that was reused gives
-/// anything, which is why callers compare the socket cookie first (trap T17).
+/// anything, which is why callers compare the socket cookie first (trap T17). On a kernel that is locked down always `None`.
 #[inline(always)]
 pub fn peek<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
+    // SAFETY: a constant that the agent sets before the program is loaded.
+    if unsafe { ptr::read_volatile(&raw const CAN_PEEK) } == 0 {
+        return None;
+    }
+    read(object, offset)
+}
+
+/// The same without a look at whether it is allowed, for programs that are nothing without: where it is not, the kernel refuses them whole.
+#[inline(always)]
+pub fn read<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
     let mut value = T::default();
     // SAFETY: the helper copes with any source address.
     let failed = unsafe {

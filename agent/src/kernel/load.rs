@@ -16,6 +16,7 @@ use super::{
     hooks::Hooks,
     offsets,
     parts::{Lacking, Part},
+    probe,
     refused::Refused,
     sys::Shape,
 };
@@ -102,6 +103,9 @@ pub fn shapes() -> Result<HashMap<String, Shape>, KernelError> {
     Ok(parsed.maps.iter().map(|(name, map)| (name.clone(), shape(map))).collect())
 }
 
+/// The program that tells whether programs may read the kernel's memory.
+pub const LOOKING_INSIDE: &str = "look_inside";
+
 /// What tells a private copy that it is in no namespace: no cookie is 0.
 pub const NO_NETNS: u64 = 0;
 
@@ -123,9 +127,11 @@ impl Loaded {
         // Nothing in the object is relocated by the kernel's BTF, and parsing it takes a hundred milliseconds.
         loader.btf(None);
         // What the programs may know before the verifier sees them.
-        let task_flags = offsets::task_flags().unwrap_or(0);
+        let can_peek = u32::from(probe::can_peek(object)?);
+        let task_flags = offsets::task_flags().filter(|_| can_peek != 0).unwrap_or(0);
         let has_mptcp = u32::from(offsets::of_running_kernel().is_ok_and(|offsets| offsets.is_mptcp != 0));
         loader.override_global("TASK_FLAGS", &task_flags, true).override_global("HAS_MPTCP", &has_mptcp, true);
+        loader.override_global("CAN_PEEK", &can_peek, true);
         loader.override_global(STEERING_NETNS, &NO_NETNS, true);
         let shapes = shapes()?;
         if let Some((pins, sizes)) = pins {

@@ -26,11 +26,13 @@ pub enum Part {
     PeerName,
     /// Idle entries of the limits are removed.
     Sweep,
+    /// Hooks look at what no context shows: why a handshake failed, how a connection ended, whether the kernel itself dials.
+    Inside,
 }
 
 impl Part {
-    const ALL: [Self; 6] =
-        [Self::Shortcut, Self::Inbound, Self::OriginalDst, Self::Datagrams, Self::PeerName, Self::Sweep];
+    const ALL: [Self; 7] =
+        [Self::Shortcut, Self::Inbound, Self::OriginalDst, Self::Datagrams, Self::PeerName, Self::Sweep, Self::Inside];
 
     /// The part that a program is of; none if the agent cannot do without it.
     pub fn of(program: &str) -> Option<Self> {
@@ -47,6 +49,7 @@ impl Part {
             Self::Datagrams => &["send_v4", "send_v6", "receive_v4", "receive_v6"],
             Self::PeerName => &["peer_v4", "peer_v6"],
             Self::Sweep => &["sweep_limits"],
+            Self::Inside => &[load::LOOKING_INSIDE],
         }
     }
 
@@ -67,6 +70,9 @@ impl Part {
             Self::Sweep => {
                 "idle sources stay in the table of limits: when it is full, further sources are not limited each by itself"
             }
+            Self::Inside => {
+                "`eject` has no effect, flows do not tell of errors, and what the kernel itself dials (NFS, SMB) is balanced like a program's"
+            }
         }
     }
 
@@ -80,6 +86,7 @@ impl Part {
             Self::Datagrams => services.iter().any(|service| service.protocol.transport() == UDP),
             Self::PeerName => !services.is_empty(),
             Self::Sweep => services.iter().any(|service| service.policy.limits.is_some()),
+            Self::Inside => services.iter().any(|service| service.policy.eject.is_some()),
         }
     }
 }
@@ -144,6 +151,8 @@ mod tests {
         assert_eq!(asked("services: []"), []);
         let udp = "services: [{ name: a, address: '127.1.1.1:53', protocol: udp, endpoints: ['127.1.1.2:53'] }]";
         assert_eq!(asked(udp), [Part::Datagrams, Part::PeerName]);
+        let eject = "services: [{ name: a, address: '127.1.1.1:1', protocol: tcp, eject: { failures: 3 }, endpoints: ['127.1.1.2:1'] }]";
+        assert_eq!(asked(eject), [Part::PeerName, Part::Inside]);
         assert_eq!(asked("inbound: [{ name: a, ports: [80], protocol: tcp }]"), [Part::Inbound]);
     }
 

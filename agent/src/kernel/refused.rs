@@ -76,9 +76,11 @@ pub fn list(refused: &[Refused]) -> String {
 }
 
 /// Helpers that came late, or that a kernel may withhold: since when programs of our kinds may call them.
-const HELPERS: [(&str, &str); 8] = [
+const HELPERS: [(&str, &str); 9] = [
     ("bpf_get_netns_cookie", "Linux 5.15 for every hook"),
     ("bpf_probe_read_kernel", "Linux 5.5, and no lockdown=confidentiality"),
+    // What aya calls in its place where the kernel refuses it.
+    ("bpf_probe_read", "Linux 5.5, and no lockdown=confidentiality"),
     ("bpf_ringbuf_reserve", "Linux 5.8"),
     ("bpf_ringbuf_output", "Linux 5.8"),
     ("bpf_skc_to_mptcp_sock", "Linux 5.19"),
@@ -148,6 +150,7 @@ mod tests {
                 "program of this type cannot use helper bpf_probe_read_kernel#113\n",
                 Some("bpf_probe_read_kernel() (Linux 5.5, and no lockdown=confidentiality)"),
             ),
+            ("unknown func bpf_probe_read#4\n", Some("bpf_probe_read() (Linux 5.5, and no lockdown=confidentiality)")),
             ("unknown func bpf_new_thing#300\n", Some("bpf_new_thing()")),
             ("R1 type=inv expected=ctx\nprocessed 9 insns", None),
         ];

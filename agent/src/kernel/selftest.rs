@@ -90,10 +90,13 @@ const UDP_SERVICE: u32 = 2;
 /// `SO_ORIGINAL_DST` of linux/netfilter_ipv4.h.
 const SO_ORIGINAL_DST: libc::c_int = 80;
 
+/// The smallest packet that the kernel takes: a link header.
+const SMALLEST: [u8; 14] = [0; 14];
+
 type Check = fn(&mut Bench) -> Result<String, String>;
 
 /// Name, and the part of the kernel half without which it is not tried.
-const CHECKS: [(&str, Option<Part>, Check); 14] = [
+const CHECKS: [(&str, Option<Part>, Check); 15] = [
     ("capture", None, Bench::capture),
     ("own_cgroup_bypass", None, Bench::own_cgroup_bypass),
     ("listener_tag", None, Bench::listener_tag),
@@ -102,6 +105,7 @@ const CHECKS: [(&str, Option<Part>, Check); 14] = [
     ("original_dst", Some(Part::OriginalDst), Bench::original_dst),
     ("inbound", Some(Part::Inbound), inbound::steered),
     ("limits_sweep", Some(Part::Sweep), Bench::limits_sweep),
+    ("kernel_memory", Some(Part::Inside), Bench::kernel_memory),
     ("shortcut_join", Some(Part::Shortcut), shortcut::join),
     ("shortcut_fionread", Some(Part::Shortcut), shortcut::fionread),
     ("shortcut_splice", Some(Part::Shortcut), shortcut::splice),
@@ -294,9 +298,17 @@ impl Bench {
     /// The program that removes idle entries of the limits can be run; here there are none.
     fn limits_sweep(&mut self) -> Result<String, String> {
         let program = self.loaded.descriptor(Part::Sweep.programs()[0]).map_err(text)?;
-        // The smallest packet that the kernel takes: a link header.
-        sys::run_program(program.as_fd(), &[0; 14]).map_err(text)?;
+        sys::run_program(program.as_fd(), &SMALLEST).map_err(text)?;
         Ok("idle entries of the limits can be removed".into())
+    }
+
+    /// Hooks can look at what no context shows.
+    fn kernel_memory(&mut self) -> Result<String, String> {
+        let program = self.loaded.descriptor(Part::Inside.programs()[0]).map_err(text)?;
+        match sys::run_program(program.as_fd(), &SMALLEST).map_err(text)? {
+            0 => Err("the kernel's memory reads as unreadable".into()),
+            _ => Ok("hooks read what no context shows".into()),
+        }
     }
 
     fn listener_tag(&mut self) -> Result<String, String> {

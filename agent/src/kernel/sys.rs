@@ -1,8 +1,8 @@
 //! The few `bpf(2)` calls that aya 0.14 lacks: take an element in one call, make and update a cgroup link by descriptors alone, storage of
-//! a socket by descriptor.
+//! a socket by descriptor, a program without an object.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
     os::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
@@ -17,6 +17,7 @@ const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
@@ -26,6 +27,7 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_ENABLE_STATS: libc::c_int = 32;
 const BPF_LINK_DETACH: libc::c_int = 34;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 /// Flag of an update: only where there is none.
 const BPF_NOEXIST: u64 = 1;
 
@@ -37,6 +39,15 @@ struct ElementAttr {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// The beginning of the arm that `BPF_PROG_LOAD` uses; the rest may be left out.
+#[repr(C)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
 }
 
 #[repr(C)]
@@ -295,6 +306,18 @@ pub fn run_program(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
     // SAFETY: as in `bpf`, of an argument that the kernel writes its result into.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, attr_size) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(attr.retval) }
+}
+
+/// Loads a program of a socket filter's kind that refers to no map.
+pub fn load_filter(instructions: &[aya_obj::generated::bpf_insn], license: &CStr) -> io::Result<OwnedFd> {
+    let attr = LoadAttr {
+        prog_type: BPF_PROG_TYPE_SOCKET_FILTER,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+    };
+    // SAFETY: a non-negative result is a new descriptor, and ours.
+    bpf(BPF_PROG_LOAD, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A value that the kernel wrote into bytes; `None` if there are too few of them.
