@@ -23,7 +23,7 @@ const PARTS: [(&str, &str, &str); 6] = [
     ("receive_v6", "datagrams", "`protocol: udp` are not balanced"),
     ("peer_v4", "peer_name", "getpeername() answers the endpoint"),
     ("sweep_limits", "limits_sweep", "idle sources stay"),
-    ("send_direct", "shortcut_join", "`shortcut: auto` stays off"),
+    ("send_direct", "shortcut_join", "`shortcut` has no effect"),
 ];
 
 /// Whether the running kernel can do something, as the metrics say.
@@ -96,7 +96,7 @@ fn a_kernel_that_is_locked_down_has_no_shortcut_and_the_rest_works() {
     assert_eq!(code, Some(0), "{told}");
     for (capability, program, without) in [
         ("kernel_memory", "`look_inside`", "what the kernel itself dials"),
-        ("shortcut_join", "`send_direct`", "`shortcut: auto` stays off"),
+        ("shortcut_join", "`send_direct`", "`shortcut` has no effect"),
     ] {
         let line = told.lines().find(|line| line.split_whitespace().nth(1) == Some(capability));
         let line = line.unwrap_or_else(|| panic!("no {capability} in {told}"));

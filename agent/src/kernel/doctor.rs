@@ -148,7 +148,7 @@ fn self_test(mount: &Path, instance: &str) -> Vec<Finding> {
         .into_iter()
         .map(|capability| {
             let bad = match capability.part {
-                Some(Part::Shortcut) => {
+                Some(Part::Shortcut) if !capability.refused => {
                     (Verdict::Warn, "none needed: `shortcut: auto` stays off; `on` takes this deviation")
                 }
                 Some(part) => (Verdict::Warn, part.without()),
