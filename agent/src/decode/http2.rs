@@ -2,9 +2,10 @@
 //! passed on.
 //!
 //! The library refuses by itself: pseudo-fields that are missing, repeated, unknown or late, upper-case names, fields of one connection,
-//! bytes that no field may have, and a content-length that is not what DATA adds up to.
+//! bytes that no field may have, and a content-length that is not what DATA adds up to. Frames are judged before it by the [`guard`].
 
 pub mod guard;
+mod rules;
 
 use http::{
     HeaderMap, HeaderName, Method, Uri, header,
@@ -46,7 +47,10 @@ pub fn request(parts: &mut Parts) -> Result<Asked, BadRequest> {
         is_grpc: parts.headers.get(header::CONTENT_TYPE).is_some_and(|value| grpc::is_grpc(value.as_bytes())),
     };
     if asked.is_connect {
-        return Ok(asked);
+        return match parts.uri.authority() {
+            Some(_) => Ok(asked),
+            None => Err(BadRequest::Malformed("CONNECT without :authority")),
+        };
     }
     let authority = authority(parts)?;
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));

@@ -19,7 +19,7 @@ use crate::{
         http1::HEAD_BYTES_MAX,
         http2::{
             PREFACE,
-            guard::{Flood, Guard},
+            guard::{Flood, Guard, Wrong},
         },
     },
     kernel::OriginalDst,
@@ -35,8 +35,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(2);
 /// How much of what a client goes on sending is read after its connection was ended, so that it learns why.
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// Requests taken back by the client before they were looked at. The library's default, said here because the connection ends beyond it.
-const RESETS_UNSEEN_MAX: usize = 20;
+/// Requests taken back by the client before they were looked at: more than the guard lets through, which tells them from other floods.
+const RESETS_UNSEEN_MAX: usize = 1_000;
 /// Streams that the client broke the rules on. Many fewer than the library's 1024: each costs a reset, and a proxy's clients make none.
 const ERRORS_MAX: usize = 100;
 
@@ -67,9 +67,10 @@ pub async fn serve(
 ) -> Counter {
     let connection =
         Rc::new(Connection { hop: Rc::clone(hop), cluster: RefCell::new(cluster), source: original.source });
-    let io = Io::new(stream, &hop.buffers, first).watched_by(sentry(hop));
+    let guard = Rc::new(RefCell::new(Guard::new(PREFACE.len(), hop.watch.now())));
+    let io = Io::new(stream, &hop.buffers, first).watched_by(sentry(hop, &guard));
     io.set_due(HANDSHAKE);
-    let ended = run(&connection, &io).await;
+    let ended = run(&connection, &io, &guard).await;
     io.set_due(LINGER);
     io.finish(LINGER_BYTES_MAX).await;
     let (received, sent) = io.bytes();
@@ -78,20 +79,13 @@ pub async fn serve(
     ended
 }
 
-/// Counts what costs its sender nothing.
-fn sentry(hop: &Rc<Hop>) -> Sentry {
-    let mut guard = Guard::new(PREFACE.len(), hop.watch.now());
-    let hop = Rc::clone(hop);
-    Box::new(move |bytes, sent| match guard.see(bytes, hop.watch.now(), sent) {
-        Ok(()) => true,
-        Err(flood) => {
-            tracing::debug!(%flood, "a client's connection ends");
-            hop.slab.count(match flood {
-                Flood::Control => Counter::FloodControl,
-                Flood::Resets => Counter::FloodResets,
-            });
-            false
-        }
+/// Shows a guard what comes in.
+fn sentry(hop: &Rc<Hop>, guard: &Rc<RefCell<Guard>>) -> Sentry {
+    let (hop, guard) = (Rc::clone(hop), Rc::clone(guard));
+    Box::new(move |bytes, sent| {
+        let (passing, wrong) = guard.borrow_mut().see(bytes, hop.watch.now(), sent).err()?;
+        tracing::debug!(%wrong, "a client's connection ends");
+        Some(passing)
     })
 }
 
@@ -108,7 +102,7 @@ fn settings() -> Builder {
     builder
 }
 
-async fn run(connection: &Rc<Connection>, io: &Io) -> Counter {
+async fn run(connection: &Rc<Connection>, io: &Io, guard: &RefCell<Guard>) -> Counter {
     let mut handshake = pin!(settings().handshake::<_, Bytes>(io.clone()));
     let began = io.drive(|context| match handshake.as_mut().poll(context) {
         Poll::Pending if io.stopped().is_some() => Poll::Ready(None),
@@ -138,9 +132,10 @@ async fn run(connection: &Rc<Connection>, io: &Io) -> Counter {
             }
             match io.stopped().filter(|_| !told && polled.is_pending()) {
                 None => polled,
-                Some(stop) => {
+                Some(_) => {
                     told = true;
-                    client.abrupt_shutdown(farewell(stop));
+                    let wrong = guard.borrow().wrong();
+                    client.abrupt_shutdown(wrong.map_or(Reason::NO_ERROR, |wrong| wrong.code().into()));
                     client.poll_accept(context)
                 }
             }
@@ -150,27 +145,39 @@ async fn run(connection: &Rc<Connection>, io: &Io) -> Counter {
                 io.clear_due();
                 spawn(exchange::exchange(Rc::clone(connection), request, respond));
             }
-            Some(Err(error)) => return ended(io, is_draining, Some(&error)),
-            None => return ended(io, is_draining, None),
+            Some(Err(error)) => return ended(&connection.hop, io, &guard.borrow(), is_draining, Some(&error)),
+            None => return ended(&connection.hop, io, &guard.borrow(), is_draining, None),
         }
     }
 }
 
-/// What a client is told whose connection we end.
-fn farewell(stop: Stop) -> Reason {
-    match stop {
-        Stop::Overdue => Reason::NO_ERROR,
-        Stop::Refused => Reason::ENHANCE_YOUR_CALM,
+fn ended(hop: &Hop, io: &Io, guard: &Guard, is_draining: bool, error: Option<&h2::Error>) -> Counter {
+    let is_flood = |error: &h2::Error| error.is_library() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+    let flood = match guard.wrong() {
+        Some(Wrong::Flood(flood)) => Some(flood),
+        Some(Wrong::Broken(_)) => None,
+        None => error.filter(|error| is_flood(error)).map(|_| guard.suspected()),
+    };
+    if let Some(flood) = flood {
+        hop.slab.count(flood_counter(flood));
+        return Counter::Flooded;
     }
-}
-
-fn ended(io: &Io, is_draining: bool, error: Option<&h2::Error>) -> Counter {
     match (io.stopped(), error) {
         (Some(Stop::Overdue), _) => Counter::Idle,
-        (Some(Stop::Refused), _) => Counter::Flooded,
+        (Some(Stop::Refused), _) => Counter::BrokenHttp2,
         (None, Some(error)) if error.is_io() => Counter::ClientAborted,
         (None, Some(_)) => Counter::BrokenHttp2,
         (None, None) if is_draining => Counter::AgentDone,
         (None, None) => Counter::ClientDone,
+    }
+}
+
+fn flood_counter(flood: Flood) -> Counter {
+    match flood {
+        Flood::Control => Counter::FloodControl,
+        Flood::Resets => Counter::FloodResets,
+        Flood::Data => Counter::FloodData,
+        Flood::Continuations => Counter::FloodContinuations,
+        Flood::Heads => Counter::FloodHeads,
     }
 }

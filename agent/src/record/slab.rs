@@ -52,6 +52,12 @@ sockway_common::counters! {
     FloodControl = "http2_floods_total" ["kind" = "control_frames"],
     /// Floods: requests that are taken back.
     FloodResets = "http2_floods_total" ["kind" = "resets"],
+    /// Floods: frames of a body with nothing in them, or next to nothing.
+    FloodData = "http2_floods_total" ["kind" = "small_data"],
+    /// Floods: a head in too many frames.
+    FloodContinuations = "http2_floods_total" ["kind" = "continuations"],
+    /// Floods: a head that unpacks to many times what is allowed, or heads that break rules again and again.
+    FloodHeads = "http2_floods_total" ["kind" = "heads"],
     /// Opaque connections, WebSockets among them, that both sides ended.
     RelayDone = "connections_closed_total" ["reason" = "relay_done"],
     /// Opaque connections that the client reset.

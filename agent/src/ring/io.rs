@@ -30,8 +30,8 @@ pub enum Stop {
     Refused,
 }
 
-/// Sees all that comes in, and how many bytes were sent meanwhile; `false` stops reading.
-pub type Sentry = Box<dyn FnMut(&[u8], u64) -> bool>;
+/// Sees all that comes in, and how many bytes were sent meanwhile. What it gives stops reading: so many of these bytes may still pass.
+pub type Sentry = Box<dyn FnMut(&[u8], u64) -> Option<usize>>;
 
 /// One connection; clones are the same.
 #[derive(Clone)]
@@ -215,9 +215,13 @@ impl State {
             self.buffers.give(first);
         }
         let new = &buf.filled()[before..];
-        let is_refused = self.sentry.as_mut().is_some_and(|sentry| !sentry(new, self.sent));
-        if is_refused {
+        let passing = self.sentry.as_mut().and_then(|sentry| sentry(new, self.sent));
+        if let Some(bytes) = passing {
             self.stop = Some(Stop::Refused);
+            buf.set_filled(before + bytes);
+            if bytes > 0 {
+                return Poll::Ready(Ok(()));
+            }
         } else if new.is_empty() && self.stream.socket.is_overdue() {
             self.stop = Some(Stop::Overdue);
         } else {

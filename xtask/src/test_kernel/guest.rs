@@ -38,6 +38,8 @@ const ROOMS_OF_THE_KERNEL: [&str; 4] = ["kernel::", "ring::", "accept::", "node:
 
 /// The C program of the tests, which they compile where there is a compiler.
 pub const WAYS: &str = "/target/debug/ways";
+/// What makes every case of RFC 9113.
+pub const HTTPWG: &str = "/httpwg";
 
 /// What a line of ours begins with.
 pub const MARK: &str = "@guest ";
@@ -198,6 +200,7 @@ fn test(name: &str, plan: &Plan) -> Command {
     command
         .env("SOCKWAY_BIN", AGENT)
         .env("SOCKWAY_TEST_WAYS", WAYS)
+        .env("SOCKWAY_HTTPWG", HTTPWG)
         .env("SOCKWAY_TEST_PATIENCE", plan.patience.to_string());
     command
 }

@@ -1,9 +1,12 @@
-//! Floods of frames that cost their sender nothing: what the library that reads the frames answers or drops without an end.
+//! What a client may not send, seen before the library that reads the frames sees it: floods of frames that cost their sender nothing, which
+//! the library answers or drops without an end, and frames against the [`Rules`].
 //!
-//! The library itself bounds header blocks, CONTINUATION, tiny and empty DATA, and streams that are reset before they are accepted. Counted
-//! here are the frames that carry no request (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, unknown ones) and requests that are taken back.
+//! The library itself bounds what a head unpacks to, tiny DATA, and streams that it had to reset. Counted here are the frames that carry no
+//! request (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown ones), CONTINUATION, and requests that are taken back.
 
 use std::time::Duration;
+
+use super::rules::{Broken, FrameHead, Rules, kind};
 
 /// So many frames that carry no request may come at once: Envoy's bound for control frames.
 const CONTROL_FRAMES_MAX: u64 = 1_000;
@@ -17,8 +20,8 @@ const SENT_BYTES_PER_CONTROL_FRAME: u64 = 256;
 const RESETS_MAX: u64 = 500;
 /// See [`RESETS_MAX`].
 const REQUESTS_SEEN: u64 = 1_000;
-
-const FRAME_HEAD_BYTES: usize = 9;
+/// Frames behind the first of one head: with 16 KiB in each, as many as the longest head may have, and one more.
+const CONTINUATIONS_MAX: u32 = 5;
 
 /// What a peer does too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +32,37 @@ pub enum Flood {
     /// RST_STREAM.
     #[error("most requests are taken back")]
     Resets,
+    /// DATA with nothing in it, or next to nothing.
+    #[error("too many frames of a body without a body")]
+    Data,
+    /// CONTINUATION.
+    #[error("a head that does not end")]
+    Continuations,
+    /// HEADERS: one that unpacks to many times what is allowed, or many that break the rules of their streams.
+    #[error("heads that are too large or break rules")]
+    Heads,
+}
+
+/// Why a connection is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Wrong {
+    /// Too much of something.
+    #[error(transparent)]
+    Flood(#[from] Flood),
+    /// Something that may not be.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+impl Wrong {
+    /// What the peer is told (RFC 9113 section 7).
+    pub fn code(self) -> u32 {
+        const ENHANCE_YOUR_CALM: u32 = 0xb;
+        match self {
+            Self::Flood(_) => ENHANCE_YOUR_CALM,
+            Self::Broken(broken) => broken as u32,
+        }
+    }
 }
 
 /// Walks over the frames that one peer sends.
@@ -36,13 +70,19 @@ pub enum Flood {
 pub struct Guard {
     /// Bytes to pass over before the next frame's head.
     skip: usize,
-    head: [u8; FRAME_HEAD_BYTES],
+    rules: Rules,
+    head: [u8; FrameHead::BYTES],
     head_bytes: usize,
     leave: u64,
     /// Up to when, and up to how many bytes sent, leave was given.
     given: (Duration, u64),
     requests: u64,
     resets: u64,
+    /// Frames of the head that goes on.
+    continuations: u32,
+    /// The kind of the last frame.
+    last: u8,
+    wrong: Option<Wrong>,
 }
 
 impl Guard {
@@ -50,33 +90,59 @@ impl Guard {
     pub fn new(preface_bytes: usize, now: Duration) -> Self {
         Self {
             skip: preface_bytes,
-            head: [0; FRAME_HEAD_BYTES],
+            rules: Rules::default(),
+            head: [0; FrameHead::BYTES],
             head_bytes: 0,
             leave: CONTROL_FRAMES_MAX,
             given: (now, 0),
             requests: 0,
             resets: 0,
+            continuations: 0,
+            last: kind::SETTINGS,
+            wrong: None,
         }
     }
 
-    /// Sees what has come; `sent` is how many bytes the peer was sent so far.
-    pub fn see(&mut self, mut bytes: &[u8], now: Duration, sent: u64) -> Result<(), Flood> {
+    /// What was found wrong, if anything was.
+    pub fn wrong(&self) -> Option<Wrong> {
+        self.wrong
+    }
+
+    /// Which flood it was if the library found one: it says no more than that.
+    pub fn suspected(&self) -> Flood {
+        match self.last {
+            kind::DATA => Flood::Data,
+            kind::RST_STREAM => Flood::Resets,
+            _ => Flood::Heads,
+        }
+    }
+
+    /// Sees what has come; `sent` is how many bytes the peer was sent so far. If something is wrong, with how many of these bytes may still be
+    /// read: what comes before it.
+    pub fn see(&mut self, all: &[u8], now: Duration, sent: u64) -> Result<(), (usize, Wrong)> {
         self.renew(now, sent);
+        self.walk(all).inspect_err(|(_, wrong)| self.wrong = Some(*wrong))
+    }
+
+    fn walk(&mut self, all: &[u8]) -> Result<(), (usize, Wrong)> {
+        let mut bytes = all;
         while !bytes.is_empty() {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            bytes = &bytes[skipped..];
-            let part = bytes.len().min(FRAME_HEAD_BYTES - self.head_bytes);
-            if self.skip > 0 || part == 0 {
+            let at = all.len() - bytes.len();
+            let (skipped, rest) = bytes.split_at(self.skip.min(bytes.len()));
+            self.rules.payload(skipped).map_err(|broken| (at, broken.into()))?;
+            self.skip -= skipped.len();
+            let (part, rest) = rest.split_at(rest.len().min(FrameHead::BYTES - self.head_bytes));
+            bytes = rest;
+            if self.skip > 0 || part.is_empty() {
                 continue;
             }
-            self.head[self.head_bytes..self.head_bytes + part].copy_from_slice(&bytes[..part]);
-            self.head_bytes += part;
-            bytes = &bytes[part..];
-            if self.head_bytes == FRAME_HEAD_BYTES {
+            self.head[self.head_bytes..self.head_bytes + part.len()].copy_from_slice(part);
+            self.head_bytes += part.len();
+            if self.head_bytes == FrameHead::BYTES {
                 self.head_bytes = 0;
-                self.skip = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]) as usize;
-                self.frame(self.head[3])?;
+                let head = FrameHead::of(self.head);
+                self.skip = head.length;
+                self.frame(head).map_err(|wrong| (at + skipped.len(), wrong))?;
             }
         }
         Ok(())
@@ -97,29 +163,32 @@ impl Guard {
         self.leave = (self.leave + more).min(CONTROL_FRAMES_MAX);
     }
 
-    /// One frame of a kind (RFC 9113 section 6).
-    fn frame(&mut self, kind: u8) -> Result<(), Flood> {
-        const DATA: u8 = 0x0;
-        const HEADERS: u8 = 0x1;
-        const RST_STREAM: u8 = 0x3;
-        const CONTINUATION: u8 = 0x9;
-        match kind {
-            DATA if self.skip > 0 => self.allow(CONTROL_FRAMES_PER_MESSAGE),
-            HEADERS => {
+    fn frame(&mut self, head: FrameHead) -> Result<(), Wrong> {
+        self.rules.frame(head)?;
+        self.last = head.kind;
+        match head.kind {
+            kind::DATA if head.length > 0 => self.allow(CONTROL_FRAMES_PER_MESSAGE),
+            kind::DATA => self.leave = self.leave.checked_sub(1).ok_or(Flood::Data)?,
+            kind::HEADERS => {
+                self.continuations = 0;
                 self.allow(CONTROL_FRAMES_PER_MESSAGE);
                 self.requests += 1;
                 if self.requests == REQUESTS_SEEN {
                     (self.requests, self.resets) = (self.requests / 2, self.resets / 2);
                 }
             }
-            RST_STREAM => {
+            kind::RST_STREAM => {
                 self.resets += 1;
                 if self.resets > RESETS_MAX {
-                    return Err(Flood::Resets);
+                    return Err(Flood::Resets.into());
                 }
             }
-            // The library counts them.
-            DATA | CONTINUATION => {}
+            kind::CONTINUATION => {
+                self.continuations += 1;
+                if self.continuations > CONTINUATIONS_MAX {
+                    return Err(Flood::Continuations.into());
+                }
+            }
             _ => self.leave = self.leave.checked_sub(1).ok_or(Flood::Control)?,
         }
         Ok(())
@@ -132,26 +201,33 @@ mod tests {
 
     const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    const HEADERS: [u8; 10] = [0, 0, 1, 1, 5, 0, 0, 0, 1, 0x82];
+    const HEADERS: [u8; 10] = [0, 0, 1, 1, 4, 0, 0, 0, 1, 0x82];
     const RESET: [u8; 13] = [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
     const EMPTY: [u8; 9] = [0, 0, 0, 0, 0, 0, 0, 0, 1];
     const START: Duration = Duration::ZERO;
 
     /// How many of these frames pass, up to `most`.
-    fn passed(guard: &mut Guard, frames: &[u8], most: usize, step: Duration) -> (usize, Option<Flood>) {
+    fn passed(guard: &mut Guard, frames: &[u8], most: usize, step: Duration) -> (usize, Option<Wrong>) {
         for number in 0..most {
-            if let Err(flood) = guard.see(frames, step * number as u32, 0) {
-                return (number, Some(flood));
+            if let Err((_, wrong)) = guard.see(frames, step * number as u32, 0) {
+                return (number, Some(wrong));
             }
         }
         (most, None)
+    }
+
+    /// A frame on the stream of this number.
+    fn on(frame: &[u8], number: u32) -> Vec<u8> {
+        let mut frame = frame.to_vec();
+        frame[5..9].copy_from_slice(&(2 * number + 1).to_be_bytes());
+        frame
     }
 
     #[test]
     fn a_flood_of_frames_that_carry_nothing_is_told() {
         for frame in [&PING[..], &SETTINGS, &[0, 0, 0, 0xfe, 0, 0, 0, 0, 0]] {
             let mut guard = Guard::new(0, START);
-            assert_eq!(passed(&mut guard, frame, 5_000, START), (1_000, Some(Flood::Control)));
+            assert_eq!(passed(&mut guard, frame, 5_000, START), (1_000, Some(Flood::Control.into())));
         }
         let mut guard = Guard::new(0, START);
         assert_eq!(passed(&mut guard, &PING, 20_000, Duration::from_millis(10)), (20_000, None), "100 a second pass");
@@ -170,10 +246,42 @@ mod tests {
 
     #[test]
     fn taking_back_most_requests_is_told_and_taking_back_some_is_not() {
-        let back = [&HEADERS[..], &RESET].concat();
-        assert_eq!(passed(&mut Guard::new(0, START), &back, 5_000, START), (500, Some(Flood::Resets)));
-        let half = [&HEADERS[..], &HEADERS, &RESET].concat();
-        assert_eq!(passed(&mut Guard::new(0, START), &half, 50_000, START), (50_000, None));
+        let mut guard = Guard::new(0, START);
+        let back = |number: u32| [on(&HEADERS, number), on(&RESET, number)].concat();
+        assert!((0..500).all(|number| guard.see(&back(number), START, 0).is_ok()));
+        assert_eq!(guard.see(&back(500), START, 0), Err((HEADERS.len(), Flood::Resets.into())));
+        let mut guard = Guard::new(0, START);
+        let half =
+            |number: u32| [on(&HEADERS, 2 * number), on(&HEADERS, 2 * number + 1), on(&RESET, 2 * number)].concat();
+        assert!((0..50_000).all(|number| guard.see(&half(number), START, 0).is_ok()));
+    }
+
+    #[test]
+    fn a_head_and_a_body_that_bring_nothing_are_told() {
+        let mut guard = Guard::new(0, START);
+        let empty = passed(&mut guard, &EMPTY, 5_000, START);
+        assert_eq!(empty, (1_000, Some(Flood::Data.into())));
+        let mut guard = Guard::new(0, START);
+        guard.see(&[0, 0, 0, 1, 0, 0, 0, 0, 1], START, 0).unwrap();
+        let more = passed(&mut guard, &[0, 0, 0, 9, 0, 0, 0, 0, 1], 5_000, START);
+        assert_eq!(more, (5, Some(Flood::Continuations.into())));
+        assert_eq!(guard.wrong(), more.1);
+    }
+
+    #[test]
+    fn what_comes_before_a_broken_rule_may_still_be_read() {
+        let mut guard = Guard::new(0, START);
+        let all = [&SETTINGS[..], &HEADERS, &RESET, &EMPTY, &PING].concat();
+        let good = SETTINGS.len() + HEADERS.len() + RESET.len();
+        assert_eq!(guard.see(&all, START, 0), Err((good, Broken::StreamClosed.into())));
+        let large = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff];
+        for torn in 0..large.len() {
+            let mut guard = Guard::new(0, START);
+            guard.see(&large[..torn], START, 0).unwrap();
+            let (at, wrong) = guard.see(&large[torn..], START, 0).unwrap_err();
+            assert!(at + torn < large.len(), "the library never has all of it");
+            assert_eq!((wrong, wrong.code()), (Broken::FlowControl.into(), 3));
+        }
     }
 
     #[test]
@@ -184,7 +292,7 @@ mod tests {
             let mut guard = Guard::new(preface.len(), START);
             guard.see(&all[..cut], START, 0).unwrap();
             guard.see(&all[cut..], START, 0).unwrap();
-            let leave = CONTROL_FRAMES_MAX - 1;
+            let leave = CONTROL_FRAMES_MAX - 2;
             assert_eq!((guard.leave, guard.requests, guard.resets, guard.skip), (leave, 1, 1, 0), "cut at {cut}");
         }
         let mut guard = Guard::new(preface.len(), START);

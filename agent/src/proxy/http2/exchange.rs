@@ -66,6 +66,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         refused => {
             let reply = refused.map_or_else(Reply::refused, |_| Reply::no_tunnels());
             hop.slab.count(reply.counter);
+            if reply.counter == Counter::Malformed {
+                return reply::reset(&mut respond, &reply).await;
+            }
             reply::send(&mut respond, &reply, To { is_grpc: false, is_head: false });
             return body::drain(&mut body).await;
         }

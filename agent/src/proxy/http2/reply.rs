@@ -32,6 +32,16 @@ pub fn send(respond: &mut SendResponse<Bytes>, reply: &Reply, to: To) {
     }
 }
 
+/// Answers a request that breaks the rules of its head, and resets its stream (RFC 9113 section 8.1.1).
+pub async fn reset(respond: &mut SendResponse<Bytes>, reply: &Reply) {
+    let (response, body) = text(reply);
+    // What waits to be sent is lost with the reset: the reason is a courtesy, the reset is the rule.
+    if respond.send_response(response, false).is_ok_and(|mut stream| stream.send_data(body, false).is_ok()) {
+        tokio::task::yield_now().await;
+    }
+    respond.send_reset(Reason::PROTOCOL_ERROR);
+}
+
 fn text(reply: &Reply) -> (Response<()>, Bytes) {
     let body = Bytes::from(reply.text());
     let mut response = Response::new(());
