@@ -91,6 +91,45 @@ fn a_call_whose_time_is_over_is_answered_and_taken_back() {
     assert!(hop.counted("DEADLINE_EXCEEDED"));
 }
 
+/// An endpoint that begins a response of this type, sends a piece of it and then nothing.
+fn falling_silent(stage: &Stage, content_type: &'static str) -> Origin {
+    let listener = stage.origin().listen(stage.address()).unwrap();
+    Origin::start(listener, move |stream: &TcpStream, _| -> io::Result<()> {
+        let mut peer = Peer::server(stream)?;
+        while let Some(frame) = peer.read()? {
+            if frame.ends_stream() {
+                let head = [&[0x88][..], &head(&[("content-type", content_type)])].concat();
+                peer.send(kind::HEADERS, END_HEADERS, frame.stream, &head)?;
+                peer.send(kind::DATA, 0, frame.stream, &[0; 5])?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_call_whose_time_is_over_within_its_response_ends_with_a_status() {
+    let Some(stage) = Stage::set() else { return };
+    let silent = falling_silent(&stage, "application/grpc");
+    let hop = Hop::to(stage, silent.address());
+    let answer = hop.call(&["grpc-timeout: 500m"]);
+    assert!(answer.starts_with("HTTP/2 200") && answer.contains("\0\0\0\0\0grpc-status: 4\r\n"), "{answer:?}");
+    assert!(hop.counted("DEADLINE_EXCEEDED"));
+}
+
+#[test]
+fn what_is_not_grpc_is_not_passed_off_as_whole_when_its_time_is_over() {
+    let Some(stage) = Stage::set() else { return };
+    let silent = falling_silent(&stage, "text/plain");
+    let hop = Hop::to(stage, silent.address());
+    let fields = ["-H", "content-type: application/grpc", "-H", "grpc-timeout: 500m"];
+    let url = format!("http://{}/", hop.service);
+    let more = ["--http2-prior-knowledge", "--data-binary", "call", &url];
+    let output = peers::curl(Room::of(&hop.stage.clients), &[&fields[..], &more].concat());
+    assert_eq!(output.status.code(), Some(92), "a stream that was reset: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(hop.counted("DEADLINE_EXCEEDED"));
+}
+
 #[test]
 fn the_time_that_is_left_is_passed_on_and_is_less_than_what_was_given() {
     let Some(stage) = Stage::set() else { return };

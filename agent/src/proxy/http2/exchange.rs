@@ -12,8 +12,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, client::ResponseFuture, server::SendResponse};
-use http::{HeaderValue, Request, Response, request::Parts};
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 
 use super::{
     Connection,
@@ -74,7 +74,8 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         }
     };
     let timeout = if asked.is_grpc { grpc_timeout(&parts) } else { None };
-    let mut exchange = Exchange { connection: &connection, asked, began, timeout, head_sent: false, respond };
+    let mut exchange =
+        Exchange { connection: &connection, asked, began, timeout, down: None, has_status: false, respond };
     let passed = async {
         match connection.cluster().spoken_upstream(HttpVersion::Http2) {
             HttpVersion::Http2 => exchange.pass_on(parts, &mut body).await,
@@ -103,8 +104,10 @@ struct Exchange<'c> {
     began: Instant,
     /// How long the caller waits.
     timeout: Option<Duration>,
-    /// Whether any of a final response was sent.
-    head_sent: bool,
+    /// Where the rest of a final response goes, when its head was sent.
+    down: Option<SendStream<Bytes>>,
+    /// Whether that response is gRPC's, of which no part is taken for the whole without a status.
+    has_status: bool,
     respond: SendResponse<Bytes>,
 }
 
@@ -205,16 +208,17 @@ impl Exchange<'_> {
         if let Err(bad) = http2::response(status, &mut head.headers) {
             return Ended::Bad(bad);
         }
+        self.has_status = is_grpc(&head.headers);
         let is_whole = body.is_end_stream();
         let trailers_only = if is_whole && self.asked.is_grpc { body::grpc_status(&head.headers) } else { None };
-        let Ok(mut down) = self.respond.send_response(Response::from_parts(head, ()), is_whole) else {
+        let Ok(down) = self.respond.send_response(Response::from_parts(head, ()), is_whole) else {
             return Ended::ClientGone;
         };
-        self.head_sent = true;
+        let down = self.down.insert(down);
         if is_whole {
             return Ended::Answered(status, trailers_only);
         }
-        match body::pass_on(&mut body, &mut down, &Cell::default()).await {
+        match body::pass_on(&mut body, down, &Cell::default()).await {
             Ok(grpc_status) => Ended::Answered(status, grpc_status),
             Err(Broken::From(error)) => Ended::Broken(error),
             Err(Broken::To) => Ended::ClientGone,
@@ -290,8 +294,12 @@ impl Exchange<'_> {
 
     /// The caller's time is over; the endpoint's stream was reset when the exchange was dropped.
     fn too_late(&mut self) {
-        let counter = if self.head_sent {
-            self.respond.send_reset(Reason::CANCEL);
+        let counter = if let Some(down) = &mut self.down {
+            // A reset is not what every library takes for it: grpc-js says that somebody has cancelled the call.
+            let trailers = reply::trailers(&Reply::deadline_exceeded());
+            if !self.has_status || down.send_trailers(trailers).is_err() {
+                self.respond.send_reset(Reason::CANCEL);
+            }
             self.connection.hop.slab.count(Counter::of_grpc(grpc::code::DEADLINE_EXCEEDED));
             Counter::DeadlineExceeded
         } else {
@@ -299,6 +307,10 @@ impl Exchange<'_> {
         };
         self.connection.hop.slab.count(counter);
     }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| grpc::is_grpc(value.as_bytes()))
 }
 
 /// The code with which an endpoint is told that its stream is over.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
-use http::{HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 
 use crate::{decode::grpc, proxy::http::Reply};
 
@@ -54,11 +54,17 @@ fn text(reply: &Reply) -> (Response<()>, Bytes) {
 
 fn trailers_only(reply: &Reply) -> Response<()> {
     let mut response = Response::new(());
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from(u16::from(reply.grpc_code())));
-    if let Ok(message) = HeaderValue::try_from(grpc::message(reply.text().trim_end())) {
-        headers.insert("grpc-message", message);
-    }
+    *response.headers_mut() = trailers(reply);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
+}
+
+/// What ends a gRPC response of which the head was sent already.
+pub fn trailers(reply: &Reply) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from(u16::from(reply.grpc_code())));
+    if let Ok(message) = HeaderValue::try_from(grpc::message(reply.text().trim_end())) {
+        trailers.insert("grpc-message", message);
+    }
+    trailers
 }

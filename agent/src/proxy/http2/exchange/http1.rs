@@ -242,13 +242,14 @@ impl Exchange<'_> {
         let (buf, response) = self.translated(buf, &head)?;
         let is_whole = head.framing == Framing::None;
         let trailers_only = if is_whole && self.asked.is_grpc { body::grpc_status(response.headers()) } else { None };
-        let mut down = self.respond.send_response(response, is_whole).map_err(|_| Ended::ClientGone)?;
-        self.head_sent = true;
+        self.has_status = super::is_grpc(response.headers());
+        let down = self.respond.send_response(response, is_whole).map_err(|_| Ended::ClientGone)?;
+        let down = self.down.insert(down);
         if is_whole {
             return Ok(Ended::Answered(head.status, trailers_only, head.keep_alive && buf.is_empty()));
         }
         let mut inlet = Inlet { from, buffers: &self.connection.hop.buffers, progress: &phase.down };
-        match inlet.pass_on(&mut down, buf, head.framing).await {
+        match inlet.pass_on(down, buf, head.framing).await {
             // Bytes behind a response belong to no request: the connection is not to be trusted any more.
             Ok(passed) => {
                 Ok(Ended::Answered(head.status, passed.grpc_status, head.keep_alive && passed.rest.is_none()))
@@ -277,7 +278,7 @@ impl Exchange<'_> {
             Ended::ClientGone => Counter::RequestAborted,
             Ended::Late(Late::Body) => self.reply(&Reply::body_timeout()),
             Ended::Late(Late::Response) => self.reply(&Reply::late_response()),
-            Ended::Late(Late::Rest) if !self.head_sent => self.reply(&Reply::late_response()),
+            Ended::Late(Late::Rest) if self.down.is_none() => self.reply(&Reply::late_response()),
             Ended::Late(Late::Rest) => self.broken_off(Reason::INTERNAL_ERROR, Counter::ResponseStalled),
             Ended::Late(Late::Client) => self.broken_off(Reason::CANCEL, Counter::ClientStalled),
         }
