@@ -323,6 +323,11 @@ pub fn binary() -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no sockway below {}; {HOW_TO_RUN}", target().display())).clone()
 }
 
+/// Whether it was built with optimisation: one that was not is several times slower.
+pub fn is_optimised() -> bool {
+    !binary().components().any(|part| part.as_os_str() == "debug")
+}
+
 /// The agent of another layout that `cargo xtask test` builds (`SOCKWAY_NEXT_BIN`, or below `target/next`); `None` where there is none, after
 /// saying so.
 pub fn next_binary() -> Option<PathBuf> {
@@ -368,7 +373,8 @@ pub fn probe() -> PathBuf {
 
 const HOW_TO_RUN: &str = "run these tests with `cargo xtask test`, which builds the agent with its kernel half";
 
-fn target() -> PathBuf {
+/// The folder of everything that is built and installed.
+pub fn target() -> PathBuf {
     let test = env::current_exe().expect("this test's own path");
     test.ancestors().nth(3).expect("target/<profile>/deps/<test>").to_owned()
 }

@@ -7,7 +7,7 @@
 //! - [`config`]: what the agent is told, as YAML;
 //! - [`agent`]: the binary under test, from start to the last trace it leaves; [`refused`]: one that the kernel takes in parts only;
 //! - [`origin`], [`web`], [`datagram`]: endpoints that say their name, in threads of the test;
-//! - [`peers`]: real programs: curl, python3, wrk, nginx, nghttpd, redis;
+//! - [`peers`]: real programs: curl, python3, wrk, nginx, nghttpd, redis; [`databases`]: those that keep data;
 //! - [`frames`]: one side of an HTTP/2 connection, frame by frame; [`tls`]: certificates, and either side of a TLS connection;
 //! - [`pair`]: two sockets joined by the shortcut;
 //! - [`torture`]: connections used in every way, on every path;
@@ -25,6 +25,7 @@ pub mod answer;
 pub mod cgroup;
 pub mod config;
 pub mod counts;
+pub mod databases;
 pub mod datagram;
 pub mod door;
 pub mod frames;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
     time::Duration,
 };
@@ -11,8 +11,10 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
+    agent,
     door::Door,
     process::{self, Process, Room},
+    stage,
     tls::Pair,
     wait,
 };
@@ -28,7 +30,9 @@ pub fn curl(room: Room<'_>, arguments: &[&str]) -> Output {
 
 /// A python3 program, to which `soon` is the length of [`wait::soon`] in seconds: what it waits for an answer at most.
 pub fn python_command(program: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new("python3");
+    // Debian's where there is one: it has Debian's libraries, and another one on the `PATH` may be a wrapper that starts slowly.
+    let system = Path::new("/usr/bin/python3");
+    let mut command = Command::new(if system.is_file() { system } else { Path::new("python3") });
     command.args(["-c", &format!("soon = {}\n{program}", wait::soon().as_secs())]).args(arguments);
     command
 }
@@ -39,6 +43,24 @@ pub fn python(room: Room<'_>, program: &str, arguments: &[&str]) -> String {
     let output = process::run(room, python_command(program, arguments));
     assert!(output.status.success(), "python3: {}", String::from_utf8_lossy(&output.stderr));
     stdout(&output)
+}
+
+/// Where `cargo xtask setup` installs packages of npm; `None` where they are not, after saying so.
+pub fn node_packages() -> Option<PathBuf> {
+    let path = agent::target().join("tools/npm/node_modules");
+    if !path.is_dir() {
+        stage::tell(&format!("SKIPPED: there is no {}; `cargo xtask setup` installs it", path.display()));
+        return None;
+    }
+    Some(path)
+}
+
+/// A program for node, to which the folder of [`node_packages`] and the seconds of [`wait::soon`] are the first arguments.
+pub fn node_command(program: &str, arguments: &[&str]) -> Option<Command> {
+    let packages = node_packages()?;
+    let mut command = Command::new("node");
+    command.args(["-e", program, "--"]).arg(packages).arg(wait::soon().as_secs().to_string()).args(arguments);
+    Some(command)
 }
 
 /// What a program printed.

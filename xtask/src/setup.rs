@@ -2,6 +2,7 @@
 
 pub mod compiler;
 mod linker;
+mod npm;
 pub mod packages;
 
 use std::{
@@ -26,8 +27,10 @@ pub enum Group {
     Build,
     /// The programs that the demo sends through Sockway.
     Demo,
-    /// The real peers of the tests.
+    /// The real peers of the tests that say something about the kernel, too: `test-kernel` takes them along.
     Test,
+    /// The real peers of the tests that say something about the agent alone.
+    Peers,
     /// The proxies to compare with, and what makes the load.
     Bench,
     /// The emulated machine of `test-kernel`, and what prepares a kernel for it.
@@ -65,11 +68,27 @@ const PROGRAMS: &[Needed] = &[
     needed("h2load", "nghttp2-client", &[Group::Test, Group::Bench]),
     needed("nghttpd", "nghttp2-server", &[Group::Test, Group::Bench]),
     needed("haproxy", "haproxy", &[Group::Test, Group::Bench]),
+    needed("nghttp", "nghttp2-client", &[Group::Peers]),
+    needed("ab", "apache2-utils", &[Group::Peers]),
+    needed("mariadbd", "mariadb-server-core", &[Group::Peers]),
+    needed("mariadb", "mariadb-client-core", &[Group::Peers]),
+    needed("node", "nodejs", &[Group::Peers]),
+    needed("npm", "npm", &[Group::Peers]),
     needed("taskset", "util-linux", &[Group::Bench]),
     needed("qemu-system-x86_64", "qemu-system-x86", &[Group::Kernels]),
     needed("depmod", "kmod", &[Group::Kernels]),
     needed("strip", "binutils", &[Group::Kernels]),
     needed("setpriv", "util-linux", &[Group::Kernels]),
+];
+
+/// Packages without a program on the `PATH`, what is there when they are, and who needs them.
+const LIBRARIES: &[(&str, &str, Group)] = &[
+    ("python3-h11", "/usr/share/doc/python3-h11", Group::Peers),
+    ("python3-grpcio", "/usr/share/doc/python3-grpcio", Group::Peers),
+    ("python3-urllib3", "/usr/share/doc/python3-urllib3", Group::Peers),
+    ("python3-websockets", "/usr/share/doc/python3-websockets", Group::Peers),
+    ("postgresql", "/usr/share/doc/postgresql", Group::Peers),
+    ("libnginx-mod-stream", STREAM_MODULE, Group::Bench),
 ];
 
 /// The programs of a group.
@@ -95,11 +114,12 @@ pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
         rust_components()?;
     }
     if groups.contains(&Group::Test) {
-        packages::install_if_missing("python3-h11", Path::new("/usr/share/doc/python3-h11"))?;
         httpwg()?;
     }
+    if groups.contains(&Group::Peers) {
+        npm::ready();
+    }
     if groups.contains(&Group::Bench) {
-        packages::install_if_missing("libnginx-mod-stream", Path::new(STREAM_MODULE))?;
         envoy();
     }
     if groups.contains(&Group::Build) { compiler::ready().map(Some) } else { Ok(None) }
@@ -108,7 +128,7 @@ pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
 /// `cargo xtask setup`: everything, told at length.
 pub fn run() -> Result<()> {
     let started = Instant::now();
-    let compiler = ready(&[Group::Build, Group::Demo, Group::Test, Group::Bench, Group::Check])?;
+    let compiler = ready(&[Group::Build, Group::Demo, Group::Test, Group::Peers, Group::Bench, Group::Check])?;
     if let Some(compiler) = compiler {
         say(format!("the kernel half is built by {compiler}"));
     }
@@ -116,21 +136,27 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// One call of apt for all of it: each takes its time.
 fn install_programs(groups: &[Group]) -> Result<()> {
     let missing: Vec<&Needed> = PROGRAMS
         .iter()
         .filter(|needed| needed.groups.iter().any(|group| groups.contains(group)))
         .filter(|needed| find_program(needed.program).is_none())
         .collect();
-    if missing.is_empty() {
+    let libraries: Vec<&str> = LIBRARIES
+        .iter()
+        .filter(|(_, file, group)| groups.contains(group) && !Path::new(file).exists())
+        .map(|(package, ..)| *package)
+        .collect();
+    if missing.is_empty() && libraries.is_empty() {
         return Ok(());
     }
-    let programs: Vec<&str> = missing.iter().map(|needed| needed.program).collect();
-    let mut names: Vec<&str> = missing.iter().map(|needed| needed.package).collect();
+    let what: Vec<&str> = missing.iter().map(|needed| needed.program).chain(libraries.iter().copied()).collect();
+    let mut names: Vec<&str> = missing.iter().map(|needed| needed.package).chain(libraries.iter().copied()).collect();
     names.sort_unstable();
     names.dedup();
     let users: Vec<String> = groups.iter().map(|group| format!("{group:?}").to_lowercase()).collect();
-    packages::install(&names, &format!("{} not found, needed to {}", programs.join(", "), users.join(" and ")))?;
+    packages::install(&names, &format!("{} not found, needed to {}", what.join(", "), users.join(" and ")))?;
     match missing.iter().find(|needed| find_program(needed.program).is_none()) {
         Some(needed) => bail!("package {} is installed, and still there is no `{}`", needed.package, needed.program),
         None => Ok(()),
@@ -206,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_group_but_check_needs_some_program() {
-        for group in [Group::Build, Group::Demo, Group::Test, Group::Bench, Group::Kernels] {
+        for group in [Group::Build, Group::Demo, Group::Test, Group::Peers, Group::Bench, Group::Kernels] {
             assert!(PROGRAMS.iter().any(|needed| needed.groups.contains(&group)), "{group:?}");
         }
     }

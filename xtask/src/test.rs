@@ -22,7 +22,7 @@ use crate::{
 /// Sets up, builds, becomes root, tests.
 pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     if !root::is_prepared() {
-        ready(&[Group::Test])?;
+        ready(&[Group::Test, Group::Peers])?;
         build::release()?;
         build::next()?;
         streamed("building the tests", cargo_test().args(locked()).arg("--no-run"))?;

@@ -20,7 +20,8 @@ use crate::{
 const LOCK_WAIT: Duration = Duration::from_secs(300);
 
 /// Packages that would start a service, and the service's name: neither now nor at the next boot, they are here to be started by hand.
-const SERVICES: &[(&str, &str)] = &[("nginx", "nginx"), ("redis-server", "redis-server"), ("haproxy", "haproxy")];
+const SERVICES: &[(&str, &str)] =
+    &[("nginx", "nginx"), ("redis-server", "redis-server"), ("haproxy", "haproxy"), ("postgresql", "postgresql")];
 
 /// Set once the package lists are fresh: once per run is enough.
 static UPDATED: AtomicBool = AtomicBool::new(false);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::guest::UNIT_TESTS;
+use super::guest::{OF_THE_AGENT_ALONE, UNIT_TESTS};
 use crate::{
     build::{self, locked},
     progress::{say, streamed},
@@ -72,6 +72,7 @@ fn programs(messages: &str) -> (BTreeMap<String, PathBuf>, Option<PathBuf>) {
         match (name, kind, message["profile"]["test"].as_bool()) {
             (Some("sockway-probe"), Some("bin"), Some(false)) => probe = Some(path),
             (Some("sockway"), Some("lib"), Some(true)) => drop(tests.insert(UNIT_TESTS.to_owned(), path)),
+            (Some(name), Some("test"), Some(true)) if OF_THE_AGENT_ALONE.contains(&name) => {}
             (Some(name), Some("test"), Some(true)) => drop(tests.insert(name.to_owned(), path)),
             _ => {}
         }
@@ -92,6 +93,7 @@ mod tests {
         };
         let messages = [
             line("capture", "test", true),
+            line("databases", "test", true),
             line("sockway", "lib", true),
             line("sockway", "bin", true),
             line("sockway_tests", "lib", true),
