@@ -6,6 +6,7 @@ mod cgroup;
 mod dial;
 mod goal;
 mod h2load;
+mod hold;
 mod host;
 mod interrupt;
 mod load;

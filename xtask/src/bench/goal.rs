@@ -28,6 +28,13 @@ pub enum Against {
     RatioToBetter(&'static [&'static str]),
     /// What it has more than another way.
     Difference(&'static str),
+    /// What it has more than `base`, as a multiple of the least that one of `rivals` has more.
+    Added {
+        /// What everybody is measured from.
+        base: &'static str,
+        /// Who adds something too.
+        rivals: &'static [&'static str],
+    },
 }
 
 /// The goal itself.
@@ -71,6 +78,11 @@ impl Goal {
                 (compare(over, Compare::Ratio)?, Some(over))
             }
             Against::Difference(over) => (compare(over, Compare::Difference)?, Some(over)),
+            Against::Added { base, rivals } => {
+                let added = samples.over(self.placement, base, self.figure);
+                let over = self.better(&added, rivals)?;
+                (added.compare(self.placement, self.way, over, self.figure, Compare::Ratio)?, Some(over))
+            }
         };
         Some(Verdict { pass: self.bound.holds(spread.median), spread, over })
     }
@@ -82,11 +94,15 @@ impl Goal {
             Against::Nothing => {}
             Against::Ratio(over) | Against::Difference(over) => ways.push(over),
             Against::RatioToBetter(over) => ways.extend(over),
+            Against::Added { base, rivals } => {
+                ways.push(base);
+                ways.extend(rivals);
+            }
         }
         ways
     }
 
-    /// The goal in words: `sockway: requests/s ≥ 1.15 × the better of nginx and haproxy (free)`.
+    /// The goal in words: `sockway: requests/s ≥ 1.15 × the best of nginx, haproxy (free)`.
     pub fn say(&self) -> String {
         let (sign, bound) = match self.bound {
             Bound::AtLeast(bound) => ('≥', bound),
@@ -95,8 +111,11 @@ impl Goal {
         let goal = match self.against {
             Against::Nothing => format!("{sign} {bound}"),
             Against::Ratio(over) => format!("{sign} {bound:.2} × {over}"),
-            Against::RatioToBetter(ways) => format!("{sign} {bound:.2} × the better of {}", ways.join(" and ")),
+            Against::RatioToBetter(ways) => format!("{sign} {bound:.2} × the best of {}", ways.join(", ")),
             Against::Difference(over) => format!("{sign} {bound} more than {over}"),
+            Against::Added { base, rivals } => {
+                format!("over {base}'s {sign} {bound:.2} × the least of {}", rivals.join(", "))
+            }
         };
         format!("{}: {} {goal} ({})", self.way, self.figure.say(), self.placement.name())
     }
@@ -156,11 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_added_is_set_against_the_least_that_another_adds() {
+        let samples =
+            samples(&[("direct", 0.0, 20.0), ("sockway", 0.0, 30.0), ("nginx", 0.0, 45.0), ("haproxy", 0.0, 40.0)]);
+        let against = Against::Added { base: "direct", rivals: &["nginx", "haproxy"] };
+        let goal = goal(Figure::Cpu, against, Bound::AtMost(0.4));
+        let verdict = goal.judge(&samples).unwrap();
+        assert_eq!((verdict.pass, verdict.over, verdict.spread.median), (false, Some("haproxy"), 0.5));
+        assert_eq!(goal.needs(), ["sockway", "direct", "nginx", "haproxy"]);
+        assert!(goal.say().contains("CPU per request (µs) over direct's ≤ 0.40 × the least of nginx, haproxy"));
+    }
+
+    #[test]
     fn nothing_is_judged_without_every_way_it_speaks_of() {
         let samples = samples(&[("sockway", 120.0, 9.0), ("nginx", 100.0, 20.0)]);
         let goal = goal(Figure::Rps, Against::RatioToBetter(&["nginx", "haproxy"]), Bound::AtLeast(1.15));
         assert!(goal.judge(&samples).is_none());
         assert_eq!(goal.needs(), ["sockway", "nginx", "haproxy"]);
-        assert_eq!(goal.say(), "sockway: requests/s ≥ 1.15 × the better of nginx and haproxy (free)");
+        assert_eq!(goal.say(), "sockway: requests/s ≥ 1.15 × the best of nginx, haproxy (free)");
     }
 }

@@ -1,6 +1,6 @@
 //! h2load, one thread: runs it where the client stands, reads what it prints.
 
-use std::{process::Command, time::Duration};
+use std::{ffi::OsString, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,14 +15,20 @@ pub struct Load {
     pub rps: f64,
 }
 
-/// Asks for `url` over `connections`, each with `streams` at a time. An answer that is not 2xx and a broken connection are errors: a way
+/// Asks for `url` over `connections`, each with `streams` at a time, and with what further arguments say. An answer that is not 2xx and a broken connection are errors: a way
 /// that fails quickly must not look fast.
-pub fn run(place: &Place, url: &str, connections: u32, streams: u32, duration: Duration) -> Result<Load> {
+pub fn run(
+    place: &Place,
+    url: &str,
+    (connections, streams): (u32, u32),
+    arguments: &[OsString],
+    duration: Duration,
+) -> Result<Load> {
     let mut command = Command::new("h2load");
     command.args(["--threads", "1", "--clients", &connections.to_string()]);
     command.args(["--max-concurrent-streams", &streams.to_string()]);
     command.arg(format!("--duration={}", duration.as_secs().max(1)));
-    command.arg(url);
+    command.args(arguments).arg(url);
     let output = Process::output(&mut command, place, duration + Duration::from_secs(30))?;
     parse(&output).with_context(|| format!("h2load {url} printed:\n{output}"))
 }

@@ -11,6 +11,7 @@ use super::{
     Bench,
     agent::{Agent, Forward, Path, Plan, Service, Witness},
     interrupt,
+    namespace::Layout,
     process::{self, Process},
     report::Take,
     sample::{Figure, Placement, Sample},
@@ -24,8 +25,8 @@ use super::{
 pub struct Load {
     /// Who forwards when the way is Sockway.
     pub forward: Forward,
-    /// Whether client and origin have a namespace each.
-    pub pods: bool,
+    /// Who has a namespace of his own.
+    pub layout: Layout,
     /// What flows.
     pub traffic: Traffic,
     /// The ways that make sense here.
@@ -53,7 +54,7 @@ impl Load {
                 take.skip("pinned: there is only one core");
                 continue;
             }
-            let stand = Stand::raise(bench, placement, self.pods)?;
+            let stand = Stand::raise(bench, placement, self.layout)?;
             let mut cast = Cast::call(self, bench, &stand, placement, take)?;
             cast.warm_up(self, &stand, placement, take)?;
             for number in 1..=bench.rounds {
@@ -80,7 +81,7 @@ impl Load {
             instance: "bench".into(),
             workers: 1,
             admin_port: 9901,
-            cgroups: stand.captured().map(|group| (group.to_owned(), true)).into(),
+            cgroups: stand.captured().into_iter().map(|group| (group.to_owned(), true)).collect(),
             services,
         }
     }

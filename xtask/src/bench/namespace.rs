@@ -1,5 +1,5 @@
 //! Network namespaces of a run. Everything that is measured stands in a `node` namespace of its own, with nothing but its loopback
-//! device, and, in the `-pods` scenarios, in two more behind it, each on a veth that the node routes. None of them has a way out.
+//! device, and, by its [`Layout`], in one or two more behind it, each on a veth that the node routes. None of them has a way out.
 
 use std::{fs::File, path::Path, process::Command};
 
@@ -74,29 +74,38 @@ const PODS: &str = "192.0.2.0/24";
 const CLIENT: (&str, &str) = ("192.0.2.2", "192.0.2.1");
 const ORIGIN: (&str, &str) = ("192.0.2.6", "192.0.2.5");
 
+/// Who has a namespace of his own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Nobody: client, proxy and origin share one loopback device.
+    Flat,
+    /// Client and origin, routed by the node, where the proxies stand.
+    Pods,
+    /// The origin, which the agent does not capture: as if it were on another machine.
+    Remote,
+}
+
 /// The namespaces of one scenario.
 #[derive(Debug)]
 pub struct Landscape {
     // Before the node, so that they are dropped before it.
-    pods: Option<(Pod, Pod)>,
+    client: Option<Pod>,
+    origin: Option<Pod>,
     node: Namespace,
 }
 
 impl Landscape {
-    /// Client, proxy and origin on one loopback device.
-    pub fn flat() -> Result<Self> {
-        clear()?;
-        Ok(Self { pods: None, node: Namespace::add(NAMES[0])? })
-    }
-
-    /// Client and origin in a namespace each, routed by the node, where the proxies stand.
-    pub fn pods() -> Result<Self> {
+    /// Sets them up.
+    pub fn of(layout: Layout) -> Result<Self> {
         clear()?;
         let node = Namespace::add(NAMES[0])?;
-        node.sysctl("net/ipv4/ip_forward", "1")?;
-        let client = Pod::add(NAMES[1], &node, CLIENT.0, CLIENT.1)?;
-        let origin = Pod::add(NAMES[2], &node, ORIGIN.0, ORIGIN.1)?;
-        Ok(Self { pods: Some((client, origin)), node })
+        if layout != Layout::Flat {
+            node.sysctl("net/ipv4/ip_forward", "1")?;
+        }
+        let pod = |name, (address, gateway)| Pod::add(name, &node, address, gateway);
+        let client = (layout == Layout::Pods).then(|| pod(NAMES[1], CLIENT)).transpose()?;
+        let origin = (layout != Layout::Flat).then(|| pod(NAMES[2], ORIGIN)).transpose()?;
+        Ok(Self { client, origin, node })
     }
 
     /// Where the proxies stand.
@@ -106,22 +115,22 @@ impl Landscape {
 
     /// Where the client stands.
     pub fn client(&self) -> &Namespace {
-        self.pods.as_ref().map_or(&self.node, |(client, _)| &client.namespace)
+        self.client.as_ref().map_or(&self.node, |pod| &pod.namespace)
     }
 
     /// Where the origin stands.
     pub fn origin(&self) -> &Namespace {
-        self.pods.as_ref().map_or(&self.node, |(_, origin)| &origin.namespace)
+        self.origin.as_ref().map_or(&self.node, |pod| &pod.namespace)
     }
 
     /// The address at which the client reaches the node.
     pub fn node_ip(&self) -> &'static str {
-        self.pods.as_ref().map_or("127.0.0.1", |(client, _)| client.gateway)
+        self.client.as_ref().map_or("127.0.0.1", |pod| pod.gateway)
     }
 
     /// The address at which everybody reaches the origin.
     pub fn origin_ip(&self) -> &'static str {
-        self.pods.as_ref().map_or("127.0.0.1", |(_, origin)| origin.address)
+        self.origin.as_ref().map_or("127.0.0.1", |pod| pod.address)
     }
 }
 

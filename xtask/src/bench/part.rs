@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    dial,
+    dial, hold,
     process::{Place, Process},
     tcp, watch,
 };
@@ -26,6 +26,7 @@ pub fn play(words: &[String]) -> Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["dial"] => dial::dial(),
+        ["hold"] => hold::hold(),
         ["stream"] => tcp::drive(),
         ["watch"] => watch::watch(),
         ["accept", address] => dial::accept(&listen(address)?),

@@ -22,7 +22,7 @@ use super::{
 use crate::progress;
 
 /// The columns of a table, in their order, as far as a scenario has them.
-const COLUMNS: [(Figure, &str); 17] = [
+const COLUMNS: [(Figure, &str); 19] = [
     (Figure::Rps, "requests/s"),
     (Figure::P50, "p50 µs"),
     (Figure::P99, "p99 µs"),
@@ -38,6 +38,8 @@ const COLUMNS: [(Figure, &str); 17] = [
     (Figure::Change, "change ms"),
     (Figure::Apply, "apply ms"),
     (Figure::Maps, "maps MB"),
+    (Figure::Held, "kB/conn"),
+    (Figure::HeldKernel, "kernel kB/conn"),
     (Figure::Rss, "RSS MB"),
     (Figure::Foreign, "others %"),
 ];
@@ -241,7 +243,9 @@ fn cell(figure: Figure, spread: Option<Spread>) -> String {
         }
         Figure::Change | Figure::Apply => format!("{median:.1}"),
         Figure::Cpu | Figure::MachineCpu | Figure::OwnCpu | Figure::Connect => format!("{median:.2}"),
-        Figure::GbPerS | Figure::CpuPerGb | Figure::MachineCpuPerGb => format!("{median:.2}"),
+        Figure::GbPerS | Figure::CpuPerGb | Figure::MachineCpuPerGb | Figure::Held | Figure::HeldKernel => {
+            format!("{median:.2}")
+        }
         Figure::Rss | Figure::Maps => format!("{:.1}", median / 1024.0),
     }
 }

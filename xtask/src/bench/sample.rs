@@ -38,6 +38,10 @@ pub enum Figure {
     Apply,
     /// Kernel memory of the maps.
     Maps,
+    /// What an idle connection holds of the agent's memory.
+    Held,
+    /// What it holds of the kernel's, both ends and all else that is in slabs.
+    HeldKernel,
     /// CPU time of programs that have no part in the benchmark, in percent of one core: how far a round can be trusted.
     Foreign,
 }
@@ -62,6 +66,8 @@ impl Figure {
             Self::Change => "change_ms",
             Self::Apply => "apply_ms",
             Self::Maps => "maps_kb",
+            Self::Held => "held_kb_per_conn",
+            Self::HeldKernel => "held_kernel_kb_per_conn",
             Self::Foreign => "foreign_cpu_percent",
         }
     }
@@ -85,6 +91,8 @@ impl Figure {
             Self::Change => "one endpoint changed, the file read included (ms)",
             Self::Apply => "one endpoint changed, once read (ms)",
             Self::Maps => "maps (kB)",
+            Self::Held => "memory of a connection (kB)",
+            Self::HeldKernel => "kernel memory of a connection (kB)",
             Self::Foreign => "CPU of other programs (% of a core)",
         }
     }
@@ -187,6 +195,16 @@ impl Samples {
             }
         });
         Spread::of(pairs.collect())
+    }
+
+    /// The samples of this figure less those of `base`, round by round.
+    pub fn over(&self, placement: Placement, base: &str, figure: Figure) -> Self {
+        let less = |sample: &Sample| {
+            let other = self.of(placement, base).find(|other| other.round == sample.round)?;
+            let value = sample.values.get(&figure)? - other.values.get(&figure)?;
+            Some(Sample { values: BTreeMap::from([(figure, value)]), ..sample.clone() })
+        };
+        Self(self.0.iter().filter(|sample| sample.placement == placement).filter_map(less).collect())
     }
 
     /// Ways that have samples in this placement, in the order of their first one.

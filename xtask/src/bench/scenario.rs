@@ -1,6 +1,7 @@
 //! The scenarios, a file for each: what is measured, and what it has to reach.
 
 mod connect;
+mod idle;
 mod l4;
 mod l7_h1;
 mod l7_h2;
@@ -45,16 +46,22 @@ impl How {
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Scenario; 10] = [
+pub const ALL: [Scenario; 16] = [
     l4::FLAT,
     l4::PODS,
     l7_h1::FLAT,
     l7_h1::PODS,
+    l7_h1::REMOTE,
+    l7_h1::LONG,
+    l7_h1::LATENCY,
+    l7_h1::CONNECTIONS,
     l7_h2::MANY,
     l7_h2::ONE,
+    l7_h2::GRPC,
     tcp::SCENARIO,
     connect::SCENARIO,
     scale::SCENARIO,
+    idle::SCENARIO,
     rest::SCENARIO,
 ];
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     Bench,
     cgroup::{Cgroup, Tree},
-    namespace::Landscape,
+    namespace::{Landscape, Layout},
     process::{Place, Process},
     sample::Placement,
 };
@@ -25,21 +25,22 @@ pub struct Stand {
     directory: PathBuf,
     // The processes of the tree go before the namespaces they stand in.
     tree: Tree,
+    layout: Layout,
     landscape: Landscape,
 }
 
 impl Stand {
-    /// Sets it up: with `pods`, client and origin have a namespace each.
-    pub fn raise(bench: &Bench, placement: Placement, pods: bool) -> Result<Self> {
+    /// Sets it up.
+    pub fn raise(bench: &Bench, placement: Placement, layout: Layout) -> Result<Self> {
         let tree = Tree::plant()?;
-        let landscape = if pods { Landscape::pods()? } else { Landscape::flat()? };
+        let landscape = Landscape::of(layout)?;
         let (client, origin, node) = (tree.group("client")?, tree.group("origin")?, tree.group("node")?);
         let directory = bench.directory.clone();
         fs::create_dir_all(directory.join("www")).with_context(|| format!("{}", directory.display()))?;
         for (name, size) in BODIES {
             fs::write(directory.join("www").join(name), "x".repeat(size))?;
         }
-        Ok(Self { client, origin, node, placement, directory, tree, landscape })
+        Ok(Self { client, origin, node, placement, directory, tree, layout, landscape })
     }
 
     /// Where the load generator runs; captured by the agent.
@@ -47,7 +48,7 @@ impl Stand {
         Place { namespace: self.landscape.client(), cgroup: &self.client, cpu: self.cpu(0) }
     }
 
-    /// Where the origin runs; captured too, because a shortcut needs both of its ends.
+    /// Where the origin runs; captured too, because a shortcut needs both of its ends, unless it is remote.
     pub fn origin(&self) -> Place<'_> {
         Place { namespace: self.landscape.origin(), cgroup: &self.origin, cpu: self.cpu(0) }
     }
@@ -72,9 +73,13 @@ impl Stand {
         self.tree.group(role)
     }
 
-    /// Names and addresses of the captured groups and of the two sides.
-    pub fn captured(&self) -> [&str; 2] {
-        [&self.client.name, &self.origin.name]
+    /// Names of the captured groups.
+    pub fn captured(&self) -> Vec<&str> {
+        let mut groups = vec![self.client.name.as_str()];
+        if self.layout != Layout::Remote {
+            groups.push(&self.origin.name);
+        }
+        groups
     }
 
     /// The namespaces.
@@ -116,7 +121,8 @@ impl Stand {
         self.call_with(&["--http2-prior-knowledge"], url)
     }
 
-    fn call_with(&self, arguments: &[&str], url: &str) -> Result<()> {
+    /// The same with these arguments of curl.
+    pub fn call_with(&self, arguments: &[&str], url: &str) -> Result<()> {
         let received = curl(arguments, url, &self.client())?;
         let name = url.rsplit('/').next().unwrap_or_default();
         let size = BODIES.iter().find(|(body, _)| *body == name).map(|(_, size)| *size);

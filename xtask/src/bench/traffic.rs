@@ -1,9 +1,9 @@
 //! What flows in a load scenario, and how it is driven and answered: requests by wrk against nginx, streams by h2load against
 //! nghttpd, or bytes by our own two programs.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{
     h2load,
@@ -17,12 +17,14 @@ use super::{
 /// What flows.
 #[derive(Clone, Copy, Debug)]
 pub enum Traffic {
-    /// Requests over keep-alive connections.
+    /// Requests of HTTP/1.1.
     Http {
         /// The body that is asked for.
         body: &'static str,
-        /// How many connections.
+        /// How many connections at a time.
         connections: u32,
+        /// Whether each request has a connection of its own.
+        anew: bool,
     },
     /// Streams over connections of HTTP/2.
     Http2 {
@@ -31,6 +33,13 @@ pub enum Traffic {
         /// How many connections.
         connections: u32,
         /// How many streams at a time on each.
+        streams: u32,
+    },
+    /// Unary calls of gRPC, as many and as few at a time.
+    Grpc {
+        /// How many connections.
+        connections: u32,
+        /// How many calls at a time on each.
         streams: u32,
     },
     /// Bytes that nobody between the two programs understands.
@@ -66,7 +75,7 @@ impl Traffic {
     /// What a round consists of.
     pub fn phases(self) -> &'static [Phase] {
         match self {
-            Self::Http { .. } | Self::Http2 { .. } => &[Phase::Requests],
+            Self::Http { .. } | Self::Http2 { .. } | Self::Grpc { .. } => &[Phase::Requests],
             Self::Tcp => &[Phase::Messages, Phase::Bulk],
         }
     }
@@ -75,6 +84,7 @@ impl Traffic {
     pub fn target(self, address: &str) -> String {
         match self {
             Self::Http { body, .. } | Self::Http2 { body, .. } => format!("http://{address}/{body}"),
+            Self::Grpc { .. } => format!("http://{address}/bench.Echo/Say"),
             Self::Tcp => address.to_owned(),
         }
     }
@@ -84,7 +94,8 @@ impl Traffic {
         let (name, place) = if apart { ("origin-apart", stand.origin_apart()) } else { ("origin", stand.origin()) };
         match self {
             Self::Http { .. } => way::http_origin(stand, name, &place, address),
-            Self::Http2 { .. } => way::http2_origin(stand, name, &place, address),
+            Self::Http2 { .. } => way::http2_origin(stand, name, &place, address, &[]),
+            Self::Grpc { .. } => way::http2_origin(stand, name, &place, address, &GRPC_ORIGIN),
             Self::Tcp => tcp::server(&place, address, &stand.file(&format!("{name}.log"))),
         }
     }
@@ -94,6 +105,14 @@ impl Traffic {
         match self {
             Self::Http { .. } => stand.call(target),
             Self::Http2 { .. } => stand.call_http2(target),
+            Self::Grpc { .. } => {
+                let file = format!("@{}", grpc_message(stand)?.display());
+                let header = GRPC_HEADERS.map(|header| ["--header", header]);
+                stand.call_with(
+                    &[&["--http2-prior-knowledge", "--data-binary", &file], header.as_flattened()].concat(),
+                    target,
+                )
+            }
             Self::Tcp => Driver::start(&stand.client())?.echo(target, Duration::from_millis(1)).map(drop),
         }
     }
@@ -102,13 +121,18 @@ impl Traffic {
     pub fn drive(self, phase: Phase, stand: &Stand, target: &str, length: Duration) -> Result<Moved> {
         let once = |units, messages, per_gb, figures| Moved { connections: 1, messages, figures, units, per_gb };
         match (self, phase) {
-            (Self::Http { connections, .. }, _) => {
-                let load = wrk::run(&stand.client(), target, connections, length)?;
+            (Self::Http { connections, anew, .. }, _) => {
+                let load = wrk::run(&stand.client(), target, connections, anew, length)?;
                 let figures = latencies(load.rps, load.p50_us, load.p99_us);
                 Ok(Moved { connections, ..once(load.requests as f64, load.requests, false, figures) })
             }
-            (Self::Http2 { connections, streams, .. }, _) => {
-                let load = h2load::run(&stand.client(), target, connections, streams, length)?;
+            (Self::Http2 { connections, streams, .. } | Self::Grpc { connections, streams }, _) => {
+                let mut arguments = Vec::new();
+                if let Self::Grpc { .. } = self {
+                    arguments.extend(GRPC_HEADERS.map(|header| format!("--header={header}").into()));
+                    arguments.extend(["--data".into(), grpc_message(stand)?.into_os_string()]);
+                }
+                let load = h2load::run(&stand.client(), target, (connections, streams), &arguments, length)?;
                 let figures = BTreeMap::from([(Figure::Rps, load.rps)]);
                 // Many streams' frames leave in one message.
                 Ok(Moved { connections, ..once(load.requests as f64, 1, false, figures) })
@@ -142,6 +166,18 @@ impl Moved {
         }
         figures
     }
+}
+
+/// What makes a request one of gRPC.
+const GRPC_HEADERS: [&str; 2] = ["content-type: application/grpc", "te: trailers"];
+/// What makes nghttpd answer as a unary method does: the message it was sent, and the status behind it.
+const GRPC_ORIGIN: [&str; 2] = ["--echo-upload", "--trailer=grpc-status: 0"];
+
+/// A file with one message of 64 bytes, in gRPC's framing: not compressed, its length, itself.
+fn grpc_message(stand: &Stand) -> Result<PathBuf> {
+    let path = stand.file("grpc-message");
+    fs::write(&path, [&[0, 0, 0, 0, 64][..], &[b'x'; 64]].concat()).with_context(|| format!("{}", path.display()))?;
+    Ok(path)
 }
 
 fn latencies(rps: f64, p50_us: f64, p99_us: f64) -> BTreeMap<Figure, f64> {

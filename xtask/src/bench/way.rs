@@ -53,11 +53,12 @@ pub fn http_origin(stand: &Stand, name: &str, place: &Place, listen: &str) -> Re
     stand.serve(name, Command::new("nginx").arg("-c").arg(config), place)
 }
 
-/// Starts nghttpd with the same bodies.
-pub fn http2_origin(stand: &Stand, name: &str, place: &Place, listen: &str) -> Result<Process> {
+/// Starts nghttpd with the same bodies, and with what further arguments say.
+pub fn http2_origin(stand: &Stand, name: &str, place: &Place, listen: &str, arguments: &[&str]) -> Result<Process> {
     let (ip, port) = listen.rsplit_once(':').unwrap_or((listen, "80"));
     let mut command = Command::new("nghttpd");
-    command.args(["--no-tls", "--workers", "1", "--address", ip, "--htdocs"]).arg(stand.file("www")).arg(port);
+    command.args(arguments).args(["--no-tls", "--workers", "1", "--address", ip, "--htdocs"]);
+    command.arg(stand.file("www")).arg(port);
     stand.serve(name, &mut command, place)
 }
 
@@ -75,9 +76,15 @@ pub fn is_installed(bench: &Bench, way: &str, traffic: Traffic) -> bool {
 fn template(way: &str, traffic: Traffic) -> Result<(&'static str, &'static str)> {
     Ok(match (way, traffic) {
         (NGINX, Traffic::Http { .. }) => ("nginx.conf", include_str!("../../bench/proxy.nginx.conf")),
-        (NGINX, Traffic::Http2 { .. }) => ("nginx.conf", include_str!("../../bench/h2.nginx.conf")),
-        (HAPROXY, Traffic::Http2 { .. }) => ("haproxy.cfg", include_str!("../../bench/h2.haproxy.cfg")),
-        (ENVOY, Traffic::Http2 { .. }) => ("envoy.yaml", include_str!("../../bench/h2.envoy.yaml")),
+        (NGINX, Traffic::Http2 { .. } | Traffic::Grpc { .. }) => {
+            ("nginx.conf", include_str!("../../bench/h2.nginx.conf"))
+        }
+        (HAPROXY, Traffic::Http2 { .. } | Traffic::Grpc { .. }) => {
+            ("haproxy.cfg", include_str!("../../bench/h2.haproxy.cfg"))
+        }
+        (ENVOY, Traffic::Http2 { .. } | Traffic::Grpc { .. }) => {
+            ("envoy.yaml", include_str!("../../bench/h2.envoy.yaml"))
+        }
         (NGINX, Traffic::Tcp) => ("nginx.conf", include_str!("../../bench/stream.nginx.conf")),
         (HAPROXY, Traffic::Http { .. }) => ("haproxy.cfg", include_str!("../../bench/proxy.haproxy.cfg")),
         (HAPROXY, Traffic::Tcp) => ("haproxy.cfg", include_str!("../../bench/stream.haproxy.cfg")),

@@ -19,13 +19,16 @@ pub struct Load {
     pub p99_us: f64,
 }
 
-/// Calls `url` over `connections` keep-alive connections. An answer that is not 2xx and a broken connection are errors: a way that
+/// Calls `url` over `connections` at a time, each for one request after the other, or for a single one with `anew`. An answer that is not 2xx and a broken connection are errors: a way that
 /// fails quickly must not look fast.
-pub fn run(place: &Place, url: &str, connections: u32, duration: Duration) -> Result<Load> {
+pub fn run(place: &Place, url: &str, connections: u32, anew: bool, duration: Duration) -> Result<Load> {
     let mut command = Command::new("wrk");
     command.args(["--threads", "1", "--latency", "--timeout", "10s"]);
     command.arg("--connections").arg(connections.to_string());
     command.arg("--duration").arg(format!("{}s", duration.as_secs().max(1)));
+    if anew {
+        command.args(["--header", "Connection: close"]);
+    }
     command.arg(url);
     let output = Process::output(&mut command, place, duration + Duration::from_secs(30))?;
     parse(&output).with_context(|| format!("wrk {url} printed:\n{output}"))

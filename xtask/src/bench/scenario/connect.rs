@@ -12,6 +12,7 @@ use super::{
         dial::{self, Dialler},
         goal::{Against, Bound, Goal},
         interrupt,
+        namespace::Layout,
         report::Take,
         sample::{Figure, Placement, Sample, Spread},
         stand::Stand,
@@ -87,7 +88,7 @@ struct Target {
 
 fn run(bench: &Bench, take: &mut Take) -> Result<()> {
     ensure!(bench.cores >= 2, "there is only one core: the listener would be timed too");
-    let stand = Stand::raise(bench, Placement::Pinned, false)?;
+    let stand = Stand::raise(bench, Placement::Pinned, Layout::Flat)?;
     let _listener = dial::listener(&stand.origin_apart(), ENDPOINT, &stand.file("listener.log"))?;
     let mut children = vec![Dialler::start(&stand.outsider())?, Dialler::start(&stand.outsider())?];
     let mut targets = vec![

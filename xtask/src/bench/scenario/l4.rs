@@ -5,6 +5,7 @@ use super::{
         agent::Forward,
         goal::{Against, Bound, Goal},
         load::Load,
+        namespace::Layout,
         sample::{Figure, Placement},
         traffic::Traffic,
         way,
@@ -15,8 +16,8 @@ use super::{
 /// Without proxies: those would be another thing to measure (`tcp`).
 const LOAD: Load = Load {
     forward: Forward::Kernel,
-    pods: false,
-    traffic: Traffic::Http { body: "1k", connections: 32 },
+    layout: Layout::Flat,
+    traffic: Traffic::Http { body: "1k", connections: 32, anew: false },
     ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::SOCKWAY_POLICIES, way::SOCKWAY_SHORTCUT],
 };
 
@@ -41,7 +42,7 @@ pub const PODS: Scenario = Scenario {
         at_least(way::SOCKWAY_POLICIES, 0.97),
         at_least(way::SOCKWAY_SHORTCUT, 1.40),
     ],
-    how: How::Load(Load { pods: true, ..LOAD }),
+    how: How::Load(Load { layout: Layout::Pods, ..LOAD }),
 };
 
 /// A way's requests/s, free, as a multiple of what dialling the origin gives.

@@ -1,10 +1,11 @@
-//! HTTP/2 through the agent and through the other proxies, prior knowledge on both sides.
+//! HTTP/2 and gRPC through the agent and through the other proxies, prior knowledge on both sides.
 
 use super::{
     super::{
         agent::Forward,
         goal::{Against, Bound, Goal},
         load::Load,
+        namespace::Layout,
         sample::{Figure, Placement},
         traffic::Traffic,
         way,
@@ -14,7 +15,7 @@ use super::{
 
 const LOAD: Load = Load {
     forward: Forward::Http2,
-    pods: false,
+    layout: Layout::Flat,
     traffic: Traffic::Http2 { body: "1k", connections: 4, streams: 32 },
     ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::NGINX, way::HAPROXY, way::ENVOY],
 };
@@ -35,7 +36,15 @@ pub const ONE: Scenario = Scenario {
     how: How::Load(Load { traffic: Traffic::Http2 { body: "1k", connections: 1, streams: 1 }, ..LOAD }),
 };
 
-const BEST: Goal = cost(Against::RatioToBetter(&[way::NGINX, way::HAPROXY]), 0.85);
+/// Unary calls.
+pub const GRPC: Scenario = Scenario {
+    name: "grpc",
+    what: "unary gRPC through the agent, same namespace, messages of 64 bytes, 4 connections with 32 calls each",
+    goals: &[BEST, ENVOY],
+    how: How::Load(Load { traffic: Traffic::Grpc { connections: 4, streams: 32 }, ..LOAD }),
+};
+
+const BEST: Goal = cost(Against::RatioToBetter(&[way::NGINX, way::HAPROXY, way::ENVOY]), 0.85);
 const ENVOY: Goal = cost(Against::Ratio(way::ENVOY), 0.4);
 
 const fn cost(against: Against, factor: f64) -> Goal {

@@ -10,6 +10,7 @@ use super::{
         agent::{Agent, Forward, Plan, Service},
         goal::{Against, Bound, Goal},
         interrupt,
+        namespace::Layout,
         report::Take,
         sample::{Figure, Placement, Sample},
         stand::Stand,
@@ -39,7 +40,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 fn run(bench: &Bench, take: &mut Take) -> Result<()> {
-    let stand = Stand::raise(bench, Placement::Free, false)?;
+    let stand = Stand::raise(bench, Placement::Free, Layout::Flat)?;
     let service = |name: &str, address: &str, forward| Service {
         name: name.into(),
         address: address.into(),
@@ -52,7 +53,7 @@ fn run(bench: &Bench, take: &mut Take) -> Result<()> {
         instance: "bench".into(),
         workers: WORKERS,
         admin_port: 9901,
-        cgroups: stand.captured().map(|group| (group.to_owned(), false)).into(),
+        cgroups: stand.captured().into_iter().map(|group| (group.to_owned(), false)).collect(),
         services: vec![
             service("kernel", "127.66.0.1:80", Forward::Kernel),
             service("agent", "127.66.0.2:80", Forward::Http),

@@ -11,6 +11,7 @@ use super::{
         Bench,
         agent::{Forward, Plan, Prepared, Service},
         goal::{Against, Bound, Goal},
+        namespace::Layout,
         report::Take,
         sample::{Figure, Placement, Sample},
         stand::Stand,
@@ -45,7 +46,7 @@ const fn at_most(figure: Figure, bound: f64) -> Goal {
 }
 
 fn run(bench: &Bench, take: &mut Take) -> Result<()> {
-    let stand = Stand::raise(bench, Placement::Free, false)?;
+    let stand = Stand::raise(bench, Placement::Free, Layout::Flat)?;
     let mut servers = Vec::new();
     for (name, port) in SERVERS {
         let log = stand.file(&format!("{name}.log"));

@@ -6,6 +6,7 @@ use super::{
         agent::Forward,
         goal::{Against, Bound, Goal},
         load::Load,
+        namespace::Layout,
         sample::{Figure, Placement},
         traffic::Traffic,
         way,
@@ -15,7 +16,7 @@ use super::{
 
 const LOAD: Load = Load {
     forward: Forward::Opaque,
-    pods: false,
+    layout: Layout::Flat,
     traffic: Traffic::Tcp,
     ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::SOCKWAY_JOINED, way::NGINX, way::HAPROXY, way::ENVOY],
 };
