@@ -3,7 +3,7 @@
 //! While a piece is being sent the next is being received, so that at most two buffers are in use for each direction. What was
 //! submitted last may still be in flight when a copy returns: the writer has it.
 
-use std::{cell::Cell, future::poll_fn, io, pin::pin, task::Poll};
+use std::{cell::Cell, future::poll_fn, io, pin::pin, rc::Rc, task::Poll};
 
 use crate::{
     decode::chunked::{BadChunk, Decoder, Style, reframe},
@@ -38,7 +38,7 @@ pub struct Copy<'s> {
     /// Where they go.
     pub to: &'s mut Writer,
     /// Where buffers come from.
-    pub buffers: &'s Buffers,
+    pub buffers: &'s Rc<Buffers>,
     /// Bytes copied so far.
     pub count: &'s Count,
 }
@@ -122,9 +122,7 @@ impl Copy<'_> {
     }
 
     async fn receive(&mut self) -> Result<Buf, Broken> {
-        if !self.from.is_armed() {
-            self.from.arm(self.buffers.take(LARGE));
-        }
+        self.from.arm_on_demand(self.buffers, LARGE);
         let received = self.from.received().await;
         self.unwrap(received)
     }
@@ -185,7 +183,7 @@ pub enum Relayed {
 pub async fn relay(
     first: &mut Stream,
     second: &mut Stream,
-    buffers: &Buffers,
+    buffers: &Rc<Buffers>,
     counts: (&Count, &Count),
     settled: &impl Fn(Way, u64, Ends<'_>),
 ) -> Relayed {
@@ -234,9 +232,7 @@ async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64)) -> Result<(), Broken
         if !copy.to.is_sending() {
             settled(copy.from.taken());
         }
-        if !copy.from.is_armed() {
-            copy.from.arm(copy.buffers.take(capacity));
-        }
+        copy.from.arm_on_demand(copy.buffers, capacity);
         let buf = copy.receive_while_sending(&settled).await?;
         if buf.is_empty() {
             copy.buffers.give(buf);
@@ -246,7 +242,7 @@ async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64)) -> Result<(), Broken
         let range = buf.range();
         copy.submit(buf, range).await?;
         if capacity == SMALL {
-            // Quiet connections, of which there may be many, hold one small buffer each way.
+            // Quiet connections, of which there may be many, hold no buffer.
             copy.flush().await?;
         }
     }

@@ -14,6 +14,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -198,33 +199,35 @@ impl Hop {
     }
 }
 
+/// A connection that is being served, to its end.
+///
+/// Boxed by itself, so that what came before it, however much that needed, is gone meanwhile: of connections there may be tens of thousands.
+type Serving<'h> = Pin<Box<dyn Future<Output = Counter> + 'h>>;
+
 /// Serves one accepted connection: what did it dial, which service is that, and then as the service's protocol wants it.
 pub async fn serve(hop: Rc<Hop>, socket: OwnedFd) {
     hop.slab.count(Counter::Accepted);
-    let Ok(mut downstream) = Stream::new(Socket::accepted(socket, &hop.watch)) else {
-        return hop.slab.count(Counter::NoMemory);
+    let outcome = match Box::pin(accepted(&hop, socket)).await {
+        Ok(serving) => serving.await,
+        Err(refused) => refused,
     };
-    let Some(original) = hop.flows.original(downstream.socket.as_fd()) else {
-        return hop.slab.count(Counter::NoOriginal);
-    };
-    let Some(cluster) = hop.cluster(original.service, original.address) else {
-        return hop.slab.count(Counter::NoService);
-    };
+    hop.slab.count(outcome);
+}
+
+async fn accepted(hop: &Rc<Hop>, socket: OwnedFd) -> Result<Serving<'_>, Counter> {
+    let mut downstream = Stream::new(Socket::accepted(socket, &hop.watch)).map_err(|_| Counter::NoMemory)?;
+    let original = hop.flows.original(downstream.socket.as_fd()).ok_or(Counter::NoOriginal)?;
+    let cluster = hop.cluster(original.service, original.address).ok_or(Counter::NoService)?;
     let config = &cluster.service.config;
     let protocol = match &config.tls.terminate {
         None => config.protocol,
-        // Boxed: its state is large, and most connections never need it.
-        Some(terminate) => match Box::pin(tls::accept(&hop, &mut downstream, terminate, config.protocol)).await {
-            Ok(protocol) => protocol,
-            Err(refused) => return hop.slab.count(refused),
-        },
+        Some(terminate) => tls::accept(hop, &mut downstream, terminate, config.protocol).await?,
     };
-    let outcome = match protocol {
-        Protocol::Http => http::serve(&hop, downstream, cluster, original, None).await,
-        Protocol::Http2 => http2::serve(&hop, downstream, cluster, original, None).await,
-        Protocol::Auto => auto::serve(&hop, downstream, cluster, original).await,
+    Ok(match protocol {
+        Protocol::Http => http::serve(hop, downstream, cluster, original, None),
+        Protocol::Http2 => Box::pin(http2::serve(hop, downstream, cluster, original, None)),
+        Protocol::Auto => auto::listen(hop, downstream, cluster, original).await?,
         // No UDP comes this way: such a service is balanced in the kernel. What a reload made of the id in between is opaque to us.
-        Protocol::Tcp | Protocol::Udp => opaque::serve(&hop, downstream, cluster, original.source).await,
-    };
-    hop.slab.count(outcome);
+        Protocol::Tcp | Protocol::Udp => Box::pin(opaque::serve(hop, downstream, cluster, original.source)),
+    })
 }

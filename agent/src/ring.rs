@@ -32,7 +32,7 @@ pub use readiness::of_listener;
 pub use runtime::{Form, form, run, spawn};
 pub use socket::Socket;
 pub use stream::{HandshakeError, Reader, Stream, Writer};
-pub use watch::{Due, Watch};
+pub use watch::{Due, Turned, Watch};
 
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform};
 

@@ -273,7 +273,8 @@ impl Inside {
         let place = listener.place.clone();
         tokio_uring::spawn(async move {
             match place {
-                Some(place) => proxy::inbound::serve(hop, socket, place, peer).await,
+                // Boxed: few connections come in, and the others are not to hold the place for what these need.
+                Some(place) => Box::pin(proxy::inbound::serve(hop, socket, place, peer)).await,
                 None => proxy::serve(hop, socket).await,
             }
             drop((permit, served));

@@ -7,7 +7,7 @@
 use std::{future::poll_fn, rc::Rc, task::Poll};
 
 use super::{
-    Cluster, Hop, http, http2,
+    Cluster, Hop, Serving, http, http2,
     opaque::relay_joined,
     reach::{Tried, Upstream},
 };
@@ -29,11 +29,16 @@ enum First {
     Reset(Counter),
 }
 
-/// Serves one connection.
-pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, original: OriginalDst) -> Counter {
+/// Listens to one connection, until it is known how it is to be served; `Err`: it is over.
+pub async fn listen(
+    hop: &Rc<Hop>,
+    mut downstream: Stream,
+    cluster: Rc<Cluster>,
+    original: OriginalDst,
+) -> Result<Serving<'_>, Counter> {
     // A new one, for it must be the first to hear: on a used one a server that greets has greeted already.
     let Ok(mut upstream) = hop.reach(&cluster, &mut Tried::by(original.source), true).await else {
-        return without_endpoint(hop, downstream, cluster, original).await;
+        return without_endpoint(hop, downstream, cluster, original);
     };
     let (client, server) = match race(hop, &mut downstream, &mut upstream.stream).await {
         First::Client(spoken, client, server) => {
@@ -42,7 +47,7 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
             match understood {
                 Some(spoken) => {
                     hand_over(hop, &cluster, spoken, upstream, server).await;
-                    return serve_requests(hop, downstream, cluster, original, (spoken, client)).await;
+                    return Ok(serve_requests(hop, downstream, cluster, original, (spoken, client)));
                 }
                 None => (client, server.unwrap_or_else(|| hop.buffers.holding(&[]))),
             }
@@ -54,7 +59,7 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
         First::Reset(counter) => {
             downstream.socket.reset();
             upstream.stream.socket.reset();
-            return counter;
+            return Err(counter);
         }
     };
     hop.slab.count_bytes(Bytes::DownstreamReceived, client.len());
@@ -69,7 +74,7 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
             writer.submit(buf, range);
         }
     }
-    relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await
+    Ok(Box::pin(async move { relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await }))
 }
 
 /// What is served request by request, and in which protocol; `None`: bytes.
@@ -102,41 +107,41 @@ async fn hand_over(
     }
 }
 
-async fn serve_requests(
+fn serve_requests(
     hop: &Rc<Hop>,
     downstream: Stream,
     cluster: Rc<Cluster>,
     original: OriginalDst,
     (spoken, client): (HttpVersion, Buf),
-) -> Counter {
+) -> Serving<'_> {
     match spoken {
-        HttpVersion::Http1 => Box::pin(http::serve(hop, downstream, cluster, original, Some(client))).await,
-        HttpVersion::Http2 => Box::pin(http2::serve(hop, downstream, cluster, original, Some(client))).await,
+        HttpVersion::Http1 => http::serve(hop, downstream, cluster, original, Some(client)),
+        HttpVersion::Http2 => Box::pin(http2::serve(hop, downstream, cluster, original, Some(client))),
     }
 }
 
 /// What a client that has spoken HTTP already can be told; another meets what it would have met by itself: a connection that is not to be had.
-async fn without_endpoint(
+fn without_endpoint(
     hop: &Rc<Hop>,
     mut downstream: Stream,
     cluster: Rc<Cluster>,
     original: OriginalDst,
-) -> Counter {
+) -> Result<Serving<'_>, Counter> {
     let mut client = hop.buffers.take(SMALL);
     downstream.reader.receive_now(&mut client);
     match sniff(client.bytes()).and_then(|spoken| understood(&cluster, &spoken, false)) {
-        Some(spoken) => serve_requests(hop, downstream, cluster, original, (spoken, client)).await,
+        Some(spoken) => Ok(serve_requests(hop, downstream, cluster, original, (spoken, client))),
         None => {
             downstream.socket.reset();
-            Counter::RelayNoEndpoint
+            Err(Counter::RelayNoEndpoint)
         }
     }
 }
 
 /// Waits for either side's first word.
 async fn race(hop: &Hop, downstream: &mut Stream, upstream: &mut Stream) -> First {
-    upstream.reader.arm(hop.buffers.take(MEDIUM));
-    downstream.reader.arm(hop.buffers.take(SMALL));
+    upstream.reader.arm_on_demand(&hop.buffers, MEDIUM);
+    downstream.reader.arm_on_demand(&hop.buffers, SMALL);
     let mut settings = None;
     loop {
         let (received, by_client) = poll_fn(|context| {

@@ -11,7 +11,9 @@ mod request;
 mod respond;
 mod streaming;
 
-use std::{cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, rc::Rc, time::Duration, time::Instant};
+use std::{
+    cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, pin::pin, rc::Rc, time::Duration, time::Instant,
+};
 
 use apply::apply;
 use attend::{Client, first_answer, pass_on, set_or_clear, take_back};
@@ -22,7 +24,7 @@ pub(super) use reply::Reply;
 pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
 use super::{
-    Cluster, Hop, opaque,
+    Cluster, Hop, Serving, opaque,
     reach::{Tried, Upstream},
 };
 use crate::{
@@ -115,29 +117,46 @@ enum Rest {
 /// Serves one connection to its end.
 ///
 /// `pending` are bytes of the first request that have come already.
-pub async fn serve(
+pub fn serve(
     hop: &Rc<Hop>,
     stream: Stream,
     cluster: Rc<Cluster>,
     original: OriginalDst,
     pending: Option<Buf>,
-) -> Counter {
+) -> Serving<'_> {
     let (dialled, source) = (original.address, original.source);
     let was_asked = pending.is_some();
-    let mut connection = Connection { hop, stream, cluster, dialled, source, pending, was_asked };
-    loop {
-        let (buf, head) = match connection.request().await {
-            Ok(request) => request,
-            Err(request::End::Quiet(counter)) => return counter,
-            Err(request::End::Refuse(reply)) => return connection.refuse(reply).await,
-        };
-        if let Next::End(counter) = connection.exchange(buf, head).await {
-            return counter;
+    // Boxed by itself: within a future it would stand twice, where it came in and where it is kept.
+    let mut connection = Box::new(Connection { hop, stream, cluster, dialled, source, pending, was_asked });
+    Box::pin(async move {
+        loop {
+            // Boxed: what an exchange needs is gone while the connection sleeps.
+            if let Some(end) = Box::pin(connection.awake()).await {
+                return end;
+            }
+            connection.stream.reader.news().await;
         }
-    }
+    })
 }
 
 impl Connection<'_> {
+    /// Answers requests until none comes for a while; gives how the connection ended, if it did.
+    async fn awake(&mut self) -> Option<Counter> {
+        let watch = &self.hop.watch;
+        let mut turned = pin!(watch.turned());
+        loop {
+            let (buf, head) = match self.request(watch, turned.as_mut()).await {
+                Ok(request) => request,
+                Err(request::End::Silent) => return None,
+                Err(request::End::Quiet(counter)) => return Some(counter),
+                Err(request::End::Refuse(reply)) => return Some(self.refuse(reply).await),
+            };
+            if let Next::End(counter) = self.exchange(buf, head).await {
+                return Some(counter);
+            }
+        }
+    }
+
     /// Passes one request on and its response back.
     async fn exchange(&mut self, buf: Buf, mut head: RequestHead) -> Next {
         let began = Instant::now();
@@ -208,9 +227,7 @@ impl Connection<'_> {
                 Ok(upstream) => upstream,
                 Err(why) => return self.reply(mute.unwrap_or_else(|| Reply::unreached(why)), head, buf).await,
             };
-            if !upstream.stream.reader.is_armed() {
-                upstream.stream.reader.arm(self.hop.buffers.take(MEDIUM));
-            }
+            upstream.stream.reader.arm_on_demand(&self.hop.buffers, MEDIUM);
             let sent_before = upstream.stream.writer.taken();
             upstream.stream.writer.submit(buf, send.clone());
             set_or_clear(&upstream.stream.socket, limits.response, Due::End);
@@ -389,9 +406,7 @@ impl Connection<'_> {
             self.stream.socket.set_due(LINGER, Due::End);
             let mut read = 0;
             while read < LINGER_BYTES_MAX {
-                if !self.stream.reader.is_armed() {
-                    self.stream.reader.arm(self.hop.buffers.take(SMALL));
-                }
+                self.stream.reader.arm_on_demand(&self.hop.buffers, SMALL);
                 let (received, buf) = self.stream.reader.received().await;
                 self.hop.buffers.give(buf);
                 match received {

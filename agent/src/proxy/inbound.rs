@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, net::SocketAddr, os::fd::OwnedFd, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
 
-use super::{Cluster, Hop, auto, http, opaque};
+use super::{Cluster, Hop, Serving, auto, http, opaque};
 use crate::{
     balance::Balancer,
     cluster::{Inbound, Refused, Service, Shares},
@@ -18,30 +18,37 @@ use crate::{
 pub async fn serve(hop: Rc<Hop>, socket: OwnedFd, place: Arc<Place>, client: SocketAddr) {
     hop.slab.count(Counter::Accepted);
     let socket = hop.upstreams.accepted_inside(socket, place.netns);
-    let outcome = serve_watched(&hop, socket, place, client).await;
+    let outcome = match Box::pin(accepted(&hop, socket, place, client)).await {
+        // Its place is given back at its end.
+        Ok((serving, _entered)) => serving.await,
+        Err(refused) => refused,
+    };
     hop.slab.count(outcome);
 }
 
-async fn serve_watched(hop: &Rc<Hop>, socket: Socket, place: Arc<Place>, client: SocketAddr) -> Counter {
+async fn accepted(
+    hop: &Rc<Hop>,
+    socket: Socket,
+    place: Arc<Place>,
+    client: SocketAddr,
+) -> Result<(Serving<'_>, Entered), Counter> {
     // The hook changes no address: what the client dialled is where the connection ends.
-    let Ok(dialled) = socket.local() else {
-        return Counter::NoOriginal;
-    };
+    let dialled = socket.local().map_err(|_| Counter::NoOriginal)?;
     let rule = hop.inbound(&place, dialled.port());
     let Some(rule) = rule else {
         // Its rule is gone, or a program of the namespace has dialled our listener itself.
         socket.reset();
-        return Counter::NoService;
+        return Err(Counter::NoService);
     };
     let entered = match Entered::by(hop, &rule, client) {
         Ok(entered) => entered,
         Err(refused) => {
             rule.state.refused[refused as usize].fetch_add(1, Relaxed);
             socket.reset();
-            return Counter::InboundRefused;
+            return Err(Counter::InboundRefused);
         }
     };
-    let Ok(downstream) = Stream::new(socket) else { return Counter::NoMemory };
+    let downstream = Stream::new(socket).map_err(|_| Counter::NoMemory)?;
     let cluster = Rc::new(Cluster {
         service: Arc::clone(&rule.service),
         visit: Some(Visit::new(place, client, dialled)),
@@ -51,16 +58,15 @@ async fn serve_watched(hop: &Rc<Hop>, socket: Socket, place: Arc<Place>, client:
     });
     // Where there is one endpoint, no hash of the source is asked for.
     let original = OriginalDst { address: dialled, service: rule.service.id, source: 0 };
-    let outcome = match rule.config.protocol {
-        Protocol::Http => http::serve(hop, downstream, cluster, original, None).await,
-        Protocol::Auto => auto::serve(hop, downstream, cluster, original).await,
+    let serving: Serving<'_> = match rule.config.protocol {
+        Protocol::Http => http::serve(hop, downstream, cluster, original, None),
+        Protocol::Auto => auto::listen(hop, downstream, cluster, original).await?,
         // No rule names HTTP/2 by itself: it is passed through.
         Protocol::Tcp | Protocol::Udp | Protocol::Http2 => {
-            opaque::serve(hop, downstream, cluster, original.source).await
+            Box::pin(opaque::serve(hop, downstream, cluster, original.source))
         }
     };
-    drop(entered);
-    outcome
+    Ok((serving, entered))
 }
 
 /// Chooses among the one endpoint that there is.

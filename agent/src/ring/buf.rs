@@ -7,9 +7,9 @@ pub const HEADROOM: usize = 128;
 /// Free bytes kept behind what is received: the end of a chunk.
 const TAILROOM: usize = 16;
 
-/// What waits for a request: most heads fit, and every idle connection holds one.
+/// What a request is received into: most heads fit.
 pub const SMALL: usize = 4 * 1024;
-/// What waits for a response: a head and a small body arrive in one piece.
+/// What a response is received into: a head and a small body arrive in one piece.
 pub const MEDIUM: usize = 16 * 1024;
 /// Pieces of a long body, and the longest head.
 pub const LARGE: usize = 64 * 1024 + HEADROOM + TAILROOM;

@@ -8,6 +8,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io::{self, IoSlice},
+    mem,
     net::Shutdown,
     ops::Range,
     os::fd::{AsFd, AsRawFd},
@@ -19,7 +20,7 @@ use std::{
 use tokio::io::{ReadBuf, unix::AsyncFd};
 
 use super::{
-    Buf, Due, Socket,
+    Buf, Buffers, Due, Socket,
     delivery::{Fate, Told, hung_up},
     readiness::{self, Borrowed},
     recv::{has_news, look, recv_into, recv_now},
@@ -47,7 +48,7 @@ impl Stream {
         let half = || unsafe { Borrowed::new(socket.as_raw_fd()) };
         let reader = Reader {
             readiness: readiness::of_socket(half())?,
-            armed: None,
+            armed: Armed::Not,
             has_unread: false,
             is_drained: true,
             taken: 0,
@@ -97,7 +98,7 @@ impl Drop for Stream {
 /// silent holds memory in the kernel's hands.
 pub struct Reader {
     readiness: AsyncFd<Borrowed>,
-    armed: Option<Buf>,
+    armed: Armed,
     /// Epoll has told of bytes that were only looked at.
     has_unread: bool,
     /// Everything that had come when epoll last told of news has been taken.
@@ -106,21 +107,40 @@ pub struct Reader {
     tls: Option<Rc<RefCell<tls::Session>>>,
 }
 
+/// What the next receive puts its bytes into.
+enum Armed {
+    /// Nothing was said of that.
+    Not,
+    /// The free part of this one.
+    With(Buf),
+    /// One of this many bytes, taken from the stock when something has come.
+    OnDemand(Rc<Buffers>, usize),
+}
+
 impl Reader {
     /// Prepares to receive into the free part of `buf`, which must not be empty (0 bytes would look like the end).
     pub fn arm(&mut self, buf: Buf) {
-        debug_assert!(self.armed.is_none() && buf.room() > 0);
-        self.armed = Some(buf);
+        debug_assert!(!self.is_armed() && buf.room() > 0);
+        self.armed = Armed::With(buf);
     }
 
-    /// Takes the prepared buffer back, with what it may have held when it was prepared.
+    /// Prepares to receive into a buffer of `capacity` bytes that is taken from the stock when something has come: who waits holds none.
+    pub fn arm_on_demand(&mut self, stock: &Rc<Buffers>, capacity: usize) {
+        if !self.is_armed() {
+            self.armed = Armed::OnDemand(Rc::clone(stock), capacity);
+        }
+    }
+
+    /// Takes the prepared buffer back, with what it may have held when it was prepared; none was taken on demand.
     pub fn disarm(&mut self) -> Option<Buf> {
-        self.armed.take()
+        match mem::replace(&mut self.armed, Armed::Not) {
+            Armed::With(buf) => Some(buf),
+            Armed::Not | Armed::OnDemand(..) => None,
+        }
     }
 
-    /// Whether a buffer is prepared.
-    pub fn is_armed(&self) -> bool {
-        self.armed.is_some()
+    fn is_armed(&self) -> bool {
+        !matches!(self.armed, Armed::Not)
     }
 
     /// Bytes received since the connection was made, as they came.
@@ -155,6 +175,16 @@ impl Reader {
             ready.clear_ready();
         }
         true
+    }
+
+    /// Waits for anything that a receive may find: bytes, the end, or, now and then, nothing.
+    pub async fn news(&mut self) {
+        poll_fn(|context| match self.has_unread {
+            true => Poll::Ready(()),
+            // The connection is over: a receive will tell.
+            false => self.readiness.poll_read_ready(context).map(drop),
+        })
+        .await;
     }
 
     /// Waits for bytes, now at the end of the buffer; 0 when the peer has ended.
@@ -195,19 +225,35 @@ impl Reader {
         if let Some(session) = self.tls.clone() {
             return self.poll_received_tls(context, &session);
         }
-        let mut buf = self.armed.take().expect("a buffer is prepared");
+        let (mut buf, stock) = self.take_armed();
         match self.poll_into(context, &mut buf) {
             Poll::Ready(result) => Poll::Ready((result, buf)),
             Poll::Pending => {
-                self.armed = Some(buf);
+                self.armed = match stock {
+                    None => Armed::With(buf),
+                    Some(stock) => {
+                        let capacity = buf.capacity();
+                        stock.give(buf);
+                        Armed::OnDemand(stock, capacity)
+                    }
+                };
                 Poll::Pending
             }
         }
     }
 
+    /// The buffer to receive into, and the stock from which it was taken now.
+    fn take_armed(&mut self) -> (Buf, Option<Rc<Buffers>>) {
+        match mem::replace(&mut self.armed, Armed::Not) {
+            Armed::Not => panic!("nothing was prepared to receive into"),
+            Armed::With(buf) => (buf, None),
+            Armed::OnDemand(stock, capacity) => (stock.take(capacity), Some(stock)),
+        }
+    }
+
     /// Waits for bytes, and puts them behind those of `buf`.
     fn poll_into(&mut self, context: &mut Context<'_>, buf: &mut Buf) -> Poll<io::Result<usize>> {
-        if std::mem::take(&mut self.has_unread) {
+        if mem::take(&mut self.has_unread) {
             let result = recv_now(self.readiness.get_ref().as_fd(), buf);
             self.taken += *result.as_ref().unwrap_or(&0) as u64;
             if !result.as_ref().is_err_and(is_again) {
@@ -239,7 +285,7 @@ impl Reader {
 impl Reader {
     /// Waits for bytes and puts them into memory of the caller; none: the peer has ended. Nothing may be armed.
     pub fn poll_read(&mut self, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        debug_assert!(self.armed.is_none() && buf.remaining() > 0);
+        debug_assert!(!self.is_armed() && buf.remaining() > 0);
         if let Some(session) = self.tls.clone() {
             return self.poll_read_tls(context, &session, buf);
         }
@@ -385,7 +431,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::ring::{Buffers, SMALL, Watch, run};
+    use crate::ring::{SMALL, Watch, run};
 
     /// A connection on which a first request was sent and read.
     async fn used(buffers: &Buffers) -> (Stream, TcpStream) {
@@ -407,7 +453,7 @@ mod tests {
 
     /// Whether the second request never arrived, as far as can be known; `true` for what the peer does before it comes.
     async fn second_never_arrived(peer: impl FnOnce(TcpStream), comes_after: bool) -> bool {
-        let buffers = Buffers::default();
+        let buffers = Rc::<Buffers>::default();
         let (mut stream, server) = used(&buffers).await;
         let before = stream.writer.taken();
         if comes_after {
@@ -417,7 +463,7 @@ mod tests {
             send(&mut stream, &buffers).await;
             peer(server);
         }
-        stream.reader.arm(buffers.take(SMALL));
+        stream.reader.arm_on_demand(&buffers, SMALL);
         let (received, _) = stream.reader.received().await;
         stream.never_arrived(before, matches!(received, Ok(0))).await
     }
@@ -448,7 +494,7 @@ mod tests {
     #[test]
     fn a_peer_that_leaves_is_noticed_behind_what_it_has_sent() {
         run(async {
-            let buffers = Buffers::default();
+            let buffers = Rc::<Buffers>::default();
             let (mut stream, mut server) = used(&buffers).await;
             let gone = |stream: &mut Stream, by_end: bool| {
                 stream.reader.poll_gone(&mut Context::from_waker(Waker::noop()), by_end).is_ready()
@@ -458,7 +504,7 @@ mod tests {
             wait_readable(&mut stream).await;
             assert!(!gone(&mut stream, true), "it asks for more");
             assert!(!stream.reader.is_quiet());
-            stream.reader.arm(buffers.take(SMALL));
+            stream.reader.arm_on_demand(&buffers, SMALL);
             let (received, buf) = stream.reader.received().await;
             assert_eq!((received.unwrap(), buf.bytes()), (4, &b"more"[..]));
             drop(server);

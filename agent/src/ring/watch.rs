@@ -8,6 +8,7 @@ use std::{
 };
 
 use socket2::SockRef;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::{recv::has_news, socket::reset};
 
@@ -47,7 +48,11 @@ pub struct Watch {
     now_ms: Cell<u64>,
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<usize>>,
+    turns: Notify,
 }
+
+/// Ready at the next turn of a watch.
+pub type Turned<'w> = Notified<'w>;
 
 impl Watch {
     /// The worker's coarse clock: right to about a turn of the watch.
@@ -62,6 +67,12 @@ impl Watch {
         for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.at <= now_ms) {
             expire(slot);
         }
+        self.turns.notify_waiters();
+    }
+
+    /// The next turn, counted from when it is first asked for.
+    pub fn turned(&self) -> Turned<'_> {
+        self.turns.notified()
     }
 
     /// Shuts every socket that is between exchanges; those on which nothing was ever asked a `moment` later.

@@ -1,21 +1,32 @@
 //! Waiting for a request and reading its head.
 
-use std::{future::poll_fn, io, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use super::{Connection, reply::Reply};
 use crate::{
     decode::http1::{self, RequestHead},
     proxy::FIRST_REQUEST,
     record::Counter,
-    ring::{Buf, Due, SMALL},
+    ring::{Buf, Due, SMALL, Turned, Watch},
 };
 
 /// How long a client may be silent between requests. Longer than most clients keep an unused connection, so that it is they who end
 /// it and no request meets a connection just closed.
 const IDLE: Duration = Duration::from_secs(600);
 
+/// After so many turns of the watch without a request a connection sleeps.
+const TURNS_AWAKE: u32 = 2;
+
 /// Why there is no request.
 pub enum End {
+    /// None has come for a while. More than a deadline, if that, is not to be waited for.
+    Silent,
     /// The connection ended, and nothing is to be said.
     Quiet(Counter),
     /// What came is no request.
@@ -23,11 +34,15 @@ pub enum End {
 }
 
 impl Connection<'_> {
-    /// Reads the next request's head. The buffer begins with it.
-    pub(super) async fn request(&mut self) -> Result<(Buf, RequestHead), End> {
+    /// Reads the next request's head. The buffer begins with it. `turned` is the next turn of the `watch`.
+    pub(super) async fn request<'w>(
+        &mut self,
+        watch: &'w Watch,
+        turned: Pin<&mut Turned<'w>>,
+    ) -> Result<(Buf, RequestHead), End> {
         let mut buf = match self.pending.take() {
             Some(buf) => buf,
-            None => self.first_bytes().await?,
+            None => self.first_bytes(watch, turned).await?,
         };
         let http = &self.cluster.service.config.http;
         let (bytes_max, fields_max) = (http.head_bytes_max, http.head_fields_max);
@@ -52,16 +67,28 @@ impl Connection<'_> {
     }
 
     /// Waits between requests.
-    async fn first_bytes(&mut self) -> Result<Buf, End> {
-        if !self.stream.reader.is_armed() {
-            self.stream.reader.arm(self.hop.buffers.take(SMALL));
-        }
+    async fn first_bytes<'w>(&mut self, watch: &'w Watch, mut turned: Pin<&mut Turned<'w>>) -> Result<Buf, End> {
+        self.stream.reader.arm_on_demand(&self.hop.buffers, SMALL);
         self.stream.socket.set_due(IDLE, if self.was_asked { Due::Idle } else { Due::Unasked });
         if self.hop.is_draining() {
             // What has come already is served, and the first request that comes; nothing more.
             self.stream.socket.drain(FIRST_REQUEST);
         }
-        let (received, buf) = self.received().await;
+        let mut turns = 0;
+        let received = poll_fn(|context| {
+            if let Poll::Ready(received) = self.poll_received(context) {
+                return Poll::Ready(Some(received));
+            }
+            while turned.as_mut().poll(context).is_ready() {
+                turned.set(watch.turned());
+                turns += 1;
+            }
+            // What the client does not take is still being sent.
+            let sleeps = turns >= TURNS_AWAKE && !self.stream.writer.is_sending();
+            if sleeps { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await;
+        let Some((received, buf)) = received else { return Err(End::Silent) };
         match received {
             Ok(1..) => {
                 self.stream.socket.clear_due();
@@ -93,20 +120,21 @@ impl Connection<'_> {
         }
     }
 
-    /// Receives; meanwhile the buffer of the response before comes back.
     async fn received(&mut self) -> (io::Result<usize>, Buf) {
-        poll_fn(|context| {
-            if self.stream.writer.is_sending()
-                && let Poll::Ready((result, buf)) = self.stream.writer.poll_sent(context)
-            {
-                self.hop.buffers.give(buf);
-                if result.is_err() {
-                    self.stream.socket.shut(std::net::Shutdown::Both);
-                }
+        poll_fn(|context| self.poll_received(context)).await
+    }
+
+    /// Receives; meanwhile the buffer of the response before comes back.
+    fn poll_received(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<usize>, Buf)> {
+        if self.stream.writer.is_sending()
+            && let Poll::Ready((result, buf)) = self.stream.writer.poll_sent(context)
+        {
+            self.hop.buffers.give(buf);
+            if result.is_err() {
+                self.stream.socket.shut(std::net::Shutdown::Both);
             }
-            self.stream.reader.poll_received(context)
-        })
-        .await
+        }
+        self.stream.reader.poll_received(context)
     }
 }
 

@@ -89,9 +89,7 @@ impl Connection<'_> {
         let answer = answer(hop, head, &limits, uploaded, head_sent);
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
         let Stream { reader, writer, socket } = &mut upstream.stream;
-        if !reader.is_armed() {
-            reader.arm(hop.buffers.take(MEDIUM));
-        }
+        reader.arm_on_demand(&hop.buffers, MEDIUM);
         let (up, down) = (Cell::new(0), Cell::new(0));
         let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up };
         let mut upload = pin!(upload(copy, outgoing));

@@ -259,7 +259,7 @@ impl Reader {
         session: &RefCell<Session>,
     ) -> Poll<(io::Result<usize>, Buf)> {
         let has_more = ready!(self.poll_plain(context, session));
-        let mut buf = self.armed.take().expect("a buffer is prepared");
+        let (mut buf, _) = self.take_armed();
         let result = has_more.map(|has_more| if has_more { session.borrow_mut().fill(&mut buf) } else { 0 });
         Poll::Ready((result, buf))
     }

@@ -172,9 +172,7 @@ impl Exchange<'_> {
 
     async fn download_http1(&mut self, reader: &mut Reader, limits: &Limits, phase: &Phase) -> Ended {
         let hop = &self.connection.hop;
-        if !reader.is_armed() {
-            reader.arm(hop.buffers.take(MEDIUM));
-        }
+        reader.arm_on_demand(&hop.buffers, MEDIUM);
         let first = poll_fn(|context| {
             if let Poll::Ready(received) = reader.poll_received(context) {
                 return Poll::Ready(Some(received));
