@@ -1,4 +1,4 @@
-//! The emulated machine: qemu without any help of the host's processor, two processors, no network, no disk.
+//! The emulated machine: qemu without any help of the host's processor, two processors (one, when its time is its own), no network, no disk.
 
 use std::{
     fs::{self, File},
@@ -37,6 +37,8 @@ pub struct Machine<'a> {
     pub transcript: &'a Path,
     /// What its kernel is told besides [`COMMAND_LINE`].
     pub words: &'a [String],
+    /// Whether its clock counts instructions, and skips what it idles.
+    pub own_time: bool,
     /// Its memory, which holds the file system, too.
     pub memory_mib: u32,
     /// When it is taken away.
@@ -62,7 +64,7 @@ impl Machine<'_> {
         // It is killed with this program, and gives way to whatever else runs here.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "nice", "-n", "10", "qemu-system-x86_64"]);
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", &self.memory_mib.to_string()]);
+        command.args(processors(self.own_time)).args(["-cpu", "max", "-m", &self.memory_mib.to_string()]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.arg("-serial").arg(format!("file:{}", self.console.display()));
         command.args(["-chardev", "stdio,id=report,signal=off", "-serial", "chardev:report"]);
@@ -115,6 +117,16 @@ fn read(mut output: ChildStdout, sender: &mpsc::Sender<String>) {
     }
 }
 
+/// With a time of its own an instruction takes a nanosecond. It has one processor, since a second one would never be up: it is waited for
+/// in time that then stands still.
+fn processors(own_time: bool) -> &'static [&'static str] {
+    if own_time {
+        &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]
+    } else {
+        &["-accel", "tcg,thread=multi", "-smp", "2"]
+    }
+}
+
 fn tell(event: Event, line: &str) {
     match event {
         Event::Begin(name) => say(format!("---- {name}")),
@@ -144,5 +156,17 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::processors;
+
+    #[test]
+    fn a_clock_that_counts_instructions_has_one_processor_to_count_for() {
+        let has = |own_time, word: &str| processors(own_time).contains(&word);
+        assert!(has(true, "1") && has(true, "-icount") && has(true, "tcg,thread=single"));
+        assert!(has(false, "2") && !has(false, "-icount"));
     }
 }
