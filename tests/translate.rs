@@ -57,6 +57,22 @@ fn under_one_address_clients_of_both_reach_an_endpoint_of_either() {
 }
 
 #[test]
+fn a_client_that_speaks_what_the_endpoints_do_not_takes_them_from_nobody() {
+    let Some(stage) = Stage::set() else { return };
+    let (one, two) = (stage.web("one"), stage.web("two"));
+    let service = stage.address();
+    let hop = Hop::of(stage, Service::auto("web", service).to(one.address()).to(two.address()), service);
+    let (told, said) = hop.curl("/", &[HTTP2]);
+    assert_eq!((told.as_str(), &*said), ("2 502", &b"sockway: the endpoint does not speak HTTP/2\n"[..]));
+    for endpoint in [one.address(), two.address()] {
+        let up = [("service", "web"), ("endpoint", &*endpoint.to_string())];
+        assert_eq!(hop.agent.metric("sockway_endpoint_up", &up), 1.0);
+    }
+    assert!(!hop.agent.log().contains("endpoint is down"), "{}", hop.agent.log());
+    assert_eq!(hop.curl("/", &[]).0, "1.1 200");
+}
+
+#[test]
 fn real_clients_of_http2_get_and_send_bodies_of_any_framing() {
     let Some(stage) = Stage::set() else { return };
     let web = stage.web("one");

@@ -43,6 +43,12 @@ pub enum ConnectError {
     /// It accepted, and then no TLS connection came about.
     #[error("TLS: {0}")]
     Tls(HandshakeError),
+    /// It accepted, and what it then said, if anything, is not HTTP/2.
+    #[error("it does not speak HTTP/2")]
+    NotHttp2,
+    /// It accepted, and then said nothing in time.
+    #[error("nothing of HTTP/2 within {0:?}")]
+    Mute(Duration),
     /// This process or host is out of descriptors or memory: says nothing of the endpoint.
     #[error("no socket: {0}")]
     Ours(io::Error),
@@ -177,7 +183,7 @@ impl Upstreams {
 
     fn count_dial(&self, result: &Result<Stream, ConnectError>) {
         self.slab.count(match result {
-            Ok(_) => Counter::ConnectAccepted,
+            Ok(_) | Err(ConnectError::NotHttp2 | ConnectError::Mute(_)) => Counter::ConnectAccepted,
             Err(ConnectError::Failed(_)) => Counter::ConnectFailed,
             Err(ConnectError::Late(_)) => Counter::ConnectLate,
             Err(ConnectError::Tls(_)) => Counter::ConnectTls,

@@ -119,7 +119,8 @@ fn converse(stream: &TcpStream, name: &str, connection: usize, shared: &Shared) 
 /// Answers one request; says whether the connection goes on.
 fn answer(stream: &TcpStream, head: &Head, body: Vec<u8>, own: &str, name: &str, shared: &Shared) -> io::Result<bool> {
     let path = head.word(1);
-    let (verb, argument) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+    let name_of_path = path.strip_prefix('/').unwrap_or("*");
+    let (verb, argument) = name_of_path.split_once('/').unwrap_or((name_of_path, ""));
     let number = argument.parse().unwrap_or(0);
     let silent = head.word(0) == "HEAD";
     match verb {

@@ -115,6 +115,8 @@ enum Failure {
     Tls(HandshakeError),
     Failed(io::ErrorKind),
     Late(Duration),
+    NotHttp2,
+    Mute(Duration),
     Ours(io::ErrorKind),
 }
 
@@ -123,6 +125,8 @@ impl Failure {
         match error {
             ConnectError::Failed(error) => Self::Failed(error.kind()),
             ConnectError::Late(timeout) => Self::Late(*timeout),
+            ConnectError::NotHttp2 => Self::NotHttp2,
+            ConnectError::Mute(timeout) => Self::Mute(*timeout),
             ConnectError::Tls(error) => Self::Tls(error.clone()),
             ConnectError::Ours(error) => Self::Ours(error.kind()),
         }
@@ -132,6 +136,8 @@ impl Failure {
         match self {
             Self::Failed(kind) => ConnectError::Failed(kind.into()),
             Self::Late(timeout) => ConnectError::Late(timeout),
+            Self::NotHttp2 => ConnectError::NotHttp2,
+            Self::Mute(timeout) => ConnectError::Mute(timeout),
             Self::Tls(error) => ConnectError::Tls(error),
             Self::Ours(kind) => ConnectError::Ours(kind.into()),
         }
@@ -286,9 +292,8 @@ impl Upstreams {
     /// Begins HTTP/2 on a connection, by prior knowledge (RFC 9113 section 3.3) or as agreed on within TLS, and waits until the endpoint has
     /// said how many streams it takes: those beyond would be refused.
     async fn link(&self, io: Io, timeout: Duration) -> Result<Rc<Link>, ConnectError> {
-        let failed = || ConnectError::Failed(io::ErrorKind::InvalidData.into());
         io.set_due(timeout);
-        let (requests, connection) = settings().handshake(io.clone()).await.map_err(|_| failed())?;
+        let (requests, connection) = settings().handshake(io.clone()).await.map_err(|_| ConnectError::NotHttp2)?;
         let is_over = Rc::<Cell<bool>>::default();
         let link = Rc::new(Link {
             requests,
@@ -301,8 +306,8 @@ impl Upstreams {
         spawn(drive(connection, io.clone(), Arc::clone(&self.slab), beginning, is_over));
         let has_begun = begins.await.is_ok();
         match io.stopped() {
-            Some(_) => Err(ConnectError::Late(timeout)),
-            None if !has_begun || link.is_gone() => Err(failed()),
+            Some(_) => Err(ConnectError::Mute(timeout)),
+            None if !has_begun || link.is_gone() => Err(ConnectError::NotHttp2),
             None => Ok(link),
         }
     }

@@ -11,7 +11,7 @@ use super::{Cluster, Hop};
 use crate::{
     balance::Ask,
     cluster::{Endpoint, Service, Stage},
-    config::tls::Within,
+    config::{Protocol, tls::Within},
     connect::{ConnectError, Seat, Visit},
     record::Counter,
     ring::{Buf, HandshakeError, Io, Stream},
@@ -74,6 +74,9 @@ pub enum Unreached {
     /// The last one tried accepted, and then no TLS connection came about.
     #[error("TLS with the endpoint failed: {0}")]
     Tls(HandshakeError),
+    /// The last one tried accepted, and does not speak HTTP/2.
+    #[error("the endpoint does not speak HTTP/2")]
+    NotHttp2,
     /// Not the endpoints' fault.
     #[error("the agent is out of sockets")]
     NoSocket,
@@ -187,17 +190,20 @@ impl Hop {
             tracing::error!(%error, "no socket for an upstream connection");
             return Err(Unreached::NoSocket);
         }
-        if let ConnectError::Late(timeout) = error {
-            why = Unreached::Late(timeout);
-        }
         let service = &cluster.service;
+        let name = &service.config.name;
         tried.indexes.push(chosen);
-        if let ConnectError::Tls(error) = error {
-            tracing::debug!(service = service.config.name, %error, "no TLS with an endpoint");
-            // Not set down: the probes that would find it up again speak no TLS.
-            return Ok(Unreached::Tls(error));
+        match &error {
+            ConnectError::Late(timeout) | ConnectError::Mute(timeout) => why = Unreached::Late(*timeout),
+            ConnectError::NotHttp2 => why = Unreached::NotHttp2,
+            ConnectError::Tls(error) => why = Unreached::Tls(error.clone()),
+            ConnectError::Failed(_) | ConnectError::Ours(_) => {}
         }
-        self.set_down(&service.config.name, service.id, &service.endpoints[chosen], &error);
+        if is_its_fault(cluster, &error) {
+            self.set_down(name, service.id, &service.endpoints[chosen], &error);
+        } else {
+            tracing::debug!(service = name, %error, "an endpoint accepted, and no more");
+        }
         Ok(why)
     }
 
@@ -227,7 +233,7 @@ impl Hop {
                 return Err(Unreached::NoSocket);
             }
             Err(ConnectError::Late(timeout)) => Unreached::Late(timeout),
-            Err(ConnectError::Failed(_) | ConnectError::Tls(_)) => Unreached::NoEndpoint,
+            Err(_) => Unreached::NoEndpoint,
         };
         cluster.service.endpoints[0].state.connect_failures.fetch_add(1, Relaxed);
         tried.indexes.push(0);
@@ -272,6 +278,20 @@ impl Hop {
         if !self.is_draining() && lease.endpoint().state.stage() == Stage::Active {
             self.upstreams.keep(&lease.cluster.service, lease.endpoint(), stream);
         }
+    }
+}
+
+/// Whether an endpoint is set down.
+fn is_its_fault(cluster: &Cluster, error: &ConnectError) -> bool {
+    let config = &cluster.service.config;
+    match error {
+        // The probes that would find it up again speak no TLS.
+        ConnectError::Tls(_) => false,
+        // Where the client chooses what is spoken, one that chooses badly would take the endpoints from everybody else.
+        ConnectError::NotHttp2 | ConnectError::Mute(_) => {
+            config.protocol != Protocol::Auto || config.upstream_protocol.is_some()
+        }
+        ConnectError::Failed(_) | ConnectError::Late(_) | ConnectError::Ours(_) => true,
     }
 }
 

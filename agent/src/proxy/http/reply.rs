@@ -63,6 +63,7 @@ impl Reply {
         match why {
             Unreached::Late(_) => Self::new("504 Gateway Timeout", why, Counter::ConnectTimeout),
             Unreached::Tls(_) => Self::new("502 Bad Gateway", why, Counter::EndpointTls),
+            Unreached::NotHttp2 => Self::new("502 Bad Gateway", why, Counter::BadResponse),
             Unreached::NoEndpoint | Unreached::NoSocket => {
                 Self::new("503 Service Unavailable", why, Counter::NoEndpoint)
             }
