@@ -37,7 +37,7 @@ pub const UNIT_TESTS: &str = "agent";
 const ROOMS_OF_THE_KERNEL: [&str; 4] = ["kernel::", "ring::", "accept::", "node::"];
 
 /// Test programs that say nothing about the kernel, and whose peers would fill the guest's memory.
-pub const OF_THE_AGENT_ALONE: &[&str] = &["databases", "differential", "grpc_clients"];
+pub const OF_THE_AGENT_ALONE: &[&str] = &["clients", "databases", "differential", "grpc_clients"];
 
 /// The C program of the tests, which they compile where there is a compiler.
 pub const WAYS: &str = "/target/debug/ways";
