@@ -1,6 +1,10 @@
 //! What is true of every decoder whatever bytes come: all of them together, and torn at any byte. The tests hold the corpus and mutations of
 //! it to this, the fuzz targets (`cargo xtask fuzz`) what a search for new paths through the code comes up with.
 
+mod translation;
+
+pub use translation::translation;
+
 use super::{
     chunked::{BadChunk, Decoder, Event, FRAME_BYTES_MAX, Style, reframe},
     edit,

@@ -123,6 +123,11 @@ fn hellos_are_read_in_one_way_however_they_are_torn_or_bent() {
 }
 
 #[test]
+fn heads_that_change_their_protocol_mean_the_same_however_they_are_bent() {
+    each("translation", hold::translation);
+}
+
+#[test]
 fn a_seed_gives_the_same_mutations_again() {
     let files = corpus("h1-request");
     let all = |from: u64| (from..from + 50).map(|seed| mutated(&files, seed)).collect::<Vec<_>>();

@@ -88,8 +88,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Before a send in flight is dropped with its half: it ends.
-        self.socket.shut(Shutdown::Both);
+        // Before a send in flight is dropped with its half: it ends. The socket does the same at its own end.
+        if matches!(self.writer.sending, Some(Sending::InFlight(_))) {
+            self.socket.shut(Shutdown::Both);
+        }
     }
 }
 
