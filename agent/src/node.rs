@@ -5,6 +5,8 @@
 
 pub mod admin;
 pub mod drain;
+mod error;
+mod observe;
 pub mod probe;
 pub mod pulse;
 pub mod reload;
@@ -16,7 +18,6 @@ pub mod watch;
 pub mod worker;
 
 use std::{
-    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,15 +26,15 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sockway_common::counter::Counter;
 use tokio::sync::mpsc;
 
+pub use self::error::NodeError;
 use self::{
-    admin::{Answer, Question},
+    admin::Question,
     pulse::Pulse,
     reload::{Read, Reloader},
     retire::{Retired, Retirer},
-    runfile::{Runfile, RunfileError, Running},
+    runfile::{Runfile, Running},
     senses::{News, Senses},
     warm::Warmer,
     worker::{Listening, Worker, WorkerEvent, WorkerShared},
@@ -43,11 +44,8 @@ use crate::{
     cluster::{Service, Snapshot},
     config::{Capture, Config, Mode},
     health::Change,
-    kernel::{self, Capability, Changes, Event, Inlets, Kernel, KernelError, Look, Namespaces, Opened},
-    record::{
-        Slab,
-        observed::{self, Observed, Total},
-    },
+    kernel::{self, Changes, Event, Inlets, Kernel, KernelError, Look, Namespaces, Opened},
+    record::Slab,
 };
 
 /// What an agent is started with.
@@ -61,64 +59,6 @@ pub struct Start {
     pub zone: Option<String>,
     /// Whether to take the kernel half away at the end.
     pub detach_on_exit: bool,
-}
-
-/// Why an agent could not start, or had to end.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The kernel half could not be loaded or attached.
-    #[error("kernel half: {0}")]
-    Kernel(#[from] KernelError),
-    /// The run-time file is another agent's, or cannot be made.
-    #[error("run-time file {0}")]
-    Runfile(#[from] RunfileError),
-    /// The admin address cannot be bound.
-    #[error("admin address {address}: {source}; choose another admin.address")]
-    Admin {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A system call of the start failed.
-    #[error("{what}: {source}")]
-    System {
-        /// What was being done.
-        what: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A worker ended by itself: a bug.
-    #[error("worker {0} died; this is a bug")]
-    WorkerDied(usize),
-}
-
-impl NodeError {
-    /// By `sysexits.h`.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Kernel(error) => error.exit_code(),
-            Self::Runfile(RunfileError::Taken { .. }) => 69,
-            Self::Runfile(RunfileError::Io { source, .. })
-            | Self::Admin { source, .. }
-            | Self::System { source, .. } => {
-                if source.kind() == io::ErrorKind::PermissionDenied {
-                    77
-                } else {
-                    71
-                }
-            }
-            Self::WorkerDied(_) => 70,
-        }
-    }
-
-    /// What to do about it.
-    pub fn remedy(&self) -> Option<String> {
-        match self {
-            Self::Kernel(error) => error.remedy(),
-            _ => None,
-        }
-    }
 }
 
 /// How an agent ended.
@@ -473,42 +413,6 @@ impl Node {
         }
     }
 
-    fn answer(&self, question: Question, senses: &Senses) {
-        let answer: Answer = (self.observe(question.counts, senses), Arc::clone(&self.config));
-        let _ = question.reply.send(answer); // who asked may have gone
-    }
-
-    fn observe(&self, counts: bool, senses: &Senses) -> Observed {
-        let mut observed = Observed {
-            not_ready: self.not_ready.clone(),
-            workers: self.workers.len(),
-            connections: self.connections(),
-            namespaces: self.namespaces.len(),
-            snapshot: self.snapshot.load_full(),
-            reloads: senses.reloader.as_ref().map(Reloader::counts).unwrap_or_default(),
-            probes: senses.prober.results(),
-            ..Observed::default()
-        };
-        if counts {
-            let capability = |found: &Capability| (found.name.to_owned(), found.passed);
-            observed.rights = kernel::rights::held().into_iter().map(|(right, held)| (right.name, held)).collect();
-            observed.capabilities = self.kernel.capabilities().iter().map(capability).collect();
-            observed.kernel_totals = self.kernel.counters().into_iter().map(kernel_total).collect();
-            observed.kernel_stats = self.kernel.endpoint_stats();
-            observed.latencies = self.kernel.latencies();
-            observed.tables = self.kernel.fill();
-            observed.hook_times = self.kernel.hook_times();
-            observed.shortcut_stats = self.kernel.shortcut_stats();
-            observed.limits_open = self.kernel.limits_open(&observed.snapshot);
-            (observed.workers_totals, observed.histograms) = observed::add_up(&self.slabs);
-        }
-        observed
-    }
-
-    fn connections(&self) -> usize {
-        self.workers.iter().map(Worker::connections).sum()
-    }
-
     fn say_ready(&self, admin: SocketAddr) {
         tracing::info!(
             instance = self.config.instance,
@@ -551,10 +455,6 @@ fn spawn_workers(
             .map_err(|source| NodeError::System { what: "starting a worker (io_uring)", source })
     };
     slabs.iter().enumerate().map(spawn).collect()
-}
-
-fn kernel_total((counter, value): (Counter, u64)) -> Total {
-    Total { name: counter.name(), labels: counter.labels(), help: counter.help(), value }
 }
 
 /// Each connection through the agent takes two descriptors: as many as the system gives.

@@ -1,5 +1,7 @@
 //! A connected socket with at most one receive and one send in flight, in plain or under TLS.
 
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use tls::HandshakeError;
@@ -422,101 +424,4 @@ impl Writer {
 
 fn is_again(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        io::{Read as _, Write as _},
-        net::{TcpListener, TcpStream},
-        rc::Rc,
-    };
-
-    use super::*;
-    use crate::ring::{SMALL, Watch, run};
-
-    /// A connection on which a first request was sent and read.
-    async fn used(buffers: &Buffers) -> (Stream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let mut server = listener.accept().unwrap().0;
-        let mut stream = Stream::new(Socket::accepted(client.into(), &Rc::<Watch>::default())).unwrap();
-        send(&mut stream, buffers).await;
-        server.read_exact(&mut [0; 7]).unwrap();
-        (stream, server)
-    }
-
-    async fn send(stream: &mut Stream, buffers: &Buffers) {
-        let buf = buffers.holding(b"request");
-        let range = buf.range();
-        stream.writer.submit(buf, range);
-        buffers.give(stream.writer.sent().await.1);
-    }
-
-    /// Whether the second request never arrived, as far as can be known; `true` for what the peer does before it comes.
-    async fn second_never_arrived(peer: impl FnOnce(TcpStream), comes_after: bool) -> bool {
-        let buffers = Rc::<Buffers>::default();
-        let (mut stream, server) = used(&buffers).await;
-        let before = stream.writer.taken();
-        if comes_after {
-            peer(server);
-            send(&mut stream, &buffers).await;
-        } else {
-            send(&mut stream, &buffers).await;
-            peer(server);
-        }
-        stream.reader.arm_on_demand(&buffers, SMALL);
-        let (received, _) = stream.reader.received().await;
-        stream.never_arrived(before, matches!(received, Ok(0))).await
-    }
-
-    fn resets(server: TcpStream) {
-        socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
-    }
-
-    #[test]
-    fn what_a_peer_that_had_closed_was_sent_never_arrived() {
-        assert!(run(second_never_arrived(drop, true)).unwrap());
-        // Nothing could be sent at all.
-        assert!(run(second_never_arrived(resets, true)).unwrap());
-    }
-
-    #[test]
-    fn what_a_peer_may_have_read_is_taken_to_have_arrived() {
-        let reads = |mut server: TcpStream| server.read_exact(&mut [0; 7]).unwrap();
-        assert!(!run(second_never_arrived(reads, false)).unwrap());
-        assert!(!run(second_never_arrived(drop, false)).unwrap(), "unread, and reset");
-        let reads_and_resets = |mut server: TcpStream| {
-            server.read_exact(&mut [0; 7]).unwrap();
-            resets(server);
-        };
-        assert!(!run(second_never_arrived(reads_and_resets, false)).unwrap(), "nothing may have been acknowledged yet");
-    }
-
-    #[test]
-    fn a_peer_that_leaves_is_noticed_behind_what_it_has_sent() {
-        run(async {
-            let buffers = Rc::<Buffers>::default();
-            let (mut stream, mut server) = used(&buffers).await;
-            let gone = |stream: &mut Stream, by_end: bool| {
-                stream.reader.poll_gone(&mut Context::from_waker(Waker::noop()), by_end).is_ready()
-            };
-            assert!(!gone(&mut stream, true));
-            server.write_all(b"more").unwrap();
-            wait_readable(&mut stream).await;
-            assert!(!gone(&mut stream, true), "it asks for more");
-            assert!(!stream.reader.is_quiet());
-            stream.reader.arm_on_demand(&buffers, SMALL);
-            let (received, buf) = stream.reader.received().await;
-            assert_eq!((received.unwrap(), buf.bytes()), (4, &b"more"[..]));
-            drop(server);
-            std::future::poll_fn(|context| stream.reader.poll_gone(context, true)).await;
-            assert!(!gone(&mut stream, false), "who ends its side may still listen");
-        })
-        .unwrap();
-    }
-
-    async fn wait_readable(stream: &mut Stream) {
-        let _ = stream.reader.readiness.readable().await.unwrap();
-    }
 }

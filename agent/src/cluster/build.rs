@@ -1,0 +1,100 @@
+//! How a service of the next snapshot is made of what is configured and of what was there before.
+
+use std::{cell::OnceCell, collections::HashMap, sync::Arc};
+
+use super::{Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level};
+use crate::config;
+
+/// The services of the snapshot before, to be found by name.
+pub(super) struct Known<'s> {
+    services: &'s [Arc<Service>],
+    by_name: OnceCell<HashMap<&'s str, &'s Arc<Service>>>,
+}
+
+impl<'s> Known<'s> {
+    /// Of these.
+    pub(super) fn new(services: &'s [Arc<Service>]) -> Self {
+        Self { services, by_name: OnceCell::new() }
+    }
+
+    /// The one that `service` follows. It mostly stands in the same place: the names are gathered only if one does not.
+    pub(super) fn find(&self, service: &Arc<config::Service>, place: usize) -> Option<&'s Arc<Service>> {
+        let name = service.name.as_str();
+        let here = self.services.get(place);
+        here.filter(|old| Arc::ptr_eq(&old.config, service) || old.config.name == name).or_else(|| {
+            let gather = || self.services.iter().map(|service| (service.config.name.as_str(), service)).collect();
+            self.by_name.get_or_init(gather).get(name).copied()
+        })
+    }
+}
+
+/// Whether the same is said of a service; at once if it is the very same text's.
+pub(super) fn is_same(old: &Arc<config::Service>, new: &Arc<config::Service>) -> bool {
+    Arc::ptr_eq(old, new) || old == new
+}
+
+/// A service that is new or was changed, and what leaves it.
+pub(super) fn build_service(
+    config: &Arc<config::Service>,
+    id: u32,
+    old: Option<&Arc<Service>>,
+    previous: &Snapshot,
+    zone: Option<&str>,
+) -> (Service, Option<Arc<Departure>>) {
+    let changes = old.map(|old| old.changes.clone()).unwrap_or_default();
+    let adopted = previous.adopted.endpoints(id, &changes);
+    let left = previous.departure(id).into_iter().flat_map(|departure| &departure.endpoints);
+    let known: Vec<&Arc<Endpoint>> = old.iter().flat_map(|old| &old.endpoints).chain(&adopted).chain(left).collect();
+    let own_zone = zone.filter(|_| config.policy.prefer_zone);
+    let (endpoints, draining) = build_endpoints(&config.endpoints, own_zone, &known, &changes);
+    let leaving = leave(&endpoints, draining.clone(), &known);
+    let departure = Departure::new(id, config, leaving, &changes);
+    let cursor = old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default();
+    let (shares, has_shares) = (Published::default(), has_shares(config));
+    let config = Arc::clone(config);
+    (Service { id, endpoints, draining, shares, has_shares, cursor, config, changes }, departure)
+}
+
+/// See [`Service::has_shares`].
+fn has_shares(config: &config::Service) -> bool {
+    let policy = &config.policy;
+    let levels = config.endpoints.iter().any(|endpoint| endpoint.priority > 0) || policy.prefer_zone;
+    levels || policy.slow_start.is_some() || policy.panic_threshold_percent > 0
+}
+
+/// The configured endpoints of one service: those that take new connections, and those that are set to drain.
+fn build_endpoints(
+    configured: &[config::Endpoint],
+    own_zone: Option<&str>,
+    known: &[&Arc<Endpoint>],
+    changes: &Changes,
+) -> (Vec<Arc<Endpoint>>, Vec<Arc<Endpoint>>) {
+    let mut next_id = known.iter().map(|endpoint| endpoint.id + 1).max().unwrap_or(0);
+    let (mut active, mut draining) = (Vec::with_capacity(configured.len()), Vec::new());
+    for endpoint in configured {
+        let kept = known.iter().find(|known| known.address == endpoint.address);
+        let id = kept.map_or_else(
+            || {
+                next_id += 1;
+                next_id - 1
+            },
+            |kept| kept.id,
+        );
+        let state = kept.map_or_else(|| EndpointState::of(changes), |kept| Arc::clone(&kept.state));
+        let level = level(endpoint, own_zone);
+        let built = Arc::new(Endpoint { id, address: endpoint.address, weight: endpoint.weight, level, state });
+        if endpoint.is_draining { &mut draining } else { &mut active }.push(built);
+    }
+    (active, draining)
+}
+
+/// What leaves a service that stays: what is set to drain, and what was known and is not listed any more.
+fn leave(active: &[Arc<Endpoint>], draining: Vec<Arc<Endpoint>>, known: &[&Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+    let listed = |known: &Arc<Endpoint>| active.iter().chain(&draining).any(|endpoint| endpoint.id == known.id);
+    let unlisted: Vec<Arc<Endpoint>> = known
+        .iter()
+        .filter(|known| !listed(known) && known.state.stage() != Stage::Gone)
+        .map(|known| Arc::clone(known))
+        .collect();
+    draining.into_iter().chain(unlisted).collect()
+}

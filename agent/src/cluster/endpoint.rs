@@ -1,0 +1,146 @@
+//! One endpoint: its address, and what is known of it node-wide, which outlives a reload.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use super::Changes;
+use crate::config;
+
+/// One address of a cluster, with the state that every worker and the kernel half share.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Stable while the service has this address; also its id in the kernel half.
+    pub id: u32,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// At least 1.
+    pub weight: u32,
+    /// Endpoints of the lowest level come first: by their priorities, and where the own zone is preferred, it before others.
+    pub level: u32,
+    /// Outlives a reload.
+    pub state: Arc<EndpointState>,
+}
+
+impl Endpoint {
+    /// As configured: 0 takes connections first.
+    pub fn priority(&self) -> u32 {
+        self.level / LEVELS_EACH
+    }
+}
+
+/// What is known of one endpoint, node-wide.
+#[derive(Debug, Default)]
+pub struct EndpointState {
+    /// Set when it failed; cleared by a probe that it accepts.
+    down: AtomicBool,
+    /// Requests (HTTP) or connections (TCP) in flight through the agent.
+    pub active: AtomicU32,
+    /// Requests or connections sent to it by the agent.
+    pub total: AtomicU64,
+    /// Connects by the agent that failed.
+    pub connect_failures: AtomicU64,
+    /// A [`Stage`], as a number.
+    stage: AtomicU8,
+    /// The service's.
+    changes: Changes,
+    /// What it does not take of its weight yet, in percent.
+    withheld_percent: AtomicU8,
+}
+
+/// How far an endpoint is on its way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stage {
+    /// Takes new connections.
+    #[default]
+    Active,
+    /// Takes none; those it has may go on for a while.
+    Draining,
+    /// Those it still has are being ended.
+    Dead,
+    /// It has none any more.
+    Gone,
+}
+
+impl Stage {
+    /// The field's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Dead | Self::Gone => "dead",
+        }
+    }
+
+    fn of(number: u8) -> Self {
+        [Self::Active, Self::Draining, Self::Dead, Self::Gone][usize::from(number)]
+    }
+
+    /// Whether the time of its connections is over: the hooks are to know.
+    fn is_over(self) -> bool {
+        self >= Self::Dead
+    }
+}
+
+impl EndpointState {
+    /// Of an endpoint that nothing is known of.
+    pub(super) fn of(changes: &Changes) -> Arc<Self> {
+        Arc::new(Self { changes: Changes::clone(changes), ..Self::default() })
+    }
+
+    /// Whether it may be chosen.
+    pub fn usable(&self) -> bool {
+        !self.down.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether it failed. Whether that is news.
+    pub fn set_down(&self, down: bool) -> bool {
+        let is_news = self.down.swap(down, Ordering::Relaxed) != down;
+        if is_news {
+            self.changes.count();
+        }
+        is_news
+    }
+
+    /// What it takes of its weight, from 1 to 100: less than all while it warms up.
+    pub fn warm_percent(&self) -> u32 {
+        100 - u32::from(self.withheld_percent.load(Ordering::Relaxed).min(99))
+    }
+
+    /// Sets what it takes of its weight; whether that is news.
+    pub fn set_warm_percent(&self, percent: u32) -> bool {
+        let withheld = 100 - percent.clamp(1, 100) as u8;
+        let is_news = self.withheld_percent.swap(withheld, Ordering::Relaxed) != withheld;
+        if is_news {
+            self.changes.count();
+        }
+        is_news
+    }
+
+    /// How far it is on its way out.
+    pub fn stage(&self) -> Stage {
+        Stage::of(self.stage.load(Ordering::Relaxed))
+    }
+
+    /// Sets how far it is on its way out. That it begins to drain is no news: the snapshot that says so is another.
+    pub fn set_stage(&self, stage: Stage) {
+        let before = Stage::of(self.stage.swap(stage as u8, Ordering::Relaxed));
+        if before.is_over() != stage.is_over() {
+            self.changes.count();
+        }
+    }
+}
+
+/// Every priority is two levels: the own zone, if it is preferred, and elsewhere.
+const LEVELS_EACH: u32 = 2;
+
+/// The level of an endpoint as configured, seen from a zone of our own if that is preferred.
+pub(super) fn level(endpoint: &config::Endpoint, own_zone: Option<&str>) -> u32 {
+    let elsewhere = own_zone.is_some() && endpoint.zone.as_deref() != own_zone;
+    LEVELS_EACH * u32::from(endpoint.priority) + u32::from(elsewhere)
+}
