@@ -1,3 +1,5 @@
+//! What of a snapshot outlives a reload: ids, state, and the very services of which nothing is said anew.
+
 use sockway_common::flow::{TCP, UDP};
 
 use super::*;

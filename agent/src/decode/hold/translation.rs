@@ -81,8 +81,11 @@ fn read_response(parts: &http::response::Parts, framing: Framing) {
     }
 }
 
+/// Pseudo-fields, each with its value.
+type Pseudo<'i> = Vec<(&'i [u8], &'i [u8])>;
+
 /// The field lines of an input, those of its pseudo-fields apart.
-fn fields(bytes: &[u8]) -> (Vec<(&[u8], &[u8])>, HeaderMap) {
+fn fields(bytes: &[u8]) -> (Pseudo<'_>, HeaderMap) {
     let (mut pseudo, mut headers) = (Vec::new(), HeaderMap::new());
     for line in bytes.split(|byte| *byte == b'\n') {
         let Some(colon) = line.iter().skip(1).position(|byte| *byte == b':') else { continue };

@@ -1,3 +1,5 @@
+//! What is certain of bytes that were sent, and when a peer is gone: against a real peer on loopback.
+
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
