@@ -126,8 +126,6 @@ fn a_request_that_goes_up_says_nothing_of_its_connection_and_keeps_its_body_whol
         let (told, _) = ask(hop.client1(), bad.as_bytes());
         assert!(told.starts_with("HTTP/1.1 400 "), "{bad}: {told}");
     }
-    let (told, _) = ask(hop.client1(), b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n");
-    assert!(told.starts_with("HTTP/1.1 501 "), "{told}");
 }
 
 #[test]

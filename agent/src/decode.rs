@@ -11,3 +11,4 @@ pub mod sniff;
 #[cfg(test)]
 mod tests;
 pub mod translate;
+pub mod websocket;

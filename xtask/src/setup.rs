@@ -84,6 +84,9 @@ const PROGRAMS: &[Needed] = &[
 /// Packages without a program on the `PATH`, what is there when they are, and who needs them.
 const LIBRARIES: &[(&str, &str, Group)] = &[
     ("python3-h11", "/usr/share/doc/python3-h11", Group::Peers),
+    ("python3-h2", "/usr/share/doc/python3-h2", Group::Peers),
+    ("python3-hypercorn", "/usr/share/doc/python3-hypercorn", Group::Peers),
+    ("python3-wsproto", "/usr/share/doc/python3-wsproto", Group::Peers),
     ("python3-grpcio", "/usr/share/doc/python3-grpcio", Group::Peers),
     ("python3-urllib3", "/usr/share/doc/python3-urllib3", Group::Peers),
     ("python3-websockets", "/usr/share/doc/python3-websockets", Group::Peers),
@@ -113,10 +116,8 @@ pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
     if groups.contains(&Group::Check) {
         rust_components()?;
     }
-    if groups.contains(&Group::Test) {
-        httpwg()?;
-    }
     if groups.contains(&Group::Peers) {
+        httpwg()?;
         npm::ready();
     }
     if groups.contains(&Group::Bench) {

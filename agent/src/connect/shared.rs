@@ -84,6 +84,11 @@ impl Seat {
     ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
         self.link.requests.clone().send_request(request, is_whole)
     }
+
+    /// Whether the endpoint has said that it knows the CONNECT of RFC 8441.
+    pub fn takes_extended_connect(&self) -> bool {
+        self.link.requests.is_extended_connect_protocol_enabled()
+    }
 }
 
 impl Drop for Seat {

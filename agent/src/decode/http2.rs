@@ -8,7 +8,7 @@ pub mod guard;
 mod rules;
 
 use http::{
-    HeaderMap, HeaderName, Method, Uri, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, header,
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -21,6 +21,27 @@ use super::{
 /// What a client sends first on a connection (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// What comes of CONNECT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// Bytes to a host and a port (RFC 9113 section 8.5).
+    Plain,
+    /// A WebSocket (RFC 8441).
+    WebSocket,
+    /// Another protocol that is named so.
+    Other,
+}
+
+impl Tunnel {
+    fn of(method: &Method, protocol: Option<&[u8]>) -> Option<Self> {
+        match protocol {
+            Some(b"websocket") => Some(Self::WebSocket),
+            Some(_) => Some(Self::Other),
+            None => (*method == Method::CONNECT).then_some(Self::Plain),
+        }
+    }
+}
+
 /// What is to be known of a request, its head now as it may be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
@@ -29,30 +50,38 @@ pub struct Asked {
     /// Its response has no body.
     pub is_head: bool,
     /// It asks for a tunnel.
-    pub is_connect: bool,
+    pub tunnel: Option<Tunnel>,
     /// A gRPC call.
     pub is_grpc: bool,
 }
 
-/// Checks a request's head and makes it one that may be passed on.
-pub fn request(parts: &mut Parts) -> Result<Asked, BadRequest> {
+/// Checks a request's head and makes it one that may be passed on. `protocol` is what `:protocol` says, which only CONNECT may have.
+pub fn request(parts: &mut Parts, protocol: Option<&[u8]>) -> Result<Asked, BadRequest> {
     if parts.headers.len() > FIELDS_MAX {
         return Err(BadRequest::TooManyFields);
     }
     check_values(&parts.headers).map_err(BadRequest::Malformed)?;
+    let tunnel = Tunnel::of(&parts.method, protocol);
+    let is_grpc = |value: &HeaderValue| grpc::is_grpc(value.as_bytes());
     let asked = Asked {
         is_idempotent: is_idempotent(&parts.method),
         is_head: parts.method == Method::HEAD,
-        is_connect: parts.method == Method::CONNECT,
-        is_grpc: parts.headers.get(header::CONTENT_TYPE).is_some_and(|value| grpc::is_grpc(value.as_bytes())),
+        tunnel,
+        is_grpc: tunnel.is_none() && parts.headers.get(header::CONTENT_TYPE).is_some_and(is_grpc),
     };
-    if asked.is_connect {
-        return match parts.uri.authority() {
-            Some(_) => Ok(asked),
-            None => Err(BadRequest::Malformed("CONNECT without :authority")),
-        };
+    if tunnel.is_some() {
+        // Nothing of a tunnel's bytes is a body (RFC 9110 section 9.3.6).
+        parts.headers.remove(header::CONTENT_LENGTH);
     }
     let authority = authority(parts)?;
+    if tunnel == Some(Tunnel::Plain) {
+        if authority.port().is_none() || authority.host().is_empty() {
+            return Err(BadRequest::Malformed("the target of CONNECT is not a host and a port"));
+        }
+        parts.uri = Uri::from(authority);
+        cut(&mut parts.headers);
+        return Ok(asked);
+    }
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let is_asterisk = path.as_str() == "*" && parts.method == Method::OPTIONS;
     if !path.as_str().starts_with('/') && !is_asterisk {
@@ -126,7 +155,7 @@ pub fn trailers(headers: &mut HeaderMap) -> Result<(), BadResponse> {
 /// A value neither begins nor ends with white space (RFC 9113 section 8.2.1).
 fn check_values(headers: &HeaderMap) -> Result<(), &'static str> {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    let wrong = headers.values().map(http::HeaderValue::as_bytes).any(|v| is_blank(v.first()) || is_blank(v.last()));
+    let wrong = headers.values().map(HeaderValue::as_bytes).any(|v| is_blank(v.first()) || is_blank(v.last()));
     if wrong { Err("white space around a field value") } else { Ok(()) }
 }
 
@@ -162,14 +191,14 @@ mod tests {
     }
 
     fn refused(uri: &str, fields: &[(&str, &str)]) -> String {
-        request(&mut parts(uri, fields)).unwrap_err().to_string()
+        request(&mut parts(uri, fields), None).unwrap_err().to_string()
     }
 
     #[test]
     fn host_and_authority_become_one() {
         for (uri, fields) in [("http://a/x", &[][..]), ("http://a/x", &[("host", "A")]), ("/x", &[("host", "a")])] {
             let mut parts = parts(uri, fields);
-            request(&mut parts).unwrap();
+            request(&mut parts, None).unwrap();
             assert_eq!(parts.uri, "http://a/x");
             assert!(!parts.headers.contains_key("host"));
         }
@@ -186,21 +215,37 @@ mod tests {
         assert_eq!(refused("*", &[("host", "a")]), "the path does not begin with a slash");
         let mut asterisk = parts("*", &[("host", "a")]);
         asterisk.method = Method::OPTIONS;
-        assert!(request(&mut asterisk).is_ok());
+        assert!(request(&mut asterisk, None).is_ok());
+    }
+
+    #[test]
+    fn a_tunnel_goes_to_a_host_and_a_port_or_names_its_protocol() {
+        let connect = |uri: &str, protocol: Option<&[u8]>| {
+            let mut parts = parts(uri, &[("content-length", "3")]);
+            parts.method = Method::CONNECT;
+            request(&mut parts, protocol).map(|asked| (asked.tunnel, parts.uri.to_string(), parts.headers.len()))
+        };
+        assert_eq!(connect("a:443", None), Ok((Some(Tunnel::Plain), "a:443".to_owned(), 0)));
+        assert_eq!(
+            connect("http://a/x", Some(b"websocket")),
+            Ok((Some(Tunnel::WebSocket), "http://a/x".to_owned(), 0))
+        );
+        assert_eq!(connect("http://a/x", Some(b"other")), Ok((Some(Tunnel::Other), "http://a/x".to_owned(), 0)));
+        assert!(connect("a", None).is_err() && connect("/", None).is_err());
     }
 
     #[test]
     fn values_have_no_white_space_around_them() {
         assert_eq!(refused("http://a/", &[("x", " 1")]), "white space around a field value");
         assert_eq!(refused("http://a/", &[("x", "1\t")]), "white space around a field value");
-        assert!(request(&mut parts("http://a/", &[("x", ""), ("y", "a b")])).is_ok());
+        assert!(request(&mut parts("http://a/", &[("x", ""), ("y", "a b")]), None).is_ok());
     }
 
     #[test]
     fn fields_of_one_connection_are_cut() {
         let mut parts =
             parts("http://a/", &[("proxy-authorization", "x"), ("http2-settings", "x"), ("te", "trailers")]);
-        request(&mut parts).unwrap();
+        request(&mut parts, None).unwrap();
         assert_eq!(parts.headers.len(), 1);
         let mut headers = HeaderMap::new();
         headers.insert("proxy-authenticate", "x".parse().unwrap());
@@ -223,9 +268,9 @@ mod tests {
     fn what_is_asked_is_told() {
         let mut call = parts("http://a/", &[("content-type", "application/grpc")]);
         call.method = Method::POST;
-        let expected = Asked { is_idempotent: false, is_head: false, is_connect: false, is_grpc: true };
-        assert_eq!(request(&mut call), Ok(expected));
+        let expected = Asked { is_idempotent: false, is_head: false, tunnel: None, is_grpc: true };
+        assert_eq!(request(&mut call, None), Ok(expected));
         let many: Vec<(&str, &str)> = (0..=FIELDS_MAX).map(|_| ("x", "1")).collect();
-        assert_eq!(request(&mut parts("http://a/", &many)), Err(BadRequest::TooManyFields));
+        assert_eq!(request(&mut parts("http://a/", &many), None), Err(BadRequest::TooManyFields));
     }
 }

@@ -5,6 +5,11 @@
 
 #[cfg(test)]
 mod tests;
+mod tunnel;
+
+pub use tunnel::{
+    connect_to_http1, connect_to_http2, opened_in_http1, opened_in_http2, websocket_to_http1, websocket_to_http2,
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request, response,
@@ -18,30 +23,13 @@ use super::{
 };
 
 const CRLF: &[u8] = b"\r\n";
+const MALFORMED: BadRequest = BadRequest::Malformed("the request has no form in HTTP/2");
 /// What a message's lines take usually.
 const USUAL_BYTES: usize = 512;
 
 /// The head of a request of HTTP/2 in HTTP/1.1, with this framing.
 pub fn request_to_http1(parts: &request::Parts, framing: Framing) -> Result<Vec<u8>, BadRequest> {
-    let authority = parts.uri.authority().map_or("", |authority| authority.as_str());
-    if authority.is_empty() || !is_authority(authority.as_bytes()) {
-        return Err(BadRequest::Malformed("invalid :authority"));
-    }
-    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let is_graphic = |byte: u8| byte > b' ' && byte != 0x7f;
-    if !target.bytes().all(is_graphic) {
-        return Err(BadRequest::Malformed("invalid byte in :path"));
-    }
-    let mut lines = Vec::with_capacity(USUAL_BYTES);
-    let start: [&[u8]; 4] = [parts.method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"];
-    start.iter().for_each(|part| lines.extend_from_slice(part));
-    line(&mut lines, b"host", authority.as_bytes());
-    for (name, value) in parts.headers.iter().filter(|(name, _)| **name != header::COOKIE && !frames(name)) {
-        line(&mut lines, name.as_str().as_bytes(), value.as_bytes());
-    }
-    if let Some(cookie) = cookie(&parts.headers) {
-        line(&mut lines, b"cookie", &cookie);
-    }
+    let mut lines = head_of(parts, parts.method.as_str(), path(parts)?)?;
     if parts.headers.contains_key(header::TE) {
         // Concerns one connection only, and has to say so (RFC 9110 section 10.1.4).
         line(&mut lines, b"connection", b"te");
@@ -55,6 +43,31 @@ pub fn request_to_http1(parts: &request::Parts, framing: Framing) -> Result<Vec<
     Ok(lines)
 }
 
+fn path(parts: &request::Parts) -> Result<&str, BadRequest> {
+    let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let is_graphic = |byte: u8| byte > b' ' && byte != 0x7f;
+    path.bytes().all(is_graphic).then_some(path).ok_or(BadRequest::Malformed("invalid byte in :path"))
+}
+
+/// The first line, and the fields that say nothing of one connection.
+fn head_of(parts: &request::Parts, method: &str, target: &str) -> Result<Vec<u8>, BadRequest> {
+    let authority = parts.uri.authority().map_or("", |authority| authority.as_str());
+    if authority.is_empty() || !is_authority(authority.as_bytes()) {
+        return Err(BadRequest::Malformed("invalid :authority"));
+    }
+    let mut lines = Vec::with_capacity(USUAL_BYTES);
+    let start: [&[u8]; 4] = [method.as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"];
+    start.iter().for_each(|part| lines.extend_from_slice(part));
+    line(&mut lines, b"host", authority.as_bytes());
+    for (name, value) in parts.headers.iter().filter(|(name, _)| **name != header::COOKIE && !frames(name)) {
+        line(&mut lines, name.as_str().as_bytes(), value.as_bytes());
+    }
+    if let Some(cookie) = cookie(&parts.headers) {
+        line(&mut lines, b"cookie", &cookie);
+    }
+    Ok(lines)
+}
+
 /// Crumbs of a cookie are one field in HTTP/1 (RFC 9113 section 8.2.3).
 fn cookie(headers: &HeaderMap) -> Option<Vec<u8>> {
     let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -63,7 +76,6 @@ fn cookie(headers: &HeaderMap) -> Option<Vec<u8>> {
 
 /// The head of a request of HTTP/1, its edits made, in HTTP/2; and what is asked. `is_secure`: the endpoint is spoken to within TLS.
 pub fn request_to_http2(head: &[u8], is_secure: bool) -> Result<(request::Parts, Asked), BadRequest> {
-    const MALFORMED: BadRequest = BadRequest::Malformed("the request has no form in HTTP/2");
     let mut lines = lines(head);
     let mut start = lines.next().unwrap_or_default().split(|byte| *byte == b' ');
     let (Some(method), Some(target)) = (start.next(), start.next()) else { return Err(MALFORMED) };
@@ -78,7 +90,7 @@ pub fn request_to_http2(head: &[u8], is_secure: bool) -> Result<(request::Parts,
     [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING].iter().for_each(|name| {
         parts.headers.remove(name);
     });
-    let asked = http2::request(&mut parts)?;
+    let asked = http2::request(&mut parts, None)?;
     if is_secure {
         let mut uri = parts.uri.into_parts();
         uri.scheme = Some(Scheme::HTTPS);

@@ -98,7 +98,8 @@ fn settings() -> Builder {
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
-        .max_local_error_reset_streams(Some(ERRORS_MAX));
+        .max_local_error_reset_streams(Some(ERRORS_MAX))
+        .enable_connect_protocol();
     builder
 }
 

@@ -1,6 +1,8 @@
 //! Bodies between HTTP/1 and HTTP/2, in both directions: no faster than the receiver takes them, and with bounded memory. And the clock over
 //! an exchange whose sides speak differently.
 
+pub mod tunnel;
+
 use std::{
     cell::Cell,
     future::poll_fn,

@@ -106,7 +106,7 @@ sockway_common::counters! {
     TargetTooLong = "requests_total" ["outcome" = "target_too_long"],
     /// Requests with too long a head or too many fields: 431.
     HeadTooLarge = "requests_total" ["outcome" = "head_too_large"],
-    /// Requests of HTTP/2 for a tunnel: 501.
+    /// Requests for a tunnel that their endpoint cannot be asked for: 501.
     ConnectMethod = "requests_total" ["outcome" = "connect_method"],
     /// Requests whose body did not go on in time: 408.
     BodyTimeout = "requests_total" ["outcome" = "body_timeout"],

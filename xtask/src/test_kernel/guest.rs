@@ -37,12 +37,11 @@ pub const UNIT_TESTS: &str = "agent";
 const ROOMS_OF_THE_KERNEL: [&str; 4] = ["kernel::", "ring::", "accept::", "node::"];
 
 /// Test programs that say nothing about the kernel, and whose peers would fill the guest's memory.
-pub const OF_THE_AGENT_ALONE: &[&str] = &["clients", "databases", "differential", "grpc_clients"];
+pub const OF_THE_AGENT_ALONE: &[&str] =
+    &["clients", "conformance", "databases", "differential", "grpc_clients", "tunnels"];
 
 /// The C program of the tests, which they compile where there is a compiler.
 pub const WAYS: &str = "/target/debug/ways";
-/// What makes every case of RFC 9113.
-pub const HTTPWG: &str = "/httpwg";
 
 /// What a line of ours begins with.
 pub const MARK: &str = "@guest ";
@@ -203,7 +202,6 @@ fn test(name: &str, plan: &Plan) -> Command {
     command
         .env("SOCKWAY_BIN", AGENT)
         .env("SOCKWAY_TEST_WAYS", WAYS)
-        .env("SOCKWAY_HTTPWG", HTTPWG)
         .env("SOCKWAY_TEST_PATIENCE", plan.patience.to_string());
     command
 }

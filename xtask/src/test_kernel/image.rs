@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use super::{archive::Archive, build::Built, guest, kernel::Kernel};
 use crate::{
     progress::say,
-    setup::{Group, httpwg_binary, programs_of, python},
+    setup::{Group, programs_of, python},
     workspace::{self, cargo_target, find_program},
 };
 
@@ -54,7 +54,6 @@ pub fn write(kernel: &Kernel, built: &Built, plan: &guest::Plan) -> Result<PathB
         (PathBuf::from(guest::AGENT), built.agent.clone()),
         (PathBuf::from(guest::PROBE), built.probe.clone()),
         (PathBuf::from(guest::WAYS), built.ways.clone()),
-        (PathBuf::from(guest::HTTPWG), httpwg_binary()),
     ];
     ours.extend(built.tests.iter().map(|(name, path)| (Path::new(guest::BUILD_DEPS).join(name), path.clone())));
     for (at, path) in &ours {

@@ -11,7 +11,7 @@ fn asked_by(method: &str, uri: &str, fields: &[(&str, &str)]) -> request::Parts 
         builder = builder.header(*name, *value);
     }
     let (mut parts, ()) = builder.body(()).unwrap().into_parts();
-    http2::request(&mut parts).unwrap();
+    http2::request(&mut parts, None).unwrap();
     parts
 }
 

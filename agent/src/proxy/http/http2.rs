@@ -1,5 +1,7 @@
 //! A request of HTTP/1 to an endpoint of HTTP/2: a stream of a connection that other requests share.
 
+mod tunnel;
+
 use std::{cell::Cell, future::poll_fn, pin::Pin, pin::pin, task::Poll};
 
 use bytes::Bytes;
@@ -73,8 +75,8 @@ struct Answer<'a> {
 impl Connection<'_> {
     /// Passes one request on and its response back.
     pub(super) async fn exchange_http2(&mut self, buf: Buf, head: RequestHead) -> Next {
-        if head.method == Method::Connect {
-            return Next::End(self.refuse(Reply::no_tunnels()).await);
+        if head.method == Method::Connect || head.websocket {
+            return self.tunnel_http2(buf, head).await;
         }
         self.hop.slab.count_bytes(Count::DownstreamReceived, buf.len());
         let (mut buf, head_bytes) = apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);

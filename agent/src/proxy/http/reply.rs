@@ -46,8 +46,8 @@ impl Reply {
         Self::new("408 Request Timeout", "the request's head did not come in time", Counter::HeadTimeout)
     }
 
-    pub fn no_tunnels() -> Self {
-        Self::new("501 Not Implemented", "CONNECT is not served here", Counter::ConnectMethod)
+    pub fn no_such_tunnel(why: &'static str) -> Self {
+        Self::new("501 Not Implemented", why, Counter::ConnectMethod)
     }
 
     pub fn body_timeout() -> Self {

@@ -1,18 +1,19 @@
 //! One request: to an endpoint, and its response back. Both bodies move at the same time.
 
 mod http1;
+mod tunnel;
 
 use std::{
     cell::Cell,
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
-    task::Poll,
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, server::SendResponse};
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, ext::Protocol, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 
 use super::{
@@ -25,7 +26,7 @@ use crate::{
     decode::{
         grpc,
         http1::BadResponse,
-        http2::{self, Asked},
+        http2::{self, Asked, Tunnel},
     },
     proxy::{
         http::{Reply, outcome},
@@ -61,10 +62,11 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     let began = Instant::now();
     let hop = &connection.hop;
     let (mut parts, mut body) = request.into_parts();
-    let asked = match http2::request(&mut parts) {
-        Ok(asked) if !asked.is_connect => asked,
-        refused => {
-            let reply = refused.map_or_else(Reply::refused, |_| Reply::no_tunnels());
+    let protocol = parts.extensions.get::<Protocol>().cloned();
+    let asked = match http2::request(&mut parts, protocol.as_ref().map(AsRef::as_ref)) {
+        Ok(asked) => asked,
+        Err(bad) => {
+            let reply = Reply::refused(bad);
             hop.slab.count(reply.counter);
             if reply.counter == Counter::Malformed {
                 return reply::reset(&mut respond, &reply).await;
@@ -74,12 +76,21 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         }
     };
     let timeout = if asked.is_grpc { grpc_timeout(&parts) } else { None };
-    let mut exchange =
-        Exchange { connection: &connection, asked, began, timeout, down: None, has_status: false, respond };
+    let mut exchange = Exchange {
+        connection: &connection,
+        asked,
+        began,
+        timeout,
+        down: None,
+        has_status: false,
+        is_open: false,
+        respond,
+    };
     let passed = async {
-        match connection.cluster().spoken_upstream(HttpVersion::Http2) {
-            HttpVersion::Http2 => exchange.pass_on(parts, &mut body).await,
-            HttpVersion::Http1 => exchange.pass_on_to_http1(parts, &mut body).await,
+        match (connection.cluster().spoken_upstream(HttpVersion::Http2), asked.tunnel) {
+            (HttpVersion::Http2, _) => exchange.pass_on(parts, &mut body).await,
+            (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, &mut body).await,
+            (HttpVersion::Http1, Some(tunnel)) => Box::pin(exchange.tunnel_to_http1(parts, tunnel, &mut body)).await,
         }
     };
     let counter = match timeout {
@@ -87,6 +98,8 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         Some(timeout) => tokio::time::timeout(timeout, passed).await.ok(),
     };
     match counter {
+        // It was counted when it was opened.
+        Some(_) if exchange.is_open => return,
         Some(counter) => hop.slab.count(counter),
         None => exchange.too_late(),
     }
@@ -108,6 +121,8 @@ struct Exchange<'c> {
     down: Option<SendStream<Bytes>>,
     /// Whether that response is gRPC's, of which no part is taken for the whole without a status.
     has_status: bool,
+    /// Whether it is a tunnel by now.
+    is_open: bool,
     respond: SendResponse<Bytes>,
 }
 
@@ -124,6 +139,9 @@ impl Exchange<'_> {
                 (Err(_), Some(ended)) => return self.ended(ended),
                 (Err(why), None) => return self.reply(&Reply::unreached(why)),
             };
+            if !self.takes(&upstream) {
+                return self.reply(&Reply::no_such_tunnel("the endpoint takes no extended CONNECT"));
+            }
             // Until something of the body is taken, all of the request is there to be sent again.
             let is_touched = Cell::new(false);
             let ended = self.attempt(&upstream, &parts, body, &is_touched).await;
@@ -148,6 +166,19 @@ impl Exchange<'_> {
         }
     }
 
+    /// Whether an endpoint understands how a tunnel is asked for.
+    fn takes(&self, upstream: &Shared) -> bool {
+        matches!(self.asked.tunnel, None | Some(Tunnel::Plain)) || upstream.seat.takes_extended_connect()
+    }
+
+    /// Tells that the request has become a tunnel.
+    fn opened(&mut self) {
+        let slab = &self.connection.hop.slab;
+        slab.count(Counter::Upgraded);
+        slab.request_duration.observe(self.began.elapsed());
+        self.is_open = true;
+    }
+
     async fn attempt(
         &mut self,
         upstream: &Shared,
@@ -161,9 +192,11 @@ impl Exchange<'_> {
             Err(error) => return Ended::Unseen(error),
         };
         let mut is_uploading = !is_whole;
+        let is_open = Cell::new(false);
         let ended = {
             let mut upload = pin!(body::pass_on(body, &mut up, is_touched));
-            let mut download = pin!(self.download(&mut response));
+            let mut download = pin!(self.download(&mut response, &is_open));
+            let mut answered = None;
             poll_fn(|context| {
                 if is_uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(context) {
                     is_uploading = false;
@@ -172,7 +205,14 @@ impl Exchange<'_> {
                         return Poll::Ready(Ended::RequestBroken(error));
                     }
                 }
-                download.as_mut().poll(context)
+                if answered.is_none() {
+                    answered = Some(ready!(download.as_mut().poll(context)));
+                }
+                match &answered {
+                    // Of a tunnel each half ends by itself.
+                    Some(Ended::Answered(..)) if is_open.get() && is_uploading => Poll::Pending,
+                    _ => answered.take().map_or(Poll::Pending, Poll::Ready),
+                }
             })
             .await
         };
@@ -189,6 +229,9 @@ impl Exchange<'_> {
         *request.uri_mut() = parts.uri.clone();
         *request.version_mut() = http::Version::HTTP_2;
         *request.headers_mut() = parts.headers.clone();
+        if let Some(protocol) = parts.extensions.get::<Protocol>() {
+            request.extensions_mut().insert(protocol.clone());
+        }
         if let Some(timeout) = self.timeout {
             let left = grpc::timeout_value(timeout.saturating_sub(self.began.elapsed()));
             if let Ok(value) = HeaderValue::try_from(left) {
@@ -198,7 +241,7 @@ impl Exchange<'_> {
         request
     }
 
-    async fn download(&mut self, response: &mut ResponseFuture) -> Ended {
+    async fn download(&mut self, response: &mut ResponseFuture, is_open: &Cell<bool>) -> Ended {
         let response = match self.final_response(response).await {
             Ok(response) => response,
             Err(ended) => return ended,
@@ -209,11 +252,18 @@ impl Exchange<'_> {
             return Ended::Bad(bad);
         }
         self.has_status = is_grpc(&head.headers);
+        is_open.set(self.asked.tunnel.is_some() && head.status.is_success());
+        if is_open.get() {
+            head.headers.remove(header::CONTENT_LENGTH);
+        }
         let is_whole = body.is_end_stream();
         let trailers_only = if is_whole && self.asked.is_grpc { body::grpc_status(&head.headers) } else { None };
         let Ok(down) = self.respond.send_response(Response::from_parts(head, ()), is_whole) else {
             return Ended::ClientGone;
         };
+        if is_open.get() {
+            self.opened();
+        }
         let down = self.down.insert(down);
         if is_whole {
             return Ended::Answered(status, trailers_only);

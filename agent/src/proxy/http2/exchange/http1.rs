@@ -29,7 +29,7 @@ use crate::{
 const REPLAYS_MAX: usize = 2;
 
 /// What became of an attempt to have a request answered.
-enum Ended {
+pub(super) enum Ended {
     /// It was, with this status, and this value of `grpc-status`; whether the connection can carry another request.
     Answered(u16, Option<Bytes>, bool),
     /// No byte of a response came; whether the endpoint has ended the connection, and not reset it.
@@ -222,7 +222,7 @@ impl Exchange<'_> {
     }
 
     /// The head of a response in HTTP/2, and what stands behind it.
-    fn translated(&self, buf: Buf, head: &ResponseHead) -> Result<(Buf, http::Response<()>), Ended> {
+    pub(super) fn translated(&self, buf: Buf, head: &ResponseHead) -> Result<(Buf, http::Response<()>), Ended> {
         let buffers = &self.connection.hop.buffers;
         let (mut buf, bytes) = apply_edits(buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
         let response = translate::response_to_http2(&buf.bytes()[..bytes], head.status).map_err(Ended::Bad)?;
@@ -230,7 +230,7 @@ impl Exchange<'_> {
         Ok((buf, response))
     }
 
-    async fn final_from_http1(
+    pub(super) async fn final_from_http1(
         &mut self,
         from: &mut Reader,
         buf: Buf,
@@ -257,7 +257,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn ended_with_http1(&mut self, ended: Ended) -> Counter {
+    pub(super) fn ended_with_http1(&mut self, ended: Ended) -> Counter {
         match ended {
             Ended::Answered(status, grpc_status, _) => {
                 if self.asked.is_grpc {
