@@ -62,6 +62,17 @@ impl Hop {
 }
 
 #[test]
+fn what_a_peer_sends_does_not_fill_the_log() {
+    let Some(hop) = Hop::set() else { return };
+    let before = hop.agent.log().lines().count();
+    // Acknowledges what was never sent.
+    hop.flood(&frame(kind::PING, 1, 0, &[7; 8]).repeat(3_000));
+    hop.still_serves();
+    let log = hop.agent.log();
+    assert_eq!(log.lines().count(), before, "{log}");
+}
+
+#[test]
 fn a_flood_of_pings_settings_or_priorities_ends_its_connection() {
     let Some(hop) = Hop::set() else { return };
     for flood in
