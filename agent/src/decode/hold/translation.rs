@@ -10,7 +10,8 @@ use super::{
     super::{
         chunked::Decoder,
         http1::{self, Asked, FIELDS_MAX, Framing},
-        http2, translate,
+        http2::{self, Tunnel},
+        translate,
     },
     edited,
 };
@@ -33,13 +34,16 @@ pub fn translation(bytes: &[u8]) {
 
 fn request_there_and_back(bytes: &[u8]) {
     let Ok(Some(mut head)) = http1::request(bytes, FIELDS_MAX) else { return };
-    if head.method == http1::Method::Connect {
-        return;
-    }
     if head.lacks_host {
         head.edits.insert.extend_from_slice(b"Host: a\r\n");
     }
     let lines = edited(&bytes[..head.bytes], head.bytes, head.start_line_bytes, &head.edits);
+    if head.method == http1::Method::Connect {
+        if let Ok(parts) = translate::connect_to_http2(&lines) {
+            read_connect(&parts);
+        }
+        return;
+    }
     for is_secure in [false, true] {
         let Ok((parts, asked)) = translate::request_to_http2(&lines, is_secure) else { continue };
         assert_eq!(asked.is_head, head.method == http1::Method::Head);
@@ -56,6 +60,25 @@ fn read_request(parts: &http::request::Parts, framing: Framing, method: http1::M
     assert_eq!((read.bytes, read.method), (lines.len(), method), "{}", lines.escape_ascii());
     let silent = |framing| matches!(framing, Framing::None | Framing::Length(0));
     assert!(read.framing == framing || silent(read.framing) && silent(framing), "{}", lines.escape_ascii());
+}
+
+/// What an endpoint of HTTP/1 reads of a CONNECT.
+#[track_caller]
+fn read_connect(parts: &http::request::Parts) {
+    let Ok(lines) = translate::connect_to_http1(parts) else { return };
+    let read = http1::request(&lines, FIELDS_MORE);
+    let Ok(Some(read)) = read else { panic!("{read:?}: {}", lines.escape_ascii()) };
+    assert_eq!((read.bytes, read.method), (lines.len(), http1::Method::Connect), "{}", lines.escape_ascii());
+}
+
+/// What an endpoint of HTTP/1 reads of a WebSocket's beginning.
+#[track_caller]
+fn read_websocket(parts: &http::request::Parts) {
+    let Ok(lines) = translate::websocket_to_http1(parts, "dGhlIHNhbXBsZSBub25jZQ==") else { return };
+    let read = http1::request(&lines, FIELDS_MORE);
+    let Ok(Some(read)) = read else { panic!("{read:?}: {}", lines.escape_ascii()) };
+    assert!(read.websocket && read.bytes == lines.len(), "{}", lines.escape_ascii());
+    translate::websocket_to_http2(&lines, false).expect("what was passed on is good");
 }
 
 fn response_there_and_back(bytes: &[u8]) {
@@ -106,11 +129,11 @@ fn from_http2(bytes: &[u8]) {
     trailers(headers.clone());
     match value(b":status") {
         Some(status) => response(status, headers),
-        None => request([value(b":method"), value(b":authority"), value(b":path")], headers),
+        None => request([value(b":method"), value(b":authority"), value(b":path"), value(b":protocol")], headers),
     }
 }
 
-fn request([method, authority, path]: [Option<&[u8]>; 3], headers: HeaderMap) {
+fn request([method, authority, path, protocol]: [Option<&[u8]>; 4], headers: HeaderMap) {
     let (mut parts, ()) = Request::new(()).into_parts();
     let Ok(method) = Method::from_bytes(method.unwrap_or(b"GET")) else { return };
     let mut uri = http::uri::Parts::default();
@@ -119,9 +142,13 @@ fn request([method, authority, path]: [Option<&[u8]>; 3], headers: HeaderMap) {
     uri.scheme = uri.authority.as_ref().map(|_| Scheme::HTTP);
     let Ok(uri) = Uri::from_parts(uri) else { return };
     (parts.method, parts.uri, parts.headers) = (method, uri, headers);
-    let Ok(asked) = http2::request(&mut parts) else { return };
-    if asked.is_connect {
-        return;
+    let protocol = protocol.filter(|_| parts.method == Method::CONNECT);
+    let Ok(asked) = http2::request(&mut parts, protocol) else { return };
+    match asked.tunnel {
+        Some(Tunnel::Plain) => return read_connect(&parts),
+        Some(Tunnel::WebSocket) => return read_websocket(&parts),
+        Some(Tunnel::Other) => return,
+        None => {}
     }
     let method = match parts.method {
         Method::HEAD => http1::Method::Head,
