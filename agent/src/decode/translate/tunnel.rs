@@ -14,7 +14,9 @@ const VERSION: &str = "13";
 /// The head of a CONNECT of HTTP/2 in HTTP/1.1.
 pub fn connect_to_http1(parts: &request::Parts) -> Result<Vec<u8>, BadRequest> {
     let authority = parts.uri.authority().map_or("", |authority| authority.as_str());
-    let mut lines = head_of(parts, "CONNECT", authority)?;
+    let mut parts = parts.clone();
+    cut(&mut parts.headers, &[header::TE]);
+    let mut lines = head_of(&parts, "CONNECT", authority)?;
     lines.extend_from_slice(CRLF);
     Ok(lines)
 }
@@ -23,8 +25,7 @@ pub fn connect_to_http1(parts: &request::Parts) -> Result<Vec<u8>, BadRequest> {
 pub fn websocket_to_http1(parts: &request::Parts, key: &str) -> Result<Vec<u8>, BadRequest> {
     let mut parts = parts.clone();
     let version = parts.headers.remove(header::SEC_WEBSOCKET_VERSION);
-    parts.headers.remove(header::SEC_WEBSOCKET_KEY);
-    parts.headers.remove(header::TE);
+    cut(&mut parts.headers, &[header::SEC_WEBSOCKET_KEY, header::TE]);
     let mut lines = head_of(&parts, "GET", path(&parts)?)?;
     line(&mut lines, b"connection", b"Upgrade");
     line(&mut lines, b"upgrade", b"websocket");
