@@ -252,6 +252,100 @@ fn a_stream_above_the_last_of_a_goaway_is_asked_again_on_another_connection() {
     assert_eq!(origin.accepted(), 2);
 }
 
+/// Sends back what it is sent, at its end, and counts what comes.
+fn echo(peer: Peer, seen: &AtomicUsize) -> io::Result<()> {
+    let mut all = Vec::new();
+    each(peer, |peer, frame| {
+        if frame.kind != kind::DATA {
+            return Ok(());
+        }
+        all.extend_from_slice(&frame.payload);
+        seen.fetch_add(frame.payload.len(), Ordering::SeqCst);
+        if frame.ends_stream() {
+            peer.send(kind::HEADERS, END_HEADERS, frame.stream, &[STATUS_200])?;
+            peer.send(kind::DATA, END_STREAM, frame.stream, &std::mem::take(&mut all))?;
+        }
+        Ok(())
+    })
+}
+
+/// Sends a body in two pieces, the second when the endpoint that answers has the first, and gives what comes back.
+#[track_caller]
+fn in_two_pieces(hop: &Hop, seen: &AtomicUsize) -> Vec<u8> {
+    let mut client = hop.client();
+    let before = seen.load(Ordering::SeqCst);
+    client.send(kind::HEADERS, END_HEADERS, 1, &request("POST", "/", &[])).unwrap();
+    client.send(kind::DATA, 0, 1, b"begun ").unwrap();
+    wait::until("the first piece to arrive", wait::SOON, || seen.load(Ordering::SeqCst) == before + 6);
+    client.send(kind::DATA, END_STREAM, 1, b"and ended").unwrap();
+    client.until(kind::DATA).payload
+}
+
+#[test]
+fn a_body_that_had_begun_is_sent_again_to_who_has_not_seen_it() {
+    let Some(stage) = Stage::set() else { return };
+    let refusing = framed(&stage, |peer, _| {
+        each(peer, |peer, frame| match frame.kind {
+            kind::DATA => peer.send(kind::RST_STREAM, 0, frame.stream, &REFUSED_STREAM.to_be_bytes()),
+            _ => Ok(()),
+        })
+    });
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&seen);
+    let serving = framed(&stage, move |peer, _| echo(peer, &counted));
+    let hop = Hop::to(stage, [refusing.address(), serving.address()]);
+    for _ in 0..2 {
+        assert_eq!(in_two_pieces(&hop, &seen), b"begun and ended");
+    }
+    assert!(hop.agent.metric("sockway_upstream_replays_total", &[]) >= 1.0);
+}
+
+#[test]
+fn a_body_that_had_begun_is_sent_again_behind_a_goaway() {
+    let Some(stage) = Stage::set() else { return };
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&seen);
+    let origin = framed(&stage, move |peer, number| match number {
+        0 => each(peer, |peer, frame| match frame.kind {
+            kind::DATA => peer.send(kind::GOAWAY, 0, 0, &[0; 8]),
+            _ => Ok(()),
+        }),
+        _ => echo(peer, &counted),
+    });
+    let hop = Hop::to(stage, [origin.address()]);
+    assert_eq!(in_two_pieces(&hop, &seen), b"begun and ended");
+    assert_eq!(origin.accepted(), 2);
+}
+
+#[test]
+fn of_a_body_too_long_to_be_held_nothing_is_sent_again() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = framed(&stage, |peer, _| {
+        let mut bytes = 0;
+        each(peer, |peer, frame| {
+            if frame.kind == kind::HEADERS {
+                let more = 100_000_u32.to_be_bytes();
+                peer.send(kind::WINDOW_UPDATE, 0, 0, &more)?;
+                peer.send(kind::WINDOW_UPDATE, 0, frame.stream, &more)?;
+            }
+            bytes += if frame.kind == kind::DATA { frame.payload.len() } else { 0 };
+            if bytes < 100_000 {
+                return Ok(());
+            }
+            bytes = 0;
+            peer.send(kind::RST_STREAM, 0, frame.stream, &REFUSED_STREAM.to_be_bytes())
+        })
+    });
+    let hop = Hop::to(stage, [origin.address()]);
+    let mut sent = NamedTempFile::new().unwrap();
+    sent.write_all(&[b'x'; 200_000]).unwrap();
+    let data = format!("@{}", sent.path().display());
+    let (told, why) = hop.curl("/", &["--data-binary", &data]);
+    assert_eq!(told, "2 502");
+    assert!(String::from_utf8_lossy(&why).contains("refused stream"), "{}", why.escape_ascii());
+    assert_eq!(hop.agent.metric("sockway_upstream_replays_total", &[]), 0.0);
+}
+
 /// An endpoint that answers when it is told to.
 fn holding(stage: &Stage) -> (Origin, Sender<()>) {
     let (go, told) = mpsc::channel::<()>();

@@ -1,6 +1,7 @@
 //! Between HTTP/1 and HTTP/2: who stands still stops the other side, and is waited for no longer than is said.
 
 use std::{
+    any::Any,
     io::{BufReader, Read as _, Write as _},
     net::TcpStream,
     sync::{
@@ -15,11 +16,11 @@ use sockway_tests::{
     agent::Agent,
     answer::{read_body, read_head},
     config::Service,
-    frames::{END_HEADERS, kind, request},
+    frames::{END_HEADERS, END_STREAM, kind, request},
     origin::Origin,
     stage::Stage,
     translation::{
-        Hop, INTERNAL_ERROR, STATUS_200, Sender, WHOLE, ask, body, framed, get, is_reset, rest, stands_still,
+        HTTP2, Hop, INTERNAL_ERROR, STATUS_200, Sender, WHOLE, ask, body, framed, get, is_reset, rest, stands_still,
     },
     wait,
 };
@@ -181,4 +182,55 @@ fn who_stands_still_for_too_long_is_waited_for_no_more() {
     assert!(told.starts_with("HTTP/1.1 504 "), "{told}");
     let (told, _) = ask(hop.client1(), b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhello");
     assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
+}
+
+/// Makes a hop, and what stands behind it.
+type Setting = fn(Stage) -> (Box<dyn Any>, Hop);
+
+#[test]
+fn the_agents_own_share_is_known_of_every_protocol() {
+    let hops: [Setting; 4] = [
+        |stage| {
+            let web = stage.web("web");
+            let hop = Hop::down(stage, web.address());
+            (Box::new(web), hop)
+        },
+        |stage| {
+            let web = stage.web("web");
+            let hop = Hop::auto(stage, web.address());
+            (Box::new(web), hop)
+        },
+        |stage| {
+            let origin = answering(&stage);
+            let hop = Hop::up(stage, [origin.address()]);
+            (Box::new(origin), hop)
+        },
+        |stage| {
+            let (origin, address) = (answering(&stage), stage.address());
+            let service = Service::http2("web", address).to(origin.address());
+            (Box::new(origin), Hop::of(stage, service, address))
+        },
+    ];
+    for ((number, set), version) in (0..).zip(hops).zip([HTTP2, "--http1.1", "--http1.1", HTTP2]) {
+        let Some(stage) = Stage::set() else { return };
+        let (_origin, hop) = set(stage);
+        // Of the first request of a worker it is always taken. A chunked body makes it one that streams.
+        let chunked = ["-d", "body", "-H", "transfer-encoding: chunked"];
+        let body = if version == HTTP2 { &["-d", "body"][..] } else { &chunked };
+        let (told, _) = hop.curl("/", &[&[version], body].concat());
+        assert!(told.ends_with(" 200"), "{number}: {told}");
+        let observed = || hop.agent.metric("sockway_overhead_seconds_count", &[]);
+        wait::until(&format!("the share of {number}"), wait::SOON, || observed() == 1.0);
+        let (own, whole) = ("sockway_overhead_seconds_sum", "sockway_request_duration_seconds_sum");
+        let [own, whole] = [own, whole].map(|name| hop.agent.metric(name, &[]));
+        assert!(own > 0.0 && own <= whole, "{number}: {own} of {whole}");
+    }
+}
+
+/// An endpoint of HTTP/2 that answers what has ended.
+fn answering(stage: &Stage) -> Origin {
+    framed(stage, |peer, frame, _| match frame.ends_stream() {
+        true => peer.send(kind::HEADERS, END_HEADERS | END_STREAM, frame.stream, &[STATUS_200]),
+        false => Ok(()),
+    })
 }

@@ -5,6 +5,7 @@ pub mod http;
 pub mod http2;
 pub mod inbound;
 pub mod opaque;
+mod own_time;
 mod reach;
 mod tls;
 mod translate;

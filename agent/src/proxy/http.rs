@@ -24,7 +24,7 @@ pub(super) use reply::Reply;
 pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
 use super::{
-    Cluster, Hop, Serving, opaque,
+    Cluster, Hop, Serving, opaque, own_time,
     reach::{Tried, Upstream},
 };
 use crate::{
@@ -166,7 +166,10 @@ impl Connection<'_> {
             head.edits.insert.extend_from_slice(format!("Host: {}\r\n", self.dialled).as_bytes());
         }
         if self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2 {
-            let next = Box::pin(self.exchange_http2(buf, head)).await;
+            let spent = own.filter(|_| !head.websocket && head.method != Method::Connect).map(|_| Cell::default());
+            let hop = self.hop;
+            let next = own_time::of(Box::pin(self.exchange_http2(buf, head)), spent.as_ref()).await;
+            own_time::observe(&hop.slab, spent);
             self.hop.slab.request_duration.observe(began.elapsed());
             return next;
         }
@@ -181,7 +184,11 @@ impl Connection<'_> {
             self.exchange_whole(outgoing.buf, outgoing.send, &head, own).await
         } else {
             // Boxed: the state of a streamed exchange is large, and most connections never need it.
-            Box::pin(self.exchange_streaming(outgoing, &head)).await
+            let spent = own.map(|_| Cell::default());
+            let hop = self.hop;
+            let next = own_time::of(Box::pin(self.exchange_streaming(outgoing, &head)), spent.as_ref()).await;
+            own_time::observe(&hop.slab, spent);
+            next
         };
         self.hop.slab.request_duration.observe(began.elapsed());
         next

@@ -5,6 +5,7 @@
 
 pub(super) mod body;
 mod exchange;
+mod held;
 mod reply;
 
 use std::{cell::RefCell, pin::pin, rc::Rc, task::Poll, time::Duration};

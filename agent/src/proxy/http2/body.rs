@@ -1,12 +1,13 @@
 //! Bodies, from one stream to another: what was received is sent on as it stands, no faster than the other side takes it. Only then may its
 //! sender send more.
 
-use std::{cell::Cell, future::poll_fn, task::Poll, time::Duration};
+use std::{cell::RefCell, future::poll_fn, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
+use super::held::Held;
 use crate::decode::http2;
 
 /// Why a body ended before its end.
@@ -18,32 +19,48 @@ pub enum Broken {
     To,
 }
 
-/// Passes a body on to its end, trailers included; gives the trailers' `grpc-status`, if there is one. `is_touched` is set when something of
-/// it was taken.
+/// Passes a body on to its end, trailers included; gives the trailers' `grpc-status`, if there is one. What is `held` of it goes first, and what
+/// comes is held.
 pub async fn pass_on(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
-    is_touched: &Cell<bool>,
+    held: &RefCell<Held>,
 ) -> Result<Option<Bytes>, Broken> {
-    while let Some(piece) = next(from, to).await? {
-        is_touched.set(true);
-        let is_last = from.is_end_stream();
-        send(from, to, piece, is_last).await?;
+    let (again, is_last) = held.borrow().again();
+    if !again.is_empty() || is_last {
+        send(from, to, again, is_last, held).await?;
         if is_last {
             return Ok(None);
         }
     }
-    is_touched.set(true);
+    while let Some(piece) = next(from, to).await? {
+        let is_last = from.is_end_stream();
+        held.borrow_mut().take(&piece, is_last);
+        send(from, to, piece, is_last, held).await?;
+        if is_last {
+            return Ok(None);
+        }
+    }
     let Some(mut trailers) = from.trailers().await.map_err(Broken::From)? else {
+        held.borrow_mut().take(&Bytes::new(), true);
         to.send_data(Bytes::new(), true).map_err(|_| Broken::To)?;
         return Ok(None);
     };
+    // Trailer fields are not held.
+    held.borrow_mut().let_go();
     if http2::trailers(&mut trailers).is_err() {
         return Err(Broken::From(Reason::PROTOCOL_ERROR.into()));
     }
     let status = grpc_status(&trailers);
     to.send_trailers(trailers).map_err(|_| Broken::To)?;
     Ok(status)
+}
+
+/// A body of which nothing is ever sent again.
+pub fn fleeting() -> RefCell<Held> {
+    let mut held = Held::default();
+    held.let_go();
+    RefCell::new(held)
 }
 
 /// Whether an endpoint says that it has done nothing about a request (RFC 9113 section 8.7): the stream is refused, or above the last one of
@@ -98,6 +115,7 @@ async fn send(
     to: &mut SendStream<Bytes>,
     mut piece: Bytes,
     is_last: bool,
+    held: &RefCell<Held>,
 ) -> Result<(), Broken> {
     if piece.is_empty() {
         return if is_last { to.send_data(piece, true).map_err(|_| Broken::To) } else { Ok(()) };
@@ -111,8 +129,7 @@ async fn send(
         let part = piece.split_to(room.min(piece.len()));
         let bytes = part.len();
         to.send_data(part, is_last && piece.is_empty()).map_err(|_| Broken::To)?;
-        // Fails only if the stream is over, and then nothing is owed.
-        let _ = from.flow_control().release_capacity(bytes);
+        held.borrow_mut().release(from, bytes);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ mod http1;
 mod tunnel;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
@@ -19,6 +19,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use super::{
     Connection,
     body::{self, Broken},
+    held::Held,
     reply::{self, To},
 };
 use crate::{
@@ -30,6 +31,7 @@ use crate::{
     },
     proxy::{
         http::{Reply, outcome},
+        own_time,
         reach::{Shared, Tried},
     },
     record::Counter,
@@ -93,10 +95,13 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             (HttpVersion::Http1, Some(tunnel)) => Box::pin(exchange.tunnel_to_http1(parts, tunnel, &mut body)).await,
         }
     };
+    let spent = (hop.samples_own_time() && asked.tunnel.is_none()).then(Cell::default);
+    let passed = own_time::of(passed, spent.as_ref());
     let counter = match timeout {
         None => Some(passed.await),
         Some(timeout) => tokio::time::timeout(timeout, passed).await.ok(),
     };
+    own_time::observe(&hop.slab, spent);
     match counter {
         // It was counted when it was opened.
         Some(_) if exchange.is_open => return,
@@ -133,6 +138,7 @@ impl Exchange<'_> {
         let cluster = self.connection.cluster();
         let mut tried = Tried::by(self.connection.source);
         let (mut replays, mut before) = (0, None);
+        let held = RefCell::new(Held::default());
         loop {
             let upstream = match (hop.reach_shared(&cluster, &mut tried).await, before) {
                 (Ok(upstream), _) => upstream,
@@ -142,15 +148,13 @@ impl Exchange<'_> {
             if !self.takes(&upstream) {
                 return self.reply(&Reply::no_such_tunnel("the endpoint takes no extended CONNECT"));
             }
-            // Until something of the body is taken, all of the request is there to be sent again.
-            let is_touched = Cell::new(false);
-            let ended = self.attempt(&upstream, &parts, body, &is_touched).await;
+            let ended = self.attempt(&upstream, &parts, body, &held).await;
             let is_harmless = match &ended {
                 Ended::Unseen(_) => true,
                 Ended::Unanswered(error) => self.asked.is_idempotent && error.is_io(),
                 _ => false,
             };
-            if !is_harmless || is_touched.get() || replays == REPLAYS_MAX {
+            if !is_harmless || !held.borrow().is_whole() || replays == REPLAYS_MAX {
                 return self.ended(ended);
             }
             // A connection that is going away, or was there for long, says nothing of its endpoint; another is made.
@@ -184,9 +188,9 @@ impl Exchange<'_> {
         upstream: &Shared,
         parts: &Parts,
         body: &mut RecvStream,
-        is_touched: &Cell<bool>,
+        held: &RefCell<Held>,
     ) -> Ended {
-        let is_whole = body.is_end_stream();
+        let is_whole = body.is_end_stream() && !held.borrow().is_begun();
         let (mut response, mut up) = match upstream.seat.send(self.head(parts), is_whole) {
             Ok(sent) => sent,
             Err(error) => return Ended::Unseen(error),
@@ -194,8 +198,8 @@ impl Exchange<'_> {
         let mut is_uploading = !is_whole;
         let is_open = Cell::new(false);
         let ended = {
-            let mut upload = pin!(body::pass_on(body, &mut up, is_touched));
-            let mut download = pin!(self.download(&mut response, &is_open));
+            let mut upload = pin!(body::pass_on(body, &mut up, held));
+            let mut download = pin!(self.download(&mut response, &is_open, held));
             let mut answered = None;
             poll_fn(|context| {
                 if is_uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(context) {
@@ -241,11 +245,18 @@ impl Exchange<'_> {
         request
     }
 
-    async fn download(&mut self, response: &mut ResponseFuture, is_open: &Cell<bool>) -> Ended {
+    async fn download(
+        &mut self,
+        response: &mut ResponseFuture,
+        is_open: &Cell<bool>,
+        request: &RefCell<Held>,
+    ) -> Ended {
         let response = match self.final_response(response).await {
             Ok(response) => response,
             Err(ended) => return ended,
         };
+        // Who answers has seen it.
+        request.borrow_mut().let_go();
         let (mut head, mut body) = response.into_parts();
         let status = head.status.as_u16();
         if let Err(bad) = http2::response(status, &mut head.headers) {
@@ -268,7 +279,7 @@ impl Exchange<'_> {
         if is_whole {
             return Ended::Answered(status, trailers_only);
         }
-        match body::pass_on(&mut body, down, &Cell::default()).await {
+        match body::pass_on(&mut body, down, &body::fleeting()).await {
             Ok(grpc_status) => Ended::Answered(status, grpc_status),
             Err(Broken::From(error)) => Ended::Broken(error),
             Err(Broken::To) => Ended::ClientGone,

@@ -1,0 +1,79 @@
+//! What of a request's body has been sent, for as long as an endpoint may still say that it has seen nothing of it.
+
+use bytes::Bytes;
+use h2::RecvStream;
+
+/// How much is held: what most bodies have, and what a hundred streams of one connection may have without harm.
+const HELD_BYTES_MAX: usize = 64 * 1024;
+
+/// The beginning of a body.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Copies: a piece of a few bytes would hold on to all that was received with it.
+    bytes: Vec<u8>,
+    /// Whether the body ends with them.
+    is_end: bool,
+    /// Whether some of it was let go, so that it cannot be sent again.
+    is_lost: bool,
+    /// Bytes that were taken from the client, and in whose place it may not yet send more.
+    owed: usize,
+}
+
+impl Held {
+    /// Whether the body can be sent again from its beginning.
+    pub fn is_whole(&self) -> bool {
+        !self.is_lost
+    }
+
+    /// A piece was taken from the client.
+    pub fn take(&mut self, piece: &Bytes, is_end: bool) {
+        self.owed += piece.len();
+        if self.is_lost || self.bytes.len() + piece.len() > HELD_BYTES_MAX {
+            return self.let_go();
+        }
+        self.bytes.extend_from_slice(piece);
+        self.is_end = is_end;
+    }
+
+    /// It is not going to be sent again, or cannot be.
+    pub fn let_go(&mut self) {
+        (self.bytes, self.is_lost) = (Vec::new(), true);
+    }
+
+    /// What was sent before, and whether the body ends with it.
+    pub fn again(&self) -> (Bytes, bool) {
+        (Bytes::copy_from_slice(&self.bytes), self.is_end)
+    }
+
+    /// Whether there is a body at all, as far as is known by now.
+    pub fn is_begun(&self) -> bool {
+        self.is_lost || self.is_end || !self.bytes.is_empty()
+    }
+
+    /// So many bytes were sent: the client may send as many more, once.
+    pub fn release(&mut self, from: &mut RecvStream, bytes: usize) {
+        let bytes = bytes.min(self.owed);
+        self.owed -= bytes;
+        // Fails only if the stream is over, and then nothing is owed.
+        let _ = from.flow_control().release_capacity(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_held_until_it_is_too_long() {
+        let mut held = Held::default();
+        assert_eq!((held.again(), held.is_whole()), ((Bytes::new(), false), true));
+        let piece = Bytes::from(vec![b'p'; HELD_BYTES_MAX / 2]);
+        held.take(&piece, false);
+        held.take(&piece, true);
+        assert_eq!(held.again(), (Bytes::from(vec![b'p'; HELD_BYTES_MAX]), true));
+        held.take(&Bytes::from_static(b"x"), true);
+        assert!(!held.is_whole() && held.again().0.is_empty());
+        held.take(&Bytes::from_static(b"y"), true);
+        assert_eq!((held.is_whole(), held.owed), (false, HELD_BYTES_MAX + 2));
+    }
+}
