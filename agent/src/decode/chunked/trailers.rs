@@ -3,9 +3,9 @@
 use super::BadChunk;
 
 /// All lines of a trailer section together.
-const TRAILER_BYTES_MAX: usize = 8 * 1024;
+pub const TRAILER_BYTES_MAX: usize = 8 * 1024;
 /// Most trailer fields.
-const TRAILERS_MAX: usize = 64;
+pub const TRAILERS_MAX: usize = 64;
 
 /// Names that are dropped: framing, routing, request modifiers, authentication, response control, and how to read the content.
 const DROPPED: [&str; 38] = [
