@@ -5,10 +5,11 @@ use std::{io, net::SocketAddr};
 use sockway_tests::{
     agent::Agent,
     config::Service,
-    frames::{END_HEADERS, END_STREAM, Peer, frame, kind, request},
+    frames::{END_HEADERS, END_STREAM, Frame, Peer, frame, kind, request},
     peers::{self, Nghttpd},
     process::Room,
     stage::Stage,
+    translation::{STATUS_200, framed},
     wait,
 };
 
@@ -97,6 +98,34 @@ fn requests_that_are_taken_back_at_once_end_their_connection() {
     assert_eq!(hop.flood(&flood), Some(ENHANCE_YOUR_CALM));
     hop.counted("resets");
     hop.still_serves();
+}
+
+#[test]
+fn calls_that_are_given_up_within_their_responses_are_no_flood() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = framed(&stage, |peer, frame, _| match frame.kind {
+        kind::HEADERS => peer.send(kind::HEADERS, END_HEADERS, frame.stream, &[STATUS_200]),
+        // As if it had been on its way.
+        kind::RST_STREAM => peer.send(kind::DATA, 0, frame.stream, b"late"),
+        _ => Ok(()),
+    });
+    let service = stage.address();
+    let config = stage.config().set("workers: 1").service(Service::http2("web", service).to(origin.address()));
+    let agent = Agent::start(&config);
+    let mut client = Peer::client(stage.dial(service).unwrap()).unwrap();
+    for number in 0..1_500 {
+        let stream = 2 * number + 1;
+        client.send(kind::HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", "/", &[])).unwrap();
+        let is_answer = |frame: &Frame| {
+            assert_ne!(frame.kind, kind::GOAWAY, "after {number}");
+            frame.kind == kind::HEADERS && frame.stream == stream
+        };
+        while !is_answer(&client.read().unwrap().expect("an answer")) {}
+        client.send(kind::RST_STREAM, 0, stream, &8_u32.to_be_bytes()).unwrap();
+    }
+    assert_eq!(agent.metric("sockway_http2_floods_total", &[("kind", "resets")]), 0.0);
+    let connects = agent.metric("sockway_upstream_connects_total", &[("result", "accepted")]);
+    assert_eq!(connects, 1.0, "what came late for one call ended the connection of all");
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 mod shared;
 
-pub use self::shared::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX, Seat};
+pub use self::shared::{
+    CONNECTION_WINDOW_BYTES, RESET_STREAMS_MAX, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX, Seat,
+};
 
 use std::{
     cell::RefCell,

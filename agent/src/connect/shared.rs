@@ -37,6 +37,10 @@ pub const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 /// What of one stream may wait to be sent.
 pub const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
+/// Of so many streams that were reset it is known for a second more that they were: what their sender had sent before it heard of it is
+/// dropped in silence. Each takes about as much memory as a request's head.
+pub const RESET_STREAMS_MAX: usize = 10 * STREAMS_MAX as usize;
+
 /// How many streams an endpoint takes that has not said so yet: no number that one can say.
 const STREAMS_UNTOLD: usize = usize::MAX - 1;
 /// Most connections of one worker to one endpoint. Where each may carry one stream only, that is how many requests go at once.
@@ -326,6 +330,10 @@ fn settings() -> Builder {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        // What comes for the others is answered, and is no fault of the endpoint's: clients that give up calls would end, with the 1024th in
+        // the connection's life, the calls of everybody on it.
+        .max_local_error_reset_streams(None)
         .initial_max_send_streams(STREAMS_UNTOLD);
     builder
 }

@@ -15,7 +15,7 @@ use h2::{Reason, server::Builder};
 
 use super::{Cluster, Hop};
 use crate::{
-    connect::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX},
+    connect::{CONNECTION_WINDOW_BYTES, RESET_STREAMS_MAX, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX},
     decode::{
         http1::HEAD_BYTES_MAX,
         http2::{
@@ -47,6 +47,8 @@ pub(super) struct Connection {
     cluster: RefCell<Rc<Cluster>>,
     /// Who dialled, as the service's hashes know it.
     source: u64,
+    /// What sees the client's frames.
+    guard: Rc<RefCell<Guard>>,
 }
 
 impl Connection {
@@ -66,9 +68,13 @@ pub async fn serve(
     original: OriginalDst,
     first: Option<Buf>,
 ) -> Counter {
-    let connection =
-        Rc::new(Connection { hop: Rc::clone(hop), cluster: RefCell::new(cluster), source: original.source });
     let guard = Rc::new(RefCell::new(Guard::new(PREFACE.len(), hop.watch.now())));
+    let connection = Rc::new(Connection {
+        hop: Rc::clone(hop),
+        cluster: RefCell::new(cluster),
+        source: original.source,
+        guard: Rc::clone(&guard),
+    });
     let io = Io::new(stream, &hop.buffers, first).watched_by(sentry(hop, &guard));
     io.set_due(HANDSHAKE);
     let ended = run(&connection, &io, &guard).await;
@@ -98,6 +104,7 @@ fn settings() -> Builder {
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
         .max_local_error_reset_streams(Some(ERRORS_MAX))
         .enable_connect_protocol();

@@ -14,9 +14,17 @@ const CONTROL_FRAMES_MAX: u64 = 1_000;
 const CONTROL_FRAMES_PER_SECOND: u64 = 100;
 /// Each HEADERS, and each DATA with something in it, brings leave for so many more.
 const CONTROL_FRAMES_PER_MESSAGE: u64 = 2;
-/// One more for so many bytes sent: a client that reads gives windows back. A PONG has 17 bytes.
-const SENT_BYTES_PER_CONTROL_FRAME: u64 = 256;
-/// A client takes back most of its requests only to make work (CVE-2023-44487); so many of the last [`REQUESTS_SEEN`] are too many.
+/// One more for so many bytes sent, answers to control frames apart: a client that reads gives windows back, and measures with PINGs, be the
+/// messages ever so small. More than a RST_STREAM has, for none may be paid for by its own answer.
+const SENT_BYTES_PER_CONTROL_FRAME: u64 = 16;
+/// So much of that leave is kept. A client that has read nothing for long may answer all of it at once: grpcio does.
+const CONTROL_FRAMES_FOR_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of the answer to a PING.
+const PONG_BYTES: u64 = 17;
+/// Bytes of the answer to SETTINGS.
+const ACKNOWLEDGEMENT_BYTES: u64 = 9;
+/// A client takes back most of its requests only to make work (CVE-2023-44487); so many of the last [`REQUESTS_SEEN`] are too many. Those that
+/// it had a reason for are [excused](Guard::excuse).
 const RESETS_MAX: u64 = 500;
 /// See [`RESETS_MAX`].
 const REQUESTS_SEEN: u64 = 1_000;
@@ -74,6 +82,8 @@ pub struct Guard {
     head: [u8; FrameHead::BYTES],
     head_bytes: usize,
     leave: u64,
+    /// What was given for bytes sent, which is used first.
+    leave_for_bytes: u64,
     /// Up to when, and up to how many bytes sent, leave was given.
     given: (Duration, u64),
     requests: u64,
@@ -94,6 +104,7 @@ impl Guard {
             head: [0; FrameHead::BYTES],
             head_bytes: 0,
             leave: CONTROL_FRAMES_MAX,
+            leave_for_bytes: 0,
             given: (now, 0),
             requests: 0,
             resets: 0,
@@ -156,7 +167,21 @@ impl Guard {
         }
         let by_bytes = sent.saturating_sub(self.given.1) / SENT_BYTES_PER_CONTROL_FRAME;
         self.given.1 += by_bytes * SENT_BYTES_PER_CONTROL_FRAME;
-        self.allow(by_time + by_bytes);
+        self.leave_for_bytes = (self.leave_for_bytes + by_bytes).min(CONTROL_FRAMES_FOR_BYTES_MAX);
+        self.allow(by_time);
+    }
+
+    /// Uses some of the leave for a frame that is answered with so many bytes.
+    fn take(&mut self, answer_bytes: u64, flood: Flood) -> Result<(), Flood> {
+        self.given.1 += answer_bytes;
+        let kept = if self.leave_for_bytes > 0 { &mut self.leave_for_bytes } else { &mut self.leave };
+        *kept = kept.checked_sub(1).ok_or(flood)?;
+        Ok(())
+    }
+
+    /// Takes no offence at one request that was taken back, or is about to be: it was answered, or had its time.
+    pub fn excuse(&mut self) {
+        self.resets = self.resets.saturating_sub(1);
     }
 
     fn allow(&mut self, more: u64) {
@@ -168,7 +193,7 @@ impl Guard {
         self.last = head.kind;
         match head.kind {
             kind::DATA if head.length > 0 => self.allow(CONTROL_FRAMES_PER_MESSAGE),
-            kind::DATA => self.leave = self.leave.checked_sub(1).ok_or(Flood::Data)?,
+            kind::DATA => self.take(0, Flood::Data)?,
             kind::HEADERS => {
                 self.continuations = 0;
                 self.allow(CONTROL_FRAMES_PER_MESSAGE);
@@ -189,7 +214,9 @@ impl Guard {
                     return Err(Flood::Continuations.into());
                 }
             }
-            _ => self.leave = self.leave.checked_sub(1).ok_or(Flood::Control)?,
+            kind::PING => self.take(PONG_BYTES, Flood::Control)?,
+            kind::SETTINGS => self.take(ACKNOWLEDGEMENT_BYTES, Flood::Control)?,
+            _ => self.take(0, Flood::Control)?,
         }
         Ok(())
     }
@@ -240,7 +267,27 @@ mod tests {
         assert_eq!(passed(&mut guard, &both, 10_000, START), (10_000, None));
         let mut guard = Guard::new(0, START);
         for sent in 0..10_000 {
-            guard.see(&PING, START, sent * SENT_BYTES_PER_CONTROL_FRAME).unwrap();
+            guard.see(&PING, START, sent * (SENT_BYTES_PER_CONTROL_FRAME + PONG_BYTES)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_client_that_reads_late_may_give_all_windows_back_at_once() {
+        const WINDOW_UPDATE: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+        // As many messages of gRPC with 10 bytes in each as were once under way.
+        let sent = 45_000 * 24;
+        let mut guard = Guard::new(0, START);
+        guard.see(&WINDOW_UPDATE.repeat(60_000), START, sent).unwrap();
+        let (passed, flood) = passed(&mut guard, &WINDOW_UPDATE, 20_000, START);
+        assert_eq!((60_000 + passed as u64, flood), (sent / 16 + CONTROL_FRAMES_MAX, Some(Flood::Control.into())));
+    }
+
+    #[test]
+    fn answers_bring_no_leave_for_what_they_answer() {
+        for (frame, answer) in [(&PING[..], PONG_BYTES), (&SETTINGS, ACKNOWLEDGEMENT_BYTES)] {
+            let mut guard = Guard::new(0, START);
+            let passes = |number: &u64| guard.see(frame, START, number * answer).is_ok();
+            assert_eq!((0..5_000).take_while(passes).count() as u64, CONTROL_FRAMES_MAX);
         }
     }
 
@@ -250,6 +297,8 @@ mod tests {
         let back = |number: u32| [on(&HEADERS, number), on(&RESET, number)].concat();
         assert!((0..500).all(|number| guard.see(&back(number), START, 0).is_ok()));
         assert_eq!(guard.see(&back(500), START, 0), Err((HEADERS.len(), Flood::Resets.into())));
+        let mut guard = Guard::new(0, START);
+        assert!((0..5_000).all(|number| guard.see(&back(number), START, 0).map(|()| guard.excuse()).is_ok()));
         let mut guard = Guard::new(0, START);
         let half =
             |number: u32| [on(&HEADERS, 2 * number), on(&HEADERS, 2 * number + 1), on(&RESET, 2 * number)].concat();

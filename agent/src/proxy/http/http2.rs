@@ -127,7 +127,7 @@ impl Connection<'_> {
     }
 
     async fn unanswered_http2(&mut self, head: &RequestHead, body: &Body, buf: Buf, error: h2::Error) -> Next {
-        let reply = Reply::no_response_because(&error, error.reason().map(u32::from));
+        let reply = Reply::no_response_because(&error, body::reset_of(&error).map(u32::from));
         self.reply_http2(reply, head, body, buf).await
     }
 

@@ -69,6 +69,11 @@ pub fn is_unseen(error: &h2::Error) -> bool {
     error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
 }
 
+/// The code with which a stream was reset. That of a whole connection says nothing of this request, but that its endpoint is not there.
+pub fn reset_of(error: &h2::Error) -> Option<Reason> {
+    if error.is_reset() { error.reason() } else { None }
+}
+
 /// How much of a body is read that nobody wants, and for how long.
 const UNWANTED_BYTES_MAX: usize = 1 << 20;
 /// See [`UNWANTED_BYTES_MAX`].

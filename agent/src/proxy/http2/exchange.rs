@@ -39,6 +39,8 @@ use crate::{
 
 /// How often a request of which no endpoint can have seen anything is sent again.
 const REPLAYS_MAX: usize = 2;
+/// Who waits for so long before a request is taken back has wanted its answer: Envoy's bound for premature resets.
+const PATIENCE: Duration = Duration::from_secs(1);
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
 /// What became of an attempt to have a request answered.
@@ -102,6 +104,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         Some(timeout) => tokio::time::timeout(timeout, passed).await.ok(),
     };
     own_time::observe(&hop.slab, spent);
+    if exchange.excuses_reset(counter) {
+        connection.guard.borrow_mut().excuse();
+    }
     match counter {
         // It was counted when it was opened.
         Some(_) if exchange.is_open => return,
@@ -132,6 +137,16 @@ struct Exchange<'c> {
 }
 
 impl Exchange<'_> {
+    /// Whether the client may take the request back, or has, and makes no work by that: it was answered, or had its time. gRPC clients
+    /// give up calls within their responses, and when their deadline has passed.
+    fn excuses_reset(&self, counter: Option<Counter>) -> bool {
+        let patience = self.timeout.map_or(PATIENCE, |timeout| PATIENCE.min(timeout / 2));
+        match counter {
+            Some(Counter::RequestAborted) => self.down.is_some() || self.began.elapsed() >= patience,
+            Some(_) | None => true,
+        }
+    }
+
     /// Until it is answered, by an endpoint or in its stead. As what it is counted.
     async fn pass_on(&mut self, parts: Parts, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
@@ -321,10 +336,10 @@ impl Exchange<'_> {
             }
             Ended::Bad(bad) => self.reply(&Reply::bad_response(bad)),
             Ended::Unseen(error) | Ended::Unanswered(error) => {
-                self.reply(&Reply::no_response_because(&error, error.reason().map(u32::from)))
+                self.reply(&Reply::no_response_because(&error, body::reset_of(&error).map(u32::from)))
             }
             Ended::Broken(error) => {
-                self.reset(error.reason().unwrap_or(Reason::INTERNAL_ERROR));
+                self.reset(body::reset_of(&error).unwrap_or(Reason::INTERNAL_ERROR));
                 Counter::ResponseAborted
             }
             Ended::RequestBroken(error) => {
