@@ -10,7 +10,9 @@ use std::ops::Range;
 
 pub use reframe::{FRAME_BYTES_MAX, Reframed, Style, reframe};
 use trailers::Trailers;
-pub(super) use trailers::{TRAILER_BYTES_MAX, TRAILERS_MAX, is_dropped};
+pub(super) use trailers::is_dropped;
+#[cfg(any(test, fuzzing))]
+pub(super) use trailers::{TRAILER_BYTES_MAX, TRAILERS_MAX};
 
 /// Longest extension of one chunk; they are dropped.
 const EXTENSION_BYTES_MAX: u32 = 1024;
