@@ -79,9 +79,7 @@ const LIBRARY_OF_HTTP2: &str = "h2";
 fn log_to_stderr(format: LogFormat) {
     let said = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
     // What a peer sends must not fill the log: the library warns of every frame that it finds odd.
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .parse_lossy(format!("{LIBRARY_OF_HTTP2}=off,{said}"));
+    let filter = EnvFilter::builder().parse_lossy(format!("info,{LIBRARY_OF_HTTP2}=off,{said}"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -131,6 +131,9 @@ pub fn response(status: u16, headers: &mut HeaderMap) -> Result<(), BadResponse>
     if status == 101 {
         return Err(BadResponse("101, which HTTP/2 does not know"));
     }
+    if headers.len() > FIELDS_MAX {
+        return Err(BadResponse("too many header fields"));
+    }
     check_values(headers).map_err(BadResponse)?;
     cut(headers);
     Ok(())
@@ -252,6 +255,12 @@ mod tests {
         response(200, &mut headers).unwrap();
         assert!(headers.is_empty());
         assert!(response(101, &mut headers).is_err());
+        while headers.len() < FIELDS_MAX {
+            headers.append("x", HeaderValue::from_static("y"));
+        }
+        assert!(response(200, &mut headers).is_ok());
+        headers.append("x", HeaderValue::from_static("y"));
+        assert_eq!(response(200, &mut headers).unwrap_err().0, "too many header fields");
     }
 
     #[test]
