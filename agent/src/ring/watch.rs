@@ -70,7 +70,7 @@ impl Watch {
         self.turns.notify_waiters();
     }
 
-    /// The next turn, counted from when it is first asked for.
+    /// The next turn from now on, whether or not it is waited for yet.
     pub fn turned(&self) -> Turned<'_> {
         self.turns.notified()
     }

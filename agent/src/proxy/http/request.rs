@@ -25,7 +25,7 @@ const TURNS_AWAKE: u32 = 2;
 
 /// Why there is no request.
 pub enum End {
-    /// None has come for a while. More than a deadline, if that, is not to be waited for.
+    /// None has come for a while: the connection may sleep until something does.
     Silent,
     /// The connection ended, and nothing is to be said.
     Quiet(Counter),
