@@ -13,7 +13,7 @@ use std::{
     mem,
     net::Shutdown,
     ops::Range,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     rc::Rc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -257,12 +257,8 @@ impl Reader {
 
     /// Waits for bytes, and puts them behind those of `buf`.
     fn poll_into(&mut self, context: &mut Context<'_>, buf: &mut Buf) -> Poll<io::Result<usize>> {
-        if mem::take(&mut self.has_unread) {
-            let result = recv_now(self.readiness.get_ref().as_fd(), buf);
-            self.taken += *result.as_ref().unwrap_or(&0) as u64;
-            if !result.as_ref().is_err_and(is_again) {
-                return Poll::Ready(result);
-            }
+        if let Some(result) = self.take_unread(|socket| recv_now(socket, buf)) {
+            return Poll::Ready(result);
         }
         loop {
             let mut ready = ready!(self.readiness.poll_read_ready(context))?;
@@ -284,6 +280,22 @@ impl Reader {
             return Poll::Ready(result);
         }
     }
+
+    /// Receives what was only looked at. Epoll does not tell of it again, however much a receive leaves: it is asked until nothing is
+    /// left.
+    fn take_unread(&mut self, receive: impl FnOnce(BorrowedFd<'_>) -> io::Result<usize>) -> Option<io::Result<usize>> {
+        if !self.has_unread {
+            return None;
+        }
+        let result = receive(self.readiness.get_ref().as_fd());
+        self.has_unread = matches!(result, Ok(1..));
+        self.taken += *result.as_ref().unwrap_or(&0) as u64;
+        if result.as_ref().is_err_and(is_again) {
+            self.is_drained = true;
+            return None;
+        }
+        Some(result)
+    }
 }
 
 impl Reader {
@@ -292,6 +304,9 @@ impl Reader {
         debug_assert!(!self.is_armed() && buf.remaining() > 0);
         if let Some(session) = self.tls.clone() {
             return self.poll_read_tls(context, &session, buf);
+        }
+        if let Some(result) = self.take_unread(|socket| recv_into(socket, buf)) {
+            return Poll::Ready(result.map(drop));
         }
         loop {
             let mut ready = ready!(self.readiness.poll_read_ready(context))?;

@@ -90,6 +90,35 @@ fn a_peer_that_leaves_is_noticed_behind_what_it_has_sent() {
     .unwrap();
 }
 
+#[test]
+fn what_was_only_looked_at_is_received_whole_however_small_the_buffers() {
+    run(async {
+        let buffers = Rc::<Buffers>::default();
+        let (mut stream, mut server) = used(&buffers).await;
+        let sent = [7; 3 * SMALL];
+        server.write_all(&sent).unwrap();
+        // All of it is there before anybody looks, so that nothing more is told of it.
+        while look_for(&stream, sent.len()) < sent.len() {}
+        wait_readable(&mut stream).await;
+        let gone = stream.reader.poll_gone(&mut Context::from_waker(Waker::noop()), true);
+        assert!(gone.is_pending());
+        let mut received = 0;
+        while received < sent.len() {
+            stream.reader.arm_on_demand(&buffers, SMALL);
+            let next = tokio::time::timeout(Duration::from_secs(5), stream.reader.received()).await;
+            let (result, buf) = next.unwrap_or_else(|_| panic!("waits for what has come, after {received} bytes"));
+            received += result.unwrap();
+            buffers.give(buf);
+        }
+    })
+    .unwrap();
+}
+
+fn look_for(stream: &Stream, bytes: usize) -> usize {
+    let flags = rustix::net::RecvFlags::DONTWAIT | rustix::net::RecvFlags::PEEK;
+    rustix::net::recv(stream.socket.as_fd(), &mut vec![0_u8; bytes], flags).map_or(0, |(bytes, _)| bytes)
+}
+
 async fn wait_readable(stream: &mut Stream) {
     let _ = stream.reader.readiness.readable().await.unwrap();
 }
