@@ -1,9 +1,12 @@
 //! Original destination to service. Rules on the request's head will come in here.
 
+pub mod request;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use sockway_common::flow::TCP;
 
+pub use self::request::Request;
 use crate::cluster::{Service, Snapshot};
 
 /// The service that a TCP connection is for: the one the kernel half named, or else whichever has the address that was dialled. `None`
