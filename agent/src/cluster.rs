@@ -8,6 +8,7 @@ mod endpoint;
 mod inbound;
 mod index;
 mod leaving;
+mod seen;
 mod shares;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use self::{
     endpoint::{Endpoint, EndpointState, Stage},
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
+    seen::Seen,
     shares::{Published, Shares},
 };
 use crate::config;

@@ -12,6 +12,7 @@ use super::{
     reach::{Tried, Upstream},
 };
 use crate::{
+    cluster::Seen,
     config::{HttpVersion, tls::HTTP2},
     decode::sniff::{Spoken, is_settings, sniff},
     kernel::OriginalDst,
@@ -62,6 +63,7 @@ pub async fn listen(
             return Err(counter);
         }
     };
+    upstream.report(Seen::Connected);
     hop.slab.count_bytes(Bytes::DownstreamReceived, client.len());
     hop.slab.count_bytes(Bytes::UpstreamSent, client.len());
     hop.slab.count_bytes(Bytes::UpstreamReceived, server.len());

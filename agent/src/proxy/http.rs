@@ -28,6 +28,7 @@ use super::{
     reach::{Tried, Upstream},
 };
 use crate::{
+    cluster::Seen,
     config::HttpVersion,
     decode::{
         chunked::{BadChunk, Decoder, Style, reframe},
@@ -244,7 +245,9 @@ impl Connection<'_> {
             if !matches!(received, Ok(1..)) {
                 self.hop.buffers.give(response);
                 let has_ended = received.is_ok();
-                if upstream.stream.socket.is_overdue() {
+                let is_late = upstream.stream.socket.is_overdue();
+                upstream.report(if is_late { Seen::Late } else { Seen::NoResponse });
+                if is_late {
                     let buf = take_back(&mut upstream.stream, &mut self.pending).await;
                     return self.reply(Reply::late_response(), head, buf).await;
                 }
@@ -272,6 +275,9 @@ impl Connection<'_> {
                 && self.flush().await.is_ok()
             {
                 self.hop.slab.overhead.observe(own.total());
+            }
+            if let Some(seen) = respond::seen(&answered) {
+                upstream.report(seen);
             }
             let buf = take_back(&mut upstream.stream, &mut self.pending).await;
             return self.after(upstream, answered, head, buf).await;

@@ -11,7 +11,7 @@ use std::{
 
 use super::{Cluster, Hop, reach::Tried};
 use crate::{
-    cluster::Service,
+    cluster::{Seen, Service},
     forward::{Ends, Relayed, relay},
     kernel::{Join, Verdict, Way},
     record::{Bytes, Counter},
@@ -25,6 +25,7 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
         downstream.socket.reset();
         return Counter::RelayNoEndpoint;
     };
+    upstream.report(Seen::Connected);
     relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await
 }
 

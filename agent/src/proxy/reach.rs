@@ -10,7 +10,7 @@ use std::{
 use super::{Cluster, Hop};
 use crate::{
     balance::Ask,
-    cluster::{Endpoint, Service, Stage},
+    cluster::{Endpoint, Seen, Service, Stage},
     config::{Protocol, tls::Within},
     connect::{ConnectError, Seat, Visit},
     record::Counter,
@@ -36,6 +36,49 @@ pub struct Shared {
     lease: Lease,
 }
 
+impl Upstream {
+    /// Tells what became of the attempt, once; nothing is told of one that the client has given up.
+    pub fn report(&self, seen: Seen) {
+        self.lease.report(seen);
+    }
+
+    /// The one that is attempted, for when the attempt is dropped.
+    pub fn who(&self) -> Who {
+        self.lease.who()
+    }
+}
+
+impl Shared {
+    /// As [`Upstream::report`].
+    pub fn report(&self, seen: Seen) {
+        self.lease.report(seen);
+    }
+
+    /// As [`Upstream::who`].
+    pub fn who(&self) -> Who {
+        self.lease.who()
+    }
+}
+
+/// An endpoint that is attempted.
+pub struct Who {
+    cluster: Rc<Cluster>,
+    endpoint: usize,
+}
+
+impl Who {
+    /// As [`Upstream::report`].
+    pub fn report(&self, seen: Seen) {
+        report(&self.cluster, self.endpoint, seen);
+    }
+}
+
+/// Everything that is told of attempts comes by here.
+fn report(cluster: &Cluster, endpoint: usize, seen: Seen) {
+    let service = &cluster.service;
+    tracing::trace!(service = service.config.name, endpoint = %service.endpoints[endpoint].address, ?seen, "attempted");
+}
+
 /// The place in an endpoint's count of what is in flight.
 struct Lease {
     cluster: Rc<Cluster>,
@@ -53,6 +96,14 @@ impl Lease {
 
     fn endpoint(&self) -> &Arc<Endpoint> {
         &self.cluster.service.endpoints[self.endpoint]
+    }
+
+    fn report(&self, seen: Seen) {
+        report(&self.cluster, self.endpoint, seen);
+    }
+
+    fn who(&self) -> Who {
+        Who { cluster: Rc::clone(&self.cluster), endpoint: self.endpoint }
     }
 }
 
@@ -193,6 +244,8 @@ impl Hop {
         let service = &cluster.service;
         let name = &service.config.name;
         tried.indexes.push(chosen);
+        let is_late = matches!(error, ConnectError::Late(_) | ConnectError::Mute(_));
+        report(cluster, chosen, if is_late { Seen::ConnectLate } else { Seen::NotConnected });
         match &error {
             ConnectError::Late(timeout) | ConnectError::Mute(timeout) => why = Unreached::Late(*timeout),
             ConnectError::NotHttp2 => why = Unreached::NotHttp2,

@@ -10,6 +10,7 @@ use http::{Request, Response, StatusCode, request, response};
 
 use super::{Connection, INTERIM_MAX, Limits, Next, apply::apply, attend::Client, outcome, reply::Reply};
 use crate::{
+    cluster::Seen,
     decode::{
         chunked::Style,
         http1::{BadResponse, Framing, Method, RequestHead},
@@ -47,6 +48,19 @@ enum Ended {
     ClientGone,
     /// The time for this is over.
     Late(Late),
+}
+
+impl Ended {
+    /// What this says of the endpoint.
+    fn seen(&self) -> Option<Seen> {
+        match self {
+            Self::Answered(status, _) => Some(Seen::Answered { status: *status, grpc_status: None }),
+            Self::Unseen(error) if !error.is_reset() => None,
+            Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
+            Self::Late(Late::Response | Late::Rest) => Some(Seen::Late),
+            Self::Late(Late::Body | Late::Client) | Self::BadBody(_) | Self::ClientGone => None,
+        }
+    }
 }
 
 /// The body of a request.
@@ -107,6 +121,9 @@ impl Connection<'_> {
             let attempt = Attempt::default();
             let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &attempt).await;
             buf = rest.unwrap_or(buf);
+            if let Some(seen) = ended.seen() {
+                upstream.report(seen);
+            }
             let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !attempt.head_sent.get();
             let (is_unseen, error) = match ended {
                 Ended::Unseen(error) => (true, error),

@@ -4,6 +4,7 @@ use std::{cell::Cell, ops::Range};
 
 use super::{apply::apply, request::ends_head};
 use crate::{
+    cluster::Seen,
     decode::{
         chunked::{Decoder, Style, reframe},
         http1::{self, Asked, BadResponse, Framing, ResponseHead},
@@ -54,6 +55,16 @@ pub enum Unanswered {
     ClientGone,
     /// The client did not take it in time.
     ClientStalled,
+}
+
+/// What this says of the endpoint; `None`: nothing, the client did not wait for it.
+pub fn seen(answered: &Result<Answered, Unanswered>) -> Option<Seen> {
+    match answered {
+        Ok(answered) => Some(Seen::Answered { status: answered.status, grpc_status: None }),
+        Err(Unanswered::Bad(_) | Unanswered::Broken) => Some(Seen::NoResponse),
+        Err(Unanswered::Late | Unanswered::Stalled) => Some(Seen::Late),
+        Err(Unanswered::ClientGone | Unanswered::ClientStalled) => None,
+    }
 }
 
 /// Most interim responses to one request. One says "go on", a few hint at what is coming; one a second for a quarter of an hour still passes.

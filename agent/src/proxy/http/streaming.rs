@@ -6,8 +6,10 @@ use super::{
     Answered, Connection, Next, Outgoing, Rest, Unanswered, answer,
     attend::{Client, MARGIN, given_in_time, set_or_clear},
     reply::Reply,
+    respond,
 };
 use crate::{
+    cluster::Seen,
     decode::{chunked::Style, http1::RequestHead},
     forward::{Broken, Copy},
     proxy::reach::{Tried, Upstream},
@@ -27,6 +29,16 @@ enum Ended {
     ClientGone,
 }
 
+/// What this says of the endpoint.
+fn seen(ended: &Ended, is_late: bool) -> Option<Seen> {
+    match ended {
+        Ended::Answered(answered) => respond::seen(answered),
+        Ended::NoResponse if is_late => Some(Seen::Late),
+        Ended::NoResponse => Some(Seen::NoResponse),
+        Ended::BadBody(_) | Ended::ClientGone => None,
+    }
+}
+
 impl Connection<'_> {
     pub(super) async fn exchange_streaming(&mut self, outgoing: Outgoing, head: &RequestHead) -> Next {
         // What was received of the body is in our hands until an endpoint is reached, so any number can be tried.
@@ -37,6 +49,9 @@ impl Connection<'_> {
         let (uploaded, head_sent) = (Cell::new(false), Cell::new(false));
         let (ended, rest) = self.both_ways(&mut upstream, outgoing, head, &uploaded, &head_sent).await;
         let (late, stalled) = (upstream.stream.socket.is_overdue(), self.stream.socket.is_overdue());
+        if let Some(seen) = seen(&ended, late) {
+            upstream.report(seen);
+        }
         match ended {
             Ended::Answered(Ok(answered)) if answered.close && !uploaded.get() => {
                 self.hop.slab.count(super::outcome(answered.status));

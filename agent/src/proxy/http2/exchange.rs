@@ -23,6 +23,7 @@ use super::{
     reply::{self, To},
 };
 use crate::{
+    cluster::Seen,
     config::HttpVersion,
     decode::{
         grpc,
@@ -32,7 +33,7 @@ use crate::{
     proxy::{
         http::{Reply, outcome},
         own_time,
-        reach::{Shared, Tried},
+        reach::{Shared, Tried, Who},
     },
     record::Counter,
 };
@@ -59,6 +60,22 @@ enum Ended {
     RequestBroken(h2::Error),
     /// The client wants no answer any more.
     ClientGone,
+}
+
+impl Ended {
+    /// What this says of the endpoint.
+    fn seen(&self) -> Option<Seen> {
+        match self {
+            Self::Answered(status, grpc_status) => Some(answered(*status, grpc_status.as_ref())),
+            Self::Unseen(error) if !error.is_reset() => None,
+            Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken(_) => Some(Seen::NoResponse),
+            Self::RequestBroken(_) | Self::ClientGone => None,
+        }
+    }
+}
+
+fn answered(status: u16, grpc_status: Option<&Bytes>) -> Seen {
+    Seen::Answered { status, grpc_status: grpc_status.map(|value| grpc::status(value)) }
 }
 
 /// Passes one request on and its response back.
@@ -88,6 +105,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         down: None,
         has_status: false,
         is_open: false,
+        awaited: None,
         respond,
     };
     let passed = async {
@@ -133,6 +151,8 @@ struct Exchange<'c> {
     has_status: bool,
     /// Whether it is a tunnel by now.
     is_open: bool,
+    /// Who is attempted, while the caller's time runs.
+    awaited: Option<Who>,
     respond: SendResponse<Bytes>,
 }
 
@@ -163,7 +183,12 @@ impl Exchange<'_> {
             if !self.takes(&upstream) {
                 return self.reply(&Reply::no_such_tunnel("the endpoint takes no extended CONNECT"));
             }
+            self.awaited = self.timeout.map(|_| upstream.who());
             let ended = self.attempt(&upstream, &parts, body, &held).await;
+            self.awaited = None;
+            if let Some(seen) = ended.seen() {
+                upstream.report(seen);
+            }
             let is_harmless = match &ended {
                 Ended::Unseen(_) => true,
                 Ended::Unanswered(error) => self.asked.is_idempotent && error.is_io(),
@@ -370,6 +395,9 @@ impl Exchange<'_> {
 
     /// The caller's time is over; the endpoint's stream was reset when the exchange was dropped.
     fn too_late(&mut self) {
+        if let Some(who) = self.awaited.take() {
+            who.report(Seen::Late);
+        }
         let counter = if let Some(down) = &mut self.down {
             // A reset is not what every library takes for it: grpc-js says that somebody has cancelled the call.
             let trailers = reply::trailers(&Reply::deadline_exceeded());

@@ -8,6 +8,7 @@ use http::{HeaderValue, Request, Response, request};
 
 use super::{Answer, Attempt, Connection, REPLAYS_MAX};
 use crate::{
+    cluster::Seen,
     decode::{
         http1::{BadRequest, RequestHead},
         http2, translate,
@@ -128,12 +129,22 @@ async fn open(
             Ok((response, up)) => {
                 let answered = match limits.response {
                     None => response.await,
-                    Some(limit) => tokio::time::timeout(limit, response).await.map_err(|_| Reply::late_response())?,
+                    Some(limit) => tokio::time::timeout(limit, response).await.map_err(|_| {
+                        place.report(Seen::Late);
+                        Reply::late_response()
+                    })?,
                 };
                 answered.map(|response| (response, up)).map_err(|error| (body::is_unseen(&error), error))
             }
             Err(error) => Err((true, error)),
         };
+        match &answered {
+            Ok((response, _)) => {
+                place.report(Seen::Answered { status: response.status().as_u16(), grpc_status: None });
+            }
+            Err((true, error)) if !error.is_reset() => {}
+            Err(_) => place.report(Seen::NoResponse),
+        }
         match answered {
             Ok((response, up)) => return Ok(Opened { response, up, _place: place }),
             Err((true, error)) if replays < REPLAYS_MAX => {

@@ -8,6 +8,7 @@ use http::{HeaderValue, request::Parts};
 
 use super::{Exchange, GRPC_TIMEOUT};
 use crate::{
+    cluster::Seen,
     decode::{
         chunked::Style,
         grpc,
@@ -44,6 +45,18 @@ pub(super) enum Ended {
     ClientGone,
     /// The time for this is over.
     Late(Late),
+}
+
+impl Ended {
+    /// What this says of the endpoint.
+    pub(super) fn seen(&self) -> Option<Seen> {
+        match self {
+            Self::Answered(status, grpc_status, _) => Some(super::answered(*status, grpc_status.as_ref())),
+            Self::Silent(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
+            Self::Late(Late::Response | Late::Rest) => Some(Seen::Late),
+            Self::Late(Late::Body | Late::Client) | Self::RequestBroken(_) | Self::ClientGone => None,
+        }
+    }
 }
 
 /// What is sent.
@@ -85,7 +98,12 @@ impl Exchange<'_> {
             };
             let sent_before = upstream.stream.writer.taken();
             let outgoing = Outgoing { head: &head, style, begun: &begun };
+            self.awaited = self.timeout.map(|_| upstream.who());
             let ended = self.attempt_http1(&mut upstream, outgoing, body, &limits).await;
+            self.awaited = None;
+            if let Some(seen) = ended.seen() {
+                upstream.report(seen);
+            }
             let Ended::Silent(has_ended) = ended else {
                 if let Ended::Answered(_, _, true) = ended {
                     hop.keep(upstream);

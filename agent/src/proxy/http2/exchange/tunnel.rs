@@ -7,6 +7,7 @@ use http::request::Parts;
 
 use super::{Exchange, http1::Ended};
 use crate::{
+    cluster::Seen,
     decode::{
         http1::{Asked, BadResponse, ResponseHead},
         http2::Tunnel,
@@ -52,9 +53,16 @@ impl Exchange<'_> {
             None => answered.await,
             Some(limit) => match tokio::time::timeout(limit, answered).await {
                 Ok(answered) => answered,
-                Err(_) => return self.reply(&Reply::late_response()),
+                Err(_) => {
+                    upstream.report(Seen::Late);
+                    return self.reply(&Reply::late_response());
+                }
             },
         };
+        match &answered {
+            Ok((_, head)) => upstream.report(Seen::Answered { status: head.status, grpc_status: None }),
+            Err(ended) => ended.seen().into_iter().for_each(|seen| upstream.report(seen)),
+        }
         let ended = match answered {
             Ok((buf, head)) if head.switches => {
                 self.through(&mut upstream.stream, buf, head, &opening, body, &phase).await
