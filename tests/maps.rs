@@ -1,7 +1,14 @@
 //! Tables of the kernel half that are full: whoever finds no room passes, is counted, and the log names the key to raise. And tables of
 //! another size: what lives in them is carried over.
 
-use std::{fs, io::Read as _, net::TcpStream};
+use std::{
+    collections::VecDeque,
+    fs,
+    io::Read as _,
+    net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use nix::sys::signal::Signal;
 use sockway_tests::{
@@ -161,6 +168,38 @@ fn what_is_held_is_carried_over_when_a_table_is_made_in_another_size() {
     assert!(room(&agent) > 9.0, "what is not said is as large as the services need");
     drop(held);
     wait::until("what was held to be given back", wait::soon(), || stage.ask_name(service).is_ok());
+}
+
+#[test]
+fn what_is_taken_and_given_back_while_a_table_is_made_in_another_size_is_counted_whole() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let config = stage.config().service(limited(Service::kernel_tcp("limited", service)).to(origin.address()));
+    let mut agent = Agent::start(&config);
+    let (held, is_over) = (stage.dial(service).expect("the first"), AtomicBool::new(false));
+    let busy = || {
+        let mut streams = VecDeque::new();
+        while !is_over.load(Ordering::Relaxed) {
+            streams.extend(stage.dial(service));
+            if streams.len() > 3 {
+                streams.pop_front();
+            }
+        }
+    };
+    thread::scope(|scope| {
+        (0..2).for_each(|_| drop(scope.spawn(busy)));
+        for sources in [9, 200_000, 10, 100_000, 11, 50_000] {
+            agent.sigterm();
+            assert!(agent.wait().success());
+            agent.write_config(&config.clone().set(&format!("maps: {{ sources: {sources} }}")).yaml());
+            agent.start_again();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let counts = Counts::of(agent.instance(), service, stage.client());
+    counts.expect(1, "one is left");
+    drop(held);
+    counts.expect_nothing(stage.client(), "all are closed");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod exclude;
 mod failure;
 mod fill;
 mod flows;
+mod grace;
 mod heartbeat;
 mod hooks;
 mod inbound;
@@ -90,7 +91,7 @@ pub use self::{
     watch::{Untold, Wanted, Watcher},
 };
 use self::{
-    carry::Carry,
+    carry::{Carry, Counts},
     exclude::Users,
     joins::ShortcutTable,
     last::LastSockets,
@@ -157,10 +158,42 @@ impl Kernel {
     pub fn attach(&mut self, capture: &Capture, namespaces: &mut Namespaces) -> Result<(), KernelError> {
         self.tell_rules(ruled_flags(capture))?;
         self.carry.step_aside()?;
+        let counts = self.begin_counts()?;
         self.rules.begin()?;
+        self.settle_counts(counts);
         self.carry.take_over()?;
         self.follow_cgroups(namespaces);
         Ok(())
+    }
+
+    /// If what is taken of the limits goes to a table of another size, hooks count below zero from now on.
+    fn begin_counts(&mut self) -> Result<Option<Counts>, KernelError> {
+        // An agent that was killed while it did this has left counts in both tables, and nobody knows what of them was copied.
+        if self.current.flags & settings_flags::CARRYING != 0 {
+            return Ok(None);
+        }
+        let counts = self.carry.counts()?;
+        let flag = if counts.is_some() { settings_flags::CARRYING } else { 0 };
+        self.set_flags(settings_flags::CARRYING, flag)?;
+        Ok(counts)
+    }
+
+    /// Adds what the hooks before have counted meanwhile: they are all replaced.
+    fn settle_counts(&mut self, counts: Option<Counts>) {
+        if self.current.flags & settings_flags::CARRYING == 0 {
+            return;
+        }
+        let settled = grace::wait().and_then(|()| counts.map_or(Ok(Vec::new()), |counts| counts.since()));
+        match settled {
+            Ok(since) => self.limits.settle(&since),
+            Err(error) => {
+                tracing::warn!(%error, "what was taken of the limits while hooks were replaced is not counted");
+                self.limits.settle(&[]);
+            }
+        }
+        if let Err(error) = self.set_flags(settings_flags::CARRYING, 0) {
+            tracing::warn!(%error, "limits may count below zero until the agent starts again");
+        }
     }
 
     /// Makes the kernel half balance what `snapshot` says, leaving out endpoints that are down.

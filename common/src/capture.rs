@@ -55,6 +55,8 @@ pub mod settings_flags {
     pub const SHORTCUT: u32 = 1;
     /// Accepting ends are to look whether they were told something of their connection: see [`crate::flow::Introduction`].
     pub const INTRODUCTIONS: u32 = 1 << 1;
+    /// Hooks are being replaced that count in another table of limits: counts may be below zero until those of both are added up.
+    pub const CARRYING: u32 = 1 << 2;
     /// Some cgroups are left out of what is captured around them: their hooks mark each socket that dials a service with
     /// [`super::Settings::rules`], and sockets with that mark pass. A mark of other rules means nothing.
     pub const EXCLUDED_CGROUPS: u32 = 1 << 8;

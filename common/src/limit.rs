@@ -115,11 +115,27 @@ pub const LIMIT_DEAD: u64 = u64::MAX;
 /// Keys in one run of the sweep.
 pub const SWEEP_KEYS_MAX: usize = 64;
 
+/// What was taken and given back of one key in a table of another size since it was copied.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitCarried {
+    /// Whose.
+    pub key: LimitKey,
+    /// Connections opened less connections ended.
+    pub opened: i64,
+    /// The last arrival time there, see [`Limit::arrival`]: the later one holds.
+    pub theoretical_ns: u64,
+}
+
+/// Entries in one run of the program that adds them.
+pub const SETTLED_MAX: usize = 32;
+
 const _: () = {
     assert!(size_of::<Limit>() == 24);
     assert!(size_of::<LimitPolicy>() == 56);
     assert!(size_of::<LimitKey>() == 16);
     assert!(size_of::<LimitState>() == 16);
+    assert!(size_of::<LimitCarried>() == 32);
 };
 
 #[cfg(test)]

@@ -4,14 +4,15 @@
 use core::ptr;
 
 use sockway_common::{
+    capture::settings_flags,
     counter::Counter,
     flow::held,
-    limit::{LIMIT_DEAD, Limit, LimitKey, LimitPolicy, LimitState, limit_scope},
+    limit::{LIMIT_DEAD, Limit, LimitCarried, LimitKey, LimitPolicy, LimitState, limit_scope},
 };
 
 use crate::{
     atomic, count,
-    maps::{LIMIT_POLICIES, LIMITS},
+    maps::{LIMIT_POLICIES, LIMITS, SETTINGS},
 };
 
 /// `BPF_NOEXIST`.
@@ -105,6 +106,43 @@ pub fn sweep(key: &LimitKey, now: u64) -> bool {
             && atomic::compare_exchange(&raw mut (*state).open, 0, LIMIT_DEAD) == 0
     };
     idle && LIMITS.remove(key).is_ok()
+}
+
+/// Adds what the hooks before took and gave back in a table of another size; whether there was room for it.
+#[inline(always)]
+pub fn settle(carried: &LimitCarried) -> bool {
+    let Some(state) = entry(&carried.key) else { return false };
+    // SAFETY: words of a map value; while counts are carried over, nobody removes one.
+    unsafe {
+        atomic::fetch_add(&raw mut (*state).open, carried.opened as u64);
+        for _ in 0..TRIES_MAX {
+            let theoretical = ptr::read_volatile(&raw const (*state).theoretical_ns);
+            if theoretical >= carried.theoretical_ns
+                || atomic::compare_exchange(&raw mut (*state).theoretical_ns, theoretical, carried.theoretical_ns)
+                    == theoretical
+            {
+                break;
+            }
+        }
+    }
+    true
+}
+
+/// Whether some hooks still count in the table before: then a count below zero is one that the other table has too many.
+#[inline(always)]
+fn is_carrying() -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.flags & settings_flags::CARRYING != 0)
+}
+
+/// The entry of `key`, dead or not, made if there is none; `None` when there is no room for it.
+#[inline(always)]
+fn entry(key: &LimitKey) -> Option<*mut LimitState> {
+    if let Some(state) = LIMITS.get_ptr_mut(key) {
+        return Some(state);
+    }
+    // Another CPU may make it first.
+    let _ = LIMITS.insert(key, &FRESH, NO_EXIST);
+    LIMITS.get_ptr_mut(key)
 }
 
 #[inline(always)]
@@ -212,6 +250,9 @@ pub extern "C" fn take_token(source: u64, service: u64, interval_ns: u64, tolera
 /// The entry of `key`, made if there is none; `None` when there is no room for it. One that is being swept is gone in a moment.
 #[inline(always)]
 fn living(key: &LimitKey) -> Option<*mut LimitState> {
+    if is_carrying() {
+        return entry(key);
+    }
     let mut found = LIMITS.get_ptr_mut(key);
     for _ in 0..TRIES_MAX {
         // SAFETY: one word of a map value.
@@ -233,10 +274,11 @@ fn living(key: &LimitKey) -> Option<*mut LimitState> {
 #[inline(always)]
 fn take_open(state: *mut LimitState, most: u64) -> bool {
     let most = if most == 0 { LIMIT_DEAD } else { most };
+    let may_be_negative = is_carrying();
     for _ in 0..TRIES_MAX {
         // SAFETY: one word of a map value.
         let open = unsafe { ptr::read_volatile(&raw const (*state).open) };
-        if open >= most {
+        if open >= most && !(may_be_negative && (open as i64) < 0) {
             return false;
         }
         // SAFETY: as above.
@@ -250,14 +292,16 @@ fn take_open(state: *mut LimitState, most: u64) -> bool {
 /// Gives back one connection, and the token that it took if it never was one.
 #[inline(always)]
 fn take_back(key: &LimitKey, interval_ns: u64) {
-    let Some(state) = LIMITS.get_ptr_mut(key) else { return };
+    let may_be_negative = is_carrying();
+    let found = if may_be_negative { entry(key) } else { LIMITS.get_ptr_mut(key) };
+    let Some(state) = found else { return };
     // SAFETY: a map value in which we have taken one: it is this key's until we give it back.
     unsafe {
         if interval_ns != 0 {
             atomic::fetch_add(&raw mut (*state).theoretical_ns, interval_ns.wrapping_neg());
         }
-        // A table that was carried over may have counted too few: below zero it would refuse everything for ever.
-        if atomic::fetch_add(&raw mut (*state).open, u64::MAX) as i64 <= 0 {
+        // A table that was made anew has counted too few: below zero it would refuse everything for ever.
+        if atomic::fetch_add(&raw mut (*state).open, u64::MAX) as i64 <= 0 && !may_be_negative {
             atomic::fetch_add(&raw mut (*state).open, 1);
         }
     }

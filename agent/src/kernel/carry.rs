@@ -7,6 +7,8 @@
 //!
 //! Every step can be the last of an agent that is killed: the next one finds by what is there how far it came, and goes on.
 
+mod limits;
+
 use std::{
     collections::HashMap,
     fs, io,
@@ -17,6 +19,7 @@ use std::{
 
 use sockway_common::shape;
 
+pub use self::limits::Counts;
 use super::{
     KernelError, hooks,
     last::LastSockets,
@@ -137,6 +140,17 @@ impl Carry {
         Ok(())
     }
 
+    /// What is taken of the limits, copied into a table of another size, if it has one. To be called just before the hooks are replaced:
+    /// what the hooks before count from now on is to be added, see [`Counts::since`].
+    pub fn counts(&self) -> Result<Option<Counts>, KernelError> {
+        let Some(old) = self.aside.iter().rev().map(|aside| aside.resized().join("LIMITS")).find(|path| path.exists())
+        else {
+            return Ok(None);
+        };
+        let new = self.pins.maps().join("LIMITS");
+        Counts::copy(&old, &new).map(Some).map_err(failed(&new))
+    }
+
     /// Before hooks of this agent are attached: where sockets have state in a map that was set aside, the hooks that read it step aside.
     pub fn step_aside(&self) -> Result<(), KernelError> {
         for aside in self.aside.iter().filter(|aside| aside.is_of_sockets() && !aside.links().exists()) {
@@ -225,7 +239,7 @@ fn copy(old: &Path, new: &Path) -> io::Result<(u64, u64)> {
     let (from, to) = (sys::pinned(old)?, sys::pinned(new)?);
     let (mut copied, mut left) = (0, 0);
     sys::for_each(from.as_fd(), &sys::shape(from.as_fd())?, |key, value| {
-        match put_patiently(to.as_fd(), key, value) {
+        match put_patiently(to.as_fd(), key, value, sys::put_new) {
             Ok(()) => copied += 1,
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) if error.raw_os_error() == Some(libc::E2BIG) => left += 1,
@@ -237,14 +251,19 @@ fn copy(old: &Path, new: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// The kernel takes memory for each CPU from pages that it fills in the background, and says that there is none while it does.
-fn put_patiently(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+fn put_patiently(
+    map: BorrowedFd<'_>,
+    key: &[u8],
+    value: &[u8],
+    put: impl Fn(BorrowedFd<'_>, &[u8], &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     for _ in 0..POPULATE_TRIES {
-        match sys::put_new(map, key, value) {
+        match put(map, key, value) {
             Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => std::thread::sleep(POPULATE_PAUSE),
             done => return done,
         }
     }
-    sys::put_new(map, key, value)
+    put(map, key, value)
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> KernelError {

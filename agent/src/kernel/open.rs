@@ -20,13 +20,13 @@ use super::{
     latency,
     load::{self, Loaded},
     offsets, own_cgroup,
-    parts::Part,
+    parts::{Lacking, Part},
     pins::Pins,
     rights::{self, Right},
     ruled_flags,
     rules::{self, Places, Rules},
     selftest,
-    services::{self, Limits, Tables},
+    services::{self, LimitPrograms, Limits, Tables},
     size, timing,
 };
 use crate::config::Config;
@@ -66,8 +66,9 @@ impl Kernel {
         users.set(&capture.except.uids)?;
         let namespaces = Namespaces::new(&mut loaded.ebpf, capture.namespaces.clone())?;
         let mut settings: Array<MapData, Settings> = services::table(&mut loaded.ebpf, "SETTINGS")?;
-        // What an agent before this one left out stays left out all the while.
-        let flags = settings.get(&0, 0).map_or(0, |before: Settings| before.flags) & settings_flags::EXCLUDED_CGROUPS;
+        // What an agent before this one left out stays left out all the while; and what it has begun to carry over, `attach` ends.
+        let kept = settings_flags::EXCLUDED_CGROUPS | settings_flags::CARRYING;
+        let flags = settings.get(&0, 0).map_or(0, |before: Settings| before.flags) & kept;
         let before = settings.get(&0, 0).map_or(0, |before: Settings| before.rules);
         let current = Settings {
             abi_version: ABI_VERSION,
@@ -90,10 +91,10 @@ impl Kernel {
         lacking.tell(config);
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
-        let sweeper = if lacking.has(Part::Sweep) { None } else { Some(loaded.descriptor(Part::Sweep.programs()[0])?) };
+        let limits = limit_programs(&mut loaded, &lacking)?;
         let ebpf = &mut loaded.ebpf;
         let kernel = Self {
-            limits: Limits::new(services::table(ebpf, "LIMITS")?, sweeper),
+            limits: Limits::new(services::table(ebpf, "LIMITS")?, limits),
             flows: Flows::of_kernel(
                 descriptor(ebpf, "DIALLED")?,
                 descriptor(ebpf, "CONNS")?,
@@ -132,6 +133,15 @@ impl Kernel {
         give_memory_back();
         Ok(kernel)
     }
+}
+
+/// The programs that change the counts of limits for the agent, where this kernel takes them.
+fn limit_programs(loaded: &mut Loaded, lacking: &Lacking) -> Result<Option<LimitPrograms>, KernelError> {
+    if lacking.has(Part::Sweep) {
+        return Ok(None);
+    }
+    let [sweeper, settler] = ["sweep_limits", "settle_limits"].map(|program| loaded.descriptor(program));
+    Ok(Some(LimitPrograms { sweeper: sweeper?, settler: settler? }))
 }
 
 /// Without some rights nothing works, without others something does not, which is said once.

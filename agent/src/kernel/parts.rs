@@ -48,7 +48,7 @@ impl Part {
             // All or none: what is sent to an endpoint must seem to come back from the service.
             Self::Datagrams => &["send_v4", "send_v6", "receive_v4", "receive_v6"],
             Self::PeerName => &["peer_v4", "peer_v6"],
-            Self::Sweep => &["sweep_limits"],
+            Self::Sweep => &["sweep_limits", "settle_limits"],
             Self::Inside => &[load::LOOKING_INSIDE],
         }
     }

@@ -27,7 +27,7 @@ use sockway_common::{
     watch::Name,
 };
 
-pub use self::limits::Limits;
+pub use self::limits::{LimitPrograms, Limits};
 use self::{adopt::Found, entry::Wanted};
 use super::KernelError;
 use crate::{

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
-use sockway_common::limit::{LIMIT_DEAD, LimitKey, LimitState, SWEEP_KEYS_MAX, limit_scope};
+use sockway_common::limit::{LIMIT_DEAD, LimitCarried, LimitKey, LimitState, SETTLED_MAX, SWEEP_KEYS_MAX, limit_scope};
 
 use crate::kernel::sys;
 
@@ -12,16 +12,24 @@ const KEYS_MAX: usize = 65_536;
 /// A link header of nobody's, which the kernel takes off before the program sees the packet.
 const LINK_HEADER: usize = 14;
 
-/// The table of what is taken, and the program that sweeps it.
+/// The table of what is taken, and the programs that change it for the agent.
 pub struct Limits {
     taken: BpfHashMap<MapData, LimitKey, LimitState>,
-    /// None where the kernel refused it.
-    sweeper: Option<OwnedFd>,
+    /// None where the kernel refused them.
+    programs: Option<LimitPrograms>,
+}
+
+/// What the agent has done by programs, because hooks change the same words.
+pub struct LimitPrograms {
+    /// Removes what is idle.
+    pub sweeper: OwnedFd,
+    /// Adds what was counted elsewhere.
+    pub settler: OwnedFd,
 }
 
 impl Limits {
-    pub fn new(taken: BpfHashMap<MapData, LimitKey, LimitState>, sweeper: Option<OwnedFd>) -> Self {
-        Self { taken, sweeper }
+    pub fn new(taken: BpfHashMap<MapData, LimitKey, LimitState>, programs: Option<LimitPrograms>) -> Self {
+        Self { taken, programs }
     }
 
     /// Connections that count against the limit of a service as a whole: its sources, of which there may be very many, are not looked at.
@@ -33,7 +41,7 @@ impl Limits {
 
     /// Removes what is idle at `now_ns` of `CLOCK_MONOTONIC`: how many entries there were.
     pub fn sweep(&mut self, now_ns: u64) -> usize {
-        let Some(sweeper) = &self.sweeper else { return 0 };
+        let Some(LimitPrograms { sweeper, .. }) = &self.programs else { return 0 };
         let idle: Vec<LimitKey> = self
             .taken
             .iter()
@@ -44,15 +52,49 @@ impl Limits {
             .collect();
         idle.chunks(SWEEP_KEYS_MAX).map(|keys| remove(sweeper.as_fd(), keys)).sum()
     }
+
+    /// Adds what hooks have counted in another table, and takes what is below zero then for zero. While hooks count below zero.
+    pub fn settle(&self, carried: &[LimitCarried]) {
+        let Some(LimitPrograms { settler, .. }) = &self.programs else { return };
+        add(settler.as_fd(), carried);
+        let below = self.taken.iter().flatten().filter(|(_, state)| (state.open as i64) < 0);
+        let below: Vec<LimitCarried> =
+            below.map(|(key, state)| LimitCarried { key, opened: -(state.open as i64), theoretical_ns: 0 }).collect();
+        add(settler.as_fd(), &below);
+        tracing::info!(changed = carried.len(), lost = below.len(), "what is taken of the limits is carried over");
+    }
+}
+
+fn add(settler: BorrowedFd<'_>, carried: &[LimitCarried]) {
+    for some in carried.chunks(SETTLED_MAX) {
+        let mut packet = vec![0; LINK_HEADER];
+        for LimitCarried { key, opened, theoretical_ns } in some {
+            put_key(&mut packet, key);
+            packet.extend(opened.to_ne_bytes());
+            packet.extend(theoretical_ns.to_ne_bytes());
+        }
+        match sys::run_program(settler, &packet) {
+            Ok(added) if added as usize == some.len() => {}
+            Ok(added) => tracing::warn!(
+                lost = some.len() - added as usize,
+                "what is taken of the limits finds no room; raise maps.sources"
+            ),
+            Err(error) => tracing::warn!(%error, "what was taken of the limits meanwhile could not be added"),
+        }
+    }
+}
+
+fn put_key(packet: &mut Vec<u8>, key: &LimitKey) {
+    packet.extend(key.source.to_ne_bytes());
+    packet.extend(key.service.to_ne_bytes());
+    packet.extend(key.scope.to_ne_bytes());
 }
 
 /// The program looks again, and removes only what is idle still.
 fn remove(sweeper: BorrowedFd<'_>, keys: &[LimitKey]) -> usize {
     let mut packet = vec![0; LINK_HEADER];
     for key in keys {
-        packet.extend(key.source.to_ne_bytes());
-        packet.extend(key.service.to_ne_bytes());
-        packet.extend(key.scope.to_ne_bytes());
+        put_key(&mut packet, key);
     }
     match sys::run_program(sweeper, &packet) {
         Ok(removed) => removed as usize,
