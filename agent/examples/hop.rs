@@ -80,6 +80,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             original_dst: false,
             connect_timeout: Duration::from_secs(1),
             probe_interval: None,
+            outlier: None,
             udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,
             endpoints: origins.iter().map(|address| Endpoint::at(*address)).collect(),

@@ -8,6 +8,7 @@ mod endpoint;
 mod inbound;
 mod index;
 mod leaving;
+mod outlier;
 mod seen;
 mod shares;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use self::{
     endpoint::{Endpoint, EndpointState, Stage},
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
+    outlier::{Ejections, Marks, Reason, Tally},
     seen::Seen,
     shares::{Published, Shares},
 };
@@ -105,6 +107,8 @@ pub struct Service {
     pub has_shares: bool,
     /// Cursor of round robin, node-wide.
     pub cursor: Arc<AtomicUsize>,
+    /// Of its endpoints that do worse than they should; outlives a reload.
+    pub ejections: Arc<Ejections>,
     /// How often one of its endpoints went up or down, or came further on its way out.
     pub changes: Changes,
 }

@@ -5,6 +5,7 @@ pub mod file;
 pub mod http;
 pub mod inbound;
 pub mod maps;
+pub mod outlier;
 pub mod pattern;
 pub mod policy;
 pub mod tls;
@@ -18,6 +19,7 @@ pub use self::{
     file::ConfigError,
     http::Http,
     maps::Maps,
+    outlier::Outlier,
     policy::{Balance, Policy},
     tls::Tls,
 };
@@ -86,6 +88,8 @@ pub struct Service {
     pub connect_timeout: Duration,
     /// How often every endpoint is probed by a TCP connect; `None` probes only those that failed, until they accept again.
     pub probe_interval: Option<Duration>,
+    /// When an endpoint is left out for what became of its requests; `None`: never.
+    pub outlier: Option<Outlier>,
     /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.
     pub endpoint_drain: Option<Duration>,
     /// After how long without a datagram a conversation of a UDP service is over, so that its next datagram may go elsewhere.

@@ -2,6 +2,8 @@
 //!
 //! Touches nothing: who probes is `node::probe`, who tells the kernel half is `node`.
 
+pub mod outlier;
+
 use std::time::{Duration, Instant};
 
 /// First pause between probes of an endpoint that is down.

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod drain;
 mod error;
 mod observe;
+pub mod outlier;
 pub mod probe;
 pub mod pulse;
 pub mod reload;
@@ -43,7 +44,7 @@ use crate::{
     balance,
     cluster::{Service, Snapshot},
     config::{Capture, Config, Mode},
-    health::Change,
+    health::{Change, outlier::Found},
     kernel::{self, Changes, Event, Inlets, Kernel, KernelError, Look, Namespaces, Opened},
     record::Slab,
 };
@@ -180,6 +181,10 @@ impl Node {
                     self.apply_current();
                 }
             }
+            News::Worker(WorkerEvent::EndpointEjected { service, endpoint }) => {
+                senses.outliers.ejected(&self.snapshot.load(), service, endpoint);
+                self.apply_current();
+            }
             News::Kernel(Event::ConnectFailed { service, endpoint, .. }) => senses.prober.suspected(service, endpoint),
             News::Kernel(Event::UnseenNamespace { pid, .. }) => {
                 if let Some(opened) = self.namespaces.open_pid(pid, self.workers.len()) {
@@ -188,10 +193,15 @@ impl Node {
                 }
             }
             News::Endpoint(changed) => {
-                if changed.change == Change::Up
-                    && let Some(service) = self.snapshot.load().by_id(changed.service)
-                {
-                    senses.warmer.risen(service, changed.endpoint, Instant::now());
+                if changed.change == Change::Up {
+                    self.warm(senses, changed.service, changed.endpoint);
+                }
+                self.apply_current();
+            }
+            News::Outliers(verdicts) => {
+                let back = verdicts.iter().filter(|verdict| verdict.found == Found::Back);
+                for verdict in back {
+                    self.warm(senses, verdict.service, verdict.endpoint);
                 }
                 self.apply_current();
             }
@@ -203,6 +213,13 @@ impl Node {
             News::Stop(_) => {}
         }
         Ok(())
+    }
+
+    /// An endpoint is back.
+    fn warm(&self, senses: &mut Senses, service: u32, endpoint: u32) {
+        if let Some(service) = self.snapshot.load().by_id(service) {
+            senses.warmer.risen(service, endpoint, Instant::now());
+        }
     }
 
     /// From now on the kernel half is told that the agent lives, as long as all of it does.
@@ -335,6 +352,9 @@ impl Node {
                     );
                     self.kernel.tell_lacking(&self.config);
                     senses.prober.follow(&snapshot);
+                    if senses.outliers.follow(&snapshot, Instant::now()) {
+                        self.apply_current();
+                    }
                     senses.retirer.follow(&snapshot, Instant::now());
                     kernel::give_memory_back();
                 }

@@ -51,11 +51,20 @@ pub struct Hop {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     clusters: RefCell<Clusters>,
     sources: RefCell<HashMap<u32, Rc<RefCell<limit::Sources>>>>,
-    endpoint_down: Box<dyn Fn(u32, u32)>,
+    endpoint_news: Box<dyn Fn(EndpointNews, u32, u32)>,
     is_draining: Cell<bool>,
     drain_begins: Notify,
     chance: Cell<u64>,
     requests: Cell<usize>,
+}
+
+/// What a worker finds of an endpoint that the node must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointNews {
+    /// It could not be reached, and was set down.
+    Down,
+    /// It did worse than it should, and is ejected.
+    Ejected,
 }
 
 /// The agent's own time is taken of one request in so many: it costs looks at the clock.
@@ -114,12 +123,12 @@ struct Clusters {
 }
 
 impl Hop {
-    /// `endpoint_down` is told service and endpoint when an endpoint was found unreachable; `seed` is any random number.
+    /// `endpoint_news` is told service and endpoint when one was found unreachable, or was ejected; `seed` is any random number.
     pub fn new(
         snapshot: Arc<ArcSwap<Snapshot>>,
         flows: Flows,
         slab: Arc<Slab>,
-        endpoint_down: Box<dyn Fn(u32, u32)>,
+        endpoint_news: Box<dyn Fn(EndpointNews, u32, u32)>,
         seed: u64,
     ) -> Self {
         let (watch, buffers) = (Rc::<Watch>::default(), Rc::<Buffers>::default());
@@ -132,7 +141,7 @@ impl Hop {
             snapshot: RefCell::new(Cache::new(snapshot)),
             clusters: RefCell::default(),
             sources: RefCell::default(),
-            endpoint_down,
+            endpoint_news,
             is_draining: Cell::new(false),
             drain_begins: Notify::new(),
             chance: Cell::new(seed),

@@ -47,12 +47,16 @@ pub(super) fn build_service(
     let known: Vec<&Arc<Endpoint>> = old.iter().flat_map(|old| &old.endpoints).chain(&adopted).chain(left).collect();
     let own_zone = zone.filter(|_| config.policy.prefer_zone);
     let (endpoints, draining) = build_endpoints(&config.endpoints, own_zone, &known, &changes);
+    if config.outlier.is_some() {
+        endpoints.iter().for_each(|endpoint| endpoint.state.begin_marks());
+    }
     let leaving = leave(&endpoints, draining.clone(), &known);
     let departure = Departure::new(id, config, leaving, &changes);
+    let ejections = old.map(|old| Arc::clone(&old.ejections)).unwrap_or_default();
     let cursor = old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default();
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);
-    (Service { id, endpoints, draining, shares, has_shares, cursor, config, changes }, departure)
+    (Service { id, endpoints, draining, shares, has_shares, cursor, ejections, config, changes }, departure)
 }
 
 /// See [`Service::has_shares`].

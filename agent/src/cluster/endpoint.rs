@@ -3,12 +3,12 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
 };
 
-use super::Changes;
+use super::{Changes, outlier::Marks};
 use crate::config;
 
 /// One address of a cluster, with the state that every worker and the kernel half share.
@@ -36,8 +36,8 @@ impl Endpoint {
 /// What is known of one endpoint, node-wide.
 #[derive(Debug, Default)]
 pub struct EndpointState {
-    /// Set when it failed; cleared by a probe that it accepts.
-    down: AtomicBool,
+    /// [`DOWN`] and [`EJECTED`]: verdicts of two judges, neither of whom undoes the other's.
+    verdicts: AtomicU8,
     /// Requests (HTTP) or connections (TCP) in flight through the agent.
     pub active: AtomicU32,
     /// Requests or connections sent to it by the agent.
@@ -50,7 +50,14 @@ pub struct EndpointState {
     changes: Changes,
     /// What it does not take of its weight yet, in percent.
     withheld_percent: AtomicU8,
+    /// Only where somebody judges by them: most endpoints have none.
+    marks: OnceLock<Box<Marks>>,
 }
+
+/// Set when it failed; cleared by a probe that it accepts.
+const DOWN: u8 = 1;
+/// Set when it did worse than it should; cleared when its time is over.
+const EJECTED: u8 = 2;
 
 /// How far an endpoint is on its way out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,16 +102,49 @@ impl EndpointState {
 
     /// Whether it may be chosen.
     pub fn usable(&self) -> bool {
-        !self.down.load(Ordering::Relaxed)
+        self.verdicts.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether it failed.
+    pub fn is_down(&self) -> bool {
+        self.verdicts.load(Ordering::Relaxed) & DOWN != 0
+    }
+
+    /// Whether it is left out for what became of its requests.
+    pub fn is_ejected(&self) -> bool {
+        self.verdicts.load(Ordering::Relaxed) & EJECTED != 0
     }
 
     /// Sets whether it failed. Whether that is news.
     pub fn set_down(&self, down: bool) -> bool {
-        let is_news = self.down.swap(down, Ordering::Relaxed) != down;
+        self.set_verdict(DOWN, down)
+    }
+
+    /// Sets whether it is left out for what became of its requests. Whether that is news.
+    pub fn set_ejected(&self, ejected: bool) -> bool {
+        self.set_verdict(EJECTED, ejected)
+    }
+
+    fn set_verdict(&self, verdict: u8, is_so: bool) -> bool {
+        let before = match is_so {
+            true => self.verdicts.fetch_or(verdict, Ordering::AcqRel),
+            false => self.verdicts.fetch_and(!verdict, Ordering::AcqRel),
+        };
+        let is_news = (before & verdict != 0) != is_so;
         if is_news {
             self.changes.count();
         }
         is_news
+    }
+
+    /// From now on its requests are counted.
+    pub(super) fn begin_marks(&self) {
+        self.marks.get_or_init(Box::default);
+    }
+
+    /// What is counted of its requests, if anything is.
+    pub fn marks(&self) -> Option<&Marks> {
+        self.marks.get().map(Box::as_ref)
     }
 
     /// What it takes of its weight, from 1 to 100: less than all while it warms up.

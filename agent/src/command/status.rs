@@ -154,6 +154,7 @@ struct Endpoint {
     zone: Option<String>,
     state: String,
     up: bool,
+    ejected: bool,
     warm_percent: u32,
     active: u64,
     total: u64,
@@ -237,6 +238,7 @@ fn leaving_row(leaving: &Leaving) -> Vec<String> {
 /// How an endpoint that takes connections does.
 fn state(endpoint: &Endpoint) -> String {
     match (endpoint.up, endpoint.warm_percent) {
+        (false, _) if endpoint.ejected => "EJECTED".to_owned(),
         (false, _) => "DOWN".to_owned(),
         (true, 100) => "up".to_owned(),
         (true, percent) => format!("warms {percent}%"),
@@ -284,6 +286,7 @@ mod tests {
         let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::default()));
         let endpoints = &snapshot.services[0].endpoints;
         endpoints[1].state.set_down(true);
+        endpoints[0].state.set_ejected(true);
         endpoints[2].state.set_warm_percent(45);
         snapshot.services[0].draining[0].state.set_stage(Stage::Draining);
         let observed = Observed { snapshot, workers: 2, connections: 3, ..Observed::default() };
@@ -293,7 +296,7 @@ mod tests {
         let rows: Vec<Vec<&str>> = told.lines().map(|line| line.split_whitespace().collect()).collect();
         for row in [
             &["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "ZONE", "PRIORITY", "WEIGHT", "ACTIVE"][..],
-            &["a", "10.0.0.1:80", "agent", "http", "10.0.0.2:80", "up", "-", "0", "1", "0"],
+            &["a", "10.0.0.1:80", "agent", "http", "10.0.0.2:80", "EJECTED", "-", "0", "1", "0"],
             &["10.0.0.3:80", "DOWN", "-", "1", "1", "0"],
             &["10.0.0.4:80", "warms", "45%", "east", "0", "7", "0"],
             &["a", "10.0.0.5:80", "draining", "west", "0", "1", "0"],

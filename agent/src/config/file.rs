@@ -8,6 +8,7 @@ mod conflicts;
 mod http;
 mod inbound;
 mod maps;
+mod outlier;
 mod policy;
 mod section;
 mod service;

@@ -80,6 +80,7 @@ impl Inbound {
             original_dst: false,
             connect_timeout: self.connect_timeout,
             probe_interval: None,
+            outlier: None,
             endpoint_drain: None,
             udp_idle_timeout: Duration::ZERO,
             endpoints: vec![Endpoint::at(anywhere)],

@@ -16,7 +16,7 @@ use tokio::{net::TcpStream, task::JoinSet, time};
 use crate::{
     cluster::{Endpoint, Service, Snapshot},
     config::Protocol,
-    health::{Change, Health, Probed},
+    health::{Change, Health, Probed, outlier::take_back},
     record::observed::Probes,
 };
 
@@ -71,8 +71,8 @@ impl Prober {
                 let (key, interval) = ((service.id, endpoint.id), service.config.probe_interval);
                 let mut health = match before.remove(&key) {
                     Some(watched) => watched.health,
-                    None if interval.is_some() || !endpoint.state.usable() => {
-                        Health::new(interval, !endpoint.state.usable(), now)
+                    None if interval.is_some() || endpoint.state.is_down() => {
+                        Health::new(interval, endpoint.state.is_down(), now)
                     }
                     None => continue,
                 };
@@ -110,6 +110,9 @@ impl Prober {
                         self.say(key, change, result);
                         return Changed { service: key.0, endpoint: key.1, change };
                     }
+                    if result == Probed::Accepted && self.unejects(key) {
+                        return Changed { service: key.0, endpoint: key.1, change: Change::Up };
+                    }
                 }
                 () = until(next) => {}
             }
@@ -133,6 +136,19 @@ impl Prober {
                 (watched.endpoint.address, watched.service.config.connect_timeout.min(PATIENCE_MAX));
             self.in_flight.spawn(async move { (key, probe(address, patience).await) });
         }
+    }
+
+    /// Takes an ejected endpoint back that a probe of its service has found well, if the rules say so.
+    fn unejects(&self, key: Key) -> bool {
+        let Some(Watched { service, endpoint, .. }) = self.watched.get(&key) else { return false };
+        let may = service.config.outlier.as_ref().is_some_and(|rules| rules.probe_unejects)
+            && service.config.probe_interval.is_some()
+            && !endpoint.state.is_down();
+        let is_back = may && take_back(&service.ejections, &endpoint.state);
+        if is_back {
+            tracing::info!(service = service.config.name, endpoint = %endpoint.address, "a probe ends its ejection");
+        }
+        is_back
     }
 
     /// Only of what probes found: a worker that could not connect has said so, with the reason.
@@ -184,7 +200,7 @@ impl Prober {
                     continue;
                 }
                 let key = (service.id, endpoint.id);
-                if key != known && endpoint.state.usable() {
+                if key != known && !endpoint.state.is_down() {
                     self.suspected(key.0, key.1);
                 }
             }

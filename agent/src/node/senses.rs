@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     admin::Question,
+    outlier::{Outliers, Verdict},
     probe::{Changed, Prober},
     reload::{Read, Reloader},
     retire::{Retired, Retirer},
@@ -52,6 +53,8 @@ pub enum News {
     Kernel(Event),
     /// An endpoint went up or down.
     Endpoint(Changed),
+    /// An interval has found something of endpoints.
+    Outliers(Vec<Verdict>),
     /// Endpoints that warm up take more.
     Warmer,
     /// Endpoints on their way out have come further.
@@ -79,6 +82,8 @@ pub struct Senses {
     interrupt: Signal,
     /// Probes endpoints.
     pub prober: Prober,
+    /// Finds endpoints that do worse than they should.
+    pub outliers: Outliers,
     /// Gives endpoints that have come their share little by little.
     pub warmer: Warmer,
     /// Ends what is connected to endpoints that left.
@@ -108,6 +113,8 @@ impl Senses {
         }
         let mut prober = Prober::default();
         prober.follow(snapshot);
+        let mut outliers = Outliers::default();
+        outliers.follow(snapshot, Instant::now());
         retirer.follow(snapshot, Instant::now());
         Ok(Self {
             look: every(LOOK),
@@ -122,6 +129,7 @@ impl Senses {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             prober,
+            outliers,
             warmer: Warmer::default(),
             retirer,
             reloader,
@@ -141,6 +149,7 @@ impl Senses {
                 Ok(event) = self.kernel.next() => return News::Kernel(event),
                 watches = grown(&mut self.tree) => return News::Tree(watches),
                 changed = self.prober.changed() => return News::Endpoint(changed),
+                verdicts = self.outliers.changed() => return News::Outliers(verdicts),
                 () = self.warmer.changed() => return News::Warmer,
                 retired = self.retirer.changed() => return News::Retired(retired),
                 read = ended(&mut self.reloader) => {

@@ -25,7 +25,7 @@ use crate::{
     accept::{Accepted, Gate, Listener, Permit},
     cluster::Snapshot,
     kernel::{Flows, Place},
-    proxy::{self, Hop},
+    proxy::{self, EndpointNews, Hop},
     record::{Counter, Slab},
     ring,
 };
@@ -53,6 +53,13 @@ pub struct WorkerShared {
 pub enum WorkerEvent {
     /// An endpoint could not be reached, and was set down.
     EndpointDown {
+        /// The service's id.
+        service: u32,
+        /// The endpoint's id within the service.
+        endpoint: u32,
+    },
+    /// An endpoint did worse than it should, and was ejected.
+    EndpointEjected {
         /// The service's id.
         service: u32,
         /// The endpoint's id within the service.
@@ -210,10 +217,13 @@ struct Inside {
 
 async fn run(shared: WorkerShared, mut commands: UnboundedReceiver<Command>, vitals: Arc<Vitals>) {
     let events = shared.events;
-    let endpoint_down = move |service, endpoint| {
-        let _ = events.send(WorkerEvent::EndpointDown { service, endpoint });
+    let endpoint_news = move |news, service, endpoint| {
+        let _ = events.send(match news {
+            EndpointNews::Down => WorkerEvent::EndpointDown { service, endpoint },
+            EndpointNews::Ejected => WorkerEvent::EndpointEjected { service, endpoint },
+        });
     };
-    let hop = Rc::new(Hop::new(shared.snapshot, shared.flows, shared.slab, Box::new(endpoint_down), seed()));
+    let hop = Rc::new(Hop::new(shared.snapshot, shared.flows, shared.slab, Box::new(endpoint_news), seed()));
     let gate = Gate::new(CONNECTIONS_MAX);
     let inside = Rc::new(Inside { hop, gate, vitals, listeners: RefCell::default() });
     tokio_uring::spawn(sweep::sweep(Rc::clone(&inside)));

@@ -246,7 +246,7 @@ impl Connection<'_> {
                 self.hop.buffers.give(response);
                 let has_ended = received.is_ok();
                 let is_late = upstream.stream.socket.is_overdue();
-                upstream.report(if is_late { Seen::Late } else { Seen::NoResponse });
+                upstream.report(self.hop, if is_late { Seen::Late } else { Seen::NoResponse });
                 if is_late {
                     let buf = take_back(&mut upstream.stream, &mut self.pending).await;
                     return self.reply(Reply::late_response(), head, buf).await;
@@ -277,7 +277,7 @@ impl Connection<'_> {
                 self.hop.slab.overhead.observe(own.total());
             }
             if let Some(seen) = respond::seen(&answered) {
-                upstream.report(seen);
+                upstream.report(self.hop, seen);
             }
             let buf = take_back(&mut upstream.stream, &mut self.pending).await;
             return self.after(upstream, answered, head, buf).await;

@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
-use super::{Cluster, Hop};
+use super::{Cluster, EndpointNews, Hop};
 use crate::{
     balance::Ask,
-    cluster::{Endpoint, Seen, Service, Stage},
+    cluster::{Endpoint, Reason, Seen, Service, Stage},
     config::{Protocol, tls::Within},
     connect::{ConnectError, Seat, Visit},
+    health::outlier::Court,
+    kernel::monotonic_ns,
     record::Counter,
     ring::{Buf, HandshakeError, Io, Stream},
 };
@@ -38,8 +40,8 @@ pub struct Shared {
 
 impl Upstream {
     /// Tells what became of the attempt, once; nothing is told of one that the client has given up.
-    pub fn report(&self, seen: Seen) {
-        self.lease.report(seen);
+    pub fn report(&self, hop: &Hop, seen: Seen) {
+        self.lease.report(hop, seen);
     }
 
     /// The one that is attempted, for when the attempt is dropped.
@@ -50,8 +52,8 @@ impl Upstream {
 
 impl Shared {
     /// As [`Upstream::report`].
-    pub fn report(&self, seen: Seen) {
-        self.lease.report(seen);
+    pub fn report(&self, hop: &Hop, seen: Seen) {
+        self.lease.report(hop, seen);
     }
 
     /// As [`Upstream::who`].
@@ -68,15 +70,9 @@ pub struct Who {
 
 impl Who {
     /// As [`Upstream::report`].
-    pub fn report(&self, seen: Seen) {
-        report(&self.cluster, self.endpoint, seen);
+    pub fn report(&self, hop: &Hop, seen: Seen) {
+        hop.report(&self.cluster, self.endpoint, seen);
     }
-}
-
-/// Everything that is told of attempts comes by here.
-fn report(cluster: &Cluster, endpoint: usize, seen: Seen) {
-    let service = &cluster.service;
-    tracing::trace!(service = service.config.name, endpoint = %service.endpoints[endpoint].address, ?seen, "attempted");
 }
 
 /// The place in an endpoint's count of what is in flight.
@@ -98,8 +94,8 @@ impl Lease {
         &self.cluster.service.endpoints[self.endpoint]
     }
 
-    fn report(&self, seen: Seen) {
-        report(&self.cluster, self.endpoint, seen);
+    fn report(&self, hop: &Hop, seen: Seen) {
+        hop.report(&self.cluster, self.endpoint, seen);
     }
 
     fn who(&self) -> Who {
@@ -182,6 +178,33 @@ impl Ask for World<'_> {
 }
 
 impl Hop {
+    /// Everything that is told of attempts comes by here.
+    fn report(&self, cluster: &Cluster, endpoint: usize, seen: Seen) {
+        let service = &cluster.service;
+        let found = &service.endpoints[endpoint];
+        tracing::trace!(service = service.config.name, endpoint = %found.address, ?seen, "attempted");
+        if let (Some(rules), Some(marks)) = (&service.config.outlier, found.state.marks()) {
+            let court = Court { rules, ejections: &service.ejections, hosts: service.endpoints.len() };
+            let reasons = court.count(marks, seen);
+            reasons.into_iter().flatten().for_each(|reason| self.eject(court, service, found, reason));
+        }
+    }
+
+    /// It did one too many of something.
+    fn eject(&self, court: Court<'_>, service: &Service, endpoint: &Endpoint, reason: Reason) {
+        let now_ms = monotonic_ns() / 1_000_000;
+        if let Some(ejected) = court.eject(&endpoint.state, reason, now_ms, self.chance()) {
+            tracing::info!(
+                service = service.config.name,
+                endpoint = %endpoint.address,
+                reason = reason.word(),
+                period = ?ejected.period,
+                "endpoint is ejected"
+            );
+            (self.endpoint_news)(EndpointNews::Ejected, service.id, endpoint.id);
+        }
+    }
+
     /// A connection to an endpoint that was not tried before: a used one if there is, unless it must be `fresh`.
     pub(super) async fn reach(
         &self,
@@ -245,7 +268,7 @@ impl Hop {
         let name = &service.config.name;
         tried.indexes.push(chosen);
         let is_late = matches!(error, ConnectError::Late(_) | ConnectError::Mute(_));
-        report(cluster, chosen, if is_late { Seen::ConnectLate } else { Seen::NotConnected });
+        self.report(cluster, chosen, if is_late { Seen::ConnectLate } else { Seen::NotConnected });
         match &error {
             ConnectError::Late(timeout) | ConnectError::Mute(timeout) => why = Unreached::Late(*timeout),
             ConnectError::NotHttp2 => why = Unreached::NotHttp2,
@@ -309,7 +332,7 @@ impl Hop {
     fn set_down(&self, name: &str, service: u32, endpoint: &Endpoint, error: &ConnectError) {
         if endpoint.state.set_down(true) {
             tracing::info!(service = name, endpoint = %endpoint.address, %error, "endpoint is down");
-            (self.endpoint_down)(service, endpoint.id);
+            (self.endpoint_news)(EndpointNews::Down, service, endpoint.id);
         }
     }
 

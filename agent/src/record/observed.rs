@@ -18,7 +18,7 @@ use sockway_common::{
 
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
-    cluster::{Endpoint, Inbound, Leaving, Service, Snapshot},
+    cluster::{Endpoint, Inbound, Leaving, Reason, Service, Snapshot},
     config::{self, Config, file},
     kernel::{Fill, HookTime},
 };
@@ -286,6 +286,7 @@ fn endpoint_json(service: u32, endpoint: &Endpoint, said: &Said<'_>, kernel: &Ke
         "zone": said.get(&endpoint.address).and_then(|said| said.zone.as_deref()),
         "state": state.stage().word(),
         "up": state.usable(),
+        "ejected": state.is_ejected(),
         "warm_percent": state.warm_percent(),
         "active": u64::from(state.active.load(Ordering::Relaxed)) + kernel.open(),
         "total": state.total.load(Ordering::Relaxed) + kernel.connects,
@@ -325,6 +326,16 @@ fn inbound_json(rule: &Inbound) -> Value {
     })
 }
 
+/// How many of its endpoints are ejected, and how often any was, by the reason.
+fn ejections_json(service: &Service) -> Value {
+    let ejections = &service.ejections;
+    json!({
+        "active": ejections.active.load(Ordering::Relaxed),
+        "overflow": ejections.overflow.load(Ordering::Relaxed),
+        "total": Reason::ALL.map(|reason| (reason.word(), ejections.of(reason))).into_iter().collect::<HashMap<_, _>>(),
+    })
+}
+
 fn service_json(service: &Service, kernel: &KernelSide) -> Value {
     let stats = |endpoint| kernel.stats(service.id, endpoint);
     let said = said(&service.config);
@@ -334,6 +345,7 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
         "address": service.config.address,
         "protocol": file::protocol_word(service.config.protocol),
         "mode": file::mode_word(service.config.mode),
+        "ejections": service.config.outlier.is_some().then(|| ejections_json(service)),
         "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,
         "endpoints": service.endpoints.iter().map(endpoint_json).collect::<Vec<Value>>(),
     })

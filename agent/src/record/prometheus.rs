@@ -6,6 +6,7 @@
 
 mod inbound;
 mod measured;
+mod outlier;
 
 use std::{
     fmt::{Display, Write},
@@ -36,6 +37,7 @@ pub fn render(observed: &Observed) -> String {
     kernel_endpoints(&mut text, observed);
     measured::write(&mut text, observed);
     shortcut_services(&mut text, observed);
+    outlier::write(&mut text, &observed.snapshot.services);
     inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);
@@ -160,7 +162,8 @@ fn endpoints(text: &mut String, observed: &Observed) {
         });
         write_endpoints(text, (name, kind, help), samples);
     };
-    let help = "Whether the endpoint may be chosen: 0 from its failure until it accepts a probe.";
+    let help =
+        "Whether the endpoint may be chosen: 0 from its failure until it accepts a probe, or while it is ejected.";
     family("sockway_endpoint_up", "gauge", help, |state| state.usable().into());
     let help = "HTTP requests or TCP connections in flight to the endpoint through the agent.";
     family("sockway_endpoint_active", "gauge", help, |state| state.active.load(Ordering::Relaxed).into());

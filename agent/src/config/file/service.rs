@@ -5,13 +5,13 @@ use std::{net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    http, milliseconds, policy,
+    http, milliseconds, outlier, policy,
     section::{Field, Path, Position, Problems, Section, shown},
     tls,
     tree::{Node, Value},
     zone,
 };
-use crate::config::{Endpoint, Http, HttpVersion, Mode, Policy, Protocol, Service, Shortcut, Tls};
+use crate::config::{Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Protocol, Service, Shortcut, Tls};
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
 pub(super) const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
@@ -56,6 +56,7 @@ pub(super) struct Draft {
     original_dst: Option<bool>,
     pub(super) connect_timeout_ms: Option<u32>,
     pub(super) probe_interval_ms: Option<Option<u32>>,
+    outlier: Option<Option<Outlier>>,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
     pub(super) endpoints: Vec<EndpointDraft>,
@@ -93,6 +94,7 @@ impl Draft {
             original_dst: self.original_dst?,
             connect_timeout: milliseconds(self.connect_timeout_ms?),
             probe_interval: self.probe_interval_ms?.map(milliseconds),
+            outlier: self.outlier?,
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
             endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
@@ -113,6 +115,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "original_dst",
         "connect_timeout_ms",
         "probe_interval_ms",
+        "outlier",
         "endpoint_drain_ms",
         "udp_idle_timeout_ms",
         "endpoints",
@@ -127,7 +130,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     let read = endpoints.map(|field| endpoint_drafts(&field, problems)).unwrap_or_default();
     let protocol = protocol.and_then(|field| field.choice(&PROTOCOLS, problems));
     refuse_foreign_keys(&section, protocol, problems);
-    let draft = Draft {
+    let mut draft = Draft {
         name: name.and_then(|field| Some((placed(&field), service_name(&field, problems)?))),
         address: address.and_then(|field| Some((placed(&field), dialled_address(&field, problems)?))),
         protocol,
@@ -156,6 +159,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
             |field, p| field.integer(1..=PROBE_INTERVAL_MS_MAX, p).map(Some),
             problems,
         ),
+        outlier: Some(None),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         udp_idle_timeout_ms: section.or(
             "udp_idle_timeout_ms",
@@ -165,6 +169,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         ),
         endpoints: read,
     };
+    draft.outlier = outlier::outlier(&section, draft.mode(), problems);
     if draft.mode() == Some(Mode::Agent) {
         policy::refuse_in_agent(&section, path, problems);
     }

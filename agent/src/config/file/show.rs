@@ -5,7 +5,8 @@ use std::{ops::RangeInclusive, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, http, tls,
+    BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, http, outlier,
+    tls,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -99,6 +100,7 @@ fn show_service(service: &Service) -> Value {
         "original_dst": word(&SWITCHES, service.original_dst),
         "connect_timeout_ms": milliseconds(service.connect_timeout),
         "probe_interval_ms": service.probe_interval.map(milliseconds),
+        "outlier": service.outlier.as_ref().map(outlier::show),
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
         "udp_idle_timeout_ms": (service.protocol == Protocol::Udp).then(|| milliseconds(service.udp_idle_timeout)),
         "endpoints": endpoints,

@@ -122,7 +122,7 @@ impl Connection<'_> {
             let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &attempt).await;
             buf = rest.unwrap_or(buf);
             if let Some(seen) = ended.seen() {
-                upstream.report(seen);
+                upstream.report(self.hop, seen);
             }
             let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !attempt.head_sent.get();
             let (is_unseen, error) = match ended {

@@ -50,7 +50,7 @@ impl Connection<'_> {
         let (ended, rest) = self.both_ways(&mut upstream, outgoing, head, &uploaded, &head_sent).await;
         let (late, stalled) = (upstream.stream.socket.is_overdue(), self.stream.socket.is_overdue());
         if let Some(seen) = seen(&ended, late) {
-            upstream.report(seen);
+            upstream.report(self.hop, seen);
         }
         match ended {
             Ended::Answered(Ok(answered)) if answered.close && !uploaded.get() => {

@@ -187,7 +187,7 @@ impl Exchange<'_> {
             let ended = self.attempt(&upstream, &parts, body, &held).await;
             self.awaited = None;
             if let Some(seen) = ended.seen() {
-                upstream.report(seen);
+                upstream.report(hop, seen);
             }
             let is_harmless = match &ended {
                 Ended::Unseen(_) => true,
@@ -396,7 +396,7 @@ impl Exchange<'_> {
     /// The caller's time is over; the endpoint's stream was reset when the exchange was dropped.
     fn too_late(&mut self) {
         if let Some(who) = self.awaited.take() {
-            who.report(Seen::Late);
+            who.report(&self.connection.hop, Seen::Late);
         }
         let counter = if let Some(down) = &mut self.down {
             // A reset is not what every library takes for it: grpc-js says that somebody has cancelled the call.

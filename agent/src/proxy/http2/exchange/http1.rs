@@ -102,7 +102,7 @@ impl Exchange<'_> {
             let ended = self.attempt_http1(&mut upstream, outgoing, body, &limits).await;
             self.awaited = None;
             if let Some(seen) = ended.seen() {
-                upstream.report(seen);
+                upstream.report(hop, seen);
             }
             let Ended::Silent(has_ended) = ended else {
                 if let Ended::Answered(_, _, true) = ended {
