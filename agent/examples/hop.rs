@@ -83,6 +83,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             outlier: None,
             udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,
+            routes: Vec::new(),
             endpoints: origins.iter().map(|address| Endpoint::at(*address)).collect(),
         })],
     }

@@ -9,6 +9,7 @@ mod inbound;
 mod index;
 mod leaving;
 mod outlier;
+mod routed;
 mod seen;
 mod shares;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use self::{
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
     outlier::{Ejections, Marks, Reason, Tally},
+    routed::RouteState,
     seen::Seen,
     shares::{Published, Shares},
 };
@@ -109,6 +111,8 @@ pub struct Service {
     pub cursor: Arc<AtomicUsize>,
     /// Of its endpoints that do worse than they should; outlives a reload.
     pub ejections: Arc<Ejections>,
+    /// What is counted of its routes, in the order of the configuration.
+    pub routes: Vec<RouteState>,
     /// How often one of its endpoints went up or down, or came further on its way out.
     pub changes: Changes,
 }
@@ -214,6 +218,11 @@ impl Snapshot {
     /// The services that are not the very same as in `last`.
     pub fn changed_since<'s>(&'s self, last: &Snapshot) -> impl Iterator<Item = &'s Arc<Service>> {
         self.services.iter().filter(|service| !last.by_id(service.id).is_some_and(|last| Arc::ptr_eq(last, service)))
+    }
+
+    /// The service of this name.
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Service>> {
+        self.index.by_name(name).map(|place| &self.services[place])
     }
 
     /// The service of this id.

@@ -8,9 +8,10 @@ pub mod maps;
 pub mod outlier;
 pub mod pattern;
 pub mod policy;
+pub mod route;
 pub mod tls;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use sockway_common::flow;
 
@@ -21,6 +22,7 @@ pub use self::{
     maps::Maps,
     outlier::Outlier,
     policy::{Balance, Policy},
+    route::Route,
     tls::Tls,
 };
 
@@ -96,6 +98,8 @@ pub struct Service {
     pub udp_idle_timeout: Duration,
     /// At least one; addresses are unique.
     pub endpoints: Vec<Endpoint>,
+    /// Where requests go that are not for any endpoint, in the file's order; names are unique.
+    pub routes: Vec<Route>,
 }
 
 /// One address of a service.
@@ -109,6 +113,8 @@ pub struct Endpoint {
     pub priority: u8,
     /// The zone it is in.
     pub zone: Option<String>,
+    /// What routes tell it from others by.
+    pub labels: BTreeMap<String, String>,
     /// Takes no new connections, and those that it has end when their time is over.
     pub is_draining: bool,
 }
@@ -116,7 +122,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint of which nothing is said but where it is.
     pub fn at(address: SocketAddr) -> Self {
-        Self { address, weight: 1, priority: 0, zone: None, is_draining: false }
+        Self { address, weight: 1, priority: 0, zone: None, labels: BTreeMap::new(), is_draining: false }
     }
 }
 

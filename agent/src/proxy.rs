@@ -7,6 +7,7 @@ pub mod inbound;
 pub mod opaque;
 mod own_time;
 mod reach;
+mod routed;
 mod tls;
 mod translate;
 
@@ -17,23 +18,24 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     pin::Pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
 
+use self::routed::Routes;
 use crate::{
     balance::Balancer,
     cluster::{Service, Shares, Snapshot},
-    config::{Balance, HttpVersion, Protocol},
+    config::{self, Balance, HttpVersion, Protocol},
     connect::{Upstreams, Visit},
     kernel::Flows,
     limit,
     record::{Counter, Slab},
     ring::{Buffers, Socket, Stream, Watch},
-    route::route,
+    route::{Table, route},
 };
 
 /// What one worker has at hand to serve its connections.
@@ -78,6 +80,12 @@ const FIRST_REQUEST: Duration = Duration::from_secs(5);
 pub struct Cluster {
     /// The service.
     pub service: Arc<Service>,
+    /// Which of its endpoints are meant; `None`: all.
+    members: Option<Box<[bool]>>,
+    /// Cursor of round robin, node-wide.
+    cursor: Arc<AtomicUsize>,
+    /// Where its requests go instead.
+    routes: Option<Routes>,
     /// For a connection that came in: the way to the program, which is the service's one endpoint.
     visit: Option<Visit>,
     generation: u64,
@@ -87,19 +95,55 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    fn new(service: &Arc<Service>, generation: u64) -> Self {
+    fn new(service: &Arc<Service>, generation: u64, routes: Option<Routes>) -> Self {
+        Self { routes, ..Self::of_subset(service, generation, None, &service.cursor) }
+    }
+
+    /// Some of a service's endpoints, which take turns by themselves.
+    fn of_subset(
+        service: &Arc<Service>,
+        generation: u64,
+        members: Option<Box<[bool]>>,
+        cursor: &Arc<AtomicUsize>,
+    ) -> Self {
         let policy = &service.config.policy;
         // Asked first: what is published meanwhile is noticed.
         let shares_version = service.shares.version();
         let shares = service.shares.current().unwrap_or_else(|| Arc::new(configured(service)));
+        let shares = members.as_deref().map_or(shares.clone(), |members| Arc::new(only(members, &shares, service)));
         let addresses: Vec<SocketAddr> = service.endpoints.iter().map(|endpoint| endpoint.address).collect();
         let balancer = Balancer::new(policy.balance, &addresses, &shares, policy.maglev_table_size);
-        Self { service: Arc::clone(service), visit: None, generation, shares_version, balancer }
+        Self {
+            service: Arc::clone(service),
+            members,
+            cursor: Arc::clone(cursor),
+            routes: None,
+            visit: None,
+            generation,
+            shares_version,
+            balancer,
+        }
+    }
+
+    /// None of its endpoints.
+    fn nobody(&self) -> Self {
+        let members = vec![false; self.service.endpoints.len()].into();
+        Self::of_subset(&self.service, self.generation, Some(members), &self.cursor)
+    }
+
+    /// Whether an endpoint is meant.
+    fn has(&self, endpoint: usize) -> bool {
+        self.members.as_ref().is_none_or(|members| members[endpoint])
     }
 
     /// What its endpoints are spoken to in, by a client that speaks this.
     fn spoken_upstream(&self, client: HttpVersion) -> HttpVersion {
-        self.service.config.upstream_protocol.unwrap_or(client)
+        let config = &self.service.config;
+        config.upstream_protocol.unwrap_or(match config.protocol {
+            Protocol::Http => HttpVersion::Http1,
+            Protocol::Http2 => HttpVersion::Http2,
+            Protocol::Auto | Protocol::Tcp | Protocol::Udp => client,
+        })
     }
 
     /// Whether its endpoints take their shares as before.
@@ -115,11 +159,40 @@ fn configured(service: &Service) -> Shares {
     Shares { weights: weights.collect(), standby: Vec::new() }
 }
 
+/// What some endpoints take: what they take of all, or if that is nothing, by their weights.
+fn only(members: &[bool], shares: &Shares, service: &Service) -> Shares {
+    let kept = |shares: &Shares| -> Vec<u32> {
+        shares.weights.iter().zip(members).map(|(weight, is_member)| if *is_member { *weight } else { 0 }).collect()
+    };
+    let standby = shares.standby.iter().filter(|(index, _)| members[*index]).copied().collect();
+    let weights = kept(shares);
+    match weights.iter().all(|weight| *weight == 0) {
+        true => Shares { weights: kept(&configured(service)), standby: Vec::new() },
+        false => Shares { weights, standby },
+    }
+}
+
 /// The clusters of one snapshot that this worker has needed.
 #[derive(Default)]
 struct Clusters {
     generation: u64,
     by_id: HashMap<u32, Rc<Cluster>>,
+    /// What was prepared of routes, for as long as they are the same.
+    tables: HashMap<u32, (Arc<config::Service>, Rc<Table>)>,
+}
+
+impl Clusters {
+    /// Another snapshot holds.
+    fn begin(&mut self, snapshot: &Snapshot) {
+        self.generation = snapshot.generation;
+        self.by_id.clear();
+        self.tables.retain(|id, (config, _)| snapshot.by_id(*id).is_some_and(|it| Arc::ptr_eq(&it.config, config)));
+    }
+
+    fn table(&mut self, service: &Service) -> Rc<Table> {
+        let make = || (Arc::clone(&service.config), Rc::new(Table::new(&service.config.routes)));
+        Rc::clone(&self.tables.entry(service.id).or_insert_with(make).1)
+    }
 }
 
 impl Hop {
@@ -168,15 +241,22 @@ impl Hop {
         let snapshot = cache.load();
         let mut clusters = self.clusters.borrow_mut();
         if clusters.generation != snapshot.generation {
-            *clusters = Clusters { generation: snapshot.generation, by_id: HashMap::new() };
+            clusters.begin(snapshot);
         }
         if let Some(cluster) = clusters.by_id.get(&service).filter(|cluster| cluster.has_its_shares()) {
             return Some(Rc::clone(cluster));
         }
         let service = route(snapshot, service, dialled)?;
-        let cluster = Rc::new(Cluster::new(service, snapshot.generation));
+        let routes = Routes::new(service, snapshot, || clusters.table(service));
+        let cluster = Rc::new(Cluster::new(service, snapshot.generation, routes));
         clusters.by_id.insert(service.id, Rc::clone(&cluster));
         Some(cluster)
+    }
+
+    /// The cluster of a service, as of now.
+    fn cluster_of(&self, service: u32) -> Option<Rc<Cluster>> {
+        let address = self.snapshot.borrow_mut().load().by_id(service)?.config.address;
+        self.cluster(service, address)
     }
 
     /// Brings a connection's cluster up to date; one whose service is gone stays as it was: connections live on.

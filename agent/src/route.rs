@@ -1,12 +1,20 @@
-//! Original destination to service. Rules on the request's head will come in here.
+//! Original destination to service, and a request's head to one of its routes.
 
+pub mod change;
 pub mod request;
+pub mod table;
+mod tree;
+mod words;
 
 use std::{net::SocketAddr, sync::Arc};
 
 use sockway_common::flow::TCP;
 
-pub use self::request::Request;
+pub use self::{
+    change::{Change, Fields, Taken, Unfit},
+    request::Request,
+    table::Table,
+};
 use crate::cluster::{Service, Snapshot};
 
 /// The service that a TCP connection is for: the one the kernel half named, or else whichever has the address that was dialled. `None`

@@ -2,7 +2,9 @@
 
 use std::{cell::OnceCell, collections::HashMap, sync::Arc};
 
-use super::{Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level};
+use super::{
+    Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level, routed,
+};
 use crate::config;
 
 /// The services of the snapshot before, to be found by name.
@@ -54,9 +56,12 @@ pub(super) fn build_service(
     let departure = Departure::new(id, config, leaving, &changes);
     let ejections = old.map(|old| Arc::clone(&old.ejections)).unwrap_or_default();
     let cursor = old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default();
+    let before = old.map(|old| (old.config.routes.as_slice(), old.routes.as_slice()));
+    let routes = routed::states(&config.routes, before);
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);
-    (Service { id, endpoints, draining, shares, has_shares, cursor, ejections, config, changes }, departure)
+    let service = Service { id, endpoints, draining, shares, has_shares, cursor, ejections, routes, config, changes };
+    (service, departure)
 }
 
 /// See [`Service::has_shares`].

@@ -90,6 +90,7 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 shares: Published::default(),
                 has_shares: false,
                 cursor: Arc::default(),
+                routes: Vec::new(),
                 config: Arc::new(config),
                 changes: Changes::default(),
             };

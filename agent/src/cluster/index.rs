@@ -1,15 +1,16 @@
-//! Where in a snapshot a service stands, by what programs dial and by its id. A reload that neither adds nor removes a service, nor gives
+//! Where in a snapshot a service stands, by what programs dial, by its id and by its name. A reload that neither adds nor removes a service, nor gives
 //! one another address, shares the index with the snapshot before.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use super::Service;
 
-/// The places of services, found by address and IP protocol, or by id.
+/// The places of services, found by address and IP protocol, by id, or by name.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     by_address: HashMap<(SocketAddr, u8), usize>,
     by_id: HashMap<u32, usize>,
+    by_name: HashMap<String, usize>,
 }
 
 impl Index {
@@ -24,12 +25,17 @@ impl Index {
         let placed = || services.iter().enumerate();
         Arc::new(Self {
             by_address: placed().map(|(place, service)| (service.dialled(), place)).collect(),
+            by_name: placed().map(|(place, service)| (service.config.name.clone(), place)).collect(),
             by_id: placed().map(|(place, service)| (service.id, place)).collect(),
         })
     }
 
     pub(super) fn by_address(&self, address: SocketAddr, transport: u8) -> Option<usize> {
         self.by_address.get(&(address, transport)).copied()
+    }
+
+    pub(super) fn by_name(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
     }
 
     pub(super) fn by_id(&self, id: u32) -> Option<usize> {

@@ -10,6 +10,7 @@ mod inbound;
 mod maps;
 mod outlier;
 mod policy;
+mod route;
 mod section;
 mod service;
 mod show;

@@ -83,6 +83,7 @@ impl Inbound {
             outlier: None,
             endpoint_drain: None,
             udp_idle_timeout: Duration::ZERO,
+            routes: Vec::new(),
             endpoints: vec![Endpoint::at(anywhere)],
         }
     }

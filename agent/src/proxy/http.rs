@@ -9,6 +9,7 @@ mod http2;
 mod reply;
 mod request;
 mod respond;
+mod routed;
 mod streaming;
 
 use std::{
@@ -37,6 +38,7 @@ use crate::{
     kernel::OriginalDst,
     record::{Bytes, Counter},
     ring::{Buf, Due, MEDIUM, SMALL, Stream},
+    route::Fields,
 };
 
 /// How long a refused client may go on sending what nobody reads, so that the refusal reaches it: closing at once would reset the
@@ -61,6 +63,8 @@ struct Connection<'h> {
     pending: Option<Buf>,
     /// Whether anything has come on it.
     was_asked: bool,
+    /// What is changed of the response that is waited for.
+    response_change: Option<Box<Fields>>,
 }
 
 /// The agent's own share of a request's duration: the time in which neither side is waited for.
@@ -128,7 +132,8 @@ pub fn serve(
     let (dialled, source) = (original.address, original.source);
     let was_asked = pending.is_some();
     // Boxed by itself: within a future it would stand twice, where it came in and where it is kept.
-    let mut connection = Box::new(Connection { hop, stream, cluster, dialled, source, pending, was_asked });
+    let mut connection =
+        Box::new(Connection { hop, stream, cluster, dialled, source, pending, was_asked, response_change: None });
     Box::pin(async move {
         loop {
             // Boxed: what an exchange needs is gone while the connection sleeps.
@@ -159,19 +164,36 @@ impl Connection<'_> {
     }
 
     /// Passes one request on and its response back.
-    async fn exchange(&mut self, buf: Buf, mut head: RequestHead) -> Next {
+    async fn exchange(&mut self, mut buf: Buf, mut head: RequestHead) -> Next {
         let began = Instant::now();
         let own = self.hop.samples_own_time().then(|| OwnTime::since(began));
         self.hop.refresh(&mut self.cluster);
         if head.lacks_host {
             head.edits.insert.extend_from_slice(format!("Host: {}\r\n", self.dialled).as_bytes());
         }
+        let mut home = None;
+        if self.cluster.routes.is_some() {
+            let passed = self.routed(buf, head);
+            (buf, head, home) = (passed.buf, passed.head, passed.home);
+            if let Some(reply) = passed.reply {
+                return self.answer_here(reply, buf, &head).await;
+            }
+        }
+        let next = self.forward(buf, head, own).await;
+        if let Some(home) = home {
+            self.cluster = home;
+            self.response_change = None;
+        }
+        self.hop.slab.request_duration.observe(began.elapsed());
+        next
+    }
+
+    async fn forward(&mut self, buf: Buf, head: RequestHead, own: Option<OwnTime>) -> Next {
         if self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2 {
             let spent = own.filter(|_| !head.websocket && head.method != Method::Connect).map(|_| Cell::default());
             let hop = self.hop;
             let next = own_time::of(Box::pin(self.exchange_http2(buf, head)), spent.as_ref()).await;
             own_time::observe(&hop.slab, spent);
-            self.hop.slab.request_duration.observe(began.elapsed());
             return next;
         }
         let received = buf.len();
@@ -181,7 +203,7 @@ impl Connection<'_> {
         };
         self.hop.slab.count_bytes(Bytes::DownstreamReceived, received);
         self.hop.slab.count_bytes(Bytes::UpstreamSent, outgoing.send.len());
-        let next = if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() {
+        if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() {
             self.exchange_whole(outgoing.buf, outgoing.send, &head, own).await
         } else {
             // Boxed: the state of a streamed exchange is large, and most connections never need it.
@@ -190,9 +212,7 @@ impl Connection<'_> {
             let next = own_time::of(Box::pin(self.exchange_streaming(outgoing, &head)), spent.as_ref()).await;
             own_time::observe(&hop.slab, spent);
             next
-        };
-        self.hop.slab.request_duration.observe(began.elapsed());
-        next
+        }
     }
 
     /// Edits the request where it stands.
@@ -267,7 +287,10 @@ impl Connection<'_> {
             }
             let uploaded = Cell::new(!upstream.stream.writer.is_sending());
             let head_sent = Cell::new(false);
-            let answer = answer(self.hop, head, &limits, &uploaded, &head_sent);
+            let answer = Answer {
+                change: self.response_change.as_deref(),
+                ..answer(self.hop, head, &limits, &uploaded, &head_sent)
+            };
             let client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
             let to = &mut self.stream.writer;
             let answered = pass_on(&answer, &mut upstream.stream, to, client, response, limits.stall).await;
@@ -505,6 +528,7 @@ fn answer<'a>(
         },
         head_bytes_max: limits.head_bytes,
         keep_alive: head.keep_alive,
+        change: None,
         uploaded,
         head_sent,
     }

@@ -51,6 +51,9 @@ async fn accepted(
     let downstream = Stream::new(socket).map_err(|_| Counter::NoMemory)?;
     let cluster = Rc::new(Cluster {
         service: Arc::clone(&rule.service),
+        members: None,
+        cursor: Arc::clone(&rule.service.cursor),
+        routes: None,
         visit: Some(Visit::new(place, client, dialled)),
         generation: 0,
         shares_version: 0,

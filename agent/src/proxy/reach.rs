@@ -155,13 +155,13 @@ impl Tried {
 /// What a policy may ask.
 struct World<'w> {
     hop: &'w Hop,
-    service: &'w Service,
+    cluster: &'w Cluster,
     source: u64,
 }
 
 impl Ask for World<'_> {
     fn turn(&mut self) -> usize {
-        self.service.cursor.fetch_add(1, Relaxed)
+        self.cluster.cursor.fetch_add(1, Relaxed)
     }
 
     fn chance(&mut self) -> u64 {
@@ -169,7 +169,7 @@ impl Ask for World<'_> {
     }
 
     fn load(&self, index: usize) -> u64 {
-        self.service.endpoints[index].state.active.load(Relaxed).into()
+        self.cluster.service.endpoints[index].state.active.load(Relaxed).into()
     }
 
     fn source(&self) -> u64 {
@@ -322,10 +322,10 @@ impl Hop {
             return None;
         }
         let endpoints = &cluster.service.endpoints;
-        let untried = |index: usize| !tried.indexes.contains(&index);
+        let untried = |index: usize| cluster.has(index) && !tried.indexes.contains(&index);
         let usable = |index: usize| endpoints[index].state.usable() && untried(index);
         // All down: any may have come back, and a wrong guess costs no more than refusing would.
-        let world = || World { hop: self, service: &cluster.service, source: tried.source };
+        let world = || World { hop: self, cluster, source: tried.source };
         cluster.balancer.choose(usable, world()).or_else(|| cluster.balancer.choose(untried, world()))
     }
 

@@ -7,6 +7,7 @@
 mod inbound;
 mod measured;
 mod outlier;
+mod routes;
 
 use std::{
     fmt::{Display, Write},
@@ -38,6 +39,7 @@ pub fn render(observed: &Observed) -> String {
     measured::write(&mut text, observed);
     shortcut_services(&mut text, observed);
     outlier::write(&mut text, &observed.snapshot.services);
+    routes::write(&mut text, &observed.snapshot.services);
     inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);

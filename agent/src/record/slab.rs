@@ -98,6 +98,8 @@ sockway_common::counters! {
     AnsweredOther = "requests_total" ["outcome" = "other_status"],
     /// Requests that became a WebSocket or a tunnel.
     Upgraded = "requests_total" ["outcome" = "upgraded"],
+    /// Requests that a route answers by itself.
+    Routed = "requests_total" ["outcome" = "answered_by_route"],
     /// Requests refused as malformed: 400.
     Malformed = "requests_total" ["outcome" = "malformed"],
     /// Requests whose head did not come in time: 408.

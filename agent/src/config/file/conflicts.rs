@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    section::{Path, Position, Problems},
+    section::{Path, Position, Problem, Problems},
     service::Draft,
 };
 use crate::config::{Mode, Protocol};
@@ -28,6 +28,9 @@ struct Placed {
     name: Option<(Position, String)>,
     address: Option<(Position, SocketAddr)>,
     endpoints: Vec<PlacedEndpoint>,
+    /// Services that its routes name.
+    named: Vec<(Position, String, String)>,
+    protocol: Option<Protocol>,
 }
 
 struct PlacedEndpoint {
@@ -53,6 +56,8 @@ impl Conflicts {
             name: draft.name.clone(),
             address: draft.address,
             endpoints: endpoints.collect(),
+            named: draft.routes.iter().flat_map(|routes| routes.named.iter().cloned()).collect(),
+            protocol: draft.protocol,
         });
     }
 
@@ -77,13 +82,30 @@ impl Conflicts {
                 problems.note(at, &Path::Key(&path, "address"), what);
             }
         }
+        let spoken: HashMap<&str, Option<Protocol>> =
+            self.services.iter().filter_map(|it| Some((it.name.as_ref()?.1.as_str(), it.protocol))).collect();
         for service in &self.services {
+            service.report_named(&spoken, problems);
             service.report(&Path::Item(services, service.index), &addresses, problems);
         }
     }
 }
 
 impl Placed {
+    /// Services that routes name and that are not there, or speak no HTTP.
+    fn report_named(&self, spoken: &HashMap<&str, Option<Protocol>>, problems: &mut Problems) {
+        for (at, path, name) in &self.named {
+            let what = match spoken.get(name.as_str()) {
+                None => "is no service of this file; write the name of one",
+                Some(Some(Protocol::Tcp | Protocol::Udp)) => {
+                    "is a service that does not speak HTTP; write protocol: http there, or name another"
+                }
+                Some(_) => continue,
+            };
+            problems.0.push(Problem { at: *at, path: path.clone(), what: format!("\"{name}\" {what}") });
+        }
+    }
+
     fn report(&self, path: &Path<'_>, addresses: &HashMap<Dialled, (Position, &Placed)>, problems: &mut Problems) {
         let endpoints = Path::Key(path, "endpoints");
         let mut seen = HashSet::new();

@@ -1,11 +1,12 @@
 //! What programs dial, and who answers.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
     http, milliseconds, outlier, policy,
+    route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     tls,
     tree::{Node, Value},
@@ -60,6 +61,7 @@ pub(super) struct Draft {
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
     pub(super) endpoints: Vec<EndpointDraft>,
+    pub(super) routes: Option<Routes>,
 }
 
 /// One endpoint that could be read.
@@ -98,6 +100,7 @@ impl Draft {
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
             endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
+            routes: self.routes?.routes,
         })
     }
 }
@@ -119,6 +122,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "endpoint_drain_ms",
         "udp_idle_timeout_ms",
         "endpoints",
+        "routes",
     ];
     let keys = [&own[..], &policy::KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
@@ -168,6 +172,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
             problems,
         ),
         endpoints: read,
+        routes: route::routes(&section, protocol, problems),
     };
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
     if draft.mode() == Some(Mode::Agent) {
@@ -177,6 +182,9 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     refuse_idle_translation(&section, &draft, problems);
     if let (Some(Mode::Kernel), true, Some(field)) = (draft.mode(), draft.speaks_tls, section.get("tls")) {
         field.refuse("is spoken by the agent; write mode: agent, or leave mode out", problems);
+    }
+    if let (Some(Mode::Kernel), Some(field)) = (draft.mode(), section.get("routes")) {
+        field.refuse("are the agent's to follow; write mode: agent, or leave mode out", problems);
     }
     let by_agent = draft.mode() == Some(Mode::Agent) || protocol == Some(Protocol::Udp);
     if let (Some(true), true, Some(field)) = (draft.original_dst, by_agent, section.get("original_dst")) {
@@ -299,11 +307,16 @@ fn endpoint_draft(field: &Field<'_>, index: usize, problems: &mut Problems) -> O
         let address = dialled_address(field, problems)?;
         return Some(EndpointDraft { at: field.node.at, index, short: true, endpoint: Endpoint::at(address) });
     }
-    let section =
-        Section::open(field.node, &field.path, &["address", "weight", "priority", "zone", "state"], problems)?;
+    let section = Section::open(
+        field.node,
+        &field.path,
+        &["address", "weight", "priority", "zone", "labels", "state"],
+        problems,
+    )?;
     let weight = section.or("weight", || 1, |field, p| field.integer(1..=WEIGHT_MAX, p), problems);
     let priority = section.or("priority", || 0, |field, p| field.integer(0..=PRIORITY_MAX, p), problems);
     let zone = section.or("zone", || None, |field, p| zone(field, p).map(Some), problems);
+    let labels = section.or("labels", BTreeMap::new, route::labels, problems);
     let is_draining = section.or("state", || false, |field, p| field.choice(&STATES, p), problems);
     let address_field = section.require("address", "write IP:PORT", problems)?;
     let address = dialled_address(&address_field, problems)?;
@@ -313,6 +326,7 @@ fn endpoint_draft(field: &Field<'_>, index: usize, problems: &mut Problems) -> O
         weight: weight.unwrap_or(1),
         priority: priority.unwrap_or(0) as u8,
         zone: zone.flatten(),
+        labels: labels.unwrap_or_default(),
         is_draining: is_draining.unwrap_or(false),
     };
     Some(EndpointDraft { at: address_field.node.at, index, short: false, endpoint })

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, http, outlier,
-    tls,
+    route, tls,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -84,6 +84,7 @@ fn show_service(service: &Service) -> Value {
                 "weight": endpoint.weight,
                 "priority": endpoint.priority,
                 "zone": endpoint.zone,
+                "labels": endpoint.labels,
                 "state": word(&STATES, endpoint.is_draining),
             })
         })
@@ -104,6 +105,7 @@ fn show_service(service: &Service) -> Value {
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
         "udp_idle_timeout_ms": (service.protocol == Protocol::Udp).then(|| milliseconds(service.udp_idle_timeout)),
         "endpoints": endpoints,
+        "routes": (!service.routes.is_empty()).then(|| service.routes.iter().map(route::show).collect::<Vec<Value>>()),
     });
     if let (Value::Object(shown), Value::Object(policy)) = (&mut shown, show_policy(&service.policy)) {
         shown.extend(policy);

@@ -109,6 +109,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             outlier: None,
             udp_idle_timeout: PATIENCE,
             endpoint_drain: None,
+            routes: Vec::new(),
             endpoints: endpoints.iter().copied().map(Endpoint::at).collect(),
         })],
     }

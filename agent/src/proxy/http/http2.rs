@@ -25,6 +25,7 @@ use crate::{
     },
     record::{Bytes as Count, Counter},
     ring::{Buf, Buffers, Reader, Stream, Writer},
+    route::Fields,
 };
 
 /// How often a request of which no endpoint can have seen anything is sent again.
@@ -84,6 +85,8 @@ struct Answer<'a> {
     hop: &'a Hop,
     head: &'a RequestHead,
     attempt: &'a Attempt,
+    /// What is changed of the response's fields.
+    change: Option<&'a Fields>,
 }
 
 impl Connection<'_> {
@@ -176,7 +179,7 @@ impl Connection<'_> {
         let Stream { reader, writer, socket } = &mut self.stream;
         let mut rest = None;
         let ended = {
-            let answer = Answer { hop, head, attempt };
+            let answer = Answer { hop, head, attempt, change: self.response_change.as_deref() };
             let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up));
             let mut download = pin!(answer.give(&mut response, writer));
             let mut client = None;
@@ -309,6 +312,9 @@ impl Answer<'_> {
         let status = parts.status.as_u16();
         if let Err(bad) = http2::response(status, &mut parts.headers) {
             return Ended::Bad(bad);
+        }
+        if let Some(change) = self.change {
+            change.of_map(&mut parts.headers);
         }
         // What is there already leaves with the head. Whatever stands in frames behind a head without a body is not looked at.
         let has_none = self.has_no_body(parts.status);

@@ -1,6 +1,8 @@
 //! Answers of our own: each says in a line why.
 
-use http::StatusCode;
+use std::borrow::Cow;
+
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     decode::{grpc, http1::BadRequest},
@@ -8,13 +10,17 @@ use crate::{
     record::Counter,
 };
 
+const PLAIN: HeaderValue = HeaderValue::from_static("text/plain");
+
 /// An answer of our own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// Status code and reason.
-    status: &'static str,
-    /// Why, for a person.
-    why: String,
+    status: Cow<'static, str>,
+    /// Why, for a person; or all that is said.
+    text: String,
+    /// Fields beside the usual ones.
+    pub fields: Vec<(HeaderName, HeaderValue)>,
     /// As what the request is counted.
     pub counter: Counter,
     /// What a gRPC caller is told, if that does not follow from the status.
@@ -80,7 +86,19 @@ impl Reply {
     }
 
     fn new(status: &'static str, why: impl ToString, counter: Counter) -> Self {
-        Self { status, why: why.to_string(), counter, grpc: None }
+        let text = format!("sockway: {}\n", why.to_string());
+        Self { status: status.into(), text, fields: vec![(header::CONTENT_TYPE, PLAIN)], counter, grpc: None }
+    }
+
+    /// What a route says.
+    pub fn said(status: u16, body: &str, mut fields: Vec<(HeaderName, HeaderValue)>) -> Self {
+        let code = StatusCode::from_u16(status).unwrap_or_default();
+        let status = format!("{} {}", code.as_str(), code.canonical_reason().unwrap_or_default()).into();
+        let names_type = fields.iter().any(|(name, _)| *name == header::CONTENT_TYPE);
+        if !names_type && !body.is_empty() {
+            fields.push((header::CONTENT_TYPE, PLAIN));
+        }
+        Self { status, text: body.to_owned(), fields, counter: Counter::Routed, grpc: None }
     }
 
     /// Of an endpoint of HTTP/2, whose connection or stream ended, with a code if it was reset.
@@ -101,8 +119,13 @@ impl Reply {
     }
 
     /// Its body.
-    pub fn text(&self) -> String {
-        format!("sockway: {}\n", self.why)
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the length of its body is told: where there cannot be one, it is not (RFC 9110 section 8.6).
+    pub fn says_length(&self) -> bool {
+        !matches!(self.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
     }
 
     /// What a gRPC caller is told.
@@ -117,12 +140,19 @@ impl Reply {
             Some(true) => "connection: keep-alive\r\n",
             Some(false) => "connection: close\r\n",
         };
-        let body = self.text();
-        let head = format!(
-            "HTTP/1.1 {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{connection}\r\n",
-            self.status,
-            body.len()
-        );
-        [head.as_bytes(), if without_body { b"" } else { body.as_bytes() }].concat()
+        let mut bytes = format!("HTTP/1.1 {}\r\n", self.status).into_bytes();
+        for (name, value) in &self.fields {
+            let field = [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"];
+            field.iter().for_each(|part| bytes.extend_from_slice(part));
+        }
+        if self.says_length() {
+            bytes.extend_from_slice(format!("content-length: {}\r\n", self.text.len()).as_bytes());
+        }
+        bytes.extend_from_slice(connection.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+        if !without_body {
+            bytes.extend_from_slice(self.text.as_bytes());
+        }
+        bytes
     }
 }

@@ -1,6 +1,6 @@
 //! The response, from the endpoint to the client.
 
-use std::{cell::Cell, ops::Range};
+use std::{cell::Cell, mem, ops::Range};
 
 use super::{apply::apply, request::ends_head};
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     forward::{Broken, Copy},
     proxy::Hop,
     ring::{Buf, Buffers, Reader, Writer},
+    route::Fields,
 };
 
 /// What must be known of the request to answer it.
@@ -22,6 +23,8 @@ pub struct Answer<'a> {
     pub head_bytes_max: usize,
     /// Whether the client wants to go on.
     pub keep_alive: bool,
+    /// What is changed of its fields.
+    pub change: Option<&'a Fields>,
     /// Whether the request was sent to its end.
     pub uploaded: &'a Cell<bool>,
     /// Whether any of a final response was sent.
@@ -123,7 +126,13 @@ impl Answer<'_> {
             let says: &[u8] = if close { b"connection: close\r\n" } else { b"connection: keep-alive\r\n" };
             head.edits.insert.extend_from_slice(says);
         }
-        let (mut buf, head_bytes) = apply(copy.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
+        let (mut buf, mut head_bytes) = apply(copy.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
+        if let Some(change) = self.change {
+            let changed = change.of_lines(&buf.bytes()[..head_bytes]);
+            let whole = copy.buffers.holding(&[&changed, &buf.bytes()[head_bytes..]].concat());
+            copy.buffers.give(mem::replace(&mut buf, whole));
+            head_bytes = changed.len();
+        }
         if matches!(head.framing, Framing::Length(_)) && buf.len() == head_bytes {
             // Many servers write the head and the body one right after the other: both then leave here in one piece.
             copy.from.receive_now(&mut buf);

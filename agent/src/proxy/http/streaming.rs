@@ -3,7 +3,7 @@
 use std::{cell::Cell, future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use super::{
-    Answered, Connection, Next, Outgoing, Rest, Unanswered, answer,
+    Answer, Answered, Connection, Next, Outgoing, Rest, Unanswered, answer,
     attend::{Client, MARGIN, given_in_time, set_or_clear},
     reply::Reply,
     respond,
@@ -101,7 +101,8 @@ impl Connection<'_> {
         head_sent: &Cell<bool>,
     ) -> (Ended, Option<Buf>) {
         let (hop, limits) = (self.hop, self.limits());
-        let answer = answer(hop, head, &limits, uploaded, head_sent);
+        let change = self.response_change.as_deref();
+        let answer = Answer { change, ..answer(hop, head, &limits, uploaded, head_sent) };
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
         let Stream { reader, writer, socket } = &mut upstream.stream;
         reader.arm_on_demand(&hop.buffers, MEDIUM);

@@ -31,11 +31,14 @@ use crate::{
         http2::{self, Asked, Tunnel},
     },
     proxy::{
+        Cluster,
         http::{Reply, outcome},
         own_time,
         reach::{Shared, Tried, Who},
+        routed::{Course, Onward},
     },
     record::Counter,
+    route::{Fields, Request as RouteRequest},
 };
 
 /// How often a request of which no endpoint can have seen anything is sent again.
@@ -97,8 +100,15 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         }
     };
     let timeout = if asked.is_grpc { grpc_timeout(&parts) } else { None };
+    let (cluster, change, answer) = match course(&connection, &mut parts) {
+        Course::Straight => (connection.cluster(), None, None),
+        Course::On(onward) => (onward.cluster, onward.response, None),
+        Course::Answered(reply) => (connection.cluster(), None, Some(reply)),
+    };
     let mut exchange = Exchange {
         connection: &connection,
+        cluster: Rc::clone(&cluster),
+        change,
         asked,
         began,
         timeout,
@@ -109,7 +119,10 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         respond,
     };
     let passed = async {
-        match (connection.cluster().spoken_upstream(HttpVersion::Http2), asked.tunnel) {
+        if let Some(reply) = answer {
+            return exchange.reply(&reply);
+        }
+        match (cluster.spoken_upstream(HttpVersion::Http2), asked.tunnel) {
             (HttpVersion::Http2, _) => exchange.pass_on(parts, &mut body).await,
             (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, &mut body).await,
             (HttpVersion::Http1, Some(tunnel)) => Box::pin(exchange.tunnel_to_http1(parts, tunnel, &mut body)).await,
@@ -135,12 +148,33 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     body::drain(&mut body).await;
 }
 
+/// What becomes of a request; it is changed as its route says.
+fn course(connection: &Connection, parts: &mut Parts) -> Course {
+    let cluster = connection.cluster();
+    if cluster.routes.is_none() {
+        return Course::Straight;
+    }
+    let is_secure = cluster.service.config.tls.terminate.is_some();
+    let course = connection.hop.course(&cluster, &RouteRequest::of_parts(parts, is_secure, connection.source));
+    match course {
+        Course::On(Onward { change: Some(ref change), .. }) => match change.of_parts(parts) {
+            Ok(()) => course,
+            Err(unfit) => Course::Answered(Reply::malformed(unfit)),
+        },
+        course => course,
+    }
+}
+
 fn grpc_timeout(parts: &Parts) -> Option<Duration> {
     parts.headers.get(GRPC_TIMEOUT).and_then(|value| grpc::timeout(value.as_bytes()))
 }
 
 struct Exchange<'c> {
     connection: &'c Connection,
+    /// Who is to answer.
+    cluster: Rc<Cluster>,
+    /// What is changed of the response's fields.
+    change: Option<Box<Fields>>,
     asked: Asked,
     began: Instant,
     /// How long the caller waits.
@@ -170,7 +204,7 @@ impl Exchange<'_> {
     /// Until it is answered, by an endpoint or in its stead. As what it is counted.
     async fn pass_on(&mut self, parts: Parts, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
-        let cluster = self.connection.cluster();
+        let cluster = Rc::clone(&self.cluster);
         let mut tried = Tried::by(self.connection.source);
         let (mut replays, mut before) = (0, None);
         let held = RefCell::new(Held::default());
@@ -301,6 +335,9 @@ impl Exchange<'_> {
         let status = head.status.as_u16();
         if let Err(bad) = http2::response(status, &mut head.headers) {
             return Ended::Bad(bad);
+        }
+        if let Some(change) = &self.change {
+            change.of_map(&mut head.headers);
         }
         self.has_status = is_grpc(&head.headers);
         is_open.set(self.asked.tunnel.is_some() && head.status.is_success());

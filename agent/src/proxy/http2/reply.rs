@@ -21,7 +21,7 @@ pub fn send(respond: &mut SendResponse<Bytes>, reply: &Reply, to: To) {
         respond.send_response(trailers_only(reply), true).map(drop)
     } else {
         let (response, body) = text(reply);
-        let is_whole = to.is_head;
+        let is_whole = to.is_head || body.is_empty();
         respond.send_response(response, is_whole).and_then(|mut stream| match is_whole {
             true => Ok(()),
             false => stream.send_data(body, true),
@@ -43,12 +43,14 @@ pub async fn reset(respond: &mut SendResponse<Bytes>, reply: &Reply) {
 }
 
 fn text(reply: &Reply) -> (Response<()>, Bytes) {
-    let body = Bytes::from(reply.text());
+    let body = Bytes::copy_from_slice(reply.text().as_bytes());
     let mut response = Response::new(());
     *response.status_mut() = reply.status();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.extend(reply.fields.iter().map(|(name, value)| (Some(name.clone()), value.clone())));
+    if reply.says_length() {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
     (response, body)
 }
 

@@ -100,7 +100,8 @@ impl Connection<'_> {
         let attempt = Attempt::default();
         // A WebSocket's request has no body; what follows it is another request.
         attempt.phase.uploaded.set(true);
-        let answer = Answer { hop: self.hop, head, attempt: &attempt };
+        let change = self.response_change.as_deref();
+        let answer = Answer { hop: self.hop, head, attempt: &attempt, change };
         let progress = &attempt.phase.down;
         let mut outlet = Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress };
         let ended = answer.final_response(response, &mut outlet).await;

@@ -1,6 +1,6 @@
 //! A request of HTTP/2 to an endpoint of HTTP/1: its stream takes a connection for as long as it lasts.
 
-use std::{future::poll_fn, pin::pin, task::Poll};
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
@@ -70,7 +70,7 @@ impl Exchange<'_> {
     /// Until it is answered, by an endpoint or in its stead. As what it is counted.
     pub(super) async fn pass_on_to_http1(&mut self, mut parts: Parts, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
-        let cluster = self.connection.cluster();
+        let cluster = Rc::clone(&self.cluster);
         let limits = Limits::of(&cluster);
         let has_body = !body.is_end_stream();
         // What is there already leaves with the head, and a request that is whole can be sent again.
@@ -255,7 +255,10 @@ impl Exchange<'_> {
         head: ResponseHead,
         phase: &Phase,
     ) -> Result<Ended, Ended> {
-        let (buf, response) = self.translated(buf, &head)?;
+        let (buf, mut response) = self.translated(buf, &head)?;
+        if let Some(change) = &self.change {
+            change.of_map(response.headers_mut());
+        }
         let is_whole = head.framing == Framing::None;
         let trailers_only = if is_whole && self.asked.is_grpc { body::grpc_status(response.headers()) } else { None };
         self.has_status = super::is_grpc(response.headers());

@@ -1,6 +1,6 @@
 //! A tunnel through an endpoint of HTTP/1: CONNECT as it stands, a WebSocket as an Upgrade.
 
-use std::future::poll_fn;
+use std::{future::poll_fn, rc::Rc};
 
 use h2::RecvStream;
 use http::request::Parts;
@@ -36,7 +36,7 @@ impl Exchange<'_> {
     /// Until both sides have ended it, or it was refused. As what it is counted.
     pub(super) async fn tunnel_to_http1(&mut self, parts: Parts, tunnel: Tunnel, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
-        let cluster = self.connection.cluster();
+        let cluster = Rc::clone(&self.cluster);
         let limits = Limits::of(&cluster);
         let opening = match self.opening(&parts, tunnel) {
             Ok(opening) => opening,

@@ -1,0 +1,114 @@
+//! Tables of what files say of routes, and what comes of it.
+
+use crate::config::{
+    Config,
+    file::{parse, show},
+    route::{Action, Fallback, HostMatch, PathMatch, Segment},
+};
+
+fn file(routes: &str) -> String {
+    format!(
+        "services:
+  - name: a
+    address: 10.0.0.1:80
+    protocol: http
+    endpoints: [{{ address: 10.0.0.2:80, labels: {{ version: v1 }} }}, 10.0.0.3:80]
+    routes:
+      - {routes}
+  - {{ name: b, address: 10.0.0.4:80, protocol: http2, endpoints: [10.0.0.5:80] }}
+  - {{ name: c, address: 10.0.0.6:80, protocol: tcp, endpoints: [10.0.0.7:80] }}
+"
+    )
+}
+
+fn good(routes: &str) -> Config {
+    parse(&file(routes), "F").unwrap_or_else(|error| panic!("{routes}: {error}"))
+}
+
+#[test]
+fn every_key_is_read_and_shown_as_it_was() {
+    for route in [
+        "{}",
+        "{ name: x, to: b }",
+        "{ match: { host: A.example, path: /a } }",
+        "{ match: { host: '*.example', path: { prefix: / }, methods: [GET, POST] } }",
+        "{ match: { host: { regex: '[a-z]+' }, path: { regex: '/(?P<x>.*)' } }, request_headers: { set: { x: '{x}' } } }",
+        "{ match: { path: { template: '/api/order/{orderId}' } }, rewrite: { path: '/o/{orderId}', host: b.example } }",
+        "{ match: { headers: { X-A: '1', b: { prefix: x }, c: { present: off } }, query: { q: { suffix: y } } } }",
+        "{ match: { cookies: { s: { regex: a+ } }, grpc: { service: a.B, method: Get } } }",
+        "{ match: { grpc: {} }, subset: { version: v1 }, subset_fallback: any_endpoint }",
+        "{ subset: { version: v2 }, subset_fallback: default_subset, default_subset: { version: v1 } }",
+        "{ split: [{ to: b, weight: 1 }, { weight: 9, subset: { version: v1 } }] }",
+        "{ match: { path: { prefix: /a/ } }, redirect: { prefix: /b, status: 308, scheme: https, port: 8443, strip_query: on } }",
+        "{ redirect: { host: b.example }, response_headers: { add: { x: y }, remove: [server] } }",
+        "{ rewrite: { regex: { pattern: '^/v[0-9]+', substitution: '' } } }",
+        "{ respond: { status: 418, body: 'teapot {' }, response_headers: { set: { x: '{{}}' } } }",
+    ] {
+        let config = good(route);
+        let shown = show(&config).to_string();
+        assert_eq!(parse(&shown, "shown").unwrap_or_else(|error| panic!("{shown}: {error}")), config, "{route}");
+    }
+}
+
+#[test]
+fn a_route_means_what_it_says() {
+    let config = good(
+        "{ match: { host: '*.Example', path: { template: '/a/{b}' } }, split: [{ to: b, weight: 1 }, { weight: 2, \
+         subset: { version: v1 }, subset_fallback: any_endpoint }] }",
+    );
+    let service = &config.services[0];
+    assert_eq!(service.endpoints[0].labels.get("version").map(String::as_str), Some("v1"));
+    let route = &service.routes[0];
+    assert_eq!(route.name, "route-1");
+    assert_eq!(route.matches.host, Some(HostMatch::Suffix(".example".into())));
+    let segments = vec![Segment::Literal("a".into()), Segment::Named("b".into())];
+    assert_eq!(route.matches.path, Some(PathMatch::Template(segments)));
+    let Action::Forward(forward) = &route.action else { panic!("{route:?}") };
+    assert_eq!((forward.targets[0].to.as_deref(), forward.targets[0].weight), (Some("b"), 1));
+    assert_eq!((forward.targets[1].weight, &forward.targets[1].fallback), (2, &Fallback::AnyEndpoint));
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_place() {
+    for (route, expected) in [
+        ("{ to: d }", "F:7:15: services[0].routes[0].to: \"d\" is no service of this file"),
+        ("{ to: c }", "services[0].routes[0].to: \"c\" is a service that does not speak HTTP"),
+        ("{ match: { path: a } }", "routes[0].match.path: \"a\" is no path; begin it with /"),
+        ("{ match: { path: { prefix: /a, regex: b } } }", "routes[0].match.path: is matched in one way"),
+        ("{ match: { path: { regex: '(' } } }", "routes[0].match.path.regex: \"(\" is no expression"),
+        ("{ match: { path: { template: '/{a}/{a}' } } }", "routes[0].match.path.template: is no template"),
+        ("{ match: { host: 'a:80' } }", "routes[0].match.host: \"a:80\" is no host"),
+        ("{ match: { methods: [get] } }", "routes[0].match.methods[0]: \"get\" is no method"),
+        ("{ match: { path: /, grpc: {} } }", "routes[0].match.path: of a gRPC call is its service and method"),
+        ("{ rewrite: { prefix: /b } }", "routes[0].rewrite: replaces the prefix that was matched, and none was"),
+        ("{ rewrite: { path: '/{x}' } }", "routes[0].rewrite: takes {x}, which the route's match does not capture"),
+        ("{ rewrite: { path: '/{' } }", "routes[0].rewrite.path: has a brace without another"),
+        ("{ request_headers: { set: { Host: a } } }", "request_headers.set.Host: host decides how a message is read"),
+        ("{ request_headers: { set: { a: \"b\\r\\nc\" } } }", "request_headers.set.a: holds what no head can"),
+        ("{ redirect: { status: 302 } }", "routes[0].redirect: leads to where it came from"),
+        ("{ redirect: { status: 304, port: 1 } }", "routes[0].redirect.status: 304 is no redirect"),
+        ("{ redirect: { port: 1 }, to: b }", "routes[0].to: a request is either answered or passed on"),
+        ("{ respond: { status: 204, body: x } }", "routes[0].respond.body: 204 has no body"),
+        ("{ match: { headers: { a: b, A: c } } }", "routes[0].match.headers: names a twice"),
+        ("{ split: [{ weight: 0 }] }", "routes[0].split: nobody has a weight"),
+        ("{ split: [{ weight: 1 }], to: b }", "routes[0].to: stands beside split"),
+        ("{ subset_fallback: any_endpoint }", "routes[0].subset_fallback: says who else takes what is for a subset"),
+        ("{ subset: { a: b }, subset_fallback: default_subset }", "routes[0].default_subset: is missing"),
+        ("{ name: x }\n      - { name: x }", "another route is called \"x\""),
+    ] {
+        let error = parse(&file(route), "F").expect_err(route).to_string();
+        assert!(error.contains(expected), "{route}\n{error}");
+    }
+}
+
+#[test]
+fn routes_are_for_http_through_the_agent() {
+    for (keys, expected) in
+        [("protocol: tcp", "are of HTTP"), ("protocol: http, mode: kernel", "are the agent's to follow")]
+    {
+        let text =
+            format!("services: [{{name: a, address: 10.0.0.1:80, endpoints: [10.0.0.2:80], routes: [], {keys}}}]");
+        let error = parse(&text, "F").expect_err(keys).to_string();
+        assert!(error.contains(&format!("services[0].routes: {expected}")), "{error}");
+    }
+}

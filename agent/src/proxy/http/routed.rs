@@ -1,0 +1,62 @@
+//! A request of HTTP/1 to a service with routes.
+
+use std::{mem, rc::Rc};
+
+use super::{Connection, Next, Rest, apply, reply::Reply};
+use crate::{
+    decode::http1::{Edits, RequestHead},
+    proxy::{
+        Cluster,
+        routed::{Course, Onward},
+    },
+    ring::Buf,
+    route::Request,
+};
+
+/// A request that was looked at.
+pub(super) struct Passed {
+    pub buf: Buf,
+    pub head: RequestHead,
+    /// The client's own cluster, if another stands in its place now.
+    pub home: Option<Rc<Cluster>>,
+    /// What it is answered here.
+    pub reply: Option<Reply>,
+}
+
+impl Connection<'_> {
+    /// Finds the way of a request, or what it is answered here.
+    pub(super) fn routed(&mut self, buf: Buf, head: RequestHead) -> Passed {
+        let is_secure = self.cluster.service.config.tls.terminate.is_some();
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], is_secure, self.source);
+        match self.hop.course(&self.cluster, &request) {
+            Course::Straight => Passed { buf, head, home: None, reply: None },
+            Course::Answered(reply) => Passed { buf, head, home: None, reply: Some(reply) },
+            Course::On(onward) => self.onward(onward, buf, head),
+        }
+    }
+
+    fn onward(&mut self, onward: Onward, mut buf: Buf, mut head: RequestHead) -> Passed {
+        if let Some(change) = &onward.change {
+            let edited;
+            (buf, edited) =
+                apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &mem::take(&mut head.edits));
+            let changed = change.of_lines(&buf.bytes()[..edited]);
+            let whole = self.hop.buffers.holding(&[&changed, &buf.bytes()[edited..]].concat());
+            self.hop.buffers.give(mem::replace(&mut buf, whole));
+            head.bytes = changed.len();
+            head.start_line_bytes = changed.iter().position(|byte| *byte == b'\n').map_or(changed.len(), |end| end + 1);
+            head.edits = Edits::default();
+        }
+        self.response_change = onward.response;
+        Passed { buf, head, home: Some(mem::replace(&mut self.cluster, onward.cluster)), reply: None }
+    }
+
+    /// Answers a request that goes to nobody. Of a body that is not all there nobody knows where the next request begins.
+    pub(super) async fn answer_here(&mut self, reply: Reply, buf: Buf, head: &RequestHead) -> Next {
+        match self.outgoing(buf, head) {
+            Ok(outgoing) if matches!(outgoing.rest, Rest::None) => self.reply(reply, head, outgoing.buf).await,
+            Ok(_) => Next::End(self.refuse(reply).await),
+            Err(bad) => Next::End(self.refuse(Reply::malformed(bad)).await),
+        }
+    }
+}

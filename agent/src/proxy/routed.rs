@@ -1,0 +1,197 @@
+//! The way of a request whose service has routes: which of them, to whom, and what changes on the way.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use http::{HeaderName, HeaderValue, header};
+
+use super::{Cluster, Hop, http::Reply};
+use crate::{
+    cluster::{Service, Snapshot},
+    config::route::{Action, Fallback, Forward, Target},
+    route::{Change, Fields, Request, Table, Taken, Unfit},
+};
+
+/// The routes of a service, ready for a worker's requests.
+pub(super) struct Routes {
+    table: Rc<Table>,
+    /// Of each route, in the file's order.
+    goals: Vec<Split>,
+}
+
+/// The targets of a route.
+struct Split {
+    goals: Vec<Goal>,
+    weight: u64,
+}
+
+/// Where a part of a route's requests goes.
+struct Goal {
+    /// The service whose endpoints these are, and whether that is another.
+    service: u32,
+    is_other: bool,
+    weight: u64,
+    /// The endpoints, if not all; made when it is needed.
+    subset: Option<Subset>,
+}
+
+struct Subset {
+    labels: BTreeMap<String, String>,
+    fallback: Fallback,
+    cursor: Arc<AtomicUsize>,
+    cluster: RefCell<Option<Rc<Cluster>>>,
+}
+
+/// What becomes of a request.
+pub(super) enum Course {
+    /// It goes where it would without routes.
+    Straight,
+    /// It is answered here.
+    Answered(Reply),
+    /// It goes on.
+    On(Onward),
+}
+
+/// How a request goes on.
+pub(super) struct Onward {
+    /// To whom.
+    pub cluster: Rc<Cluster>,
+    /// What is changed of it.
+    pub change: Option<Change>,
+    /// What is changed of its response.
+    pub response: Option<Box<Fields>>,
+}
+
+impl Routes {
+    /// Of a service as of a snapshot; `None` if it has none.
+    pub fn new(service: &Service, snapshot: &Snapshot, table: impl FnOnce() -> Rc<Table>) -> Option<Self> {
+        let routes = &service.config.routes;
+        if routes.is_empty() {
+            return None;
+        }
+        let goals = routes.iter().zip(&service.routes).map(|(route, state)| match &route.action {
+            Action::Forward(forward) => Split::new(forward, &state.cursors, service, snapshot),
+            Action::Redirect(_) | Action::Respond(_) => Split { goals: Vec::new(), weight: 0 },
+        });
+        Some(Self { goals: goals.collect(), table: table() })
+    }
+}
+
+impl Split {
+    fn new(forward: &Forward, cursors: &[Arc<AtomicUsize>], home: &Service, snapshot: &Snapshot) -> Self {
+        let goal = |(target, cursor): (&Target, &Arc<AtomicUsize>)| {
+            let other = target.to.as_deref().filter(|name| *name != home.config.name);
+            let subset = || Subset {
+                labels: target.subset.clone(),
+                fallback: target.fallback.clone(),
+                cursor: Arc::clone(cursor),
+                cluster: RefCell::default(),
+            };
+            Some(Goal {
+                service: match other {
+                    None => home.id,
+                    Some(name) => snapshot.by_name(name)?.id,
+                },
+                is_other: other.is_some(),
+                weight: target.weight.into(),
+                subset: (!target.subset.is_empty()).then(subset),
+            })
+        };
+        let goals: Vec<Goal> = forward.targets.iter().zip(cursors).filter_map(goal).collect();
+        Self { weight: goals.iter().map(|goal| goal.weight).sum(), goals }
+    }
+
+    /// One of them, by its part and 64 random bits.
+    fn pick(&self, chance: impl FnOnce() -> u64) -> Option<&Goal> {
+        if let [only] = self.goals.as_slice() {
+            return Some(only);
+        }
+        // The high word of a product spreads chance evenly (D. Lemire, "Fast random integer generation in an interval", 2019).
+        let mut left = ((u128::from(chance()) * u128::from(self.weight)) >> 64) as u64;
+        self.goals.iter().find(|goal| {
+            let is_here = left < goal.weight;
+            left = left.saturating_sub(goal.weight);
+            is_here
+        })
+    }
+}
+
+impl Hop {
+    /// What becomes of a request to a service.
+    pub(super) fn course(&self, home: &Rc<Cluster>, request: &Request<'_>) -> Course {
+        let Some(routes) = &home.routes else { return Course::Straight };
+        let service = &home.service;
+        let Some(index) = routes.table.find(&service.config.routes, request) else { return Course::Straight };
+        service.routes[index].requests.fetch_add(1, Relaxed);
+        let taken = Taken { route: &service.config.routes[index], request };
+        let course = match &taken.route.action {
+            Action::Forward(_) => self.onward(home, &routes.goals[index], &taken).map(Course::On),
+            Action::Redirect(redirect) => taken.location(redirect).and_then(|location| {
+                let location = HeaderValue::from_bytes(&location).map_err(|_| Unfit)?;
+                answered(&taken, redirect.status, "", vec![(header::LOCATION, location)])
+            }),
+            Action::Respond(respond) => answered(&taken, respond.status, &respond.body, Vec::new()),
+        };
+        course.unwrap_or_else(|unfit| Course::Answered(Reply::malformed(unfit)))
+    }
+
+    fn onward(&self, home: &Rc<Cluster>, split: &Split, taken: &Taken<'_>) -> Result<Onward, Unfit> {
+        let goal = split.pick(|| self.chance());
+        // A service that was removed meanwhile has nobody to go to: its place is taken by nobody.
+        let cluster = goal.and_then(|goal| self.goal(home, goal)).unwrap_or_else(|| Rc::new(home.nobody()));
+        Ok(Onward { cluster, change: taken.change()?, response: taken.response_change()?.map(Box::new) })
+    }
+
+    fn goal(&self, home: &Rc<Cluster>, goal: &Goal) -> Option<Rc<Cluster>> {
+        let Some(subset) = &goal.subset else {
+            return if goal.is_other { self.cluster_of(goal.service) } else { Some(Rc::clone(home)) };
+        };
+        let mut cluster = subset.cluster.borrow_mut();
+        if let Some(cluster) = cluster.as_ref().filter(|cluster| cluster.has_its_shares()) {
+            return Some(Rc::clone(cluster));
+        }
+        let service = match goal.is_other {
+            true => self.cluster_of(goal.service)?.service.clone(),
+            false => Arc::clone(&home.service),
+        };
+        let members = members(&service, &subset.labels, &subset.fallback);
+        let made = Rc::new(Cluster::of_subset(&service, home.generation, members, &subset.cursor));
+        *cluster = Some(Rc::clone(&made));
+        Some(made)
+    }
+}
+
+fn answered(taken: &Taken<'_>, status: u16, body: &str, own: Vec<(HeaderName, HeaderValue)>) -> Result<Course, Unfit> {
+    let mut fields = own;
+    if let Some(change) = taken.response_change()? {
+        change.of_list(&mut fields);
+    }
+    Ok(Course::Answered(Reply::said(status, body, fields)))
+}
+
+/// Which endpoints a subset has; `None`: all.
+pub(crate) fn members(
+    service: &Service,
+    labels: &BTreeMap<String, String>,
+    fallback: &Fallback,
+) -> Option<Box<[bool]>> {
+    let having = |labels: &BTreeMap<String, String>| -> Box<[bool]> {
+        // Those that drain take no requests, and are not among the service's.
+        let active = service.config.endpoints.iter().filter(|endpoint| !endpoint.is_draining);
+        active.map(|it| labels.iter().all(|(name, value)| it.labels.get(name) == Some(value))).collect()
+    };
+    let subset = having(labels);
+    match fallback {
+        _ if subset.contains(&true) => Some(subset),
+        Fallback::NoFallback => Some(subset),
+        Fallback::AnyEndpoint => None,
+        Fallback::DefaultSubset(labels) => Some(having(labels)),
+    }
+}

@@ -1,0 +1,51 @@
+//! Requests by the route they took. The labels are bounded by what is configured.
+
+use std::{
+    fmt::Write,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use crate::cluster::Service;
+
+/// Writes the family, if there is a route. Names hold nothing that a label would have to escape.
+pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
+    let mut routed = services.iter().filter(|service| !service.routes.is_empty()).peekable();
+    if routed.peek().is_none() {
+        return;
+    }
+    let name = "sockway_route_requests_total";
+    let _ = writeln!(text, "# HELP {name} Requests that took a route of their service.\n# TYPE {name} counter");
+    for service in routed {
+        for (route, state) in service.config.routes.iter().zip(&service.routes) {
+            let (of, route, requests) = (&service.config.name, &route.name, state.requests.load(Relaxed));
+            let _ = writeln!(text, "{name}{{service=\"{of}\",route=\"{route}\"}} {requests}");
+        }
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cluster::Snapshot, config::file};
+
+    #[test]
+    fn a_routes_count_outlives_a_reload() {
+        let snapshot = |routes: &str, previous: &Snapshot| {
+            let keys = "name: a, address: 10.0.0.1:80, protocol: http, endpoints: [127.0.0.1:80]";
+            let config = file::parse(&format!("services: [{{{keys}, routes: [{routes}]}}]"), "F").expect("a good file");
+            Snapshot::build(&config, previous)
+        };
+        let first = snapshot("{name: x}, {name: y}", &Snapshot::default());
+        first.services[0].routes[1].requests.store(7, Relaxed);
+        let second = snapshot("{name: y}, {name: z}", &first);
+        let mut text = String::new();
+        write(&mut text, &second.services);
+        assert!(
+            text.ends_with(
+                "{service=\"a\",route=\"y\"} 7\nsockway_route_requests_total{service=\"a\",route=\"z\"} 0\n\n"
+            ),
+            "{text}"
+        );
+    }
+}
