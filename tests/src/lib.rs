@@ -9,6 +9,7 @@
 //! - [`origin`], [`web`], [`datagram`]: endpoints that say their name, in threads of the test;
 //! - [`peers`]: real programs: curl, python3, wrk, nginx, nghttpd, redis; [`databases`]: those that keep data;
 //! - [`frames`]: one side of an HTTP/2 connection, frame by frame; [`tls`]: certificates, and either side of a TLS connection;
+//! - [`pod`]: a program in a namespace of its own, and a client outside;
 //! - [`pair`]: two sockets joined by the shortcut;
 //! - [`torture`]: connections used in every way, on every path;
 //! - [`door`]: sockets made and connected inside a cgroup and a namespace, handed to the test;
@@ -36,6 +37,7 @@ pub mod pair;
 pub mod patience;
 pub mod peers;
 pub mod pins;
+pub mod pod;
 pub mod process;
 pub mod refused;
 pub mod socket;
