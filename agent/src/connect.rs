@@ -66,13 +66,16 @@ pub struct Visit {
     pub client: SocketAddr,
     /// What it dialled.
     pub destination: SocketAddr,
+    /// What its last request used.
     idle: RefCell<Option<Stream>>,
+    /// What its requests share.
+    links: RefCell<shared::Links>,
 }
 
 impl Visit {
     /// Of `client`, who dialled `destination`.
     pub fn new(place: Arc<Place>, client: SocketAddr, destination: SocketAddr) -> Self {
-        Self { place, client, destination, idle: RefCell::default() }
+        Self { place, client, destination, idle: RefCell::default(), links: RefCell::default() }
     }
 
     /// The connection to the program that its last request used, if that is still alive, as far as can be known.

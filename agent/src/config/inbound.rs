@@ -10,6 +10,7 @@ use super::{
     Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut, Tls,
     capture::{Cidr, NamespaceRules},
     policy::Take,
+    tls::Terminate,
 };
 
 /// Ports whose connections go through the agent.
@@ -21,8 +22,10 @@ pub struct Inbound {
     pub ports: Vec<RangeInclusive<u16>>,
     /// In which network namespaces.
     pub namespaces: NamespaceRules,
-    /// What is spoken: HTTP/1, opaque bytes, or whichever the first bytes are.
+    /// What is spoken: HTTP of either version, opaque bytes, or whichever the first bytes are.
     pub protocol: Protocol,
+    /// Clients speak TLS with the agent; the program hears what is said within.
+    pub terminate: Option<Terminate>,
     /// What HTTP messages may take.
     pub http: Http,
     /// How long the agent waits for the program to accept.

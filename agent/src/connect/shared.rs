@@ -19,13 +19,13 @@ use h2::{
 };
 use tokio::sync::{Notify, oneshot};
 
-use super::{ConnectError, IDLE_MAX, IdHasher, Meant, Upstreams};
+use super::{ConnectError, IDLE_MAX, IdHasher, Meant, Upstreams, Visit};
 use crate::{
     cluster::{Endpoint, EndpointState, Service, Stage},
     config::tls::Within,
     decode::http1::HEAD_BYTES_MAX,
     record::{Bytes as Count, Slab},
-    ring::{Buffers, HandshakeError, Io, Watch, spawn},
+    ring::{Buffers, HandshakeError, Io, Stream, Watch, spawn},
 };
 
 /// What a stream may receive before the other side has taken it: with 128 KiB on the way, a round trip of 1 ms gives 1 Gbit/s.
@@ -107,6 +107,18 @@ impl Drop for Seat {
 struct Shelf {
     meant: Meant,
     state: Arc<EndpointState>,
+    links: Rc<RefCell<Links>>,
+}
+
+impl Shelf {
+    fn of(service: &Service, endpoint: &Endpoint) -> Self {
+        Self { meant: Meant::of(service, endpoint), state: Arc::clone(&endpoint.state), links: Rc::default() }
+    }
+}
+
+/// Connections of which one is as good as another.
+#[derive(Default)]
+pub(super) struct Links {
     links: Vec<Rc<Link>>,
     dialling: Option<Rc<Dialling>>,
 }
@@ -167,36 +179,37 @@ enum Found {
     Nothing(Rc<Dialling>),
 }
 
-impl Shared {
-    fn find(&self, service: &Service, endpoint: &Endpoint) -> Found {
-        let mut shelves = self.shelves.borrow_mut();
-        let new = || Shelf {
-            meant: Meant::of(service, endpoint),
-            state: Arc::clone(&endpoint.state),
-            links: Vec::new(),
-            dialling: None,
-        };
-        let shelf = shelves.entry((service.id, endpoint.id)).or_insert_with(new);
-        if !shelf.meant.holds(service, endpoint) {
-            // The id means another address since the last reload, or it is reached by other means.
-            *shelf = new();
-        }
-        if let Some(link) = shelf.links.iter().find(|link| link.room() > 0 && !link.is_gone()) {
+impl Links {
+    fn find(&mut self) -> Found {
+        if let Some(link) = self.links.iter().find(|link| link.room() > 0 && !link.is_gone()) {
             return Found::Link(Rc::clone(link));
         }
-        if let Some(dialling) = &shelf.dialling {
+        if let Some(dialling) = &self.dialling {
             return Found::Dialling(Rc::clone(dialling));
         }
-        shelf.links.retain(|link| !link.is_gone());
-        if shelf.links.len() >= CONNECTIONS_MAX
-            && let Some(link) = shelf.links.iter().min_by_key(|link| link.open.get())
+        self.links.retain(|link| !link.is_gone());
+        if self.links.len() >= CONNECTIONS_MAX
+            && let Some(link) = self.links.iter().min_by_key(|link| link.open.get())
         {
             // All are full: it waits until one has room.
             return Found::Link(Rc::clone(link));
         }
         let dialling = Rc::<Dialling>::default();
-        shelf.dialling = Some(Rc::clone(&dialling));
+        self.dialling = Some(Rc::clone(&dialling));
         Found::Nothing(dialling)
+    }
+}
+
+impl Shared {
+    /// The connections to an endpoint.
+    fn links(&self, service: &Service, endpoint: &Endpoint) -> Rc<RefCell<Links>> {
+        let mut shelves = self.shelves.borrow_mut();
+        let shelf = shelves.entry((service.id, endpoint.id)).or_insert_with(|| Shelf::of(service, endpoint));
+        if !shelf.meant.holds(service, endpoint) {
+            // The id means another address since the last reload, or it is reached by other means.
+            *shelf = Shelf::of(service, endpoint);
+        }
+        Rc::clone(&shelf.links)
     }
 
     /// Lets go of connections that have ended or that nobody needed for long.
@@ -205,9 +218,12 @@ impl Shared {
         for shelf in shelves.values_mut() {
             let is_active = shelf.state.stage() == Stage::Active;
             let is_old = |link: &Link| link.open.get() == 0 && now.saturating_sub(link.idle_since.get()) > IDLE_MAX;
-            shelf.links.retain(|link| is_active && !link.is_gone() && !is_old(link));
+            shelf.links.borrow_mut().links.retain(|link| is_active && !link.is_gone() && !is_old(link));
         }
-        shelves.retain(|_, shelf| !shelf.links.is_empty() || shelf.dialling.is_some());
+        shelves.retain(|_, shelf| {
+            let Links { links, dialling } = &*shelf.links.borrow();
+            !links.is_empty() || dialling.is_some()
+        });
     }
 
     /// Lets go of all connections; requests on them go on.
@@ -223,8 +239,7 @@ impl Shared {
 
 /// Whoever waits for a connection that is being made learns how that ended, also when it is given up.
 struct Settling<'s> {
-    shared: &'s Shared,
-    ids: (u32, u32),
+    links: &'s RefCell<Links>,
     dialling: Rc<Dialling>,
 }
 
@@ -234,19 +249,13 @@ impl Settling<'_> {
     }
 
     fn succeed(&self, link: &Rc<Link>) {
-        if let Some(shelf) = self.shared.shelves.borrow_mut().get_mut(&self.ids)
-            && shelf.dialling.as_ref().is_some_and(|dialling| Rc::ptr_eq(dialling, &self.dialling))
-        {
-            shelf.links.push(Rc::clone(link));
-        }
+        self.links.borrow_mut().links.push(Rc::clone(link));
     }
 }
 
 impl Drop for Settling<'_> {
     fn drop(&mut self) {
-        if let Some(shelf) = self.shared.shelves.borrow_mut().get_mut(&self.ids) {
-            shelf.dialling.take_if(|dialling| Rc::ptr_eq(dialling, &self.dialling));
-        }
+        self.links.borrow_mut().dialling = None;
         self.dialling.done.notify_waiters();
     }
 }
@@ -259,9 +268,31 @@ impl Upstreams {
         endpoint: &Endpoint,
         buffers: &Rc<Buffers>,
     ) -> Result<Seat, ConnectError> {
+        let links = self.shared.links(service, endpoint);
+        self.seat_on(&links, self.dial(service, endpoint, Within::Http2), (service, buffers)).await
+    }
+
+    /// A place for a request on a connection to the program that a client has dialled.
+    pub async fn seat_inside(
+        &self,
+        service: &Service,
+        visit: &Visit,
+        buffers: &Rc<Buffers>,
+    ) -> Result<Seat, ConnectError> {
+        self.seat_on(&visit.links, self.dial_inside(service, visit), (service, buffers)).await
+    }
+
+    /// A place on one of these connections, or on a new one, which is as `dial` gives it.
+    async fn seat_on(
+        &self,
+        links: &RefCell<Links>,
+        dial: impl Future<Output = Result<Stream, ConnectError>>,
+        (service, buffers): (&Service, &Rc<Buffers>),
+    ) -> Result<Seat, ConnectError> {
         let mut reused = true;
         loop {
-            match self.shared.find(service, endpoint) {
+            let found = links.borrow_mut().find();
+            match found {
                 Found::Link(link) => {
                     link.open.set(link.open.get() + 1);
                     return Ok(Seat { link, reused, watch: Rc::clone(&self.watch) });
@@ -274,8 +305,8 @@ impl Upstreams {
                 }
                 Found::Nothing(dialling) => {
                     reused = false;
-                    let settling = Settling { shared: &self.shared, ids: (service.id, endpoint.id), dialling };
-                    let link = match self.dial(service, endpoint, Within::Http2).await {
+                    let settling = Settling { links, dialling };
+                    let link = match dial.await {
                         Ok(stream) => self.link(Io::new(stream, buffers, None), service.config.connect_timeout).await,
                         Err(error) => Err(error),
                     };
@@ -290,8 +321,19 @@ impl Upstreams {
 
     /// Makes a new connection one for many requests, unless there is one with room.
     pub async fn share(&self, service: &Service, endpoint: &Endpoint, io: Io) {
-        let Found::Nothing(dialling) = self.shared.find(service, endpoint) else { return };
-        let settling = Settling { shared: &self.shared, ids: (service.id, endpoint.id), dialling };
+        let links = self.shared.links(service, endpoint);
+        self.share_on(&links, service, io).await;
+    }
+
+    /// As [`Upstreams::share`], of a connection to the program that a client has dialled.
+    pub async fn share_inside(&self, service: &Service, visit: &Visit, io: Io) {
+        self.share_on(&visit.links, service, io).await;
+    }
+
+    async fn share_on(&self, links: &RefCell<Links>, service: &Service, io: Io) {
+        let found = links.borrow_mut().find();
+        let Found::Nothing(dialling) = found else { return };
+        let settling = Settling { links, dialling };
         match self.link(io, service.config.connect_timeout).await {
             Ok(link) => settling.succeed(&link),
             Err(error) => settling.fail(&error),

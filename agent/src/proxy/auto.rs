@@ -84,8 +84,7 @@ fn understood(cluster: &Cluster, spoken: &Spoken, has_settings: bool) -> Option<
     let to_http2 = cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2;
     match spoken {
         Spoken::Http1 if to_http2 || !has_settings => Some(HttpVersion::Http1),
-        // A connection that came in has its own way to the program, on which no requests of others are.
-        Spoken::Http2 if cluster.visit.is_none() => Some(HttpVersion::Http2),
+        Spoken::Http2 => Some(HttpVersion::Http2),
         _ => None,
     }
 }

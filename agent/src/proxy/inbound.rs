@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, net::SocketAddr, os::fd::OwnedFd, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
 
-use super::{Cluster, Hop, Serving, auto, http, opaque};
+use super::{Cluster, Hop, Serving, auto, http, http2, opaque, tls};
 use crate::{
     balance::Balancer,
     cluster::{Inbound, Refused, Service, Shares},
@@ -48,7 +48,11 @@ async fn accepted(
             return Err(Counter::InboundRefused);
         }
     };
-    let downstream = Stream::new(socket).map_err(|_| Counter::NoMemory)?;
+    let mut downstream = Stream::new(socket).map_err(|_| Counter::NoMemory)?;
+    let protocol = match &rule.config.terminate {
+        None => rule.config.protocol,
+        Some(terminate) => tls::accept(hop, &mut downstream, terminate, rule.config.protocol).await?,
+    };
     let cluster = Rc::new(Cluster {
         service: Arc::clone(&rule.service),
         members: None,
@@ -61,13 +65,11 @@ async fn accepted(
     });
     // Where there is one endpoint, no hash of the source is asked for.
     let original = OriginalDst { address: dialled, service: rule.service.id, source: 0 };
-    let serving: Serving<'_> = match rule.config.protocol {
+    let serving: Serving<'_> = match protocol {
         Protocol::Http => http::serve(hop, downstream, cluster, original, None),
+        Protocol::Http2 => Box::pin(http2::serve(hop, downstream, cluster, original, None)),
         Protocol::Auto => auto::listen(hop, downstream, cluster, original).await?,
-        // No rule names HTTP/2 by itself: it is passed through.
-        Protocol::Tcp | Protocol::Udp | Protocol::Http2 => {
-            Box::pin(opaque::serve(hop, downstream, cluster, original.source))
-        }
+        Protocol::Tcp | Protocol::Udp => Box::pin(opaque::serve(hop, downstream, cluster, original.source)),
     };
     Ok((serving, entered))
 }

@@ -237,14 +237,14 @@ impl Hop {
 
     /// A place on a connection to an endpoint that was not tried before.
     pub(super) async fn reach_shared(&self, cluster: &Rc<Cluster>, tried: &mut Tried) -> Result<Shared, Unreached> {
+        if let Some(visit) = &cluster.visit {
+            return self.reach_shared_inside(cluster, visit, tried).await;
+        }
         let mut why = Unreached::NoEndpoint;
         while let Some(chosen) = self.choose(cluster, tried) {
             let endpoint = &cluster.service.endpoints[chosen];
             match self.upstreams.seat(&cluster.service, endpoint, &self.buffers).await {
-                Ok(seat) => {
-                    self.slab.count(if seat.reused { Counter::UpstreamReused } else { Counter::UpstreamFresh });
-                    return Ok(Shared { seat, lease: Lease::take(cluster, chosen) });
-                }
+                Ok(seat) => return Ok(self.seated(cluster, chosen, seat)),
                 Err(error) => why = self.missed(cluster, chosen, error, tried, why)?,
             }
         }
@@ -299,21 +299,50 @@ impl Hop {
             self.slab.count(Counter::UpstreamReused);
             return Ok(lease(cluster, 0, stream, true));
         }
-        let why = match self.upstreams.dial_inside(&cluster.service, visit).await {
+        match self.upstreams.dial_inside(&cluster.service, visit).await {
             Ok(stream) => {
                 self.slab.count(Counter::UpstreamFresh);
-                return Ok(lease(cluster, 0, stream, false));
+                Ok(lease(cluster, 0, stream, false))
             }
-            Err(ConnectError::Ours(error)) => {
+            Err(error) => Err(self.missed_inside(cluster, error, tried)),
+        }
+    }
+
+    /// As [`Hop::reach_inside`], for a place on a connection.
+    async fn reach_shared_inside(
+        &self,
+        cluster: &Rc<Cluster>,
+        visit: &Visit,
+        tried: &mut Tried,
+    ) -> Result<Shared, Unreached> {
+        if !tried.indexes.is_empty() {
+            return Err(Unreached::NoEndpoint);
+        }
+        match self.upstreams.seat_inside(&cluster.service, visit, &self.buffers).await {
+            Ok(seat) => Ok(self.seated(cluster, 0, seat)),
+            Err(error) => Err(self.missed_inside(cluster, error, tried)),
+        }
+    }
+
+    fn missed_inside(&self, cluster: &Cluster, error: ConnectError, tried: &mut Tried) -> Unreached {
+        let why = match error {
+            ConnectError::Ours(error) => {
                 tracing::error!(%error, "no socket for a connection to a program");
-                return Err(Unreached::NoSocket);
+                return Unreached::NoSocket;
             }
-            Err(ConnectError::Late(timeout)) => Unreached::Late(timeout),
-            Err(_) => Unreached::NoEndpoint,
+            ConnectError::Late(timeout) | ConnectError::Mute(timeout) => Unreached::Late(timeout),
+            ConnectError::NotHttp2 => Unreached::NotHttp2,
+            ConnectError::Failed(_) | ConnectError::Tls(_) => Unreached::NoEndpoint,
         };
+        self.report(cluster, 0, if matches!(why, Unreached::Late(_)) { Seen::ConnectLate } else { Seen::NotConnected });
         cluster.service.endpoints[0].state.connect_failures.fetch_add(1, Relaxed);
         tried.indexes.push(0);
-        Err(why)
+        why
+    }
+
+    fn seated(&self, cluster: &Rc<Cluster>, chosen: usize, seat: Seat) -> Shared {
+        self.slab.count(if seat.reused { Counter::UpstreamReused } else { Counter::UpstreamFresh });
+        Shared { seat, lease: Lease::take(cluster, chosen) }
     }
 
     /// The next endpoint to try.
@@ -339,6 +368,10 @@ impl Hop {
     /// Gives a connection on which nothing was said yet, but by the endpoint what is in `first`, to the requests of HTTP/2, if they have none.
     pub(super) async fn share(&self, upstream: Upstream, first: Option<Buf>) {
         let Upstream { stream, lease, .. } = upstream;
+        if let Some(visit) = &lease.cluster.visit {
+            let io = Io::new(stream, &self.buffers, first);
+            return self.upstreams.share_inside(&lease.cluster.service, visit, io).await;
+        }
         if !self.is_draining() && lease.endpoint().state.stage() == Stage::Active {
             let io = Io::new(stream, &self.buffers, first);
             self.upstreams.share(&lease.cluster.service, lease.endpoint(), io).await;

@@ -8,6 +8,7 @@ use super::{
     policy::{KEYS_OF_A_TAKE, take},
     section::{Field, Path, Position, Problems, Section},
     service::{CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS_MAX, service_name},
+    tls,
 };
 use crate::config::{
     Protocol,
@@ -16,8 +17,8 @@ use crate::config::{
     policy::Take,
 };
 
-pub(super) const INBOUND_PROTOCOLS: [(&str, Protocol); 3] =
-    [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("auto", Protocol::Auto)];
+pub(super) const INBOUND_PROTOCOLS: [(&str, Protocol); 4] =
+    [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("http2", Protocol::Http2), ("auto", Protocol::Auto)];
 
 pub(super) fn inbound(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Inbound>> {
     let items = field.list(problems)?;
@@ -31,8 +32,19 @@ pub(super) fn inbound(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<
 }
 
 fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut Problems) -> Option<Inbound> {
-    let keys =
-        ["name", "ports", "namespaces", "protocol", "http", "connect_timeout_ms", "limits", "allow", "deny", "pass"];
+    let keys = [
+        "name",
+        "ports",
+        "namespaces",
+        "protocol",
+        "http",
+        "tls",
+        "connect_timeout_ms",
+        "limits",
+        "allow",
+        "deny",
+        "pass",
+    ];
     let section = Section::open(field.node, &field.path, &keys, problems)?;
     let name_field = section.require("name", "write a name that no other inbound rule has", problems);
     let name = name_field.and_then(|field| name(&field, names, problems));
@@ -46,9 +58,10 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
         }
         ports
     });
-    let protocol = section.require("protocol", "write tcp, http or auto", problems);
+    let protocol = section.require("protocol", "write tcp, http, http2 or auto", problems);
     let protocol = protocol.and_then(|field| field.choice(&INBOUND_PROTOCOLS, problems));
     let http = http::http(&section, protocol, problems);
+    let terminate = tls::inbound(&section, protocol, problems);
     let namespaces = section.or("namespaces", NamespaceRules::default, namespaces, problems);
     let timeout = section.or(
         "connect_timeout_ms",
@@ -64,6 +77,7 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
         namespaces: namespaces?,
         protocol: protocol?,
         http: http?,
+        terminate: terminate?,
         connect_timeout: milliseconds(timeout?),
         limits: limits?,
         sources: sources?,

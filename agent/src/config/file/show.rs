@@ -161,6 +161,7 @@ fn show_inbound(rule: &Inbound) -> Value {
         },
         "protocol": protocol_word(rule.protocol),
         "http": speaks_http(rule.protocol).then(|| http::show(&rule.http)),
+        "tls": rule.terminate.as_ref().map(tls::show_inbound),
         "connect_timeout_ms": milliseconds(rule.connect_timeout),
         "limits": show_inbound_limits(&rule.limits),
         "allow": texts(&rule.sources.allow),
@@ -177,7 +178,7 @@ fn show_inbound_limits(limits: &InboundLimits) -> Value {
 
 /// Whether the section `http` says anything.
 fn speaks_http(protocol: Protocol) -> bool {
-    matches!(protocol, Protocol::Http | Protocol::Auto)
+    matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Auto)
 }
 
 /// The word that a file uses for a protocol.

@@ -1,4 +1,4 @@
-//! Where TLS ends and begins: the section `tls` of a service. The files that it names are read here, so that what is wrong with one is said
+//! Where TLS ends and begins: the section `tls` of a service or an inbound rule. The files that it names are read here, so that what is wrong with one is said
 //! with the place where it is named.
 
 use std::{
@@ -38,6 +38,27 @@ pub(super) fn tls(section: &Section<'_>, protocol: Option<Protocol>, problems: &
         read(field, protocol.unwrap_or(Protocol::Tcp), problems)
     };
     section.or("tls", Tls::default, read, problems)
+}
+
+/// Reads the section of an inbound rule, if there is one: TLS ends here, and the program is spoken to in plain.
+pub(super) fn inbound(
+    section: &Section<'_>,
+    protocol: Option<Protocol>,
+    problems: &mut Problems,
+) -> Option<Option<Terminate>> {
+    let read = |field: &Field<'_>, problems: &mut Problems| {
+        let section = Section::open(field.node, &field.path, &["terminate", "originate"], problems)?;
+        if let Some(field) = section.get("originate") {
+            let what = "is of services: the program behind an inbound rule is on this host, and is spoken to in plain; \
+                        leave the key out";
+            field.refuse(what, problems);
+            return None;
+        }
+        let field = section.require("terminate", "write terminate: {certificates: [...]}", problems)?;
+        // What is wrong with the protocol is noted already.
+        terminate(&field, protocol.unwrap_or(Protocol::Tcp), problems).map(Some)
+    };
+    section.or("tls", || None, read, problems)
 }
 
 fn read(field: &Field<'_>, protocol: Protocol, problems: &mut Problems) -> Option<Tls> {
@@ -165,9 +186,12 @@ pub fn files(text: &str) -> Vec<PathBuf> {
         return Vec::new();
     }
     let Ok(root) = tree::grow(text) else { return Vec::new() };
-    let Some(Value::List(services)) = value(&root, "services") else { return Vec::new() };
+    let listed = ["services", "inbound"].into_iter().filter_map(|key| match value(&root, key) {
+        Some(Value::List(items)) => Some(items),
+        _ => None,
+    });
     let mut files = Vec::new();
-    for tls in services.iter().filter_map(|service| node(service, "tls")) {
+    for tls in listed.flatten().filter_map(|item| node(item, "tls")) {
         if let Some(Value::List(pairs)) = node(tls, "terminate").and_then(|terminate| value(terminate, "certificates"))
         {
             pairs.iter().for_each(|pair| add_pair(pair, &mut files));
@@ -207,12 +231,9 @@ fn node<'n>(of: &'n Node, key: &str) -> Option<&'n Node> {
 
 /// The section as the file would say it; no key is shown.
 pub(super) fn show(tls: &Tls) -> Json {
-    let pair = |pair: &KeyPair| json!({ "cert": pair.cert, "key": pair.key });
     let mut shown = serde_json::Map::new();
     if let Some(terminate) = &tls.terminate {
-        let certificates: Vec<Json> = terminate.certificates.iter().map(pair).collect();
-        let timeout = duration_ms(terminate.handshake_timeout);
-        shown.insert("terminate".to_owned(), json!({ "certificates": certificates, "handshake_timeout_ms": timeout }));
+        shown.insert("terminate".to_owned(), show_terminate(terminate));
     }
     if let Some(originate) = &tls.originate {
         let roots = match &originate.roots {
@@ -220,11 +241,25 @@ pub(super) fn show(tls: &Tls) -> Json {
             Roots::File(path) => json!(path),
         };
         let name = originate.server_name.as_ref().map(|name| name.to_str());
-        let certificate = originate.certificate.as_ref().map(pair);
+        let certificate = originate.certificate.as_ref().map(show_pair);
         shown
             .insert("originate".to_owned(), json!({ "roots": roots, "server_name": name, "certificate": certificate }));
     }
     Json::Object(shown)
+}
+
+/// What an inbound rule has of the section.
+pub(super) fn show_inbound(terminate: &Terminate) -> Json {
+    json!({ "terminate": show_terminate(terminate) })
+}
+
+fn show_terminate(terminate: &Terminate) -> Json {
+    let certificates: Vec<Json> = terminate.certificates.iter().map(show_pair).collect();
+    json!({ "certificates": certificates, "handshake_timeout_ms": duration_ms(terminate.handshake_timeout) })
+}
+
+fn show_pair(pair: &KeyPair) -> Json {
+    json!({ "cert": pair.cert, "key": pair.key })
 }
 
 fn duration_ms(duration: Duration) -> u64 {
@@ -290,6 +325,31 @@ mod tests {
         assert_eq!(files(&service(directory.path(), wrong)), [cert]);
         assert!(files("services: {").is_empty());
         assert!(files(&service(directory.path(), "protocol: tcp, tls: {originate: {roots: system}}")).is_empty());
+    }
+
+    #[test]
+    fn an_inbound_rule_ends_tls_and_begins_none() {
+        let directory = directory();
+        let rule = |tls: &str| {
+            let tls = tls.replace("DIR", &directory.path().to_string_lossy());
+            format!("inbound:\n  - {{name: a, ports: [80], protocol: auto, tls: {tls}}}\n")
+        };
+        let text = rule("{terminate: {certificates: [{cert: DIR/c.pem, key: DIR/k.pem}]}}");
+        let config = file::parse(&text, "F").expect("a good file");
+        let terminate = config.inbound[0].terminate.as_ref().unwrap();
+        assert_eq!(terminate.certificates[0].names(), ["a.example"]);
+        assert_eq!(files(&text), ["c.pem", "k.pem"].map(|name| directory.path().join(name)));
+        let shown = file::show(&config).to_string();
+        assert_eq!(file::parse(&shown, "F").expect("what is shown can be read"), config);
+        for (tls, expected) in [
+            ("{}", "inbound[0].tls.terminate: is missing"),
+            ("{originate: {roots: system}}", "inbound[0].tls.originate: is of services"),
+            ("{terminate: {}}", "inbound[0].tls.terminate.certificates: is missing"),
+        ] {
+            let Err(ConfigError::Invalid { problems, .. }) = file::parse(&rule(tls), "F") else { panic!("{tls}") };
+            let found: Vec<String> = problems.iter().map(|found| format!("{}: {}", found.path, found.what)).collect();
+            assert!(found.len() == 1 && found[0].starts_with(expected), "{tls}: {found:?}");
+        }
     }
 
     #[test]
