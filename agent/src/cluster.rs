@@ -29,7 +29,7 @@ use self::{
     index::Index,
 };
 pub use self::{
-    endpoint::{Endpoint, EndpointState, Stage},
+    endpoint::{Endpoint, EndpointState, Latency, Stage},
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
     outlier::{Ejections, Marks, Reason, Tally},
@@ -113,6 +113,8 @@ pub struct Service {
     pub ejections: Arc<Ejections>,
     /// What is counted of its routes, in the order of the configuration.
     pub routes: Vec<RouteState>,
+    /// How much all of its endpoints have to do, where somebody goes by that.
+    pub load: Arc<AtomicU64>,
     /// How often one of its endpoints went up or down, or came further on its way out.
     pub changes: Changes,
 }

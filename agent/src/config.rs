@@ -10,6 +10,7 @@ pub mod pattern;
 pub mod policy;
 pub mod route;
 pub mod tls;
+pub mod tuning;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -106,13 +106,12 @@ impl Cluster {
         members: Option<Box<[bool]>>,
         cursor: &Arc<AtomicUsize>,
     ) -> Self {
-        let policy = &service.config.policy;
         // Asked first: what is published meanwhile is noticed.
         let shares_version = service.shares.version();
         let shares = service.shares.current().unwrap_or_else(|| Arc::new(configured(service)));
         let shares = members.as_deref().map_or(shares.clone(), |members| Arc::new(only(members, &shares, service)));
         let addresses: Vec<SocketAddr> = service.endpoints.iter().map(|endpoint| endpoint.address).collect();
-        let balancer = Balancer::new(policy.balance, &addresses, &shares, policy.maglev_table_size);
+        let balancer = Balancer::new(&service.config.policy, &addresses, &shares);
         Self {
             service: Arc::clone(service),
             members,

@@ -18,27 +18,32 @@ pub struct Choice {
     pub address: SocketAddr,
 }
 
-/// The slots. `maglev_slots` is a prime.
+/// The slots; of what only the agent balances by, those of the nearest that the kernel half does as well, for while the agent is dead.
+/// `maglev_slots` is a prime.
 pub fn table(balance: Balance, choices: &[Choice], maglev_slots: u32) -> Vec<Slot> {
     let weights: Vec<u32> = choices.iter().map(|choice| choice.weight).collect();
     let only = |index: u32| Slot::only(choices[index as usize].endpoint);
     match balance {
         Balance::RoundRobin => round_robin::cycle(&weights).into_iter().map(only).collect(),
         // The same endpoint for the same source on every host: in the order of the addresses, not of the ids.
-        Balance::SourceHash => by_address(choices).iter().map(|choice| Slot::only(choice.endpoint)).collect(),
+        Balance::SourceHash | Balance::RingHash => {
+            by_address(choices).iter().map(|choice| Slot::only(choice.endpoint)).collect()
+        }
         Balance::Maglev => {
             let keys: Vec<String> = choices.iter().map(|choice| choice.address.to_string()).collect();
             maglev::table(&keys, &weights, maglev_slots).into_iter().map(only).collect()
         }
-        Balance::Random | Balance::WeightedRandom => weighted_random::columns(&weights)
-            .iter()
-            .zip(choices)
-            .map(|(column, own)| Slot {
-                first: own.endpoint,
-                second: choices[column.alias as usize].endpoint,
-                threshold: column.threshold,
-            })
-            .collect(),
+        Balance::Random | Balance::WeightedRandom | Balance::LeastRequest | Balance::PeakEwma => {
+            weighted_random::columns(&weights)
+                .iter()
+                .zip(choices)
+                .map(|(column, own)| Slot {
+                    first: own.endpoint,
+                    second: choices[column.alias as usize].endpoint,
+                    threshold: column.threshold,
+                })
+                .collect()
+        }
         Balance::LeastConnections => {
             choices.iter().map(|choice| Slot { threshold: choice.weight, ..Slot::only(choice.endpoint) }).collect()
         }

@@ -56,11 +56,13 @@ pub(super) fn build_service(
     let departure = Departure::new(id, config, leaving, &changes);
     let ejections = old.map(|old| Arc::clone(&old.ejections)).unwrap_or_default();
     let cursor = old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default();
+    let load = old.map(|old| Arc::clone(&old.load)).unwrap_or_default();
     let before = old.map(|old| (old.config.routes.as_slice(), old.routes.as_slice()));
     let routes = routed::states(&config.routes, before);
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);
-    let service = Service { id, endpoints, draining, shares, has_shares, cursor, ejections, routes, config, changes };
+    let service =
+        Service { id, endpoints, draining, shares, has_shares, cursor, load, ejections, routes, config, changes };
     (service, departure)
 }
 

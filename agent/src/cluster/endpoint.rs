@@ -40,6 +40,10 @@ pub struct EndpointState {
     verdicts: AtomicU8,
     /// Requests (HTTP) or connections (TCP) in flight through the agent.
     pub active: AtomicU32,
+    /// What those count in its load beyond one each: see [`config::tuning::Cost`].
+    pub surplus: AtomicU32,
+    /// How fast it answers, where somebody goes by that.
+    pub latency: Latency,
     /// Requests or connections sent to it by the agent.
     pub total: AtomicU64,
     /// Connects by the agent that failed.
@@ -58,6 +62,18 @@ pub struct EndpointState {
 const DOWN: u8 = 1;
 /// Set when it did worse than it should; cleared when its time is over.
 const EJECTED: u8 = 2;
+
+/// How fast an endpoint answers, as [`config::Balance::PeakEwma`] knows it.
+#[derive(Debug, Default)]
+pub struct Latency {
+    /// What it takes, and when that was said, as the policy keeps them; 0: nothing is known.
+    pub estimate: AtomicU64,
+    /// Requests that have no answer yet.
+    pub unanswered: AtomicU32,
+    /// Since when all of those have been waiting at least, in nanoseconds of the monotonic clock: the first since there was none, or the last
+    /// answer.
+    pub since: AtomicU64,
+}
 
 /// How far an endpoint is on its way out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +114,11 @@ impl EndpointState {
     /// Of an endpoint that nothing is known of.
     pub(super) fn of(changes: &Changes) -> Arc<Self> {
         Arc::new(Self { changes: Changes::clone(changes), ..Self::default() })
+    }
+
+    /// How much it has to do.
+    pub fn load(&self) -> u64 {
+        u64::from(self.active.load(Ordering::Relaxed)) + u64::from(self.surplus.load(Ordering::Relaxed))
     }
 
     /// Whether it may be chosen.

@@ -91,6 +91,7 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 has_shares: false,
                 cursor: Arc::default(),
                 routes: Vec::new(),
+                load: Arc::default(),
                 config: Arc::new(config),
                 changes: Changes::default(),
             };

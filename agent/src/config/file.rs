@@ -16,6 +16,7 @@ mod service;
 mod show;
 mod tls;
 mod tree;
+mod tuning;
 
 use std::{
     fmt,
@@ -66,13 +67,16 @@ const PROTOCOLS: [(&str, Protocol); 5] = [
 ];
 const UPSTREAM_PROTOCOLS: [(&str, HttpVersion); 2] = [("http1", HttpVersion::Http1), ("http2", HttpVersion::Http2)];
 const MODES: [(&str, Mode); 2] = [("kernel", Mode::Kernel), ("agent", Mode::Agent)];
-const BALANCES: [(&str, Balance); 6] = [
+const BALANCES: [(&str, Balance); 9] = [
     ("round_robin", Balance::RoundRobin),
     ("random", Balance::Random),
     ("weighted_random", Balance::WeightedRandom),
     ("least_connections", Balance::LeastConnections),
     ("source_hash", Balance::SourceHash),
     ("maglev", Balance::Maglev),
+    ("least_request", Balance::LeastRequest),
+    ("peak_ewma", Balance::PeakEwma),
+    ("ring_hash", Balance::RingHash),
 ];
 const SOURCES: [(&str, Source); 3] =
     [("namespace", Source::Namespace), ("cgroup", Source::Cgroup), ("uid", Source::Uid)];

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::tuning::Tuning;
+
 /// Slots of a Maglev table unless said otherwise: the paper's smaller one, which fits a hundred endpoints within one percent of their shares.
 pub const MAGLEV_SLOTS: u32 = 65_537;
 /// Most slots of a Maglev table: Envoy's bound.
@@ -29,6 +31,8 @@ pub struct Policy {
     /// A level with fewer endpoints up than this, in percent, is used as if all were, once no level can make good for it. 0: only when
     /// none is up anywhere.
     pub panic_threshold_percent: u32,
+    /// What only the agent balances by.
+    pub tuning: Tuning,
 }
 
 impl Default for Policy {
@@ -43,6 +47,7 @@ impl Default for Policy {
             prefer_zone: false,
             slow_start: None,
             panic_threshold_percent: 0,
+            tuning: Tuning::default(),
         }
     }
 }
@@ -58,10 +63,28 @@ pub enum Balance {
     WeightedRandom,
     /// The one with the fewest open connections for its weight.
     LeastConnections,
-    /// By a hash of the source; when endpoints change, most sources move.
+    /// By a hash; when endpoints change, most keys move.
     SourceHash,
-    /// By a hash of the source; when endpoints change, few sources move.
+    /// By a hash; when endpoints change, few keys move.
     Maglev,
+    /// The better of a few drawn at random, by requests in flight. By the agent alone, as those that follow.
+    LeastRequest,
+    /// The better of a few drawn at random, by how fast it answers and how many wait for it.
+    PeakEwma,
+    /// By a hash, on a ring; when endpoints change, only the keys move that must.
+    RingHash,
+}
+
+impl Balance {
+    /// Whether only the agent can: what it goes by is not known in `connect()`.
+    pub fn is_agents(self) -> bool {
+        matches!(self, Self::LeastRequest | Self::PeakEwma | Self::RingHash)
+    }
+
+    /// Whether an endpoint is found by a hash.
+    pub fn hashes(self) -> bool {
+        matches!(self, Self::SourceHash | Self::Maglev | Self::RingHash)
+    }
 }
 
 /// Who dials.

@@ -86,8 +86,9 @@ impl Needs {
             let slots = match policy.balance {
                 Balance::Maglev => policy.maglev_table_size as usize,
                 // As often as its weight says, at most.
-                Balance::RoundRobin | Balance::SourceHash => weights,
+                Balance::RoundRobin | Balance::SourceHash | Balance::RingHash => weights,
                 Balance::Random | Balance::WeightedRandom | Balance::LeastConnections => endpoints,
+                Balance::LeastRequest | Balance::PeakEwma => endpoints,
             };
             let levels = service.endpoints.iter().any(|endpoint| endpoint.priority > 0) || policy.prefer_zone;
             needs.uneven |= levels || policy.slow_start.is_some() || policy.panic_threshold_percent > 0;

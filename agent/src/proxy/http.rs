@@ -38,7 +38,7 @@ use crate::{
     kernel::OriginalDst,
     record::{Bytes, Counter},
     ring::{Buf, Due, MEDIUM, SMALL, Stream},
-    route::Fields,
+    route::{Fields, Request},
 };
 
 /// How long a refused client may go on sending what nobody reads, so that the refusal reaches it: closing at once would reset the
@@ -196,6 +196,8 @@ impl Connection<'_> {
             own_time::observe(&hop.slab, spent);
             return next;
         }
+        let request = || Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
+        let tried = Tried::for_request(self.hop, &self.cluster, self.source, request);
         let received = buf.len();
         let outgoing = match self.outgoing(buf, &head) {
             Ok(outgoing) => outgoing,
@@ -204,12 +206,12 @@ impl Connection<'_> {
         self.hop.slab.count_bytes(Bytes::DownstreamReceived, received);
         self.hop.slab.count_bytes(Bytes::UpstreamSent, outgoing.send.len());
         if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() {
-            self.exchange_whole(outgoing.buf, outgoing.send, &head, own).await
+            self.exchange_whole(outgoing.buf, outgoing.send, &head, tried, own).await
         } else {
             // Boxed: the state of a streamed exchange is large, and most connections never need it.
             let spent = own.map(|_| Cell::default());
             let hop = self.hop;
-            let next = own_time::of(Box::pin(self.exchange_streaming(outgoing, &head)), spent.as_ref()).await;
+            let next = own_time::of(Box::pin(self.exchange_streaming(outgoing, &head, tried)), spent.as_ref()).await;
             own_time::observe(&hop.slab, spent);
             next
         }
@@ -243,11 +245,11 @@ impl Connection<'_> {
         mut buf: Buf,
         send: Range<usize>,
         head: &RequestHead,
+        mut tried: Tried,
         mut own: Option<OwnTime>,
     ) -> Next {
         let limits = self.limits();
         let leaves = head.keep_alive && buf.is_empty();
-        let mut tried = Tried::by(self.source);
         // What is said if an endpoint did accept, but gave no response.
         let (mut replays, mut mute) = (0, None);
         loop {
@@ -285,6 +287,7 @@ impl Connection<'_> {
                 replays += 1;
                 continue;
             }
+            upstream.heard().now();
             let uploaded = Cell::new(!upstream.stream.writer.is_sending());
             let head_sent = Cell::new(false);
             let answer = Answer {

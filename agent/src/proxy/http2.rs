@@ -47,6 +47,8 @@ pub(super) struct Connection {
     cluster: RefCell<Rc<Cluster>>,
     /// Who dialled, as the service's hashes know it.
     source: u64,
+    /// Whether the client speaks TLS.
+    is_secure: bool,
     /// What sees the client's frames.
     guard: Rc<RefCell<Guard>>,
 }
@@ -73,6 +75,7 @@ pub async fn serve(
         hop: Rc::clone(hop),
         cluster: RefCell::new(cluster),
         source: original.source,
+        is_secure: stream.is_tls(),
         guard: Rc::clone(&guard),
     });
     let io = Io::new(stream, &hop.buffers, first).watched_by(sentry(hop, &guard));

@@ -76,9 +76,8 @@ async fn accepted(
 
 /// Chooses among the one endpoint that there is.
 fn only(service: &Service, program: SocketAddr) -> Balancer {
-    let policy = &service.config.policy;
     let all = Shares { weights: vec![1], standby: Vec::new() };
-    Balancer::new(policy.balance, &[program], &all, policy.maglev_table_size)
+    Balancer::new(&service.config.policy, &[program], &all)
 }
 
 /// A place among the connections of a rule, given back when dropped.

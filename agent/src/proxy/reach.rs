@@ -1,15 +1,21 @@
 //! Balance and connect, until an endpoint answers: one that cannot be reached is set down, told of, and another is tried before the
 //! client sees anything.
 
+mod asked;
+mod timed;
+
 use std::{
+    cell::Cell,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+pub use self::timed::Heard;
+use self::timed::{Timed, tell};
 use super::{Cluster, EndpointNews, Hop};
 use crate::{
-    balance::Ask,
+    balance::{Ask, peak_ewma::Nanos},
     cluster::{Endpoint, Reason, Seen, Service, Stage},
     config::{Protocol, tls::Within},
     connect::{ConnectError, Seat, Visit},
@@ -48,6 +54,11 @@ impl Upstream {
     pub fn who(&self) -> Who {
         self.lease.who()
     }
+
+    /// To be told when the answer begins.
+    pub fn heard(&self) -> Heard {
+        Heard(self.lease.timed.clone())
+    }
 }
 
 impl Shared {
@@ -60,17 +71,24 @@ impl Shared {
     pub fn who(&self) -> Who {
         self.lease.who()
     }
+
+    /// As [`Upstream::heard`].
+    pub fn heard(&self) -> Heard {
+        Heard(self.lease.timed.clone())
+    }
 }
 
 /// An endpoint that is attempted.
 pub struct Who {
     cluster: Rc<Cluster>,
     endpoint: usize,
+    timed: Option<Rc<Timed>>,
 }
 
 impl Who {
     /// As [`Upstream::report`].
     pub fn report(&self, hop: &Hop, seen: Seen) {
+        tell(self.timed.as_deref(), seen);
         hop.report(&self.cluster, self.endpoint, seen);
     }
 }
@@ -79,15 +97,33 @@ impl Who {
 struct Lease {
     cluster: Rc<Cluster>,
     endpoint: usize,
+    /// What it counts in the endpoint's load beyond one.
+    surplus: u32,
+    /// What it counts in the service's, where somebody goes by that.
+    of_all: u64,
+    timed: Option<Rc<Timed>>,
 }
 
 impl Lease {
-    fn take(cluster: &Rc<Cluster>, endpoint: usize) -> Self {
-        let lease = Self { cluster: Rc::clone(cluster), endpoint };
-        let state = &lease.endpoint().state;
-        state.active.fetch_add(1, Relaxed);
-        state.total.fetch_add(1, Relaxed);
-        lease
+    fn take(cluster: &Rc<Cluster>, endpoint: usize, cost: u32) -> Self {
+        let service = &cluster.service;
+        let (chosen, surplus) = (&service.endpoints[endpoint], cost.saturating_sub(1));
+        chosen.state.active.fetch_add(1, Relaxed);
+        chosen.state.total.fetch_add(1, Relaxed);
+        if surplus > 0 {
+            chosen.state.surplus.fetch_add(surplus, Relaxed);
+        }
+        let of_all = service.config.policy.tuning.hash_balance_factor.map_or(0, |_| cost.into());
+        if of_all > 0 {
+            service.load.fetch_add(of_all, Relaxed);
+        }
+        Self {
+            cluster: Rc::clone(cluster),
+            endpoint,
+            surplus,
+            of_all,
+            timed: Timed::begin(service, chosen).map(Rc::new),
+        }
     }
 
     fn endpoint(&self) -> &Arc<Endpoint> {
@@ -95,17 +131,25 @@ impl Lease {
     }
 
     fn report(&self, hop: &Hop, seen: Seen) {
+        tell(self.timed.as_deref(), seen);
         hop.report(&self.cluster, self.endpoint, seen);
     }
 
     fn who(&self) -> Who {
-        Who { cluster: Rc::clone(&self.cluster), endpoint: self.endpoint }
+        Who { cluster: Rc::clone(&self.cluster), endpoint: self.endpoint, timed: self.timed.clone() }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.endpoint().state.active.fetch_sub(1, Relaxed);
+        let state = &self.endpoint().state;
+        state.active.fetch_sub(1, Relaxed);
+        if self.surplus > 0 {
+            state.surplus.fetch_sub(self.surplus, Relaxed);
+        }
+        if self.of_all > 0 {
+            self.cluster.service.load.fetch_sub(self.of_all, Relaxed);
+        }
     }
 }
 
@@ -133,12 +177,14 @@ pub enum Unreached {
 pub struct Tried {
     indexes: Vec<usize>,
     source: u64,
+    key: Option<u64>,
+    cost: u32,
 }
 
 impl Tried {
     /// None yet.
     pub fn by(source: u64) -> Self {
-        Self { indexes: Vec::new(), source }
+        Self { indexes: Vec::new(), source, key: None, cost: 1 }
     }
 
     /// Counts the endpoint of a connection that was made, and was no good, among them.
@@ -156,24 +202,44 @@ impl Tried {
 struct World<'w> {
     hop: &'w Hop,
     cluster: &'w Cluster,
-    source: u64,
+    tried: &'w Tried,
+    /// The clock is looked at by who goes by it, and once.
+    now: Cell<Option<Nanos>>,
 }
 
 impl Ask for World<'_> {
-    fn turn(&mut self) -> usize {
+    fn turn(&self) -> usize {
         self.cluster.cursor.fetch_add(1, Relaxed)
     }
 
-    fn chance(&mut self) -> u64 {
+    fn chance(&self) -> u64 {
         self.hop.chance()
     }
 
     fn load(&self, index: usize) -> u64 {
-        self.cluster.service.endpoints[index].state.active.load(Relaxed).into()
+        self.cluster.service.endpoints[index].state.load()
+    }
+
+    fn load_of_all(&self) -> u64 {
+        self.cluster.service.load.load(Relaxed)
+    }
+
+    fn cost(&self, index: usize) -> f64 {
+        let now = self.now.get().unwrap_or_else(monotonic_ns);
+        self.now.set(Some(now));
+        timed::cost(
+            &self.cluster.service.endpoints[index].state,
+            &self.cluster.service.config.policy.tuning.peak_ewma,
+            now,
+        )
     }
 
     fn source(&self) -> u64 {
-        self.source
+        self.tried.source
+    }
+
+    fn key(&self) -> Option<u64> {
+        self.tried.key
     }
 }
 
@@ -222,12 +288,12 @@ impl Hop {
             let used = if fresh { None } else { self.upstreams.reuse(&cluster.service, endpoint) };
             if let Some(stream) = used {
                 self.slab.count(Counter::UpstreamReused);
-                return Ok(lease(cluster, chosen, stream, true));
+                return Ok(lease(cluster, chosen, stream, true, tried));
             }
             match self.upstreams.dial(&cluster.service, endpoint, within).await {
                 Ok(stream) => {
                     self.slab.count(Counter::UpstreamFresh);
-                    return Ok(lease(cluster, chosen, stream, false));
+                    return Ok(lease(cluster, chosen, stream, false, tried));
                 }
                 Err(error) => why = self.missed(cluster, chosen, error, tried, why)?,
             }
@@ -244,7 +310,7 @@ impl Hop {
         while let Some(chosen) = self.choose(cluster, tried) {
             let endpoint = &cluster.service.endpoints[chosen];
             match self.upstreams.seat(&cluster.service, endpoint, &self.buffers).await {
-                Ok(seat) => return Ok(self.seated(cluster, chosen, seat)),
+                Ok(seat) => return Ok(self.seated(cluster, chosen, seat, tried)),
                 Err(error) => why = self.missed(cluster, chosen, error, tried, why)?,
             }
         }
@@ -297,12 +363,12 @@ impl Hop {
         }
         if !fresh && let Some(stream) = visit.reuse() {
             self.slab.count(Counter::UpstreamReused);
-            return Ok(lease(cluster, 0, stream, true));
+            return Ok(lease(cluster, 0, stream, true, tried));
         }
         match self.upstreams.dial_inside(&cluster.service, visit).await {
             Ok(stream) => {
                 self.slab.count(Counter::UpstreamFresh);
-                Ok(lease(cluster, 0, stream, false))
+                Ok(lease(cluster, 0, stream, false, tried))
             }
             Err(error) => Err(self.missed_inside(cluster, error, tried)),
         }
@@ -319,7 +385,7 @@ impl Hop {
             return Err(Unreached::NoEndpoint);
         }
         match self.upstreams.seat_inside(&cluster.service, visit, &self.buffers).await {
-            Ok(seat) => Ok(self.seated(cluster, 0, seat)),
+            Ok(seat) => Ok(self.seated(cluster, 0, seat, tried)),
             Err(error) => Err(self.missed_inside(cluster, error, tried)),
         }
     }
@@ -340,9 +406,9 @@ impl Hop {
         why
     }
 
-    fn seated(&self, cluster: &Rc<Cluster>, chosen: usize, seat: Seat) -> Shared {
+    fn seated(&self, cluster: &Rc<Cluster>, chosen: usize, seat: Seat, tried: &Tried) -> Shared {
         self.slab.count(if seat.reused { Counter::UpstreamReused } else { Counter::UpstreamFresh });
-        Shared { seat, lease: Lease::take(cluster, chosen) }
+        Shared { seat, lease: Lease::take(cluster, chosen, tried.cost) }
     }
 
     /// The next endpoint to try.
@@ -354,7 +420,7 @@ impl Hop {
         let untried = |index: usize| cluster.has(index) && !tried.indexes.contains(&index);
         let usable = |index: usize| endpoints[index].state.usable() && untried(index);
         // All down: any may have come back, and a wrong guess costs no more than refusing would.
-        let world = || World { hop: self, cluster, source: tried.source };
+        let world = || World { hop: self, cluster, tried, now: Cell::new(None) };
         cluster.balancer.choose(usable, world()).or_else(|| cluster.balancer.choose(untried, world()))
     }
 
@@ -404,6 +470,6 @@ fn is_its_fault(cluster: &Cluster, error: &ConnectError) -> bool {
     }
 }
 
-fn lease(cluster: &Rc<Cluster>, chosen: usize, stream: Stream, reused: bool) -> Upstream {
-    Upstream { stream, reused, lease: Lease::take(cluster, chosen) }
+fn lease(cluster: &Rc<Cluster>, chosen: usize, stream: Stream, reused: bool, tried: &Tried) -> Upstream {
+    Upstream { stream, reused, lease: Lease::take(cluster, chosen, tried.cost) }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     BALANCES, OVERS, SOURCES, SWITCHES, milliseconds,
     section::{Field, Path, Problems, Section},
+    tuning,
 };
 use crate::config::policy::{
     Balance, Eject, Limits, MAGLEV_SLOTS, MAGLEV_SLOTS_MAX, Over, Policy, Rate, SlowStart, Source, Take, is_prime,
@@ -58,6 +59,7 @@ pub(super) fn policy(section: &Section<'_>, problems: &mut Problems) -> Option<P
                     moves few, or remove it";
         field.refuse(what, problems);
     }
+    let tuning = tuning::tuning(section, balance, problems);
     let panic = section.or("panic_threshold_percent", || 0, |field, p| field.integer(0..=100, p), problems);
     Some(Policy {
         balance: balance?,
@@ -69,6 +71,7 @@ pub(super) fn policy(section: &Section<'_>, problems: &mut Problems) -> Option<P
         prefer_zone: prefer_zone?,
         slow_start: slow_start?,
         panic_threshold_percent: panic?,
+        tuning: tuning?,
     })
 }
 

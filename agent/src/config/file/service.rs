@@ -10,7 +10,7 @@ use super::{
     section::{Field, Path, Position, Problems, Section, shown},
     tls,
     tree::{Node, Value},
-    zone,
+    tuning, zone,
 };
 use crate::config::{Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Protocol, Service, Shortcut, Tls};
 
@@ -124,7 +124,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "endpoints",
         "routes",
     ];
-    let keys = [&own[..], &policy::KEYS].concat();
+    let keys = [&own[..], &policy::KEYS, &tuning::KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let placed = |field: &Field<'_>| field.node.at;
     let name = section.require("name", "write a name that no other service has", problems);
@@ -175,8 +175,14 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         routes: route::routes(&section, protocol, problems),
     };
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
-    if draft.mode() == Some(Mode::Agent) {
-        policy::refuse_in_agent(&section, path, problems);
+    let balance = draft.policy.as_ref().map(|policy| policy.balance);
+    match draft.mode() {
+        Some(Mode::Agent) => policy::refuse_in_agent(&section, path, problems),
+        Some(Mode::Kernel) => tuning::refuse_in_kernel(&section, balance, problems),
+        None => {}
+    }
+    if let (Some(Mode::Agent), Some(Protocol::Tcp)) = (draft.mode(), protocol) {
+        tuning::refuse_where_opaque(&section, balance, problems);
     }
     refuse_idle_preference(&section, &draft, problems);
     refuse_idle_translation(&section, &draft, problems);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, http, outlier,
-    route, tls,
+    route, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -130,6 +130,9 @@ fn show_policy(policy: &Policy) -> Value {
     });
     if policy.balance == Balance::Maglev {
         shown["maglev_table_size"] = json!(policy.maglev_table_size);
+    }
+    if let (Value::Object(shown), Value::Object(tuning)) = (&mut shown, tuning::show(&policy.tuning, policy.balance)) {
+        shown.extend(tuning);
     }
     shown
 }

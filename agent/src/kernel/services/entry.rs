@@ -129,9 +129,10 @@ fn flags(service: &Service, shortcut: bool) -> u32 {
 fn algorithm_of(balance: Balance) -> u32 {
     match balance {
         Balance::RoundRobin => algorithm::IN_TURN,
-        Balance::Random | Balance::WeightedRandom => algorithm::AT_RANDOM,
+        // The last two only while there is no agent that lives.
+        Balance::Random | Balance::WeightedRandom | Balance::LeastRequest | Balance::PeakEwma => algorithm::AT_RANDOM,
         Balance::LeastConnections => algorithm::LEAST_OPEN,
-        Balance::SourceHash | Balance::Maglev => algorithm::BY_SOURCE,
+        Balance::SourceHash | Balance::Maglev | Balance::RingHash => algorithm::BY_SOURCE,
     }
 }
 

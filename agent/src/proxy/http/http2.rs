@@ -20,12 +20,12 @@ use crate::{
     proxy::{
         Hop,
         http2::body,
-        reach::{Shared, Tried},
+        reach::{Heard, Shared, Tried},
         translate::{Gathered, Inlet, Late, Outlet, Phase, Progress, gather, while_moving},
     },
     record::{Bytes as Count, Counter},
     ring::{Buf, Buffers, Reader, Stream, Writer},
-    route::Fields,
+    route::{self, Fields},
 };
 
 /// How often a request of which no endpoint can have seen anything is sent again.
@@ -87,6 +87,7 @@ struct Answer<'a> {
     attempt: &'a Attempt,
     /// What is changed of the response's fields.
     change: Option<&'a Fields>,
+    heard: Heard,
 }
 
 impl Connection<'_> {
@@ -113,7 +114,8 @@ impl Connection<'_> {
             framing => Body::Begun(Some(std::mem::replace(&mut buf, self.hop.buffers.holding(&[]))), framing),
         };
         let limits = self.limits();
-        let mut tried = Tried::by(self.source);
+        let request = || route::Request::of_parts(&parts, self.stream.is_tls(), self.source);
+        let mut tried = Tried::for_request(self.hop, &self.cluster, self.source, request);
         let (mut replays, mut before) = (0, None);
         loop {
             let upstream = match (self.hop.reach_shared(&self.cluster, &mut tried).await, before) {
@@ -179,7 +181,8 @@ impl Connection<'_> {
         let Stream { reader, writer, socket } = &mut self.stream;
         let mut rest = None;
         let ended = {
-            let answer = Answer { hop, head, attempt, change: self.response_change.as_deref() };
+            let change = self.response_change.as_deref();
+            let answer = Answer { hop, head, attempt, change, heard: upstream.heard() };
             let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up));
             let mut download = pin!(answer.give(&mut response, writer));
             let mut client = None;
@@ -288,7 +291,10 @@ impl Answer<'_> {
         let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.attempt.phase.down };
         for _ in 0..INTERIM_MAX {
             match next(response).await {
-                Came::Final(Ok(response)) => return self.final_response(response, &mut outlet).await,
+                Came::Final(Ok(response)) => {
+                    self.heard.now();
+                    return self.final_response(response, &mut outlet).await;
+                }
                 Came::Final(Err(error)) if body::is_unseen(&error) => return Ended::Unseen(error),
                 Came::Final(Err(error)) => return Ended::Unanswered(error),
                 Came::Interim(mut interim) => {

@@ -40,9 +40,14 @@ fn seen(ended: &Ended, is_late: bool) -> Option<Seen> {
 }
 
 impl Connection<'_> {
-    pub(super) async fn exchange_streaming(&mut self, outgoing: Outgoing, head: &RequestHead) -> Next {
+    pub(super) async fn exchange_streaming(
+        &mut self,
+        outgoing: Outgoing,
+        head: &RequestHead,
+        mut tried: Tried,
+    ) -> Next {
         // What was received of the body is in our hands until an endpoint is reached, so any number can be tried.
-        let mut upstream = match self.hop.reach(&self.cluster, &mut Tried::by(self.source), false).await {
+        let mut upstream = match self.hop.reach(&self.cluster, &mut tried, false).await {
             Ok(upstream) => upstream,
             Err(why) => return Next::End(self.refuse(Reply::unreached(why)).await),
         };
@@ -104,6 +109,7 @@ impl Connection<'_> {
         let change = self.response_change.as_deref();
         let answer = Answer { change, ..answer(hop, head, &limits, uploaded, head_sent) };
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
+        let heard = upstream.heard();
         let Stream { reader, writer, socket } = &mut upstream.stream;
         reader.arm_on_demand(&hop.buffers, MEDIUM);
         let (up, down) = (Cell::new(0), Cell::new(0));
@@ -114,7 +120,10 @@ impl Connection<'_> {
             let (received, first) = reader.received().await;
             is_answering.set(true);
             match received {
-                Ok(1..) => Ended::Answered(answer.give(reader, client_writer, first, &down).await),
+                Ok(1..) => {
+                    heard.now();
+                    Ended::Answered(answer.give(reader, client_writer, first, &down).await)
+                }
                 _ => Ended::NoResponse,
             }
         });

@@ -34,7 +34,7 @@ use crate::{
         Cluster,
         http::{Reply, outcome},
         own_time,
-        reach::{Shared, Tried, Who},
+        reach::{Heard, Shared, Tried, Who},
         routed::{Course, Onward},
     },
     record::Counter,
@@ -205,7 +205,9 @@ impl Exchange<'_> {
     async fn pass_on(&mut self, parts: Parts, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
         let cluster = Rc::clone(&self.cluster);
-        let mut tried = Tried::by(self.connection.source);
+        let (source, is_secure) = (self.connection.source, self.connection.is_secure);
+        let request = || RouteRequest::of_parts(&parts, is_secure, source);
+        let mut tried = Tried::for_request(hop, &cluster, source, request);
         let (mut replays, mut before) = (0, None);
         let held = RefCell::new(Held::default());
         loop {
@@ -273,7 +275,7 @@ impl Exchange<'_> {
         let is_open = Cell::new(false);
         let ended = {
             let mut upload = pin!(body::pass_on(body, &mut up, held));
-            let mut download = pin!(self.download(&mut response, &is_open, held));
+            let mut download = pin!(self.download(&mut response, &is_open, held, upstream.heard()));
             let mut answered = None;
             poll_fn(|context| {
                 if is_uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(context) {
@@ -324,11 +326,13 @@ impl Exchange<'_> {
         response: &mut ResponseFuture,
         is_open: &Cell<bool>,
         request: &RefCell<Held>,
+        heard: Heard,
     ) -> Ended {
         let response = match self.final_response(response).await {
             Ok(response) => response,
             Err(ended) => return ended,
         };
+        heard.now();
         // Who answers has seen it.
         request.borrow_mut().let_go();
         let (mut head, mut body) = response.into_parts();

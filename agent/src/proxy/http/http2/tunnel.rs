@@ -17,7 +17,7 @@ use crate::{
         Cluster, Hop,
         http::{Limits, Next, Reply, apply},
         http2::body,
-        reach::{Shared, Tried},
+        reach::{Heard, Shared, Tried},
         translate::{
             Outlet, Progress,
             tunnel::{Ended, Ends, relay},
@@ -101,7 +101,7 @@ impl Connection<'_> {
         // A WebSocket's request has no body; what follows it is another request.
         attempt.phase.uploaded.set(true);
         let change = self.response_change.as_deref();
-        let answer = Answer { hop: self.hop, head, attempt: &attempt, change };
+        let answer = Answer { hop: self.hop, head, attempt: &attempt, change, heard: Heard::nobody() };
         let progress = &attempt.phase.down;
         let mut outlet = Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress };
         let ended = answer.final_response(response, &mut outlet).await;

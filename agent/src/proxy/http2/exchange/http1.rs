@@ -19,11 +19,12 @@ use crate::{
     proxy::{
         http::{INTERIM_MAX, Limits, NoResponse, Reply, apply_edits, outcome, read_head},
         http2::body,
-        reach::{Tried, Upstream},
+        reach::{Heard, Tried, Upstream},
         translate::{Gathered, Inlet, Late, Outlet, Phase, gather, while_moving},
     },
     record::{Bytes as Count, Counter},
     ring::{Buf, MEDIUM, Reader, Stream},
+    route,
 };
 
 /// How often a request is sent again of which no byte of a response came.
@@ -82,7 +83,9 @@ impl Exchange<'_> {
             },
         };
         let framing = framing(&parts, has_body, &begun);
-        let mut tried = Tried::by(self.connection.source);
+        let (source, is_secure) = (self.connection.source, self.connection.is_secure);
+        let mut tried =
+            Tried::for_request(hop, &cluster, source, || route::Request::of_parts(&parts, is_secure, source));
         let (mut replays, mut is_mute) = (0, false);
         loop {
             self.shrink_timeout(&mut parts);
@@ -156,12 +159,13 @@ impl Exchange<'_> {
         limits: &Limits,
     ) -> Ended {
         let hop = &self.connection.hop;
+        let heard = upstream.heard();
         let Stream { reader, writer, .. } = &mut upstream.stream;
         let phase = Phase::default();
         let mut outlet = Outlet { to: writer, buffers: &hop.buffers, progress: &phase.up };
         let ended = {
             let mut upload = pin!(outlet.send(outgoing.head, outgoing.style, outgoing.begun, body));
-            let mut download = pin!(self.download_http1(reader, limits, &phase));
+            let mut download = pin!(self.download_http1(reader, limits, &phase, heard));
             let mut is_uploading = true;
             let both = poll_fn(|context| {
                 if is_uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(context) {
@@ -188,7 +192,7 @@ impl Exchange<'_> {
         }
     }
 
-    async fn download_http1(&mut self, reader: &mut Reader, limits: &Limits, phase: &Phase) -> Ended {
+    async fn download_http1(&mut self, reader: &mut Reader, limits: &Limits, phase: &Phase, heard: Heard) -> Ended {
         let hop = &self.connection.hop;
         reader.arm_on_demand(&hop.buffers, MEDIUM);
         let first = poll_fn(|context| {
@@ -202,6 +206,7 @@ impl Exchange<'_> {
             hop.buffers.give(buf);
             return Ended::Silent(received.is_ok());
         }
+        heard.now();
         phase.answering.set(true);
         match self.response_from_http1(reader, buf, limits, phase).await {
             Ok(ended) | Err(ended) => ended,
