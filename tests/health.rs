@@ -15,8 +15,8 @@ use sockway_tests::{
     config::Service,
     origin::Origin,
     patience,
-    peers::{Nginx, Wrk},
-    process::Room,
+    peers::{Nginx, Wrk, python_command},
+    process::{Process, Room},
     stage::{Stage, tell},
     wait,
 };
@@ -158,4 +158,94 @@ fn nobody_notices_a_restart_of_every_endpoint_with_probes_only() {
 fn hardly_anybody_notices_a_restart_of_every_endpoint_with_nothing_but_passive_ejection() {
     let rules = "outlier: {max_ejection_percent: 20, base_ejection_ms: 500, interval_ms: 100}";
     assert!(restart_all(rules).is_none_or(|failed| failed <= 5));
+}
+
+/// Whether the agent says that an endpoint is up.
+fn is_up(agent: &Agent, service: &str, endpoint: SocketAddr) -> bool {
+    agent.metric("sockway_endpoint_up", &[("service", service), ("endpoint", &endpoint.to_string())]) == 1.0
+}
+
+#[test]
+fn a_probe_by_http_takes_an_endpoint_from_the_kernel_half_and_gives_it_back_and_a_command_is_told() {
+    let Some(stage) = Stage::set() else { return };
+    let patients: Vec<Patient> = (0..2).map(|_| Patient::new(&stage)).collect();
+    let (service, ill) = (stage.address(), patients[0].address());
+    let directory = tempfile::tempdir().expect("a directory");
+    let told = directory.path().join("told");
+    let hook = format!("echo $SOCKWAY_SERVICE $SOCKWAY_ENDPOINT $SOCKWAY_STATE >> {}", told.display());
+    let probe = format!("probe: {{type: http, path: /up, interval_ms: 100, on_change: [/bin/sh, -c, '{hook}']}}");
+    let pipe = Service::kernel_tcp("pipe", service).to_all(patients.iter().map(Patient::address)).set(&probe);
+    let agent = Agent::start(&stage.config().service(pipe));
+    wait::until("both to be probed", wait::SOON, || patients.iter().all(|patient| patient.asked.load(SeqCst) > 1));
+    assert!(is_up(&agent, "pipe", ill));
+
+    patients[0].is_ill.store(true, SeqCst);
+    wait::until("it to be left out", wait::SOON, || !is_up(&agent, "pipe", ill));
+    for _ in 0..20 {
+        assert_eq!(stage.session(service).get("/").expect("an answer").status, 200);
+    }
+    assert!(agent.metric("sockway_probes_total", &[("result", "unfit")]) >= 1.0);
+    patients[0].is_ill.store(false, SeqCst);
+    wait::until("it to be used again", wait::SOON, || is_up(&agent, "pipe", ill));
+    let expected = format!("pipe {ill} down\npipe {ill} up\n");
+    wait::until("the command to be run", wait::SOON, || {
+        std::fs::read_to_string(&told).is_ok_and(|told| told == expected)
+    });
+}
+
+#[test]
+fn a_command_says_how_an_endpoint_does() {
+    let Some(stage) = Stage::set() else { return };
+    let (only, service) = (stage.echo("only"), stage.address());
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("well");
+    let probe = format!(
+        "probe: {{type: command, command: [/usr/bin/test, -e, {}], interval_ms: 100, fall: 2, rise: 1}}",
+        file.display()
+    );
+    let agent =
+        Agent::start(&stage.config().service(Service::kernel_tcp("pipe", service).to(only.address()).set(&probe)));
+    wait::until("it to be found ill", wait::SOON, || !is_up(&agent, "pipe", only.address()));
+    std::fs::write(&file, "").expect("writable");
+    wait::until("it to be found well", wait::SOON, || is_up(&agent, "pipe", only.address()));
+}
+
+/// A server of grpcio that answers `Health/Check` of "ready" as the file says: SERVING while it is there.
+const GRPC_HEALTH: &str = r#"
+import os, sys, grpc
+from concurrent import futures
+def check(request, context):
+    if request != b"\x0a\x05ready":
+        context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+    return b"\x08\x01" if os.path.exists(sys.argv[2]) else b"\x08\x02"
+handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": grpc.unary_unary_rpc_method_handler(check)})
+server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[handler])
+server.add_insecure_port(sys.argv[1])
+server.start()
+server.wait_for_termination()
+"#;
+
+#[test]
+fn a_probe_by_grpc_asks_a_server_of_grpcio_for_its_health() {
+    let Some(stage) = Stage::set() else { return };
+    let (address, unknown, service) = (stage.address(), stage.address(), stage.address());
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("serving");
+    std::fs::write(&file, "").expect("writable");
+    let command = python_command(GRPC_HEALTH, &[&address.to_string(), &file.display().to_string()]);
+    let _server = Process::spawn(Room::of(&stage.origins), command);
+    wait::until("the server to listen", wait::SOON, || stage.dial(address).is_ok());
+    let probed = |name, service, asked| {
+        let probe =
+            format!("probe: {{type: grpc, grpc_service: {asked}, interval_ms: 100, no_traffic_interval_ms: 100}}");
+        Service::http2(name, service).to(address).set(&probe)
+    };
+    let config = stage.config().service(probed("ready", service, "ready")).service(probed("unknown", unknown, "other"));
+    let agent = Agent::start(&config);
+    wait::until("what is unknown to be down", wait::SOON, || !is_up(&agent, "unknown", address));
+    assert!(is_up(&agent, "ready", address), "{}", agent.log());
+    std::fs::remove_file(&file).expect("removable");
+    wait::until("what serves no more to be down", wait::SOON, || !is_up(&agent, "ready", address));
+    std::fs::write(&file, "").expect("writable");
+    wait::until("what serves again to be up", wait::SOON, || is_up(&agent, "ready", address));
 }

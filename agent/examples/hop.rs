@@ -80,6 +80,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             original_dst: false,
             connect_timeout: Duration::from_secs(1),
             probe_interval: None,
+            probe: None,
             outlier: None,
             udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,

@@ -8,6 +8,7 @@ pub mod maps;
 pub mod outlier;
 pub mod pattern;
 pub mod policy;
+pub mod probe;
 pub mod route;
 pub mod tls;
 pub mod tuning;
@@ -23,6 +24,7 @@ pub use self::{
     maps::Maps,
     outlier::Outlier,
     policy::{Balance, Policy},
+    probe::Probe,
     route::Route,
     tls::Tls,
 };
@@ -91,6 +93,8 @@ pub struct Service {
     pub connect_timeout: Duration,
     /// How often every endpoint is probed by a TCP connect; `None` probes only those that failed, until they accept again.
     pub probe_interval: Option<Duration>,
+    /// The same said in more words; then the interval says nothing.
+    pub probe: Option<Probe>,
     /// When an endpoint is left out for what became of its requests; `None`: never.
     pub outlier: Option<Outlier>,
     /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.

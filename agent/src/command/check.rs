@@ -108,7 +108,8 @@ fn describe_service(text: &mut String, service: &Service) {
         (Mode::Kernel, _) => "balanced in connect(), straight to an endpoint",
         (Mode::Agent, _) => "through the agent; balanced in connect() while no agent lives",
     };
-    let probes = match (service.protocol, service.probe_interval) {
+    let interval = service.probe.as_ref().map(|probe| probe.interval).or(service.probe_interval);
+    let probes = match (service.protocol, interval) {
         (Protocol::Udp, _) => format!("a conversation is over after {:?}", service.udp_idle_timeout),
         (_, Some(interval)) => format!("probed every {interval:?}"),
         (_, None) => "probed after failures".to_owned(),

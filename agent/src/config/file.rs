@@ -10,6 +10,7 @@ mod inbound;
 mod maps;
 mod outlier;
 mod policy;
+mod probe;
 mod route;
 mod section;
 mod service;

@@ -83,6 +83,7 @@ impl Inbound {
             original_dst: false,
             connect_timeout: self.connect_timeout,
             probe_interval: None,
+            probe: None,
             outlier: None,
             endpoint_drain: None,
             udp_idle_timeout: Duration::ZERO,

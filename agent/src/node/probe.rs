@@ -1,29 +1,34 @@
-//! Dials endpoints to see whether they accept: those that failed, those that are suspected, and those that are to be probed always.
+//! Tries endpoints, to see whether they are well: those that failed, those that are suspected, and those that are to be probed always.
 //!
 //! Runs on the main thread, in the agent's own network namespace and cgroup, so that no probe is captured. What a result means is
 //! `health`'s to say.
 
+mod attempt;
+mod command;
+
 use std::{
     collections::{BTreeSet, HashMap},
-    io,
+    hash::{BuildHasher, RandomState},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpStream, task::JoinSet, time};
+use tokio::{task::JoinSet, time};
 
 use crate::{
     cluster::{Endpoint, Service, Snapshot},
-    config::Protocol,
-    health::{Change, Health, Probed, outlier::take_back},
+    config::{Mode, Protocol},
+    health::{Change, Health, Probed, Rules, outlier::take_back},
     record::observed::Probes,
 };
 
 /// Probes in flight: each holds a socket for at most its service's connect timeout. What is due beyond it waits its turn.
 const IN_FLIGHT_MAX: usize = 256;
-/// Longest wait for one probe: an endpoint that takes longer to accept is no better than one that refuses.
-const PATIENCE_MAX: Duration = Duration::from_secs(1);
+/// Longest time for a command that is told of a change.
+const HOOK_PATIENCE: Duration = Duration::from_secs(10);
+/// Such commands that run or wait: endpoints that come and go faster are not told of.
+const HOOKS_MAX: usize = 64;
 
 /// Ids of a service and of one of its endpoints.
 type Key = (u32, u32);
@@ -34,8 +39,11 @@ pub struct Prober {
     watched: HashMap<Key, Watched>,
     due: BTreeSet<(Instant, Key)>,
     in_flight: JoinSet<(Key, Probed)>,
+    hooks: JoinSet<()>,
     snapshot: Arc<Snapshot>,
     results: Probes,
+    random: RandomState,
+    turns: u64,
 }
 
 struct Watched {
@@ -68,15 +76,15 @@ impl Prober {
         self.due.retain(|(_, key)| same(key));
         for service in snapshot.changed_since(&last) {
             for endpoint in &service.endpoints {
-                let (key, interval) = ((service.id, endpoint.id), service.config.probe_interval);
+                let (key, rules) = ((service.id, endpoint.id), rules(service));
                 let mut health = match before.remove(&key) {
                     Some(watched) => watched.health,
-                    None if interval.is_some() || endpoint.state.is_down() => {
-                        Health::new(interval, endpoint.state.is_down(), now)
+                    None if rules.is_active() || endpoint.state.is_down() => {
+                        Health::new(rules, endpoint.state.is_down(), now)
                     }
                     None => continue,
                 };
-                health.set_interval(interval, now);
+                health.set_rules(rules, now);
                 self.due.extend(health.due().map(|at| (at, key)));
                 let (service, endpoint) = (Arc::clone(service), Arc::clone(endpoint));
                 self.watched.insert(key, Watched { health, service, endpoint });
@@ -106,7 +114,12 @@ impl Prober {
                 Some(ended) = self.in_flight.join_next() => {
                     let Ok((key, result)) = ended else { continue };
                     count(&mut self.results, result);
-                    if let Some(change) = self.judge(key, |health, now| health.probed(result, now)) {
+                    let paced = self.watched.get(&key).map(|watched| rules(&watched.service));
+                    let verdict = |health: &mut Health, now| {
+                        paced.into_iter().for_each(|rules| health.set_rules(rules, now));
+                        health.probed(result, now)
+                    };
+                    if let Some(change) = self.judge(key, verdict) {
                         self.say(key, change, result);
                         return Changed { service: key.0, endpoint: key.1, change };
                     }
@@ -114,6 +127,7 @@ impl Prober {
                         return Changed { service: key.0, endpoint: key.1, change: Change::Up };
                     }
                 }
+                Some(_) = self.hooks.join_next() => {}
                 () = until(next) => {}
             }
         }
@@ -132,9 +146,15 @@ impl Prober {
         {
             self.due.pop_first();
             let Some(watched) = self.watched.get(&key) else { continue };
-            let (address, patience) =
-                (watched.endpoint.address, watched.service.config.connect_timeout.min(PATIENCE_MAX));
-            self.in_flight.spawn(async move { (key, probe(address, patience).await) });
+            self.turns += 1;
+            let (service, address) = (Arc::clone(&watched.service), watched.endpoint.address);
+            let jitter = jitter(&service, self.random.hash_one(self.turns));
+            self.in_flight.spawn(async move {
+                if !jitter.is_zero() {
+                    time::sleep(jitter).await;
+                }
+                (key, attempt::attempt(service, address).await)
+            });
         }
     }
 
@@ -142,7 +162,7 @@ impl Prober {
     fn unejects(&self, key: Key) -> bool {
         let Some(Watched { service, endpoint, .. }) = self.watched.get(&key) else { return false };
         let may = service.config.outlier.as_ref().is_some_and(|rules| rules.probe_unejects)
-            && service.config.probe_interval.is_some()
+            && rules(service).is_active()
             && !endpoint.state.is_down();
         let is_back = may && take_back(&service.ejections, &endpoint.state);
         if is_back {
@@ -174,6 +194,7 @@ impl Prober {
         let change = verdict(&mut watched.health, now);
         if let Some(change) = change {
             watched.endpoint.state.set_down(change == Change::Down);
+            tell(&mut self.hooks, watched, change);
         }
         let after = watched.health.due();
         if before != after {
@@ -211,7 +232,7 @@ impl Prober {
     fn begin(&self, (service, endpoint): Key, now: Instant) -> Option<Watched> {
         let service = self.snapshot.by_id(service)?;
         let endpoint = service.endpoints.iter().find(|found| found.id == endpoint)?;
-        let health = Health::new(service.config.probe_interval, false, now);
+        let health = Health::new(rules(service), false, now);
         Some(Watched { health, service: Arc::clone(service), endpoint: Arc::clone(endpoint) })
     }
 }
@@ -220,16 +241,46 @@ fn count(probes: &mut Probes, result: Probed) {
     *match result {
         Probed::Accepted => &mut probes.accepted,
         Probed::Refused => &mut probes.refused,
+        Probed::Unfit => &mut probes.unfit,
         Probed::Failed => &mut probes.failed,
     } += 1;
 }
 
-async fn probe(address: SocketAddr, patience: Duration) -> Probed {
-    match time::timeout(patience, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Probed::Accepted,
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Probed::Refused,
-        Ok(Err(_)) | Err(_) => Probed::Failed,
+/// What a service says of its probes, as its traffic is now.
+fn rules(service: &Service) -> Rules {
+    let has_traffic = || {
+        let came = |endpoint: &Arc<Endpoint>| endpoint.state.total.load(Ordering::Relaxed) > 0;
+        service.config.mode == Mode::Kernel || service.endpoints.iter().any(came)
+    };
+    match &service.config.probe {
+        Some(probe) => Rules::of(probe, has_traffic()),
+        None => service.config.probe_interval.into(),
     }
+}
+
+/// By how much a probe is put off.
+fn jitter(service: &Service, chance: u64) -> Duration {
+    let most =
+        service.config.probe.as_ref().map_or(Duration::ZERO, |probe| probe.interval * probe.jitter_percent / 100);
+    Duration::from_micros(chance % (most.as_micros() as u64 + 1))
+}
+
+/// Runs the service's command, if it wants to hear of changes.
+fn tell(hooks: &mut JoinSet<()>, watched: &Watched, change: Change) {
+    let Some(probe) = watched.service.config.probe.as_ref().filter(|probe| !probe.on_change.is_empty()) else { return };
+    let (service, address) = (watched.service.config.name.clone(), watched.endpoint.address);
+    if hooks.len() >= HOOKS_MAX {
+        tracing::warn!(service, endpoint = %address, "its command is not run: too many run already");
+        return;
+    }
+    let command = probe.on_change.clone();
+    hooks.spawn(async move {
+        let (endpoint, state) = (address.to_string(), if change == Change::Up { "up" } else { "down" });
+        let variables = [("SERVICE", service.as_str()), ("ENDPOINT", &endpoint), ("STATE", state)];
+        if !command::run(&command, &variables, HOOK_PATIENCE).await {
+            tracing::warn!(service, endpoint, state, "the command that is told of changes failed");
+        }
+    });
 }
 
 async fn until(at: Option<Instant>) {

@@ -88,6 +88,8 @@ pub struct Probes {
     pub accepted: u64,
     /// It refused.
     pub refused: u64,
+    /// It answered otherwise than it should.
+    pub unfit: u64,
     /// It did not answer in time, or there was no way to it.
     pub failed: u64,
 }

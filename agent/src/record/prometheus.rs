@@ -69,6 +69,7 @@ fn node(observed: &Observed) {
     );
     counter!("sockway_probes_total", "result" => "accepted").absolute(observed.probes.accepted);
     counter!("sockway_probes_total", "result" => "refused").absolute(observed.probes.refused);
+    counter!("sockway_probes_total", "result" => "unfit").absolute(observed.probes.unfit);
     counter!("sockway_probes_total", "result" => "failed").absolute(observed.probes.failed);
     if !observed.rights.is_empty() {
         describe_gauge!(

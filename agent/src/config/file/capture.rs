@@ -166,7 +166,7 @@ pub(super) fn each<T>(
 }
 
 /// A whole number, or two of them with `-` between.
-fn range(
+pub(super) fn range(
     field: &Field<'_>,
     whole: RangeInclusive<u32>,
     what: &str,

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    http, milliseconds, outlier, policy,
+    http, milliseconds, outlier, policy, probe,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     tls,
     tree::{Node, Value},
     tuning, zone,
 };
-use crate::config::{Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Protocol, Service, Shortcut, Tls};
+use crate::config::{Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, Service, Shortcut, Tls};
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
 pub(super) const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
@@ -57,6 +57,7 @@ pub(super) struct Draft {
     original_dst: Option<bool>,
     pub(super) connect_timeout_ms: Option<u32>,
     pub(super) probe_interval_ms: Option<Option<u32>>,
+    probe: Option<Option<Probe>>,
     outlier: Option<Option<Outlier>>,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
@@ -96,6 +97,7 @@ impl Draft {
             original_dst: self.original_dst?,
             connect_timeout: milliseconds(self.connect_timeout_ms?),
             probe_interval: self.probe_interval_ms?.map(milliseconds),
+            probe: self.probe?,
             outlier: self.outlier?,
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
@@ -118,6 +120,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "original_dst",
         "connect_timeout_ms",
         "probe_interval_ms",
+        "probe",
         "outlier",
         "endpoint_drain_ms",
         "udp_idle_timeout_ms",
@@ -163,6 +166,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
             |field, p| field.integer(1..=PROBE_INTERVAL_MS_MAX, p).map(Some),
             problems,
         ),
+        probe: Some(None),
         outlier: Some(None),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         udp_idle_timeout_ms: section.or(
@@ -174,6 +178,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         endpoints: read,
         routes: route::routes(&section, protocol, problems),
     };
+    draft.probe = probe::probe(&section, protocol, draft.tls.as_ref(), problems);
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {

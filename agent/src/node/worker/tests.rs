@@ -106,6 +106,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             original_dst: false,
             connect_timeout: Duration::from_millis(300),
             probe_interval: None,
+            probe: None,
             outlier: None,
             udp_idle_timeout: PATIENCE,
             endpoint_drain: None,
