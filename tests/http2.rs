@@ -15,7 +15,7 @@ use std::{
 use sockway_tests::{
     agent::Agent,
     config::Service,
-    frames::{END_HEADERS, END_STREAM, Frame, Peer, kind, request},
+    frames::{self, END_HEADERS, END_STREAM, Frame, Peer, kind, request},
     origin::Origin,
     peers::{self, Nghttpd, h2load},
     process::Room,
@@ -235,6 +235,38 @@ fn a_stream_that_is_refused_is_asked_of_another_endpoint() {
         assert_eq!(hop.curl("/", &[]), ("2 200".into(), b"framed".to_vec()));
     }
     assert!(hop.agent.metric("sockway_upstream_replays_total", &[]) >= 1.0);
+}
+
+#[test]
+fn what_an_endpoint_sends_behind_its_own_reset_ends_nobody_elses_request() {
+    let Some(stage) = Stage::set() else { return };
+    let waiting = Mutex::new(None);
+    let origin = framed(&stage, move |peer, _| {
+        each(peer, |peer, frame| {
+            if frame.kind != kind::HEADERS {
+                return Ok(());
+            }
+            let Some(first) = waiting.lock().unwrap().replace(frame.stream) else { return Ok(()) };
+            // The late head adds a field to the table that both sides keep, and the answer for the first client has it by its number.
+            let field = [0x40, 1, b'x', 1, b'y'];
+            let late = [
+                frames::frame(kind::RST_STREAM, 0, frame.stream, &CANCEL.to_be_bytes()),
+                frames::frame(kind::HEADERS, END_HEADERS | END_STREAM, frame.stream, &field),
+                frames::frame(kind::DATA, END_STREAM, frame.stream, &[0; 10_000]),
+                frames::frame(kind::HEADERS, END_HEADERS, first, &[STATUS_200, 0x80 | 62]),
+                frames::frame(kind::DATA, END_STREAM, first, b"framed"),
+            ];
+            peer.send_bytes(&late.concat())
+        })
+    });
+    let hop = Hop::to(stage, [origin.address()]);
+    let mut client = hop.client();
+    for stream in [1, 3] {
+        client.send(kind::HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", "/", &[])).unwrap();
+    }
+    let answered = client.until(kind::DATA);
+    assert_eq!((answered.stream, answered.payload), (1, b"framed".to_vec()));
+    assert_eq!(origin.accepted(), 1);
 }
 
 #[test]

@@ -23,7 +23,10 @@ use super::{ConnectError, IDLE_MAX, IdHasher, Meant, Upstreams, Visit};
 use crate::{
     cluster::{Endpoint, EndpointState, Service, Stage},
     config::tls::Within,
-    decode::http1::HEAD_BYTES_MAX,
+    decode::{
+        http1::HEAD_BYTES_MAX,
+        http2::late::{Late, NOBODYS_STREAM},
+    },
     record::{Bytes as Count, Slab},
     ring::{Buffers, HandshakeError, Io, Stream, Watch, spawn},
 };
@@ -343,6 +346,11 @@ impl Upstreams {
     /// Begins HTTP/2 on a connection, by prior knowledge (RFC 9113 section 3.3) or as agreed on within TLS, and waits until the endpoint has
     /// said how many streams it takes: those beyond would be refused.
     async fn link(&self, io: Io, timeout: Duration) -> Result<Rc<Link>, ConnectError> {
+        let mut late = Late::default();
+        let io = io.watched_by(Box::new(move |bytes, _| {
+            late.pass(bytes);
+            None
+        }));
         io.set_due(timeout);
         let (requests, connection) = settings().handshake(io.clone()).await.map_err(|_| ConnectError::NotHttp2)?;
         let is_over = Rc::<Cell<bool>>::default();
@@ -368,6 +376,7 @@ fn settings() -> Builder {
     let mut builder = Builder::new();
     builder
         .enable_push(false)
+        .initial_stream_id(NOBODYS_STREAM + 2)
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEAD_BYTES_MAX as u32)

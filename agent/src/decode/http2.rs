@@ -2,9 +2,11 @@
 //! passed on.
 //!
 //! The library refuses by itself: pseudo-fields that are missing, repeated, unknown or late, upper-case names, fields of one connection,
-//! bytes that no field may have, and a content-length that is not what DATA adds up to. Frames are judged before it by the [`guard`].
+//! bytes that no field may have, and a content-length that is not what DATA adds up to. Frames of clients are judged before it
+//! by the [`guard`], and those of servers that come [`late`] are taken care of.
 
 pub mod guard;
+pub mod late;
 mod rules;
 
 use http::{

@@ -30,8 +30,9 @@ pub enum Stop {
     Refused,
 }
 
-/// Sees all that comes in, and how many bytes were sent meanwhile. What it gives stops reading: so many of these bytes may still pass.
-pub type Sentry = Box<dyn FnMut(&[u8], u64) -> Option<usize>>;
+/// Sees all that comes in, before anybody else, and may change it; and how many bytes were sent meanwhile. What it gives stops reading: so many
+/// of these bytes may still pass.
+pub type Sentry = Box<dyn FnMut(&mut [u8], u64) -> Option<usize>>;
 
 /// One connection; clones are the same.
 #[derive(Clone)]
@@ -214,7 +215,8 @@ impl State {
         if let Some(first) = self.first.take_if(|first| first.is_empty()) {
             self.buffers.give(first);
         }
-        let new = &buf.filled()[before..];
+        let new = &mut buf.filled_mut()[before..];
+        let is_empty = new.is_empty();
         let passing = self.sentry.as_mut().and_then(|sentry| sentry(new, self.sent));
         if let Some(bytes) = passing {
             self.stop = Some(Stop::Refused);
@@ -222,7 +224,7 @@ impl State {
             if bytes > 0 {
                 return Poll::Ready(Ok(()));
             }
-        } else if new.is_empty() && self.stream.socket.is_overdue() {
+        } else if is_empty && self.stream.socket.is_overdue() {
             self.stop = Some(Stop::Overdue);
         } else {
             return Poll::Ready(Ok(()));

@@ -26,7 +26,8 @@ pub struct FrameHead {
     /// What it is.
     pub kind: u8,
     flags: u8,
-    stream: u32,
+    /// Whose it is; 0: the connection's.
+    pub stream: u32,
 }
 
 impl FrameHead {
