@@ -3,7 +3,11 @@
 use std::{
     io,
     net::{SocketAddr, TcpStream},
-    sync::{Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -89,6 +93,34 @@ fn a_call_whose_time_is_over_is_answered_and_taken_back() {
     assert!(answer.starts_with("HTTP/2 200") && answer.contains("grpc-status: 4\r\n"), "{answer}");
     assert_eq!(resets.recv_timeout(wait::SOON).unwrap(), 8, "CANCEL");
     assert!(hop.counted("DEADLINE_EXCEEDED"));
+}
+
+#[test]
+fn a_call_whose_time_is_over_before_it_is_passed_on_is_not() {
+    let Some(stage) = Stage::set() else { return };
+    let asked = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&asked);
+    let listener = stage.origin().listen(stage.address()).unwrap();
+    let origin = Origin::start(listener, move |stream: &TcpStream, _| -> io::Result<()> {
+        let mut peer = Peer::server(stream)?;
+        while let Some(frame) = peer.read()? {
+            if frame.kind == kind::HEADERS {
+                counted.fetch_add(1, Ordering::Relaxed);
+                peer.send(kind::HEADERS, END_HEADERS | END_STREAM, frame.stream, &[0x88])?;
+            }
+        }
+        Ok(())
+    });
+    // Without a body: curl 7.88 waits for ever, now and then, when the answer is there before it has sent one.
+    let hop = Hop::to(stage, origin.address());
+    hop.call_with(&[], &[]);
+    for over in ["grpc-timeout: 0S", "grpc-timeout: 1n"] {
+        let answer = hop.call_with(&[], &[over]);
+        assert!(answer.starts_with("HTTP/2 200") && answer.contains("grpc-status: 4\r\n"), "{over}: {answer}");
+    }
+    hop.call_with(&[], &["grpc-timeout: 20S"]);
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    assert_eq!(hop.agent.metric("sockway_grpc_responses_total", &[("status", "DEADLINE_EXCEEDED")]), 2.0);
 }
 
 /// An endpoint that begins a response of this type, sends a piece of it and then nothing.

@@ -219,6 +219,9 @@ impl Exchange<'_> {
             if !self.takes(&upstream) {
                 return self.reply(&Reply::no_such_tunnel("the endpoint takes no extended CONNECT"));
             }
+            if self.is_too_late() {
+                return self.reply(&Reply::deadline_exceeded());
+            }
             self.awaited = self.timeout.map(|_| upstream.who());
             let ended = self.attempt(&upstream, &parts, body, &held).await;
             self.awaited = None;
@@ -244,6 +247,11 @@ impl Exchange<'_> {
             hop.slab.count(Counter::Replayed);
             (replays, before) = (replays + 1, Some(ended));
         }
+    }
+
+    /// Whether nothing is left of the caller's time: the endpoint would work for nobody.
+    fn is_too_late(&self) -> bool {
+        self.timeout.is_some_and(|timeout| self.began.elapsed() >= timeout)
     }
 
     /// Whether an endpoint understands how a tunnel is asked for.

@@ -99,6 +99,10 @@ impl Exchange<'_> {
                 Err(_) if is_mute => return self.reply(&Reply::no_response()),
                 Err(why) => return self.reply(&Reply::unreached(why)),
             };
+            if self.is_too_late() {
+                hop.keep(upstream);
+                return self.reply(&Reply::deadline_exceeded());
+            }
             let sent_before = upstream.stream.writer.taken();
             let outgoing = Outgoing { head: &head, style, begun: &begun };
             self.awaited = self.timeout.map(|_| upstream.who());
