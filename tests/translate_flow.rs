@@ -59,15 +59,15 @@ fn a_reader_of_http2_that_stands_still_stops_a_sender_of_http1() {
 fn a_reader_of_http1_that_stands_still_stops_a_sender_of_http2() {
     let Some(stage) = Stage::set() else { return };
     let sent = Arc::<AtomicUsize>::default();
-    let sender = Mutex::new((Sender::new(&sent), false));
+    let sender = Mutex::new((Sender::new(&sent), 0));
     let origin = framed(&stage, move |peer, frame, _| {
         let (sender, asked) = &mut *sender.lock().unwrap();
         sender.hear(frame);
         if frame.kind == kind::HEADERS {
-            *asked = true;
-            peer.send(kind::HEADERS, END_HEADERS, 1, &[STATUS_200])?;
+            *asked = frame.stream;
+            peer.send(kind::HEADERS, END_HEADERS, *asked, &[STATUS_200])?;
         }
-        if *asked { sender.send(peer, WHOLE) } else { Ok(()) }
+        if *asked > 0 { sender.send(peer, *asked, WHOLE) } else { Ok(()) }
     });
     let hop = Hop::up(stage, [origin.address()]);
     let mut client = hop.client1();
@@ -105,7 +105,7 @@ fn an_endpoint_of_http1_that_does_not_read_stops_a_client_of_http2() {
             if frame.stream == 1 && frame.ends_stream() {
                 return frame.payload;
             }
-            sender.send(&mut client, WHOLE).unwrap();
+            sender.send(&mut client, 1, WHOLE).unwrap();
         }
     });
     assert!(stands_still(&sent) < WHOLE, "what two sockets hold, and no more");

@@ -222,8 +222,8 @@ impl Sender {
         }
     }
 
-    /// Sends on stream 1, of so many bytes altogether.
-    pub fn send(&mut self, peer: &mut Peer, whole: usize) -> io::Result<()> {
+    /// Sends on a stream, of so many bytes altogether.
+    pub fn send(&mut self, peer: &mut Peer, on: u32, whole: usize) -> io::Result<()> {
         loop {
             let left = whole - self.sent.load(Ordering::SeqCst);
             let piece = (left as i64).min(self.connection).min(self.stream).min(16_384);
@@ -232,7 +232,7 @@ impl Sender {
             }
             (self.connection, self.stream) = (self.connection - piece, self.stream - piece);
             let is_last = self.sent.fetch_add(piece as usize, Ordering::SeqCst) + piece as usize == whole;
-            peer.send(kind::DATA, u8::from(is_last), 1, &vec![0; piece as usize])?;
+            peer.send(kind::DATA, u8::from(is_last), on, &vec![0; piece as usize])?;
         }
     }
 }
