@@ -3,7 +3,14 @@
 use std::net::SocketAddr;
 
 use sockway_tests::{
-    agent::Agent, config::Service, peers, peers::Nghttpd, process::Room, stage::Stage, translation::HTTP2, web::Web,
+    agent::{Agent, sockway},
+    config::Service,
+    peers,
+    peers::Nghttpd,
+    process::Room,
+    stage::Stage,
+    translation::HTTP2,
+    web::Web,
 };
 
 /// The same service for clients of HTTP/1 and of HTTP/2, with routes, and another.
@@ -236,4 +243,31 @@ fn a_reload_changes_routes_for_connections_that_are_open() {
     assert_eq!(session.get("/").unwrap().text(), "two");
     agent.reload(&config.with_services(services("")));
     assert_eq!(session.get("/").unwrap().text(), "one");
+}
+
+#[test]
+fn what_is_explained_of_a_request_is_what_becomes_of_it() {
+    let Some(routed) = Routed::set(&[
+        "{ name: pin, match: { headers: { x-pin: v2 } }, subset: { version: v2 } }",
+        "{ name: away, match: { host: away.example, path: { prefix: /v1 } }, to: other, rewrite: { prefix: / } }",
+    ]) else {
+        return;
+    };
+    let explain = |url: &str, field: &str| {
+        let request = format!("GET {url}");
+        let output =
+            sockway(&["explain", &request, "--header", field, "--json", "--instance", routed.agent.instance()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    let told = explain("http://web/", "X-Pin: v2");
+    let endpoints = &told["targets"][0]["endpoints"];
+    assert_eq!((&told["route"], endpoints.as_array().map(Vec::len)), (&"pin".into(), Some(1)), "{told:#}");
+    assert_eq!(endpoints[0]["address"], routed.webs[1].address().to_string());
+    assert_eq!(endpoints[0]["up"], true);
+    assert_eq!(routed.who("/", &["-H", "X-Pin: v2"]), "two");
+    let told = explain(&format!("http://{}/v1/bytes/3", routed.service), "Host: away.example");
+    assert_eq!((&told["route"], &told["targets"][0]["service"]), (&"away".into(), &"other".into()), "{told:#}");
+    assert_eq!(told["others"][0]["why"], "its headers do not match");
+    assert_eq!(routed.who("/v1/bytes/3", &["-H", "Host: away.example"]), "three");
 }

@@ -26,6 +26,7 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
 
 use self::routed::Routes;
+pub(crate) use self::routed::members;
 use crate::{
     balance::Balancer,
     cluster::{Service, Shares, Snapshot},

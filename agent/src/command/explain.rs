@@ -1,6 +1,7 @@
-//! `sockway explain`: which way a connection would take now, and why: what the hooks would find, and what they would make of it. Reads the
+//! `sockway explain`: which way a request would take by its routes ([`request`]), or which way a connection would take now, and why: what the hooks would find, and what they would make of it. Reads the
 //! running kernel's tables, so that it tells the truth of the kernel, also while no agent lives.
 
+mod request;
 mod verdict;
 
 use std::{fmt::Write as _, io, net::SocketAddr};
@@ -13,7 +14,7 @@ use sockway_common::{
 };
 
 use self::verdict::{Verdict, Way};
-use super::{Failure, OS_ERROR, UNAVAILABLE, Which, brief, say, table};
+use super::{Failure, OS_ERROR, UNAVAILABLE, USAGE, Which, brief, say, table};
 use crate::kernel::{self, Caller, Found, Pinned, Situation, Taken, cgroup};
 
 /// No permission (`EX_NOPERM`).
@@ -24,9 +25,15 @@ const NO_PERMISSION: u8 = 77;
 pub struct Args {
     #[command(flatten)]
     which: Which,
+    /// A request, as 'GET http://SERVICE/PATH' with a service's name or address: which of its routes it would take; otherwise a connection
+    #[arg(value_name = "REQUEST", required_unless_present = "connect")]
+    request: Option<String>,
+    /// A field of the request, as 'NAME: VALUE'; may be said again. Host stands for the name in the request
+    #[arg(long = "header", value_name = "FIELD", requires = "request")]
+    headers: Vec<String>,
     /// The address that a program would dial
     #[arg(long, value_name = "IP:PORT")]
-    connect: SocketAddr,
+    connect: Option<SocketAddr>,
     /// By which protocol
     #[arg(long, value_enum, default_value_t = Transport::Tcp)]
     protocol: Transport,
@@ -51,6 +58,12 @@ enum Transport {
 ///
 /// When nothing is attached, this user may not look, or there is no such process or namespace.
 pub fn run(args: &Args) -> Result<u8, Failure> {
+    let connect = match (&args.request, args.connect) {
+        (Some(request), _) => return request::run(args, request),
+        (None, connect) => {
+            connect.ok_or_else(|| Failure::new(USAGE, "sockway: write a request or --connect IP:PORT"))?
+        }
+    };
     let (instance, capture) = args.which.find()?;
     let pinned = Pinned::find(&capture, &instance)?;
     let mount = capture.cgroup_mount.or_else(cgroup::mount).unwrap_or_default();
@@ -59,8 +72,8 @@ pub fn run(args: &Args) -> Result<u8, Failure> {
         Transport::Tcp => TCP,
         Transport::Udp => UDP,
     };
-    let situation = kernel::look(&pinned, &caller, args.connect, protocol)?;
-    let answer = Answer { args, caller: &caller, situation: &situation };
+    let situation = kernel::look(&pinned, &caller, connect, protocol)?;
+    let answer = Answer { args, connect, caller: &caller, situation: &situation };
     if args.json {
         say(format_args!("{:#}\n", answer.to_json()));
     } else {
@@ -94,6 +107,7 @@ fn caller(from: Option<&str>, mount: &std::path::Path) -> Result<Caller, Failure
 
 struct Answer<'a> {
     args: &'a Args,
+    connect: SocketAddr,
     caller: &'a Caller,
     situation: &'a Situation,
 }
@@ -130,7 +144,7 @@ impl Answer<'_> {
             .flatten()
             .map(|covered| json!({ "cgroup": covered.cgroup, "connect": covered.dial, "sockops": covered.sockets }));
         json!({
-            "connect": self.args.connect,
+            "connect": self.connect,
             "protocol": self.protocol(),
             "from": { "process": process, "netns": self.namespace(), "netns_cookie": self.caller.netns },
             "hooks": hooks.collect::<Vec<Value>>(),
@@ -175,7 +189,7 @@ impl Answer<'_> {
             let cgroup = process.cgroups.first().map_or("?".into(), |(path, _)| path.display().to_string());
             format!("process {} ({}, user {}) in cgroup {cgroup}", process.pid, process.command, process.uid)
         });
-        format!("{} {} from {who}, network namespace {}", self.protocol(), self.args.connect, self.namespace())
+        format!("{} {} from {who}, network namespace {}", self.protocol(), self.connect, self.namespace())
     }
 
     fn captured(&self) -> String {

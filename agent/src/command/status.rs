@@ -72,7 +72,7 @@ fn not_running(instance: &str, pinned: bool, json: bool) -> Failure {
 }
 
 /// One request with HTTP/1.0, which ends with the connection.
-fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+pub(super) fn get(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;

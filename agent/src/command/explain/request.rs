@@ -1,0 +1,282 @@
+//! Which way a request would take: the service it is for, the route of that, what becomes of it, and which endpoints may get it. By the
+//! running agent's configuration, or a file's.
+
+use std::{collections::HashMap, fmt::Write as _, path::Path};
+
+use http::{Request as HttpRequest, Uri, header, request::Parts};
+use serde_json::{Value, json};
+
+use super::Args;
+use crate::{
+    cluster::{Service, Snapshot},
+    command::{Failure, UNAVAILABLE, USAGE, say, status},
+    config::{
+        Config, Route, file,
+        route::{Action, Match, Target},
+    },
+    node::runfile,
+    proxy::members,
+    route::{Request, Table, Taken},
+};
+
+/// Whether endpoints are up, by the names of their services and their addresses.
+type States = HashMap<(String, String), bool>;
+
+/// Says what would become of a request.
+///
+/// # Errors
+///
+/// When it is none, no agent runs, or it is for no service.
+pub fn run(args: &Args, text: &str) -> Result<u8, Failure> {
+    let parts = parts(text, &args.headers)?;
+    let (config, states) = configuration(args)?;
+    let snapshot = Snapshot::build(&config, &Snapshot::default());
+    let service = service(&snapshot, &parts.0, args)?;
+    let answer = explain(service, &snapshot, parts.1, &states)?;
+    if args.json {
+        say(format_args!("{answer:#}\n"));
+    } else {
+        say(format_args!("{text}\n\n{}", tell(&answer)));
+    }
+    Ok(0)
+}
+
+/// The request's address as it was written, and its head as a service gets it.
+fn parts(text: &str, fields: &[String]) -> Result<(Uri, Parts), Failure> {
+    let bad = |what: String| Failure::new(USAGE, format!("sockway: {what}"));
+    let (method, url) = text.trim().split_once(' ').unwrap_or(("GET", text.trim()));
+    let uri: Uri = url.trim().parse().map_err(|error| bad(format!("\"{url}\" is no address: {error}")))?;
+    if uri.authority().is_none() || uri.scheme().is_none() {
+        return Err(bad(format!("\"{text}\" is no request; write it as 'GET http://SERVICE/PATH'")));
+    }
+    let mut request = HttpRequest::builder().method(method).uri(uri.clone());
+    for field in fields {
+        let (name, value) =
+            field.split_once(':').ok_or_else(|| bad(format!("\"{field}\" is no field; write 'NAME: VALUE'")))?;
+        request = request.header(name.trim(), value.trim());
+    }
+    let request = request.body(()).map_err(|error| bad(format!("\"{text}\" is no request: {error}")))?;
+    let mut parts = request.into_parts().0;
+    if let Some(host) = parts.headers.remove(header::HOST) {
+        let mut changed = parts.uri.into_parts();
+        changed.authority = Some(host.as_bytes().try_into().map_err(|error| bad(format!("host: {error}")))?);
+        parts.uri = Uri::from_parts(changed).map_err(|error| bad(error.to_string()))?;
+    }
+    Ok((uri, parts))
+}
+
+/// The configuration, and which endpoints are up if an agent says so.
+fn configuration(args: &Args) -> Result<(Config, States), Failure> {
+    let (instance, _) = args.which.find()?;
+    let admin = runfile::find(Path::new(runfile::DIRECTORY), &instance).map(|running| running.admin);
+    let ask = |path: &str| admin.and_then(|admin| status::get(admin, path).ok());
+    let running = ask("/config").and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    let config = match (&args.which.config, running.map(|answer| answer["config"].to_string())) {
+        (Some(path), _) => file::read(path)?,
+        (None, Some(text)) => file::parse(&text, "the running agent's configuration")?,
+        (None, None) => {
+            let text = format!("sockway: no agent of instance {instance} answers; run one, or name a file by --config");
+            return Err(Failure::new(UNAVAILABLE, text));
+        }
+    };
+    let status: Value = ask("/status").and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let states = list(&status, "services").into_iter().flat_map(|service| {
+        let name = word(&service["name"]);
+        let up = move |it: Value| ((name.clone(), word(&it["address"])), it["up"] == true && it["ejected"] != true);
+        list(&service, "endpoints").into_iter().map(up)
+    });
+    Ok((config, states.collect()))
+}
+
+/// By what is dialled, or by its name.
+fn service<'s>(snapshot: &'s Snapshot, uri: &Uri, args: &Args) -> Result<&'s Service, Failure> {
+    let host = uri.host().unwrap_or_default();
+    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    let dialled = args.connect.or_else(|| format!("{host}:{port}").parse().ok());
+    let found = snapshot.services.iter().find(|service| match dialled {
+        Some(address) => service.dialled() == (address, sockway_common::flow::TCP),
+        None => service.config.name == host,
+    });
+    found.map(AsRef::as_ref).ok_or_else(|| {
+        let what = dialled.map_or(host.to_owned(), |address| address.to_string());
+        let text =
+            format!("sockway: {what} is no service; write its name or address in the request, or --connect IP:PORT");
+        Failure::new(UNAVAILABLE, text)
+    })
+}
+
+fn explain(service: &Service, snapshot: &Snapshot, parts: Parts, states: &States) -> Result<Value, Failure> {
+    let routes = &service.config.routes;
+    let request = Request::of_parts(&parts, parts.uri.scheme_str() == Some("https"), 0);
+    let taken = Table::new(routes).find(routes, &request);
+    let candidates = |target: &Target| candidates(service, snapshot, target, states);
+    let (action, targets) = match taken.map(|index| &routes[index]) {
+        None => ("passed on to its own endpoints".to_owned(), vec![candidates(&own())]),
+        Some(route) => match &route.action {
+            Action::Forward(forward) => {
+                let sum: u32 = forward.targets.iter().map(|target| target.weight).sum();
+                let part = |target: &Target| {
+                    let mut shown = candidates(target);
+                    shown["percent"] = json!(f64::from(target.weight) * 100.0 / f64::from(sum));
+                    shown
+                };
+                (onward(route, &request, &parts)?, forward.targets.iter().map(part).collect())
+            }
+            Action::Redirect(redirect) => {
+                let taken = Taken { route, request: &request };
+                let location = taken.location(redirect).map_err(unfit)?;
+                (format!("redirected: {} {}", redirect.status, String::from_utf8_lossy(&location)), Vec::new())
+            }
+            Action::Respond(respond) => {
+                (format!("answered: {}, a body of {} bytes", respond.status, respond.body.len()), Vec::new())
+            }
+        },
+    };
+    let others = routes.iter().enumerate().filter(|(index, _)| Some(*index) != taken);
+    Ok(json!({
+        "service": service.config.name,
+        "address": service.config.address,
+        "route": taken.map(|index| routes[index].name.as_str()),
+        "routes": routes.len(),
+        "action": action,
+        "others": others.map(|(_, route)| json!({ "route": route.name, "why": why_not(route, &request) })).collect::<Vec<_>>(),
+        "targets": targets,
+    }))
+}
+
+fn unfit(unfit: impl std::fmt::Display) -> Failure {
+    Failure::new(USAGE, format!("sockway: the request would be refused: {unfit}"))
+}
+
+/// The service's endpoints, all of them.
+fn own() -> Target {
+    Target { to: None, weight: 1, subset: Default::default(), fallback: Default::default() }
+}
+
+/// How a request goes on.
+fn onward(route: &Route, request: &Request<'_>, parts: &Parts) -> Result<String, Failure> {
+    let Some(change) = (Taken { route, request }).change().map_err(unfit)? else { return Ok("passed on".to_owned()) };
+    let mut parts = parts.clone();
+    change.of_parts(&mut parts).map_err(unfit)?;
+    Ok(format!("passed on as {} {}", parts.method, parts.uri))
+}
+
+/// Why a route is not taken.
+fn why_not(route: &Route, request: &Request<'_>) -> String {
+    let fits = |matches: Match| {
+        let alone = [Route { matches, ..route.clone() }];
+        Table::new(&alone).find(&alone, request).is_some()
+    };
+    let said = route.matches.clone();
+    let part = |name: &str, matches: Match| (!fits(matches)).then(|| format!("its {name} not match"));
+    part("host does", Match { host: said.host.clone(), ..Match::default() })
+        .or_else(|| part("path does", Match { path: said.path.clone(), ..Match::default() }))
+        .or_else(|| part("method does", Match { methods: said.methods.clone(), ..Match::default() }))
+        .or_else(|| part("headers do", Match { headers: said.headers.clone(), ..Match::default() }))
+        .or_else(|| part("query does", Match { query: said.query.clone(), ..Match::default() }))
+        .or_else(|| part("cookies do", Match { cookies: said.cookies.clone(), ..Match::default() }))
+        .or_else(|| part("gRPC call does", Match { grpc: said.grpc.clone(), ..Match::default() }))
+        .unwrap_or_else(|| "matches, and is less specific or comes later".to_owned())
+}
+
+fn candidates(home: &Service, snapshot: &Snapshot, target: &Target, states: &States) -> Value {
+    let named = target.to.as_deref().and_then(|name| snapshot.services.iter().find(|it| it.config.name == name));
+    let service = named.map_or(home, AsRef::as_ref);
+    let members = if target.subset.is_empty() { None } else { members(service, &target.subset, &target.fallback) };
+    let is_member = |place: usize| members.as_ref().is_none_or(|members| members[place]);
+    let endpoints = service.endpoints.iter().enumerate().filter(|(place, _)| is_member(*place)).map(|(_, endpoint)| {
+        let address = endpoint.address.to_string();
+        let up = states.get(&(service.config.name.clone(), address.clone()));
+        json!({ "address": address, "weight": endpoint.weight, "priority": endpoint.priority(), "up": up })
+    });
+    json!({
+        "service": service.config.name,
+        "subset": target.subset,
+        "balance": file::balance_word(service.config.policy.balance),
+        "endpoints": endpoints.collect::<Vec<Value>>(),
+    })
+}
+
+fn tell(answer: &Value) -> String {
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut text = String::new();
+    let mut line = |name: &str, what: &str| {
+        let _ = writeln!(text, "{name:<13}{what}");
+    };
+    line("service", &format!("{}, {}", word(&answer["service"]), word(&answer["address"])));
+    let route = answer["route"].as_str().unwrap_or("none matches");
+    line("route", &format!("{route} (of {})", answer["routes"]));
+    line("request", &word(&answer["action"]));
+    for target in list(&answer["targets"]) {
+        let percent = target["percent"].as_f64().map(|percent| format!("{percent:.1} % ")).unwrap_or_default();
+        let endpoints: Vec<String> = list(&target["endpoints"])
+            .iter()
+            .map(|it| match it["up"].as_bool() {
+                Some(true) => word(&it["address"]) + " (up)",
+                Some(false) => word(&it["address"]) + " (down)",
+                None => word(&it["address"]),
+            })
+            .collect();
+        let who = if endpoints.is_empty() { "nobody: 503".to_owned() } else { endpoints.join(", ") };
+        line("to", &format!("{percent}{}, {}: {who}", word(&target["service"]), word(&target["balance"])));
+    }
+    for other in list(&answer["others"]) {
+        line("not", &format!("{}: {}", word(&other["route"]), word(&other["why"])));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "services:
+- name: orders
+  address: 10.0.0.1:80
+  protocol: http
+  endpoints: [{ address: 10.0.0.2:80, labels: { v: a } }, 10.0.0.3:80]
+  routes:
+  - { name: api, match: { path: { prefix: /api } }, rewrite: { prefix: /v2 }, split: [{ weight: 3, subset: { v: a } }, { weight: 1, to: b }] }
+  - { name: team, match: { path: { prefix: /api }, headers: { x-team: red } }, subset: { v: none } }
+  - { name: old, match: { path: /old }, redirect: { path: /new } }
+- { name: b, address: 10.0.0.4:80, protocol: http, endpoints: [10.0.0.5:80] }
+";
+
+    fn told(text: &str, fields: &[&str]) -> String {
+        let snapshot = Snapshot::build(&file::parse(TEXT, "F").unwrap(), &Snapshot::default());
+        let fields: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
+        let (_, parts) = parts(text, &fields).unwrap_or_else(|failure| panic!("{failure}"));
+        let states = [(("b".to_owned(), "10.0.0.5:80".to_owned()), false)].into_iter().collect();
+        tell(&explain(&snapshot.services[0], &snapshot, parts, &states).unwrap_or_else(|failure| panic!("{failure}")))
+    }
+
+    #[test]
+    fn a_requests_way_is_told_and_why_no_other() {
+        let expected = "service      orders, 10.0.0.1:80
+route        api (of 3)
+request      passed on as GET http://orders/v2/1?x
+to           75.0 % orders, round_robin: 10.0.0.2:80
+to           25.0 % b, round_robin: 10.0.0.5:80 (down)
+not          team: its headers do not match
+not          old: its path does not match
+";
+        assert_eq!(told("http://orders/api/1?x", &[]), expected);
+        let told_red = told("GET http://orders/api/1", &["X-Team: red"]);
+        assert!(told_red.contains("route        team (of 3)\n"), "{told_red}");
+        assert!(told_red.contains("to           100.0 % orders, round_robin: nobody: 503\n"), "{told_red}");
+        assert!(told_red.contains("not          api: matches, and is less specific or comes later\n"), "{told_red}");
+        assert!(told("http://orders/old", &[]).contains("request      redirected: 302 http://orders/new\n"));
+        assert!(told("http://orders/", &[]).contains("round_robin: 10.0.0.2:80, 10.0.0.3:80\n"));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_with_a_remedy() {
+        for text in ["", "/x", "GET orders", "G@T http://a/"] {
+            assert!(parts(text, &[]).is_err(), "{text}");
+        }
+        assert!(parts("http://a/", &["x".to_owned()]).is_err());
+    }
+}
