@@ -109,6 +109,8 @@ pub struct Service {
     pub has_shares: bool,
     /// Cursor of round robin, node-wide.
     pub cursor: Arc<AtomicUsize>,
+    /// As `cursor`, of connections that are dialled before anybody knows what is asked: each takes no turn of the requests that follow.
+    pub early: AtomicUsize,
     /// Of its endpoints that do worse than they should; outlives a reload.
     pub ejections: Arc<Ejections>,
     /// What is counted of its routes, in the order of the configuration.

@@ -1,6 +1,10 @@
 //! How a service of the next snapshot is made of what is configured and of what was there before.
 
-use std::{cell::OnceCell, collections::HashMap, sync::Arc};
+use std::{
+    cell::OnceCell,
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use super::{
     Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level, routed,
@@ -61,8 +65,20 @@ pub(super) fn build_service(
     let routes = routed::states(&config.routes, before);
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);
-    let service =
-        Service { id, endpoints, draining, shares, has_shares, cursor, load, ejections, routes, config, changes };
+    let service = Service {
+        id,
+        endpoints,
+        draining,
+        shares,
+        has_shares,
+        cursor,
+        early: AtomicUsize::default(),
+        load,
+        ejections,
+        routes,
+        config,
+        changes,
+    };
     (service, departure)
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, AtomicU64},
+    atomic::{AtomicU32, AtomicU64, AtomicUsize},
 };
 
 use super::{Changes, Endpoint, Published, Service};
@@ -90,6 +90,7 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 shares: Published::default(),
                 has_shares: false,
                 cursor: Arc::default(),
+                early: AtomicUsize::default(),
                 routes: Vec::new(),
                 load: Arc::default(),
                 config: Arc::new(config),

@@ -38,7 +38,7 @@ pub async fn listen(
     original: OriginalDst,
 ) -> Result<Serving<'_>, Counter> {
     // A new one, for it must be the first to hear: on a used one a server that greets has greeted already.
-    let Ok(mut upstream) = hop.reach(&cluster, &mut Tried::by(original.source), true).await else {
+    let Ok(mut upstream) = hop.reach(&cluster, &mut Tried::early(original.source), true).await else {
         return without_endpoint(hop, downstream, cluster, original);
     };
     let (client, server) = match race(hop, &mut downstream, &mut upstream.stream).await {

@@ -179,12 +179,19 @@ pub struct Tried {
     source: u64,
     key: Option<u64>,
     cost: u32,
+    /// Whether nobody knows yet what is asked.
+    is_early: bool,
 }
 
 impl Tried {
     /// None yet.
     pub fn by(source: u64) -> Self {
-        Self { indexes: Vec::new(), source, key: None, cost: 1 }
+        Self { indexes: Vec::new(), source, key: None, cost: 1, is_early: false }
+    }
+
+    /// None yet, for a connection that is dialled before anybody knows what is asked.
+    pub fn early(source: u64) -> Self {
+        Self { is_early: true, ..Self::by(source) }
     }
 
     /// Counts the endpoint of a connection that was made, and was no good, among them.
@@ -209,7 +216,8 @@ struct World<'w> {
 
 impl Ask for World<'_> {
     fn turn(&self) -> usize {
-        self.cluster.cursor.fetch_add(1, Relaxed)
+        let cursor = if self.tried.is_early { &self.cluster.service.early } else { &*self.cluster.cursor };
+        cursor.fetch_add(1, Relaxed)
     }
 
     fn chance(&self) -> u64 {

@@ -47,6 +47,21 @@ fn http_is_served_request_by_request_on_the_connection_that_was_dialled() {
 }
 
 #[test]
+fn requests_of_connections_of_their_own_are_spread_as_those_of_one() {
+    let names = ["HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n0", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1"];
+    let origins = names.map(Origin::answering);
+    let hop = Hop::of(Protocol::Auto, &[origins[0].address, origins[1].address]);
+    let mut answered = [0, 0];
+    for _ in 0..6 {
+        let mut client = hop.client();
+        client.send(GET);
+        client.until("\r\n\r\n");
+        answered[usize::from(client.exactly(1)[0] - b'0')] += 1;
+    }
+    assert_eq!(answered, [3, 3]);
+}
+
+#[test]
 fn what_is_not_understood_is_passed_through_byte_for_byte() {
     let origin = Origin::new(|mut client, _| {
         let bytes = client.rest().unwrap();
