@@ -22,11 +22,12 @@ const NO_PERMISSION: u8 = 77;
 
 /// What would be dialled, and by whom.
 #[derive(Clone, Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["request", "connect"]))]
 pub struct Args {
     #[command(flatten)]
     which: Which,
     /// A request, as 'GET http://SERVICE/PATH' with a service's name or address: which of its routes it would take; otherwise a connection
-    #[arg(value_name = "REQUEST", required_unless_present = "connect")]
+    #[arg(value_name = "REQUEST")]
     request: Option<String>,
     /// A field of the request, as 'NAME: VALUE'; may be said again. Host stands for the name in the request
     #[arg(long = "header", value_name = "FIELD", requires = "request")]
