@@ -297,7 +297,7 @@ fn who_leaves_before_the_answer_takes_the_request_along() {
     let last = Arc::new(AtomicUsize::new(usize::MAX));
     let seen = Arc::clone(&last);
     let origin = framed(&stage, move |_, frame, _| {
-        if frame.stream == 1 {
+        if frame.stream != 0 {
             seen.store(frame.kind.into(), Ordering::SeqCst);
         }
         Ok(())
