@@ -137,8 +137,21 @@ pub fn response(status: u16, headers: &mut HeaderMap) -> Result<(), BadResponse>
         return Err(BadResponse("too many header fields"));
     }
     check_values(headers).map_err(BadResponse)?;
+    check_length(headers)?;
     cut(headers);
     Ok(())
+}
+
+/// The library looks at a length only where a body may follow, and it is passed on where none does: to HEAD, and with 304.
+fn check_length(headers: &HeaderMap) -> Result<(), BadResponse> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = lengths.next() else { return Ok(()) };
+    let digits = str::from_utf8(first.as_bytes()).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_number = digits.is_some_and(|digits| digits.parse::<u64>().is_ok());
+    match is_number && lengths.all(|other| other == first) {
+        true => Ok(()),
+        false => Err(BadResponse("invalid Content-Length")),
+    }
 }
 
 /// Checks fields behind a body, and cuts those that may not stand there (RFC 9110 section 6.5.1).
@@ -237,6 +250,25 @@ mod tests {
         );
         assert_eq!(connect("http://a/x", Some(b"other")), Ok((Some(Tunnel::Other), "http://a/x".to_owned(), 0)));
         assert!(connect("a", None).is_err() && connect("/", None).is_err());
+    }
+
+    #[test]
+    fn a_response_that_says_a_length_says_one_number() {
+        for (lengths, is_good) in [
+            (&["5"][..], true),
+            (&["5", "5"], true),
+            (&["18446744073709551615"], true),
+            (&["5:"], false),
+            (&["+5"], false),
+            (&[""], false),
+            (&["5", "6"], false),
+            (&["5, 6"], false),
+            (&["18446744073709551616"], false),
+        ] {
+            let fields: Vec<(&str, &str)> = lengths.iter().map(|length| ("content-length", *length)).collect();
+            let judged = response(304, &mut parts("/", &fields).headers);
+            assert_eq!(judged.is_ok(), is_good, "{lengths:?}");
+        }
     }
 
     #[test]
