@@ -2,8 +2,12 @@
 
 use std::{
     collections::HashMap,
+    iter,
     os::fd::{AsFd as _, OwnedFd},
+    panic,
     path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use aya::{
@@ -75,6 +79,8 @@ pub const MAPS: &[&str] = &[
 /// Entries that have room in each table of a private copy, at most: it serves a handful of sockets, and large tables would cost
 /// milliseconds to make and free.
 const PRIVATE_ENTRIES_MAX: u32 = 1024;
+/// Programs that are loaded at the same time, at most: the verifier takes some megabytes for each.
+const LOADED_AT_A_TIME_MAX: usize = 4;
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
 /// That program.
@@ -206,19 +212,28 @@ impl Loaded {
     }
 }
 
-/// Loads every program, also behind one that is refused: what this kernel lacks is told whole.
+/// Loads every program, also behind one that is refused: what this kernel lacks is told whole. The verifier takes a tenth of a second for
+/// each of the large ones, and much longer beside a load that fills the processors: several are loaded at a time.
 fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Refused>, KernelError> {
+    let at_a_time = thread::available_parallelism().map_or(1, usize::from).min(LOADED_AT_A_TIME_MAX);
+    let programs = Mutex::new(ebpf.programs_mut());
+    let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let load = || iter::from_fn(next).filter_map(|(name, program)| Some((name, load_program(program).err()?)));
+    let failed: Vec<_> = thread::scope(|scope| {
+        let loaders: Vec<_> = (0..at_a_time).map(|_| scope.spawn(|| load().collect::<Vec<_>>())).collect();
+        let joined =
+            loaders.into_iter().map(|loader| loader.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));
+        joined.flatten().collect()
+    });
     let mut refused = Vec::new();
-    for (name, program) in ebpf.programs_mut() {
-        if let Err(error) = load_program(program) {
-            tracing::debug!(program = name, %error, "a program is refused");
-            refused.push(match Part::of(name) {
-                // For whatever reason: the rest works.
-                Some(_) => Refused::for_any_reason(name, &error),
-                None => Refused::read(name, error)
-                    .map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?,
-            });
-        }
+    for (name, error) in failed {
+        tracing::debug!(program = name, %error, "a program is refused");
+        refused.push(match Part::of(name) {
+            // For whatever reason: the rest works.
+            Some(_) => Refused::for_any_reason(name, &error),
+            None => Refused::read(name, error)
+                .map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?,
+        });
     }
     refused.sort_by(|one, other| one.program.cmp(&other.program));
     if refused.iter().all(|refused| Part::of(&refused.program).is_some()) {
