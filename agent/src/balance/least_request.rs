@@ -24,8 +24,7 @@ pub struct Fewest {
 impl Fewest {
     /// Of these weights.
     pub fn new(rules: LeastRequest, weights: Vec<u32>) -> Self {
-        let is_even = weights.windows(2).all(|pair| pair[0] == pair[1]);
-        let columns = (!is_even).then(|| weighted_random::columns(&weights));
+        let columns = weighted_random::columns_if_uneven(&weights);
         Self { rules, weights, columns }
     }
 

@@ -34,6 +34,12 @@ pub fn columns(weights: &[u32]) -> Vec<Column> {
     columns
 }
 
+/// The same where weights are not equal; equal ones need no table.
+pub fn columns_if_uneven(weights: &[u32]) -> Option<Vec<Column>> {
+    let is_even = weights.windows(2).all(|pair| pair[0] == pair[1]);
+    (!is_even).then(|| columns(weights))
+}
+
 /// The index that chance falls on: `chance` is 64 uniform random bits. `None` for no columns.
 pub fn pick(columns: &[Column], chance: u64) -> Option<usize> {
     if columns.is_empty() {

@@ -63,7 +63,7 @@ pub async fn listen(
             return Err(counter);
         }
     };
-    upstream.report(hop, Seen::Connected);
+    upstream.who().report(hop, Seen::Connected);
     hop.slab.count_bytes(Bytes::DownstreamReceived, client.len());
     hop.slab.count_bytes(Bytes::UpstreamSent, client.len());
     hop.slab.count_bytes(Bytes::UpstreamReceived, server.len());

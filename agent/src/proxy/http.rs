@@ -268,7 +268,7 @@ impl Connection<'_> {
                 self.hop.buffers.give(response);
                 let has_ended = received.is_ok();
                 let is_late = upstream.stream.socket.is_overdue();
-                upstream.report(self.hop, if is_late { Seen::Late } else { Seen::NoResponse });
+                upstream.who().report(self.hop, if is_late { Seen::Late } else { Seen::NoResponse });
                 if is_late {
                     let buf = take_back(&mut upstream.stream, &mut self.pending).await;
                     return self.reply(Reply::late_response(), head, buf).await;
@@ -287,7 +287,7 @@ impl Connection<'_> {
                 replays += 1;
                 continue;
             }
-            upstream.heard().now();
+            upstream.who().heard().now();
             let uploaded = Cell::new(!upstream.stream.writer.is_sending());
             let head_sent = Cell::new(false);
             let answer = Answer {
@@ -303,7 +303,7 @@ impl Connection<'_> {
                 self.hop.slab.overhead.observe(own.total());
             }
             if let Some(seen) = respond::seen(&answered) {
-                upstream.report(self.hop, seen);
+                upstream.who().report(self.hop, seen);
             }
             let buf = take_back(&mut upstream.stream, &mut self.pending).await;
             return self.after(upstream, answered, head, buf).await;

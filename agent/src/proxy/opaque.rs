@@ -25,7 +25,7 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
         downstream.socket.reset();
         return Counter::RelayNoEndpoint;
     };
-    upstream.report(hop, Seen::Connected);
+    upstream.who().report(hop, Seen::Connected);
     relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await
 }
 

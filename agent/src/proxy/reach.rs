@@ -45,40 +45,21 @@ pub struct Shared {
 }
 
 impl Upstream {
-    /// Tells what became of the attempt, once; nothing is told of one that the client has given up.
-    pub fn report(&self, hop: &Hop, seen: Seen) {
-        self.lease.report(hop, seen);
-    }
-
-    /// The one that is attempted, for when the attempt is dropped.
-    pub fn who(&self) -> Who {
-        self.lease.who()
-    }
-
-    /// To be told when the answer begins.
-    pub fn heard(&self) -> Heard {
-        Heard(self.lease.timed.clone())
+    /// The one that is attempted.
+    pub fn who(&self) -> &Who {
+        &self.lease.who
     }
 }
 
 impl Shared {
-    /// As [`Upstream::report`].
-    pub fn report(&self, hop: &Hop, seen: Seen) {
-        self.lease.report(hop, seen);
-    }
-
-    /// As [`Upstream::who`].
-    pub fn who(&self) -> Who {
-        self.lease.who()
-    }
-
-    /// As [`Upstream::heard`].
-    pub fn heard(&self) -> Heard {
-        Heard(self.lease.timed.clone())
+    /// The one that is attempted.
+    pub fn who(&self) -> &Who {
+        &self.lease.who
     }
 }
 
-/// An endpoint that is attempted.
+/// An endpoint that is attempted; a copy outlives the attempt.
+#[derive(Clone)]
 pub struct Who {
     cluster: Rc<Cluster>,
     endpoint: usize,
@@ -86,22 +67,29 @@ pub struct Who {
 }
 
 impl Who {
-    /// As [`Upstream::report`].
+    /// Tells what became of the attempt, once; nothing is told of one that the client has given up.
     pub fn report(&self, hop: &Hop, seen: Seen) {
         tell(self.timed.as_deref(), seen);
         hop.report(&self.cluster, self.endpoint, seen);
+    }
+
+    /// To be told when the answer begins.
+    pub fn heard(&self) -> Heard {
+        Heard(self.timed.clone())
+    }
+
+    fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.cluster.service.endpoints[self.endpoint]
     }
 }
 
 /// The place in an endpoint's count of what is in flight.
 struct Lease {
-    cluster: Rc<Cluster>,
-    endpoint: usize,
+    who: Who,
     /// What it counts in the endpoint's load beyond one.
     surplus: u32,
     /// What it counts in the service's, where somebody goes by that.
     of_all: u64,
-    timed: Option<Rc<Timed>>,
 }
 
 impl Lease {
@@ -117,38 +105,20 @@ impl Lease {
         if of_all > 0 {
             service.load.fetch_add(of_all, Relaxed);
         }
-        Self {
-            cluster: Rc::clone(cluster),
-            endpoint,
-            surplus,
-            of_all,
-            timed: Timed::begin(service, chosen).map(Rc::new),
-        }
-    }
-
-    fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.cluster.service.endpoints[self.endpoint]
-    }
-
-    fn report(&self, hop: &Hop, seen: Seen) {
-        tell(self.timed.as_deref(), seen);
-        hop.report(&self.cluster, self.endpoint, seen);
-    }
-
-    fn who(&self) -> Who {
-        Who { cluster: Rc::clone(&self.cluster), endpoint: self.endpoint, timed: self.timed.clone() }
+        let timed = Timed::begin(service, chosen).map(Rc::new);
+        Self { who: Who { cluster: Rc::clone(cluster), endpoint, timed }, surplus, of_all }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let state = &self.endpoint().state;
+        let state = &self.who.endpoint().state;
         state.active.fetch_sub(1, Relaxed);
         if self.surplus > 0 {
             state.surplus.fetch_sub(self.surplus, Relaxed);
         }
         if self.of_all > 0 {
-            self.cluster.service.load.fetch_sub(self.of_all, Relaxed);
+            self.who.cluster.service.load.fetch_sub(self.of_all, Relaxed);
         }
     }
 }
@@ -196,12 +166,12 @@ impl Tried {
 
     /// Counts the endpoint of a connection that was made, and was no good, among them.
     pub fn add(&mut self, upstream: &Upstream) {
-        self.indexes.push(upstream.lease.endpoint);
+        self.indexes.push(upstream.lease.who.endpoint);
     }
 
     /// As [`Tried::add`].
     pub fn add_shared(&mut self, upstream: &Shared) {
-        self.indexes.push(upstream.lease.endpoint);
+        self.indexes.push(upstream.lease.who.endpoint);
     }
 }
 
@@ -442,24 +412,26 @@ impl Hop {
     /// Gives a connection on which nothing was said yet, but by the endpoint what is in `first`, to the requests of HTTP/2, if they have none.
     pub(super) async fn share(&self, upstream: Upstream, first: Option<Buf>) {
         let Upstream { stream, lease, .. } = upstream;
-        if let Some(visit) = &lease.cluster.visit {
+        let who = &lease.who;
+        if let Some(visit) = &who.cluster.visit {
             let io = Io::new(stream, &self.buffers, first);
-            return self.upstreams.share_inside(&lease.cluster.service, visit, io).await;
+            return self.upstreams.share_inside(&who.cluster.service, visit, io).await;
         }
-        if !self.is_draining() && lease.endpoint().state.stage() == Stage::Active {
+        if !self.is_draining() && who.endpoint().state.stage() == Stage::Active {
             let io = Io::new(stream, &self.buffers, first);
-            self.upstreams.share(&lease.cluster.service, lease.endpoint(), io).await;
+            self.upstreams.share(&who.cluster.service, who.endpoint(), io).await;
         }
     }
 
     /// Keeps the connection of a finished exchange for the next.
     pub(super) fn keep(&self, upstream: Upstream) {
         let Upstream { stream, lease, .. } = upstream;
-        if let Some(visit) = &lease.cluster.visit {
+        let who = &lease.who;
+        if let Some(visit) = &who.cluster.visit {
             return visit.keep(stream);
         }
-        if !self.is_draining() && lease.endpoint().state.stage() == Stage::Active {
-            self.upstreams.keep(&lease.cluster.service, lease.endpoint(), stream);
+        if !self.is_draining() && who.endpoint().state.stage() == Stage::Active {
+            self.upstreams.keep(&who.cluster.service, who.endpoint(), stream);
         }
     }
 }

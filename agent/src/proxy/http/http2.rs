@@ -127,7 +127,7 @@ impl Connection<'_> {
             let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &attempt).await;
             buf = rest.unwrap_or(buf);
             if let Some(seen) = ended.seen() {
-                upstream.report(self.hop, seen);
+                upstream.who().report(self.hop, seen);
             }
             let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !attempt.head_sent.get();
             let (is_unseen, error) = match ended {
@@ -182,7 +182,7 @@ impl Connection<'_> {
         let mut rest = None;
         let ended = {
             let change = self.response_change.as_deref();
-            let answer = Answer { hop, head, attempt, change, heard: upstream.heard() };
+            let answer = Answer { hop, head, attempt, change, heard: upstream.who().heard() };
             let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up));
             let mut download = pin!(answer.give(&mut response, writer));
             let mut client = None;

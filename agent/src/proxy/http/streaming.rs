@@ -55,7 +55,7 @@ impl Connection<'_> {
         let (ended, rest) = self.both_ways(&mut upstream, outgoing, head, &uploaded, &head_sent).await;
         let (late, stalled) = (upstream.stream.socket.is_overdue(), self.stream.socket.is_overdue());
         if let Some(seen) = seen(&ended, late) {
-            upstream.report(self.hop, seen);
+            upstream.who().report(self.hop, seen);
         }
         match ended {
             Ended::Answered(Ok(answered)) if answered.close && !uploaded.get() => {
@@ -109,7 +109,7 @@ impl Connection<'_> {
         let change = self.response_change.as_deref();
         let answer = Answer { change, ..answer(hop, head, &limits, uploaded, head_sent) };
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
-        let heard = upstream.heard();
+        let heard = upstream.who().heard();
         let Stream { reader, writer, socket } = &mut upstream.stream;
         reader.arm_on_demand(&hop.buffers, MEDIUM);
         let (up, down) = (Cell::new(0), Cell::new(0));

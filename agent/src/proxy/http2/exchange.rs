@@ -222,11 +222,11 @@ impl Exchange<'_> {
             if self.is_too_late() {
                 return self.reply(&Reply::deadline_exceeded());
             }
-            self.awaited = self.timeout.map(|_| upstream.who());
+            self.awaited = self.timeout.map(|_| upstream.who().clone());
             let ended = self.attempt(&upstream, &parts, body, &held).await;
             self.awaited = None;
             if let Some(seen) = ended.seen() {
-                upstream.report(hop, seen);
+                upstream.who().report(hop, seen);
             }
             let is_harmless = match &ended {
                 Ended::Unseen(_) => true,
@@ -283,7 +283,7 @@ impl Exchange<'_> {
         let is_open = Cell::new(false);
         let ended = {
             let mut upload = pin!(body::pass_on(body, &mut up, held));
-            let mut download = pin!(self.download(&mut response, &is_open, held, upstream.heard()));
+            let mut download = pin!(self.download(&mut response, &is_open, held, upstream.who().heard()));
             let mut answered = None;
             poll_fn(|context| {
                 if is_uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(context) {

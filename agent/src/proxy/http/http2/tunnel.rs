@@ -131,7 +131,7 @@ async fn open(
                 let answered = match limits.response {
                     None => response.await,
                     Some(limit) => tokio::time::timeout(limit, response).await.map_err(|_| {
-                        place.report(hop, Seen::Late);
+                        place.who().report(hop, Seen::Late);
                         Reply::late_response()
                     })?,
                 };
@@ -141,10 +141,10 @@ async fn open(
         };
         match &answered {
             Ok((response, _)) => {
-                place.report(hop, Seen::Answered { status: response.status().as_u16(), grpc_status: None });
+                place.who().report(hop, Seen::Answered { status: response.status().as_u16(), grpc_status: None });
             }
             Err((true, error)) if !error.is_reset() => {}
-            Err(_) => place.report(hop, Seen::NoResponse),
+            Err(_) => place.who().report(hop, Seen::NoResponse),
         }
         match answered {
             Ok((response, up)) => return Ok(Opened { response, up, _place: place }),

@@ -105,11 +105,11 @@ impl Exchange<'_> {
             }
             let sent_before = upstream.stream.writer.taken();
             let outgoing = Outgoing { head: &head, style, begun: &begun };
-            self.awaited = self.timeout.map(|_| upstream.who());
+            self.awaited = self.timeout.map(|_| upstream.who().clone());
             let ended = self.attempt_http1(&mut upstream, outgoing, body, &limits).await;
             self.awaited = None;
             if let Some(seen) = ended.seen() {
-                upstream.report(hop, seen);
+                upstream.who().report(hop, seen);
             }
             let Ended::Silent(has_ended) = ended else {
                 if let Ended::Answered(_, _, true) = ended {
@@ -163,7 +163,7 @@ impl Exchange<'_> {
         limits: &Limits,
     ) -> Ended {
         let hop = &self.connection.hop;
-        let heard = upstream.heard();
+        let heard = upstream.who().heard();
         let Stream { reader, writer, .. } = &mut upstream.stream;
         let phase = Phase::default();
         let mut outlet = Outlet { to: writer, buffers: &hop.buffers, progress: &phase.up };

@@ -54,14 +54,14 @@ impl Exchange<'_> {
             Some(limit) => match tokio::time::timeout(limit, answered).await {
                 Ok(answered) => answered,
                 Err(_) => {
-                    upstream.report(hop, Seen::Late);
+                    upstream.who().report(hop, Seen::Late);
                     return self.reply(&Reply::late_response());
                 }
             },
         };
         match &answered {
-            Ok((_, head)) => upstream.report(hop, Seen::Answered { status: head.status, grpc_status: None }),
-            Err(ended) => ended.seen().into_iter().for_each(|seen| upstream.report(hop, seen)),
+            Ok((_, head)) => upstream.who().report(hop, Seen::Answered { status: head.status, grpc_status: None }),
+            Err(ended) => ended.seen().into_iter().for_each(|seen| upstream.who().report(hop, seen)),
         }
         let ended = match answered {
             Ok((buf, head)) if head.switches => {
