@@ -33,7 +33,7 @@ pub use self::{
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
     outlier::{Ejections, Marks, Reason, Tally},
-    routed::RouteState,
+    routed::{MirrorState, RouteState},
     seen::Seen,
     shares::{Published, Shares},
 };

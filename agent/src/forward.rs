@@ -31,6 +31,9 @@ pub enum Broken {
 /// Counts what was copied.
 pub type Count = Cell<usize>;
 
+/// Who is told of bytes.
+pub type Told<'t> = &'t dyn Fn(&[u8]);
+
 /// A one-way copy.
 pub struct Copy<'s> {
     /// Where the bytes come from.
@@ -41,6 +44,8 @@ pub struct Copy<'s> {
     pub buffers: &'s Rc<Buffers>,
     /// Bytes copied so far.
     pub count: &'s Count,
+    /// Told of all that is received, as it came.
+    pub tap: Option<Told<'s>>,
 }
 
 impl Copy<'_> {
@@ -121,10 +126,15 @@ impl Copy<'_> {
         Ok(())
     }
 
-    async fn receive(&mut self) -> Result<Buf, Broken> {
+    /// Waits for bytes; none: the sender has ended.
+    pub async fn receive(&mut self) -> Result<Buf, Broken> {
         self.from.arm_on_demand(self.buffers, LARGE);
         let received = self.from.received().await;
-        self.unwrap(received)
+        let buf = self.unwrap(received)?;
+        if let Some(tap) = self.tap {
+            tap(buf.bytes());
+        }
+        Ok(buf)
     }
 
     /// Waits for bytes, and meanwhile for what was submitted to be with the kernel: then everything taken so far is settled.
@@ -190,8 +200,8 @@ pub async fn relay(
     first.socket.reset_on_close(true);
     second.socket.reset_on_close(true);
     let relayed = {
-        let there = Copy { from: &mut first.reader, to: &mut second.writer, buffers, count: counts.0 };
-        let back = Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1 };
+        let there = Copy { from: &mut first.reader, to: &mut second.writer, buffers, count: counts.0, tap: None };
+        let back = Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1, tap: None };
         let ends = (&first.socket, &second.socket);
         let told = |way| move |bytes| settled(way, bytes, ends);
         let mut there = pin!(one_way(there, told(Way::There)));

@@ -4,6 +4,7 @@ pub mod auto;
 pub mod http;
 pub mod http2;
 pub mod inbound;
+mod mirror;
 pub mod opaque;
 mod own_time;
 mod reach;

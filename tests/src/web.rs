@@ -24,6 +24,7 @@ const GATE_TIME_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 struct Shared {
     requests: AtomicUsize,
+    last: Mutex<Option<(String, Vec<u8>)>>,
     waiting: AtomicUsize,
     open: Mutex<bool>,
     opened: Condvar,
@@ -78,6 +79,11 @@ impl Web {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
+    /// The request that it read last: its head as it arrived, and its body.
+    pub fn last(&self) -> Option<(String, Vec<u8>)> {
+        self.shared.last.lock().expect("no thread panics with it").clone()
+    }
+
     /// How many answers wait at the gate.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.load(Ordering::SeqCst)
@@ -106,6 +112,7 @@ fn converse(stream: &TcpStream, name: &str, connection: usize, shared: &Shared) 
             (&*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
         let body = read_body(&mut reader, &head, false)?;
+        *shared.last.lock().expect("no thread panics with it") = Some((describe(&head), body.clone()));
         shared.requests.fetch_add(1, Ordering::SeqCst);
         let own = format!("X-Origin: {name}\r\nX-Connection: {connection}\r\nX-Serial: {serial}\r\n");
         if !answer(stream, &head, body, &own, name, shared)? || !head.keeps_alive() {

@@ -4,11 +4,14 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize},
     },
 };
 
-use crate::config::{Route, route::Action};
+use crate::config::{
+    Route,
+    route::{Action, Forward},
+};
 
 /// What is counted of one route.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +20,25 @@ pub struct RouteState {
     pub requests: Arc<AtomicU64>,
     /// Cursors of round robin, one for each of its targets.
     pub cursors: Vec<Arc<AtomicUsize>>,
+    /// Of the copies of its requests, if there are any.
+    pub mirror: Option<Arc<MirrorState>>,
+}
+
+/// What became of the copies of a route's requests.
+#[derive(Debug, Default)]
+pub struct MirrorState {
+    /// They were answered, with whatever.
+    pub answered: AtomicU64,
+    /// Nobody took them, or they got no answer, or none in time.
+    pub failed: AtomicU64,
+    /// There were none: the requests' bodies were too long.
+    pub too_large: AtomicU64,
+    /// There were none: too many were under way.
+    pub busy: AtomicU64,
+    /// Those under way.
+    pub active: AtomicU32,
+    /// Cursor of round robin.
+    pub cursor: Arc<AtomicUsize>,
 }
 
 /// Of these routes, in their order, with what there was of those `before`.
@@ -25,11 +47,12 @@ pub(super) fn states(routes: &[Route], before: Option<(&[Route], &[RouteState])>
         before.into_iter().flat_map(|(routes, states)| routes.iter().map(|it| it.name.as_str()).zip(states)).collect();
     let state = |route: &Route| {
         let mut state = known.get(route.name.as_str()).copied().cloned().unwrap_or_default();
-        let targets = match &route.action {
-            Action::Forward(forward) => forward.targets.len(),
-            Action::Redirect(_) | Action::Respond(_) => 0,
+        let (targets, mirror) = match &route.action {
+            Action::Forward(Forward { targets, mirror, .. }) => (targets.len(), mirror.is_some()),
+            Action::Redirect(_) | Action::Respond(_) => (0, false),
         };
         state.cursors.resize_with(targets, Arc::default);
+        state.mirror = mirror.then(|| state.mirror.unwrap_or_default());
         state
     };
     routes.iter().map(state).collect()

@@ -120,6 +120,19 @@ pub struct Forward {
     pub targets: Vec<Target>,
     /// What is changed of where it goes.
     pub rewrite: Rewrite,
+    /// Who gets a copy, if anybody.
+    pub mirror: Option<Mirror>,
+}
+
+/// Who gets copies of a route's requests, whose answers nobody waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Its weight says nothing.
+    pub target: Target,
+    /// How many of a hundred requests are copied, at random: 0 to 100.
+    pub percent: u32,
+    /// A request whose body is longer is not copied.
+    pub body_bytes_max: usize,
 }
 
 /// Endpoints that take a part of a route's requests.

@@ -25,7 +25,9 @@ pub(super) use reply::Reply;
 pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
 use super::{
-    Cluster, Hop, Serving, opaque, own_time,
+    Cluster, Hop, Serving,
+    mirror::Tap,
+    opaque, own_time,
     reach::{Tried, Upstream},
 };
 use crate::{
@@ -65,6 +67,8 @@ struct Connection<'h> {
     was_asked: bool,
     /// What is changed of the response that is waited for.
     response_change: Option<Box<Fields>>,
+    /// What sees the request's body, if it is copied.
+    tap: Option<Rc<Tap>>,
 }
 
 /// The agent's own share of a request's duration: the time in which neither side is waited for.
@@ -132,8 +136,17 @@ pub fn serve(
     let (dialled, source) = (original.address, original.source);
     let was_asked = pending.is_some();
     // Boxed by itself: within a future it would stand twice, where it came in and where it is kept.
-    let mut connection =
-        Box::new(Connection { hop, stream, cluster, dialled, source, pending, was_asked, response_change: None });
+    let mut connection = Box::new(Connection {
+        hop,
+        stream,
+        cluster,
+        dialled,
+        source,
+        pending,
+        was_asked,
+        response_change: None,
+        tap: None,
+    });
     Box::pin(async move {
         loop {
             // Boxed: what an exchange needs is gone while the connection sleeps.
@@ -182,7 +195,7 @@ impl Connection<'_> {
         let next = self.forward(buf, head, own).await;
         if let Some(home) = home {
             self.cluster = home;
-            self.response_change = None;
+            (self.response_change, self.tap) = (None, None);
         }
         self.hop.slab.request_duration.observe(began.elapsed());
         next

@@ -12,9 +12,9 @@ use std::{
 
 use http::{HeaderName, HeaderValue, header};
 
-use super::{Cluster, Hop, http::Reply};
+use super::{Cluster, Hop, http::Reply, mirror::Ordered};
 use crate::{
-    cluster::{Service, Snapshot},
+    cluster::{MirrorState, RouteState, Service, Snapshot},
     config::route::{Action, Fallback, Forward, Target},
     route::{Change, Fields, Request, Table, Taken, Unfit},
 };
@@ -27,9 +27,19 @@ pub(super) struct Routes {
 }
 
 /// The targets of a route.
+#[derive(Default)]
 struct Split {
     goals: Vec<Goal>,
     weight: u64,
+    mirror: Option<Mirror>,
+}
+
+/// Who gets copies.
+struct Mirror {
+    goal: Goal,
+    percent: u64,
+    body_bytes_max: usize,
+    state: Arc<MirrorState>,
 }
 
 /// Where a part of a route's requests goes.
@@ -67,6 +77,8 @@ pub(super) struct Onward {
     pub change: Option<Change>,
     /// What is changed of its response.
     pub response: Option<Box<Fields>>,
+    /// Who gets a copy.
+    pub mirror: Option<Ordered>,
 }
 
 impl Routes {
@@ -77,35 +89,47 @@ impl Routes {
             return None;
         }
         let goals = routes.iter().zip(&service.routes).map(|(route, state)| match &route.action {
-            Action::Forward(forward) => Split::new(forward, &state.cursors, service, snapshot),
-            Action::Redirect(_) | Action::Respond(_) => Split { goals: Vec::new(), weight: 0 },
+            Action::Forward(forward) => Split::new(forward, state, service, snapshot),
+            Action::Redirect(_) | Action::Respond(_) => Split::default(),
         });
         Some(Self { goals: goals.collect(), table: table() })
     }
 }
 
-impl Split {
-    fn new(forward: &Forward, cursors: &[Arc<AtomicUsize>], home: &Service, snapshot: &Snapshot) -> Self {
-        let goal = |(target, cursor): (&Target, &Arc<AtomicUsize>)| {
-            let other = target.to.as_deref().filter(|name| *name != home.config.name);
-            let subset = || Subset {
-                labels: target.subset.clone(),
-                fallback: target.fallback.clone(),
-                cursor: Arc::clone(cursor),
-                cluster: RefCell::default(),
-            };
-            Some(Goal {
-                service: match other {
-                    None => home.id,
-                    Some(name) => snapshot.by_name(name)?.id,
-                },
-                is_other: other.is_some(),
-                weight: target.weight.into(),
-                subset: (!target.subset.is_empty()).then(subset),
-            })
+impl Goal {
+    fn new(target: &Target, cursor: &Arc<AtomicUsize>, home: &Service, snapshot: &Snapshot) -> Option<Self> {
+        let other = target.to.as_deref().filter(|name| *name != home.config.name);
+        let subset = || Subset {
+            labels: target.subset.clone(),
+            fallback: target.fallback.clone(),
+            cursor: Arc::clone(cursor),
+            cluster: RefCell::default(),
         };
-        let goals: Vec<Goal> = forward.targets.iter().zip(cursors).filter_map(goal).collect();
-        Self { weight: goals.iter().map(|goal| goal.weight).sum(), goals }
+        Some(Self {
+            service: match other {
+                None => home.id,
+                Some(name) => snapshot.by_name(name)?.id,
+            },
+            is_other: other.is_some(),
+            weight: target.weight.into(),
+            subset: (!target.subset.is_empty()).then(subset),
+        })
+    }
+}
+
+impl Split {
+    fn new(forward: &Forward, state: &RouteState, home: &Service, snapshot: &Snapshot) -> Self {
+        let of = |(target, cursor): (&Target, &Arc<AtomicUsize>)| Goal::new(target, cursor, home, snapshot);
+        let goals: Vec<Goal> = forward.targets.iter().zip(&state.cursors).filter_map(of).collect();
+        let mirror = forward.mirror.as_ref().zip(state.mirror.as_ref()).and_then(|(mirror, state)| {
+            Some(Mirror {
+                goal: Goal::new(&mirror.target, &state.cursor, home, snapshot)?,
+                percent: mirror.percent.into(),
+                body_bytes_max: mirror.body_bytes_max,
+                state: Arc::clone(state),
+            })
+        });
+        Self { weight: goals.iter().map(|goal| goal.weight).sum(), goals, mirror }
     }
 
     /// One of them, by its part and 64 random bits.
@@ -113,14 +137,19 @@ impl Split {
         if let [only] = self.goals.as_slice() {
             return Some(only);
         }
-        // The high word of a product spreads chance evenly (D. Lemire, "Fast random integer generation in an interval", 2019).
-        let mut left = ((u128::from(chance()) * u128::from(self.weight)) >> 64) as u64;
+        let mut left = below(self.weight, chance());
         self.goals.iter().find(|goal| {
             let is_here = left < goal.weight;
             left = left.saturating_sub(goal.weight);
             is_here
         })
     }
+}
+
+/// A number below this, by 64 random bits: the high word of a product spreads chance evenly (D. Lemire, "Fast random integer generation in an
+/// interval", 2019).
+fn below(bound: u64, chance: u64) -> u64 {
+    ((u128::from(chance) * u128::from(bound)) >> 64) as u64
 }
 
 impl Hop {
@@ -146,7 +175,16 @@ impl Hop {
         let goal = split.pick(|| self.chance());
         // A service that was removed meanwhile has nobody to go to: its place is taken by nobody.
         let cluster = goal.and_then(|goal| self.goal(home, goal)).unwrap_or_else(|| Rc::new(home.nobody()));
-        Ok(Onward { cluster, change: taken.change()?, response: taken.response_change()?.map(Box::new) })
+        let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
+        let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
+        Ok(Onward { cluster, change, response, mirror })
+    }
+
+    /// Whether this request is copied, and to whom.
+    fn mirror(&self, home: &Rc<Cluster>, mirror: &Mirror) -> Option<Ordered> {
+        let is_meant = below(100, self.chance()) < mirror.percent;
+        let cluster = if is_meant { self.goal(home, &mirror.goal)? } else { return None };
+        Some(Ordered { cluster, state: Arc::clone(&mirror.state), body_bytes_max: mirror.body_bytes_max })
     }
 
     fn goal(&self, home: &Rc<Cluster>, goal: &Goal) -> Option<Rc<Cluster>> {

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::{
     http::Limits,
     http2::body::{self, grpc_status},
+    mirror::Tap,
 };
 use crate::{
     decode::{
@@ -107,6 +108,14 @@ impl Gathered {
     pub fn nothing() -> Self {
         Self { end: Some(HeaderMap::new()), ..Self::default() }
     }
+
+    /// Tells of it.
+    pub fn tell(&self, tap: &Tap) {
+        self.pieces.iter().for_each(|piece| tap.piece(piece, false));
+        if self.end.is_some() {
+            tap.piece(&[], true);
+        }
+    }
 }
 
 /// Takes what has come of a body; with `waits`, at least something.
@@ -157,6 +166,8 @@ pub struct Outlet<'o> {
     pub buffers: &'o Buffers,
     /// Told of all that goes out.
     pub progress: &'o Progress,
+    /// Told of all that comes in, but for what was there at first.
+    pub tap: Option<&'o Tap>,
 }
 
 impl Outlet<'_> {
@@ -173,6 +184,9 @@ impl Outlet<'_> {
         let mut end = first.end.as_ref().map(grpc_status);
         while end.is_none() {
             let next = gather(from, true).await.map_err(body::Broken::From)?;
+            if let Some(tap) = self.tap {
+                next.tell(tap);
+            }
             self.send_gathered(&[], style, &next).await.map_err(|_| body::Broken::To)?;
             release(from, &next);
             end = next.end.as_ref().map(grpc_status);
@@ -250,6 +264,8 @@ pub struct Inlet<'i> {
     pub buffers: &'i Buffers,
     /// Told of all that goes out.
     pub progress: &'i Progress,
+    /// Told of all that comes in.
+    pub tap: Option<&'i Tap>,
 }
 
 /// A body of HTTP/1 that was passed on.
@@ -369,7 +385,12 @@ impl Inlet<'_> {
         })
         .await?;
         match received {
-            Ok(_) => Ok(buf),
+            Ok(_) => {
+                if let Some(tap) = self.tap {
+                    tap.raw(buf.bytes());
+                }
+                Ok(buf)
+            }
             Err(error) => {
                 self.buffers.give(buf);
                 Err(forward::Broken::Receiving(error))

@@ -12,7 +12,7 @@ use crate::{
     command::{Failure, UNAVAILABLE, USAGE, say, status},
     config::{
         Config, Route, file,
-        route::{Action, Match, Target},
+        route::{Action, Match, Mirror, Target},
     },
     node::runfile,
     proxy::members,
@@ -134,6 +134,11 @@ fn explain(service: &Service, snapshot: &Snapshot, parts: Parts, states: &States
             }
         },
     };
+    let mirrored = taken.and_then(|index| mirror(&routes[index])).map(|mirror| {
+        let mut shown = candidates(&mirror.target);
+        shown["percent"] = json!(mirror.percent);
+        shown
+    });
     let others = routes.iter().enumerate().filter(|(index, _)| Some(*index) != taken);
     Ok(json!({
         "service": service.config.name,
@@ -143,7 +148,16 @@ fn explain(service: &Service, snapshot: &Snapshot, parts: Parts, states: &States
         "action": action,
         "others": others.map(|(_, route)| json!({ "route": route.name, "why": why_not(route, &request) })).collect::<Vec<_>>(),
         "targets": targets,
+        "mirror": mirrored,
     }))
+}
+
+/// Who gets copies of what takes a route.
+fn mirror(route: &Route) -> Option<&Mirror> {
+    match &route.action {
+        Action::Forward(forward) => forward.mirror.as_ref(),
+        Action::Redirect(_) | Action::Respond(_) => None,
+    }
 }
 
 fn unfit(unfit: impl std::fmt::Display) -> Failure {
@@ -210,7 +224,8 @@ fn tell(answer: &Value) -> String {
     let route = answer["route"].as_str().unwrap_or("none matches");
     line("route", &format!("{route} (of {})", answer["routes"]));
     line("request", &word(&answer["action"]));
-    for target in list(&answer["targets"]) {
+    let copied = answer.get("mirror").filter(|mirror| !mirror.is_null()).map(|mirror| ("copied to", mirror.clone()));
+    for (name, target) in list(&answer["targets"]).into_iter().map(|target| ("to", target)).chain(copied) {
         let percent = target["percent"].as_f64().map(|percent| format!("{percent:.1} % ")).unwrap_or_default();
         let endpoints: Vec<String> = list(&target["endpoints"])
             .iter()
@@ -221,7 +236,7 @@ fn tell(answer: &Value) -> String {
             })
             .collect();
         let who = if endpoints.is_empty() { "nobody: 503".to_owned() } else { endpoints.join(", ") };
-        line("to", &format!("{percent}{}, {}: {who}", word(&target["service"]), word(&target["balance"])));
+        line(name, &format!("{percent}{}, {}: {who}", word(&target["service"]), word(&target["balance"])));
     }
     for other in list(&answer["others"]) {
         line("not", &format!("{}: {}", word(&other["route"]), word(&other["why"])));
@@ -242,6 +257,7 @@ mod tests {
   - { name: api, match: { path: { prefix: /api } }, rewrite: { prefix: /v2 }, split: [{ weight: 3, subset: { v: a } }, { weight: 1, to: b }] }
   - { name: team, match: { path: { prefix: /api }, headers: { x-team: red } }, subset: { v: none } }
   - { name: old, match: { path: /old }, redirect: { path: /new } }
+  - { name: shadowed, match: { path: /shadowed }, mirror: { to: b, percent: 5 } }
 - { name: b, address: 10.0.0.4:80, protocol: http, endpoints: [10.0.0.5:80] }
 ";
 
@@ -256,18 +272,21 @@ mod tests {
     #[test]
     fn a_requests_way_is_told_and_why_no_other() {
         let expected = "service      orders, 10.0.0.1:80
-route        api (of 3)
+route        api (of 4)
 request      passed on as GET http://orders/v2/1?x
 to           75.0 % orders, round_robin: 10.0.0.2:80
 to           25.0 % b, round_robin: 10.0.0.5:80 (down)
 not          team: its headers do not match
 not          old: its path does not match
+not          shadowed: its path does not match
 ";
         assert_eq!(told("http://orders/api/1?x", &[]), expected);
         let told_red = told("GET http://orders/api/1", &["X-Team: red"]);
-        assert!(told_red.contains("route        team (of 3)\n"), "{told_red}");
+        assert!(told_red.contains("route        team (of 4)\n"), "{told_red}");
         assert!(told_red.contains("to           100.0 % orders, round_robin: nobody: 503\n"), "{told_red}");
         assert!(told_red.contains("not          api: matches, and is less specific or comes later\n"), "{told_red}");
+        let copied = "copied to    5.0 % b, round_robin: 10.0.0.5:80 (down)\n";
+        assert!(told("http://orders/shadowed", &[]).contains(copied));
         assert!(told("http://orders/old", &[]).contains("request      redirected: 302 http://orders/new\n"));
         assert!(told("http://orders/", &[]).contains("round_robin: 10.0.0.2:80, 10.0.0.3:80\n"));
     }

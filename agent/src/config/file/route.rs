@@ -1,6 +1,7 @@
 //! Where a service's requests go: its key `routes`, and an endpoint's `labels`.
 
 mod matching;
+mod mirror;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -86,7 +87,8 @@ fn route(
     named: &mut Vec<(Position, String, String)>,
     problems: &mut Problems,
 ) -> Option<Route> {
-    let own = ["name", "match", "split", "rewrite", "redirect", "respond", "request_headers", "response_headers"];
+    let own = ["name", "match", "split", "rewrite", "mirror", "redirect", "respond"];
+    let own = [&own[..], &["request_headers", "response_headers"]].concat();
     let keys = [&own[..], &TARGET_KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let name = section.or("name", || format!("route-{}", index + 1), service_name, problems);
@@ -116,7 +118,7 @@ fn action(
     problems: &mut Problems,
 ) -> Option<Action> {
     let answers = ["redirect", "respond"].map(|key| section.get(key));
-    let forwards = ["split", "rewrite"].iter().chain(&TARGET_KEYS).filter_map(|key| section.get(key));
+    let forwards = ["split", "rewrite", "mirror"].iter().chain(&TARGET_KEYS).filter_map(|key| section.get(key));
     if let Some(answer) = answers.iter().flatten().next() {
         let others = answers.iter().flatten().skip(1).copied().chain(forwards);
         let mut is_alone = true;
@@ -140,7 +142,8 @@ fn action(
             split(&field, named, problems)
         }
     };
-    Some(Action::Forward(Forward { targets: targets?, rewrite: rewrite? }))
+    let mirror = section.or("mirror", || None, |field, p| mirror::mirror(field, named, p).map(Some), problems);
+    Some(Action::Forward(Forward { targets: targets?, rewrite: rewrite?, mirror: mirror? }))
 }
 
 fn split(

@@ -20,6 +20,7 @@ use crate::{
     proxy::{
         Hop,
         http2::body,
+        mirror::Tap,
         reach::{Heard, Shared, Tried},
         translate::{Gathered, Inlet, Late, Outlet, Phase, Progress, gather, while_moving},
     },
@@ -183,7 +184,7 @@ impl Connection<'_> {
         let ended = {
             let change = self.response_change.as_deref();
             let answer = Answer { hop, head, attempt, change, heard: upstream.who().heard() };
-            let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up));
+            let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up, self.tap.as_deref()));
             let mut download = pin!(answer.give(&mut response, writer));
             let mut client = None;
             let both = poll_fn(|context| {
@@ -272,8 +273,9 @@ async fn upload<'r>(
     from: &'r mut Reader,
     buffers: &'r Buffers,
     progress: &'r Progress,
+    tap: Option<&'r Tap>,
 ) -> (Result<Option<Buf>, forward::Broken>, &'r mut Reader) {
-    let mut inlet = Inlet { from, buffers, progress };
+    let mut inlet = Inlet { from, buffers, progress, tap };
     let sent = match body {
         Body::Whole(whole) if whole.is_empty() => Ok(None),
         Body::Whole(whole) => inlet.send(up, whole.clone(), true).await.map(|()| None),
@@ -288,7 +290,7 @@ async fn upload<'r>(
 impl Answer<'_> {
     /// Passes a response on.
     async fn give(&self, response: &mut ResponseFuture, to: &mut Writer) -> Ended {
-        let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.attempt.phase.down };
+        let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.attempt.phase.down, tap: None };
         for _ in 0..INTERIM_MAX {
             match next(response).await {
                 Came::Final(Ok(response)) => {

@@ -4,9 +4,10 @@ use std::{mem, rc::Rc};
 
 use super::{Connection, Next, Rest, apply, reply::Reply};
 use crate::{
-    decode::http1::{Edits, RequestHead},
+    decode::http1::{Edits, Method, RequestHead},
     proxy::{
         Cluster,
+        mirror::{Ordered, Tap},
         routed::{Course, Onward},
     },
     ring::Buf,
@@ -48,7 +49,20 @@ impl Connection<'_> {
             head.edits = Edits::default();
         }
         self.response_change = onward.response;
+        if let Some(ordered) = onward.mirror.filter(|_| head.method != Method::Connect && !head.websocket) {
+            self.tap = Some(self.tapped(ordered, &buf, &head));
+        }
         Passed { buf, head, home: Some(mem::replace(&mut self.cluster, onward.cluster)), reply: None }
+    }
+
+    /// What is to see the body of a request that is copied.
+    fn tapped(&self, ordered: Ordered, buf: &Buf, head: &RequestHead) -> Rc<Tap> {
+        let (lines, body) = buf.bytes().split_at(head.bytes);
+        let buffers = &self.hop.buffers;
+        let (edited, bytes) = apply(buffers, buffers.holding(lines), head.bytes, head.start_line_bytes, &head.edits);
+        let tap = Tap::of_http1(self.hop, ordered, &edited.bytes()[..bytes], (head.framing, body), self.source);
+        buffers.give(edited);
+        tap
     }
 
     /// Answers a request that goes to nobody. Of a body that is not all there nobody knows where the next request begins.

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     cluster::Seen,
     decode::{chunked::Style, http1::RequestHead},
-    forward::{Broken, Copy},
+    forward::{Broken, Copy, Told},
     proxy::reach::{Tried, Upstream},
     record::{Bytes, Counter},
     ring::{Buf, Due, MEDIUM, Reader, Stream},
@@ -113,7 +113,9 @@ impl Connection<'_> {
         let Stream { reader, writer, socket } = &mut upstream.stream;
         reader.arm_on_demand(&hop.buffers, MEDIUM);
         let (up, down) = (Cell::new(0), Cell::new(0));
-        let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up };
+        let told = self.tap.as_deref().map(|tap| move |bytes: &[u8]| tap.raw(bytes));
+        let tap = told.as_ref().map(|told| told as Told<'_>);
+        let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up, tap };
         let mut upload = pin!(upload(copy, outgoing));
         let is_answering = Cell::new(false);
         let mut download = pin!(async {

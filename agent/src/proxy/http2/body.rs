@@ -46,8 +46,7 @@ pub async fn pass_on(
         to.send_data(Bytes::new(), true).map_err(|_| Broken::To)?;
         return Ok(None);
     };
-    // Trailer fields are not held.
-    held.borrow_mut().let_go();
+    held.borrow_mut().end_with_trailers();
     if http2::trailers(&mut trailers).is_err() {
         return Err(Broken::From(Reason::PROTOCOL_ERROR.into()));
     }
@@ -135,6 +134,20 @@ async fn send(
         let bytes = part.len();
         to.send_data(part, is_last && piece.is_empty()).map_err(|_| Broken::To)?;
         held.borrow_mut().release(from, bytes);
+    }
+    Ok(())
+}
+
+/// Sends a body that is all there, as the receiver's windows allow.
+pub async fn send_whole(to: &mut SendStream<Bytes>, mut body: Bytes) -> Result<(), Broken> {
+    to.reserve_capacity(body.len());
+    while !body.is_empty() {
+        let room = match to.capacity() {
+            0 => capacity(to).await?,
+            room => room,
+        };
+        let part = body.split_to(room.min(body.len()));
+        to.send_data(part, body.is_empty()).map_err(|_| Broken::To)?;
     }
     Ok(())
 }

@@ -33,6 +33,7 @@ use crate::{
     proxy::{
         Cluster,
         http::{Reply, outcome},
+        mirror::{Ordered, Tap},
         own_time,
         reach::{Heard, Shared, Tried, Who},
         routed::{Course, Onward},
@@ -100,15 +101,16 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         }
     };
     let timeout = if asked.is_grpc { grpc_timeout(&parts) } else { None };
-    let (cluster, change, answer) = match course(&connection, &mut parts) {
-        Course::Straight => (connection.cluster(), None, None),
-        Course::On(onward) => (onward.cluster, onward.response, None),
-        Course::Answered(reply) => (connection.cluster(), None, Some(reply)),
+    let (cluster, change, ordered, answer) = match course(&connection, &mut parts) {
+        Course::Straight => (connection.cluster(), None, None, None),
+        Course::On(onward) => (onward.cluster, onward.response, onward.mirror, None),
+        Course::Answered(reply) => (connection.cluster(), None, None, Some(reply)),
     };
     let mut exchange = Exchange {
         connection: &connection,
         cluster: Rc::clone(&cluster),
         change,
+        tap: ordered.filter(|_| asked.tunnel.is_none()).map(|ordered| tapped(&connection, ordered, &parts, &body)),
         asked,
         began,
         timeout,
@@ -165,6 +167,15 @@ fn course(connection: &Connection, parts: &mut Parts) -> Course {
     }
 }
 
+/// What is to see the body of a request that is copied.
+fn tapped(connection: &Connection, ordered: Ordered, parts: &Parts, body: &RecvStream) -> Rc<Tap> {
+    let tap = Tap::of_http2(&connection.hop, ordered, parts, connection.source);
+    if body.is_end_stream() {
+        tap.piece(&[], true);
+    }
+    tap
+}
+
 fn grpc_timeout(parts: &Parts) -> Option<Duration> {
     parts.headers.get(GRPC_TIMEOUT).and_then(|value| grpc::timeout(value.as_bytes()))
 }
@@ -177,6 +188,8 @@ struct Exchange<'c> {
     change: Option<Box<Fields>>,
     asked: Asked,
     began: Instant,
+    /// What sees the request's body, if it is copied.
+    tap: Option<Rc<Tap>>,
     /// How long the caller waits.
     timeout: Option<Duration>,
     /// Where the rest of a final response goes, when its head was sent.
@@ -209,7 +222,7 @@ impl Exchange<'_> {
         let request = || RouteRequest::of_parts(&parts, is_secure, source);
         let mut tried = Tried::for_request(hop, &cluster, source, request);
         let (mut replays, mut before) = (0, None);
-        let held = RefCell::new(Held::default());
+        let held = RefCell::new(Held::tapped(self.tap.clone()));
         loop {
             let upstream = match (hop.reach_shared(&cluster, &mut tried).await, before) {
                 (Ok(upstream), _) => upstream,

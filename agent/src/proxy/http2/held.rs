@@ -1,13 +1,17 @@
 //! What of a request's body has been sent, for as long as an endpoint may still say that it has seen nothing of it.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use h2::RecvStream;
+
+use crate::proxy::mirror::Tap;
 
 /// How much is held: what most bodies have, and what a hundred streams of one connection may have without harm.
 const HELD_BYTES_MAX: usize = 64 * 1024;
 
 /// The beginning of a body.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Held {
     /// Copies: a piece of a few bytes would hold on to all that was received with it.
     bytes: Vec<u8>,
@@ -17,9 +21,16 @@ pub struct Held {
     is_lost: bool,
     /// Bytes that were taken from the client, and in whose place it may not yet send more.
     owed: usize,
+    /// What sees all of it, if it is copied.
+    tap: Option<Rc<Tap>>,
 }
 
 impl Held {
+    /// Nothing yet, of a body that is seen by this as it comes.
+    pub fn tapped(tap: Option<Rc<Tap>>) -> Self {
+        Self { tap, ..Self::default() }
+    }
+
     /// Whether the body can be sent again from its beginning.
     pub fn is_whole(&self) -> bool {
         !self.is_lost
@@ -28,11 +39,22 @@ impl Held {
     /// A piece was taken from the client.
     pub fn take(&mut self, piece: &Bytes, is_end: bool) {
         self.owed += piece.len();
+        if let Some(tap) = &self.tap {
+            tap.piece(piece, is_end);
+        }
         if self.is_lost || self.bytes.len() + piece.len() > HELD_BYTES_MAX {
             return self.let_go();
         }
         self.bytes.extend_from_slice(piece);
         self.is_end = is_end;
+    }
+
+    /// It has come to its end, with trailer fields, which are not held.
+    pub fn end_with_trailers(&mut self) {
+        if let Some(tap) = &self.tap {
+            tap.piece(&[], true);
+        }
+        self.let_go();
     }
 
     /// It is not going to be sent again, or cannot be.

@@ -22,6 +22,35 @@ pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
         }
     }
     text.push('\n');
+    write_mirrored(text, services);
+}
+
+/// What became of copies.
+fn write_mirrored(text: &mut String, services: &[Arc<Service>]) {
+    let routes = services
+        .iter()
+        .flat_map(|service| service.config.routes.iter().zip(&service.routes).map(move |it| (service, it)));
+    let mut mirrored =
+        routes.filter_map(|(service, (route, state))| Some((service, route, state.mirror.as_ref()?))).peekable();
+    if mirrored.peek().is_none() {
+        return;
+    }
+    let name = "sockway_route_mirrored_total";
+    let help = "Requests of a route that were to be copied, by what became of the copy.";
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
+    for (service, route, state) in mirrored {
+        let outcomes = [
+            ("answered", &state.answered),
+            ("failed", &state.failed),
+            ("too_large", &state.too_large),
+            ("busy", &state.busy),
+        ];
+        for (outcome, count) in outcomes {
+            let (of, route, count) = (&service.config.name, &route.name, count.load(Relaxed));
+            let _ = writeln!(text, "{name}{{service=\"{of}\",route=\"{route}\",outcome=\"{outcome}\"}} {count}");
+        }
+    }
+    text.push('\n');
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{FALLBACKS, SWITCHES, matching};
+use super::{FALLBACKS, SWITCHES, matching, mirror};
 use crate::config::route::{Action, Fallback, HeaderChanges, PathChange, Redirect, Rewrite, Route, Target, Template};
 
 /// As it would be written.
@@ -28,6 +28,7 @@ pub fn show(route: &Route) -> Value {
                 rewrite.extend(text("host", forward.rewrite.host.as_ref()));
                 shown.insert("rewrite".into(), rewrite.into());
             }
+            shown.extend(forward.mirror.as_ref().map(|copies| ("mirror".to_owned(), mirror::show(copies))));
         }
         Action::Redirect(to) => {
             shown.insert("redirect".into(), redirect(to).into());
@@ -48,7 +49,7 @@ fn body(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-fn target(target: &Target) -> Map<String, Value> {
+pub(super) fn target(target: &Target) -> Map<String, Value> {
     let mut shown = Map::new();
     if let Some(to) = &target.to {
         shown.insert("to".into(), json!(to));

@@ -41,6 +41,8 @@ fn every_key_is_read_and_shown_as_it_was() {
         "{ split: [{ to: b, weight: 1 }, { weight: 9, subset: { version: v1 } }] }",
         "{ match: { path: { prefix: /a/ } }, redirect: { prefix: /b, status: 308, scheme: https, port: 8443, strip_query: on } }",
         "{ redirect: { host: b.example }, response_headers: { add: { x: y }, remove: [server] } }",
+        "{ mirror: { to: b, percent: 7, body_bytes_max: 0 }, split: [{ to: b, weight: 1 }] }",
+        "{ mirror: { subset: { version: v2 }, subset_fallback: any_endpoint } }",
         "{ rewrite: { regex: { pattern: '^/v[0-9]+', substitution: '' } } }",
         "{ respond: { status: 418, body: 'teapot {' }, response_headers: { set: { x: '{{}}' } } }",
     ] {
@@ -73,6 +75,13 @@ fn what_is_wrong_is_told_with_its_place() {
     for (route, expected) in [
         ("{ to: d }", "F:7:15: services[0].routes[0].to: \"d\" is no service of this file"),
         ("{ to: c }", "services[0].routes[0].to: \"c\" is a service that does not speak HTTP"),
+        ("{ mirror: { to: d } }", "services[0].routes[0].mirror.to: \"d\" is no service of this file"),
+        ("{ mirror: { percent: 5 } }", "routes[0].mirror: says nobody who gets the copies; write to: SERVICE"),
+        ("{ mirror: { to: b, percent: 101 } }", "routes[0].mirror.percent: "),
+        (
+            "{ mirror: { to: b }, respond: { status: 200 } }",
+            "routes[0].mirror: a request is either answered or passed on",
+        ),
         ("{ match: { path: a } }", "routes[0].match.path: \"a\" is no path; begin it with /"),
         ("{ match: { path: { prefix: /a, regex: b } } }", "routes[0].match.path: is matched in one way"),
         ("{ match: { path: { regex: '(' } } }", "routes[0].match.path.regex: \"(\" is no expression"),

@@ -82,6 +82,9 @@ impl Exchange<'_> {
                 Err(error) => return self.ended_with_http1(Ended::RequestBroken(error)),
             },
         };
+        if let Some(tap) = &self.tap {
+            begun.tell(tap);
+        }
         let framing = framing(&parts, has_body, &begun);
         let (source, is_secure) = (self.connection.source, self.connection.is_secure);
         let mut tried =
@@ -166,7 +169,8 @@ impl Exchange<'_> {
         let heard = upstream.who().heard();
         let Stream { reader, writer, .. } = &mut upstream.stream;
         let phase = Phase::default();
-        let mut outlet = Outlet { to: writer, buffers: &hop.buffers, progress: &phase.up };
+        let tap = self.tap.clone();
+        let mut outlet = Outlet { to: writer, buffers: &hop.buffers, progress: &phase.up, tap: tap.as_deref() };
         let ended = {
             let mut upload = pin!(outlet.send(outgoing.head, outgoing.style, outgoing.begun, body));
             let mut download = pin!(self.download_http1(reader, limits, &phase, heard));
@@ -276,7 +280,7 @@ impl Exchange<'_> {
         if is_whole {
             return Ok(Ended::Answered(head.status, trailers_only, head.keep_alive && buf.is_empty()));
         }
-        let mut inlet = Inlet { from, buffers: &self.connection.hop.buffers, progress: &phase.down };
+        let mut inlet = Inlet { from, buffers: &self.connection.hop.buffers, progress: &phase.down, tap: None };
         match inlet.pass_on(down, buf, head.framing).await {
             // Bytes behind a response belong to no request: the connection is not to be trusted any more.
             Ok(passed) => {

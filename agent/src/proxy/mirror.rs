@@ -1,0 +1,283 @@
+//! Copies of requests, to endpoints whose answers nobody waits for: Envoy's `request_mirror_policies`, the Gateway API's RequestMirror.
+//!
+//! A copy is gathered while its request passes by, and leaves as a task of its own when that is all there: whatever becomes of it, and however
+//! long that takes, the request knows nothing of it. As with Envoy its host ends in `-shadow`, so that who gets it can tell. A request that
+//! breaks off, or whose body is longer than may be held, has no copy.
+
+mod send;
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use http::{Uri, header, request::Parts, uri::Authority};
+
+use super::{Cluster, Hop};
+use crate::{
+    cluster::MirrorState,
+    config::HttpVersion,
+    decode::{
+        chunked::{BadChunk, Decoder, Event},
+        http1::Framing,
+        translate,
+    },
+    ring::spawn,
+};
+
+/// Most copies of a route's requests under way at once, node-wide: with bodies of 64 KiB they hold 16 MiB, and who is mirrored at a thousand
+/// requests a second and answers within a quarter of one loses none.
+const ACTIVE_MAX: u32 = 256;
+
+/// Who is to get a copy.
+pub(super) struct Ordered {
+    pub cluster: Rc<Cluster>,
+    pub state: Arc<MirrorState>,
+    pub body_bytes_max: usize,
+}
+
+/// A request, all of it.
+struct Copy {
+    hop: Rc<Hop>,
+    ordered: Ordered,
+    parts: Parts,
+    body: Vec<u8>,
+    /// Who asked, as hashes know it.
+    source: u64,
+    /// What the client speaks.
+    spoken: HttpVersion,
+}
+
+/// Sees a request's body pass by, and sends the copy when it has seen all of it.
+pub struct Tap(RefCell<Option<Making>>);
+
+struct Making {
+    copy: Copy,
+    left: Left,
+}
+
+/// Where the body of a message of HTTP/1 ends.
+enum Left {
+    Length(u64),
+    Chunked(Decoder),
+    UntilClose,
+}
+
+impl Left {
+    fn of(framing: Framing) -> Self {
+        match framing {
+            Framing::None => Self::Length(0),
+            Framing::Length(bytes) => Self::Length(bytes),
+            Framing::Chunked => Self::Chunked(Decoder::default()),
+            Framing::UntilClose => Self::UntilClose,
+        }
+    }
+
+    /// Tells what of the body is in these bytes; gives where in them it ends, if it does.
+    fn pass(&mut self, bytes: &[u8], mut told: impl FnMut(&[u8])) -> Result<Option<usize>, BadChunk> {
+        match self {
+            Self::Length(left) => {
+                let here = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= here as u64;
+                told(&bytes[..here]);
+                Ok((*left == 0).then_some(here))
+            }
+            Self::Chunked(decoder) => {
+                let mut at = 0;
+                while let Event::Data(piece) = decoder.next(bytes, &mut at)? {
+                    told(&bytes[piece]);
+                }
+                Ok(decoder.is_done().then_some(at))
+            }
+            Self::UntilClose => {
+                told(bytes);
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl Tap {
+    /// For a request of HTTP/1 whose head, its edits made, is this, and of whose body `here` has come already.
+    pub(super) fn of_http1(
+        hop: &Rc<Hop>,
+        ordered: Ordered,
+        head: &[u8],
+        (framing, here): (Framing, &[u8]),
+        source: u64,
+    ) -> Rc<Self> {
+        let is_secure = ordered.cluster.service.config.tls.originate.is_some();
+        let making = match (translate::request_to_http2(head, is_secure), framing) {
+            (Ok(_), Framing::Length(bytes)) if bytes > ordered.body_bytes_max as u64 => {
+                count(&ordered.state.too_large);
+                None
+            }
+            (Ok((parts, _)), _) => {
+                let copy = Copy::new(hop, ordered, parts, source, HttpVersion::Http1);
+                Some(Making { copy, left: Left::of(framing) })
+            }
+            (Err(_), _) => {
+                count(&ordered.state.failed);
+                None
+            }
+        };
+        let tap = Self(RefCell::new(making));
+        tap.raw(here);
+        Rc::new(tap)
+    }
+
+    /// For a request of HTTP/2, of whose body nothing has come yet.
+    pub(super) fn of_http2(hop: &Rc<Hop>, ordered: Ordered, parts: &Parts, source: u64) -> Rc<Self> {
+        let copy = Copy::new(hop, ordered, parts.clone(), source, HttpVersion::Http2);
+        Rc::new(Self(RefCell::new(Some(Making { copy, left: Left::UntilClose }))))
+    }
+
+    /// Bytes have come, as a client of HTTP/1 sent them; what stands behind the body is not looked at.
+    pub fn raw(&self, bytes: &[u8]) {
+        self.see(|making| {
+            let body = &mut making.copy.body;
+            making.left.pass(bytes, |piece| body.extend_from_slice(piece)).map(|end| end.is_some())
+        });
+    }
+
+    /// A piece of the body has come.
+    pub fn piece(&self, bytes: &[u8], is_last: bool) {
+        self.see(|making| {
+            making.copy.body.extend_from_slice(bytes);
+            Ok(is_last)
+        });
+    }
+
+    fn see(&self, look: impl FnOnce(&mut Making) -> Result<bool, BadChunk>) {
+        let mut slot = self.0.borrow_mut();
+        let Some(making) = slot.as_mut() else { return };
+        let seen = look(making);
+        let is_too_large = making.copy.body.len() > making.copy.ordered.body_bytes_max;
+        match seen {
+            Ok(false) if !is_too_large => return,
+            Ok(_) if is_too_large => count(&making.copy.ordered.state.too_large),
+            // The request itself is refused.
+            Err(BadChunk(_)) => {}
+            Ok(_) => {
+                if let Some(Making { copy, .. }) = slot.take() {
+                    copy.leave();
+                }
+            }
+        }
+        *slot = None;
+    }
+}
+
+/// The place of a copy among those under way, given back by dropping it.
+struct Place(Arc<MirrorState>);
+
+impl Place {
+    fn take(state: &Arc<MirrorState>) -> Option<Self> {
+        let place = Self(Arc::clone(state));
+        (state.active.fetch_add(1, Relaxed) < ACTIVE_MAX).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Copy {
+    fn new(hop: &Rc<Hop>, ordered: Ordered, mut parts: Parts, source: u64, spoken: HttpVersion) -> Self {
+        parts.uri = shadow(parts.uri);
+        // All of the body is there.
+        parts.headers.remove(header::EXPECT);
+        Self { hop: Rc::clone(hop), ordered, parts, body: Vec::new(), source, spoken }
+    }
+
+    /// On its way, if there is a place.
+    fn leave(self) {
+        let state = Arc::clone(&self.ordered.state);
+        let Some(place) = Place::take(&state) else { return count(&state.busy) };
+        spawn(async move {
+            let is_answered = self.send().await;
+            count(if is_answered { &state.answered } else { &state.failed });
+            drop(place);
+        });
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+/// The same with `-shadow` at the end of the host, as Envoy has it; an IPv6 address stays as it is: nothing can be put behind it.
+fn shadow(uri: Uri) -> Uri {
+    let mut parts = uri.into_parts();
+    parts.authority = parts.authority.map(|authority| {
+        let text = authority.as_str();
+        let (host, port) = text.rfind(':').map_or((text, ""), |colon| text.split_at(colon));
+        match text.starts_with('[') {
+            true => authority,
+            false => Authority::try_from(format!("{host}-shadow{port}")).unwrap_or(authority),
+        }
+    });
+    // What it was made of was an address, and still is.
+    Uri::from_parts(parts).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copys_host_tells_that_it_is_one() {
+        for (uri, expected) in [
+            ("http://a.example/x?y", "http://a.example-shadow/x?y"),
+            ("http://a.example:81/", "http://a.example-shadow:81/"),
+            ("http://10.0.0.1:80/", "http://10.0.0.1-shadow:80/"),
+            ("http://[::1]:80/", "http://[::1]:80/"),
+            ("http://[::1]/", "http://[::1]/"),
+        ] {
+            assert_eq!(shadow(uri.parse().unwrap()).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_body_is_told_and_its_end_found_wherever_it_is_torn() {
+        for (framing, wire, body, end) in [
+            (Framing::None, "GET", "", Some(0)),
+            (Framing::Length(3), "abcGET", "abc", Some(3)),
+            (Framing::Length(9), "abcGET", "abcGET", None),
+            (Framing::Chunked, "1\r\na\r\n2;x\r\nbc\r\n0\r\nt: v\r\n\r\nGET", "abc", Some(26)),
+            (Framing::Chunked, "1\r\na\r\n2\r\nb", "ab", None),
+            (Framing::UntilClose, "abc", "abc", None),
+        ] {
+            for tear in 0..wire.len() {
+                let (mut left, mut told, mut found) = (Left::of(framing), Vec::new(), None);
+                for (start, part) in [(0, &wire[..tear]), (tear, &wire[tear..])] {
+                    if found.is_none() {
+                        let passed = left.pass(part.as_bytes(), |piece| told.extend_from_slice(piece)).unwrap();
+                        found = passed.map(|end| start + end);
+                    }
+                }
+                assert_eq!((told.as_slice(), found), (body.as_bytes(), end), "{wire:?} at {tear}");
+            }
+        }
+        assert!(Left::of(Framing::Chunked).pass(b"x\r\n", |_| {}).is_err());
+    }
+
+    #[test]
+    fn places_are_bounded_and_given_back() {
+        let state = Arc::default();
+        let mut places: Vec<Place> = (0..ACTIVE_MAX).filter_map(|_| Place::take(&state)).collect();
+        assert_eq!(places.len(), ACTIVE_MAX as usize);
+        assert!(Place::take(&state).is_none());
+        places.pop();
+        places.extend(Place::take(&state));
+        assert_eq!((places.len(), state.active.load(Relaxed)), (ACTIVE_MAX as usize, ACTIVE_MAX));
+        drop(places);
+        assert_eq!(state.active.load(Relaxed), 0);
+    }
+}
