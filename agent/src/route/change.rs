@@ -268,3 +268,154 @@ impl Fields {
         fields.extend(self.added.iter().cloned());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request as HttpRequest;
+
+    use super::*;
+    use crate::config::file;
+
+    const HEAD: &[u8] = b"GET /api/7/x?q=1 HTTP/1.1\r\nHost: a.example:81\r\nX-Old: o\r\nx-old: p\r\nKeep: k\r\n\r\n";
+
+    fn route(text: &str) -> Route {
+        let text = format!(
+            "services: [{{name: a, address: 10.0.0.1:80, protocol: http, endpoints: [10.0.0.2:80], routes: [{text}]}}]"
+        );
+        file::parse(&text, "F").unwrap_or_else(|error| panic!("{error}")).services[0].routes[0].clone()
+    }
+
+    /// The head of HTTP/1 that a request comes to, and the same of HTTP/2: target, authority, and one field.
+    fn changed(text: &str, field: &str) -> Result<(String, [String; 3]), Unfit> {
+        let route = route(text);
+        let request = Request::of_http1(HEAD, false, 0);
+        let lines = match (Taken { route: &route, request: &request }).change()? {
+            Some(change) => change.of_lines(HEAD),
+            None => HEAD.to_vec(),
+        };
+        let fields = [("x-old", "o"), ("x-old", "p"), ("keep", "k")];
+        let built = HttpRequest::builder().uri("http://a.example:81/api/7/x?q=1");
+        let built = fields.iter().fold(built, |built, (name, value)| built.header(*name, *value));
+        let mut parts = built.body(()).expect("a request").into_parts().0;
+        let before = parts.clone();
+        let request = Request::of_parts(&before, false, 0);
+        if let Some(change) = (Taken { route: &route, request: &request }).change()? {
+            change.of_parts(&mut parts)?;
+        }
+        let target = parts.uri.path_and_query().expect("a target").to_string();
+        let authority = parts.uri.authority().expect("an authority").to_string();
+        let values: Vec<&str> = parts.headers.get_all(field).iter().map(|it| it.to_str().expect("text")).collect();
+        Ok((String::from_utf8(lines).expect("text"), [target, authority, values.join(",")]))
+    }
+
+    #[test]
+    fn both_protocols_come_to_the_same_head() {
+        for (route, target, host, field, values) in [
+            ("{}", "/api/7/x?q=1", "a.example:81", "x-old", "o,p"),
+            ("{match: {path: {prefix: /api}}, rewrite: {prefix: /v2}}", "/v2/7/x?q=1", "a.example:81", "keep", "k"),
+            ("{match: {path: {prefix: /api}}, rewrite: {prefix: /}}", "/7/x?q=1", "a.example:81", "keep", "k"),
+            (
+                "{match: {path: {template: '/api/{n}/{m}'}}, rewrite: {path: '/{m}/{n}', host: '{m}.b'}}",
+                "/x/7?q=1",
+                "x.b",
+                "host",
+                "",
+            ),
+            (
+                "{rewrite: {regex: {pattern: '^/api/([0-9]+)', substitution: '/n$1'}}}",
+                "/n7/x?q=1",
+                "a.example:81",
+                "keep",
+                "k",
+            ),
+            ("{rewrite: {regex: {pattern: '.*', substitution: z}}}", "/z?q=1", "a.example:81", "keep", "k"),
+            ("{request_headers: {set: {X-Old: n}}}", "/api/7/x?q=1", "a.example:81", "x-old", "n"),
+            ("{request_headers: {add: {x-old: n}}}", "/api/7/x?q=1", "a.example:81", "x-old", "o,p,n"),
+            ("{request_headers: {remove: [x-OLD], add: {y: '{{z}}'}}}", "/api/7/x?q=1", "a.example:81", "y", "{z}"),
+            (
+                "{match: {host: {regex: '(?P<h>[a-z]+)\\.example'}}, request_headers: {set: {y: '{h}'}}}",
+                "/api/7/x?q=1",
+                "a.example:81",
+                "y",
+                "a",
+            ),
+        ] {
+            let (lines, parts) = changed(route, field).unwrap_or_else(|unfit| panic!("{route}: {unfit}"));
+            assert_eq!(parts, [target.to_owned(), host.to_owned(), values.to_owned()], "{route}");
+            assert!(lines.starts_with(&format!("GET {target} HTTP/1.1\r\n")) && lines.ends_with("\r\n\r\n"), "{lines}");
+            let of = |wanted: &str| -> Vec<String> {
+                let named = lines.lines().filter_map(|line| line.split_once(": "));
+                named.filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.to_owned()).collect()
+            };
+            assert_eq!(of("host"), [host], "{lines}");
+            if field != "host" {
+                assert_eq!(of(field).join(","), values, "{lines}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_head_can_hold_is_unfit() {
+        let named = |path: &str, to: &str| {
+            let route = route(&format!("{{match: {{path: {{regex: '/(?P<x>.*)'}}}}, {to}}}"));
+            let head = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let request = Request::of_http1(head.as_bytes(), false, 0);
+            (Taken { route: &route, request: &request }).change().is_ok()
+        };
+        for (path, to, fits) in [
+            ("/b", "rewrite: {host: '{x}'}", true),
+            ("/", "rewrite: {host: '{x}'}", false),
+            ("/b/c", "rewrite: {host: '{x}'}", false),
+            ("/u@b", "rewrite: {host: '{x}'}", false),
+            ("/b#c", "rewrite: {path: '/{x}'}", false),
+            ("/b%23c", "rewrite: {path: '/{x}'}", true),
+            ("/b", "request_headers: {set: {y: '{x}'}}", true),
+            ("/b\u{1}", "request_headers: {set: {y: '{x}'}}", false),
+        ] {
+            assert_eq!(named(path, to), fits, "{path:?} {to}");
+        }
+        let long = format!("/{}", "x".repeat(40_000));
+        assert!(named(&long, "rewrite: {path: '/{x}'}") && !named(&long, "rewrite: {path: '/{x}{x}'}"));
+    }
+
+    #[test]
+    fn a_client_is_sent_where_the_route_says() {
+        for (redirect, expected) in [
+            ("scheme: https", "https://a.example/api/7/x?q=1"),
+            ("scheme: https, port: 8443", "https://a.example:8443/api/7/x?q=1"),
+            ("port: 80", "http://a.example/api/7/x?q=1"),
+            ("host: b", "http://b/api/7/x?q=1"),
+            ("path: /y", "http://a.example:81/y?q=1"),
+            ("path: /y, strip_query: on", "http://a.example:81/y"),
+            ("strip_query: on", "http://a.example:81/api/7/x"),
+            ("regex: {pattern: '7', substitution: '8'}", "http://a.example:81/api/8/x?q=1"),
+        ] {
+            let route = route(&format!("{{redirect: {{{redirect}}}}}"));
+            let request = Request::of_http1(HEAD, false, 0);
+            let Action::Redirect(to) = &route.action else { panic!("{route:?}") };
+            let location = (Taken { route: &route, request: &request }).location(to).expect("fit");
+            assert_eq!(String::from_utf8_lossy(&location), expected, "{redirect}");
+        }
+    }
+
+    #[test]
+    fn an_answers_fields_are_changed_alike_wherever_they_stand() {
+        let route = route("{response_headers: {set: {a: '1'}, add: {b: '2'}, remove: [c]}}");
+        let request = Request::of_http1(HEAD, false, 0);
+        let fields = (Taken { route: &route, request: &request }).response_change().unwrap().expect("some");
+        let lines = fields.of_lines(b"HTTP/1.1 200 OK\r\nA: 0\r\nB: 1\r\nC: 2\r\nD: 3\r\n\r\n");
+        assert_eq!(lines, b"HTTP/1.1 200 OK\r\nB: 1\r\nD: 3\r\na: 1\r\nb: 2\r\n\r\n");
+        let value = HeaderValue::from_static;
+        let before = [("a", "0"), ("b", "1"), ("c", "2"), ("d", "3")]
+            .map(|(name, text)| (HeaderName::from_static(name), value(text)));
+        let mut list = before.to_vec();
+        fields.of_list(&mut list);
+        let told: Vec<String> =
+            list.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+        assert_eq!(told, ["b=1", "d=3", "a=1", "b=2"]);
+        let mut map: HeaderMap = before.into_iter().collect();
+        fields.of_map(&mut map);
+        assert_eq!((map.get("a"), map.get_all("b").iter().count()), (Some(&value("1")), 2));
+        assert!(!map.contains_key("c") && map.contains_key("d"));
+    }
+}
