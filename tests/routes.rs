@@ -271,3 +271,45 @@ fn what_is_explained_of_a_request_is_what_becomes_of_it() {
     assert_eq!(told["others"][0]["why"], "its headers do not match");
     assert_eq!(routed.who("/v1/bytes/3", &["-H", "Host: away.example"]), "three");
 }
+
+#[test]
+fn a_request_goes_where_its_callers_cgroup_or_namespace_says() {
+    let Some(stage) = Stage::set() else { return };
+    let [home, here, known] = ["home", "here", "known"].map(|name| stage.web(name));
+    let own = format!("/proc/{}/ns/net", stage.client().pid());
+    let (inside, outside) = (stage.clients.path(), stage.origins.path());
+    let [one, two, other, third] = [(); 4].map(|()| stage.address());
+    let routes = format!(
+        "routes: [{{ name: origins, match: {{ caller: {{ cgroup: '{outside}' }} }}, respond: {{ status: 418 }} }}, \
+         {{ name: clients, match: {{ caller: {{ cgroup: '{inside}' }} }}, to: other }}, \
+         {{ name: deep, match: {{ path: /bytes/5, caller: {{ namespace: '{own}', cgroup: '{inside}' }} }}, to: third }}, \
+         {{ name: nobody, match: {{ path: /bytes/6, caller: {{ namespace: nobodys }} }}, respond: {{ status: 418 }} }}]"
+    );
+    let config = stage
+        .config()
+        .service(Service::http("web", one).set(&routes).to(home.address()))
+        .service(Service::http2("web2", two).set("upstream_protocol: http1").set(&routes).to(home.address()))
+        .service(Service::http("other", other).to(here.address()))
+        .service(Service::http("third", third).to(known.address()));
+    let agent = Agent::start(&config);
+    for (http, service) in [(&[][..], one), (&[HTTP2], two)] {
+        for (path, expected) in [("/bytes/4", "here"), ("/bytes/5", "known"), ("/bytes/6", "here")] {
+            let url = format!("http://{service}{path}");
+            let output = peers::curl(Room::of(&stage.clients), &[&["--include", &url], http].concat());
+            let told = String::from_utf8_lossy(&output.stdout).to_ascii_lowercase();
+            assert!(told.contains(&format!("x-origin: {expected}\r\n")), "{path}: {told}");
+        }
+    }
+    let from = stage.client().pid().to_string();
+    let explain = |arguments: &[&str]| {
+        let always = ["explain", "GET http://web/bytes/4", "--json", "--instance", agent.instance()];
+        let output = sockway(&[&always, arguments].concat());
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    assert_eq!(explain(&["--from", &from])["route"], "clients");
+    let told = explain(&[]);
+    assert_eq!(
+        (&told["route"], &told["others"][1]["why"]),
+        (&None::<&str>.into(), &"its caller does not match".into())
+    );
+}

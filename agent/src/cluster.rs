@@ -4,6 +4,8 @@
 //! [`Snapshot::build`] takes it over from the previous snapshot by service name and endpoint address.
 
 mod build;
+mod canary;
+mod dialler;
 mod endpoint;
 mod inbound;
 mod index;
@@ -29,6 +31,8 @@ use self::{
     index::Index,
 };
 pub use self::{
+    canary::{CanaryState, Counts, Stage as CanaryStage, Trouble},
+    dialler::Dialler,
     endpoint::{Endpoint, EndpointState, Latency, Stage},
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},

@@ -1,5 +1,6 @@
 //! What the configuration means: checked, complete, every default filled in. What a person wrote is in [`mod@file`].
 
+pub mod canary;
 pub mod capture;
 pub mod file;
 pub mod http;

@@ -10,6 +10,7 @@ mod carry;
 pub mod cgroup;
 mod choices;
 mod detach;
+mod diallers;
 pub mod doctor;
 mod events;
 mod exclude;
@@ -72,6 +73,7 @@ pub use self::{
     caller::{Caller, Process},
     choices::{Choice, Taken, algorithm_word},
     detach::detach,
+    diallers::{Diallers, names_of},
     events::{Event, EventStream, Events},
     failure::KernelError,
     fill::Fill,

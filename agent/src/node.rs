@@ -4,6 +4,7 @@
 //! Is never on the path of a connection. What it knows of traffic it reads from counters.
 
 pub mod admin;
+pub mod canary;
 pub mod drain;
 mod error;
 mod observe;
@@ -355,6 +356,7 @@ impl Node {
                     if senses.outliers.follow(&snapshot, Instant::now()) {
                         self.apply_current();
                     }
+                    senses.canaries.follow(&snapshot, Instant::now());
                     senses.retirer.follow(&snapshot, Instant::now());
                     kernel::give_memory_back();
                 }

@@ -16,7 +16,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::SocketAddr,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
@@ -30,7 +30,7 @@ use self::routed::Routes;
 pub(crate) use self::routed::members;
 use crate::{
     balance::Balancer,
-    cluster::{Service, Shares, Snapshot},
+    cluster::{CanaryState, Dialler, Service, Shares, Snapshot},
     config::{self, Balance, HttpVersion, Protocol},
     connect::{Upstreams, Visit},
     kernel::Flows,
@@ -88,6 +88,8 @@ pub struct Cluster {
     cursor: Arc<AtomicUsize>,
     /// Where its requests go instead.
     routes: Option<Routes>,
+    /// Who counts what becomes of its requests, if they are tried out.
+    canary: Option<Arc<CanaryState>>,
     /// For a connection that came in: the way to the program, which is the service's one endpoint.
     visit: Option<Visit>,
     generation: u64,
@@ -119,6 +121,7 @@ impl Cluster {
             members,
             cursor: Arc::clone(cursor),
             routes: None,
+            canary: None,
             visit: None,
             generation,
             shares_version,
@@ -145,6 +148,16 @@ impl Cluster {
             Protocol::Http2 => HttpVersion::Http2,
             Protocol::Auto | Protocol::Tcp | Protocol::Udp => client,
         })
+    }
+
+    /// Whether no endpoint is meant.
+    fn is_empty(&self) -> bool {
+        !(0..self.service.endpoints.len()).any(|endpoint| self.has(endpoint))
+    }
+
+    /// Who dialled, if a route asks for it.
+    fn dialler(&self, accepted: BorrowedFd<'_>, source: u64, now: Duration) -> Option<Box<Dialler>> {
+        self.routes.as_ref().and_then(|routes| routes.dialler(accepted, source, now))
     }
 
     /// Whether its endpoints take their shares as before.
@@ -248,7 +261,7 @@ impl Hop {
             return Some(Rc::clone(cluster));
         }
         let service = route(snapshot, service, dialled)?;
-        let routes = Routes::new(service, snapshot, || clusters.table(service));
+        let routes = Routes::new(service, snapshot, &self.flows, || clusters.table(service));
         let cluster = Rc::new(Cluster::new(service, snapshot.generation, routes));
         clusters.by_id.insert(service.id, Rc::clone(&cluster));
         Some(cluster)

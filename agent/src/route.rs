@@ -1,5 +1,7 @@
 //! Original destination to service, and a request's head to one of its routes.
 
+mod caller;
+pub mod canary;
 pub mod change;
 pub mod request;
 pub mod table;

@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use super::CanaryState;
 use crate::config::{
     Route,
     route::{Action, Forward},
@@ -20,6 +21,8 @@ pub struct RouteState {
     pub requests: Arc<AtomicU64>,
     /// Cursors of round robin, one for each of its targets.
     pub cursors: Vec<Arc<AtomicUsize>>,
+    /// How far its canary has come, if it has one.
+    pub canary: Option<Arc<CanaryState>>,
     /// Of the copies of its requests, if there are any.
     pub mirror: Option<Arc<MirrorState>>,
 }
@@ -47,12 +50,15 @@ pub(super) fn states(routes: &[Route], before: Option<(&[Route], &[RouteState])>
         before.into_iter().flat_map(|(routes, states)| routes.iter().map(|it| it.name.as_str()).zip(states)).collect();
     let state = |route: &Route| {
         let mut state = known.get(route.name.as_str()).copied().cloned().unwrap_or_default();
-        let (targets, mirror) = match &route.action {
-            Action::Forward(Forward { targets, mirror, .. }) => (targets.len(), mirror.is_some()),
-            Action::Redirect(_) | Action::Respond(_) => (0, false),
+        let Action::Forward(Forward { targets, canary, mirror, .. }) = &route.action else {
+            return RouteState { requests: state.requests, ..RouteState::default() };
         };
-        state.cursors.resize_with(targets, Arc::default);
-        state.mirror = mirror.then(|| state.mirror.unwrap_or_default());
+        state.cursors.resize_with(targets.len(), Arc::default);
+        state.mirror = mirror.as_ref().map(|_| state.mirror.unwrap_or_default());
+        state.canary = canary.as_ref().map(|rules| {
+            let same = state.canary.filter(|known| known.is_of(rules, targets));
+            same.unwrap_or_else(|| Arc::new(CanaryState::new(rules, targets)))
+        });
         state
     };
     routes.iter().map(state).collect()

@@ -38,7 +38,7 @@ pub struct Args {
     /// By which protocol
     #[arg(long, value_enum, default_value_t = Transport::Tcp)]
     protocol: Transport,
-    /// Who would dial: a process by its number, or anybody in a network namespace by its name (`ip netns`; `host`) or path; this shell
+    /// Who would dial, or asks: a process by its number, or anybody in a network namespace by its name (`ip netns`; `host`) or path; this shell
     /// unless said
     #[arg(long, value_name = "PID|NAMESPACE")]
     from: Option<String>,

@@ -90,7 +90,8 @@ impl NamespaceRules {
 }
 
 impl NamespaceName {
-    fn names(&self, paths: &[String], host: bool) -> bool {
+    /// Whether it names the namespace that stands at these paths, or is the host's.
+    pub fn names(&self, paths: &[String], host: bool) -> bool {
         match self {
             Self::Host => host,
             Self::At(pattern) => paths.iter().any(|path| pattern.matches(path)),

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt};
 
 use regex::bytes::{Regex, RegexBuilder};
 
+use super::{canary::Canary, capture::NamespaceName, pattern::Pattern};
+
 /// Most routes of one service.
 pub const ROUTES_MAX: usize = 10_000;
 /// Memory that a compiled expression may take, in bytes; one of a page of text takes less.
@@ -41,6 +43,17 @@ pub struct Match {
     pub cookies: Vec<(String, TextMatch)>,
     /// It is a gRPC call.
     pub grpc: Option<GrpcMatch>,
+    /// Who dialled.
+    pub caller: Option<CallerMatch>,
+}
+
+/// What must be true of who dialled, as the kernel saw it when the connection was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallerMatch {
+    /// Its network namespace is called so.
+    pub namespace: Option<NamespaceName>,
+    /// Its cgroup, or one that this is below, stands there.
+    pub cgroup: Option<Pattern>,
 }
 
 /// What must be true of a host. Names know no case.
@@ -116,8 +129,10 @@ pub enum Action {
 /// Where a request is passed on to, and as what.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forward {
-    /// At least one.
+    /// At least one; of a canary two, the second of which it is.
     pub targets: Vec<Target>,
+    /// How much of the requests that gets.
+    pub canary: Option<Canary>,
     /// What is changed of where it goes.
     pub rewrite: Rewrite,
     /// Who gets a copy, if anybody.

@@ -218,6 +218,11 @@ fn said(seen: Seen, is_split: bool) -> Said {
     }
 }
 
+/// Whether a request came to nothing by no fault of who asked: an answer of 5xx, or of gRPC what stands for one, or none.
+pub fn has_failed(seen: Seen) -> bool {
+    matches!(said(seen, false), Said::Status(500..))
+}
+
 /// The status of HTTP that says what this one of gRPC does (Envoy's `Grpc::Utility::grpcToHttpStatus`).
 fn of_grpc(code: u8) -> u16 {
     match code {

@@ -4,6 +4,7 @@
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
 };
 
@@ -43,6 +44,7 @@ enum Source {
         joins: Arc<Joins>,
         shortcut: Arc<AtomicBool>,
         auto: bool,
+        mount: PathBuf,
     },
 }
 
@@ -52,15 +54,25 @@ impl Flows {
         Self(Arc::new(Source::Off(original)))
     }
 
-    /// Of the kernel half's tables. `shortcut` is false while no rule allows it anywhere; `auto` is the self-test's verdict.
+    /// Of the kernel half's tables. `shortcut` is false while no rule allows it anywhere; `auto` is the self-test's verdict; `mount` is
+    /// that of cgroup v2.
     pub(super) fn of_kernel(
+        mount: PathBuf,
         dialled: OwnedFd,
         conns: OwnedFd,
         joins: Joins,
         shortcut: Arc<AtomicBool>,
         auto: bool,
     ) -> Self {
-        Self(Arc::new(Source::Kernel { dialled, conns, joins: Arc::new(joins), shortcut, auto }))
+        Self(Arc::new(Source::Kernel { dialled, conns, joins: Arc::new(joins), shortcut, auto, mount }))
+    }
+
+    /// Where cgroup v2 is mounted.
+    pub fn cgroup_mount(&self) -> Option<&Path> {
+        match &*self.0 {
+            Source::Off(_) => None,
+            Source::Kernel { mount, .. } => Some(mount),
+        }
     }
 
     /// What the client of a connection that the agent accepted had dialled. `None` for a connection that no hook sent here.

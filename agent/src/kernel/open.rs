@@ -96,6 +96,7 @@ impl Kernel {
         let kernel = Self {
             limits: Limits::new(services::table(ebpf, "LIMITS")?, limits),
             flows: Flows::of_kernel(
+                mount.clone(),
                 descriptor(ebpf, "DIALLED")?,
                 descriptor(ebpf, "CONNS")?,
                 Joins::new(ebpf)?,

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     admin::Question,
+    canary::Canaries,
     outlier::{Outliers, Verdict},
     probe::{Changed, Prober},
     reload::{Read, Reloader},
@@ -84,6 +85,8 @@ pub struct Senses {
     pub prober: Prober,
     /// Finds endpoints that do worse than they should.
     pub outliers: Outliers,
+    /// Moves canaries on.
+    pub canaries: Canaries,
     /// Gives endpoints that have come their share little by little.
     pub warmer: Warmer,
     /// Ends what is connected to endpoints that left.
@@ -115,6 +118,8 @@ impl Senses {
         prober.follow(snapshot);
         let mut outliers = Outliers::default();
         outliers.follow(snapshot, Instant::now());
+        let mut canaries = Canaries::default();
+        canaries.follow(snapshot, Instant::now());
         retirer.follow(snapshot, Instant::now());
         Ok(Self {
             look: every(LOOK),
@@ -130,6 +135,7 @@ impl Senses {
             interrupt: signal(SignalKind::interrupt())?,
             prober,
             outliers,
+            canaries,
             warmer: Warmer::default(),
             retirer,
             reloader,
@@ -150,6 +156,7 @@ impl Senses {
                 watches = grown(&mut self.tree) => return News::Tree(watches),
                 changed = self.prober.changed() => return News::Endpoint(changed),
                 verdicts = self.outliers.changed() => return News::Outliers(verdicts),
+                () = self.canaries.turn() => {}
                 () = self.warmer.changed() => return News::Warmer,
                 retired = self.retirer.changed() => return News::Retired(retired),
                 read = ended(&mut self.reloader) => {

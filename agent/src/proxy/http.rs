@@ -13,7 +13,8 @@ mod routed;
 mod streaming;
 
 use std::{
-    cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, pin::pin, rc::Rc, time::Duration, time::Instant,
+    cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::pin, rc::Rc, time::Duration,
+    time::Instant,
 };
 
 use apply::apply;
@@ -31,7 +32,7 @@ use super::{
     reach::{Tried, Upstream},
 };
 use crate::{
-    cluster::Seen,
+    cluster::{Dialler, Seen},
     config::HttpVersion,
     decode::{
         chunked::{BadChunk, Decoder, Style, reframe},
@@ -61,6 +62,8 @@ struct Connection<'h> {
     dialled: SocketAddr,
     /// Who dialled, as the service's hashes know it.
     source: u64,
+    /// The same by names, if a route asked for them when the connection was made.
+    dialler: Option<Box<Dialler>>,
     /// Bytes of the next request that have come already.
     pending: Option<Buf>,
     /// Whether anything has come on it.
@@ -135,6 +138,7 @@ pub fn serve(
 ) -> Serving<'_> {
     let (dialled, source) = (original.address, original.source);
     let was_asked = pending.is_some();
+    let dialler = cluster.dialler(stream.socket.as_fd(), source, hop.watch.now());
     // Boxed by itself: within a future it would stand twice, where it came in and where it is kept.
     let mut connection = Box::new(Connection {
         hop,
@@ -142,6 +146,7 @@ pub fn serve(
         cluster,
         dialled,
         source,
+        dialler,
         pending,
         was_asked,
         response_change: None,

@@ -8,13 +8,14 @@ mod exchange;
 mod held;
 mod reply;
 
-use std::{cell::RefCell, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{cell::RefCell, os::fd::AsFd as _, pin::pin, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, server::Builder};
 
 use super::{Cluster, Hop};
 use crate::{
+    cluster::Dialler,
     connect::{CONNECTION_WINDOW_BYTES, RESET_STREAMS_MAX, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX},
     decode::{
         http1::HEAD_BYTES_MAX,
@@ -47,6 +48,8 @@ pub(super) struct Connection {
     cluster: RefCell<Rc<Cluster>>,
     /// Who dialled, as the service's hashes know it.
     source: u64,
+    /// The same by names, if a route asked for them when the connection was made.
+    dialler: Option<Box<Dialler>>,
     /// Whether the client speaks TLS.
     is_secure: bool,
     /// What sees the client's frames.
@@ -73,6 +76,7 @@ pub async fn serve(
     let guard = Rc::new(RefCell::new(Guard::new(PREFACE.len(), hop.watch.now())));
     let connection = Rc::new(Connection {
         hop: Rc::clone(hop),
+        dialler: cluster.dialler(stream.socket.as_fd(), original.source, hop.watch.now()),
         cluster: RefCell::new(cluster),
         source: original.source,
         is_secure: stream.is_tls(),

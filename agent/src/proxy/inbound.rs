@@ -58,6 +58,7 @@ async fn accepted(
         members: None,
         cursor: Arc::clone(&rule.service.cursor),
         routes: None,
+        canary: None,
         visit: Some(Visit::new(place, client, dialled)),
         generation: 0,
         shares_version: 0,

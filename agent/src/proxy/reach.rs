@@ -12,14 +12,14 @@ use std::{
 };
 
 pub use self::timed::Heard;
-use self::timed::{Timed, tell};
+use self::timed::{Timed, Waited, tell};
 use super::{Cluster, EndpointNews, Hop};
 use crate::{
     balance::{Ask, peak_ewma::Nanos},
     cluster::{Endpoint, Reason, Seen, Service, Stage},
     config::{Protocol, tls::Within},
     connect::{ConnectError, Seat, Visit},
-    health::outlier::Court,
+    health::outlier::{Court, has_failed},
     kernel::monotonic_ns,
     record::Counter,
     ring::{Buf, HandshakeError, Io, Stream},
@@ -64,18 +64,20 @@ pub struct Who {
     cluster: Rc<Cluster>,
     endpoint: usize,
     timed: Option<Rc<Timed>>,
+    /// How long a canary takes.
+    waited: Option<Rc<Waited>>,
 }
 
 impl Who {
     /// Tells what became of the attempt, once; nothing is told of one that the client has given up.
     pub fn report(&self, hop: &Hop, seen: Seen) {
         tell(self.timed.as_deref(), seen);
-        hop.report(&self.cluster, self.endpoint, seen);
+        hop.report(&self.cluster, self.endpoint, seen, self.waited.as_ref().map(|waited| waited.took()));
     }
 
     /// To be told when the answer begins.
     pub fn heard(&self) -> Heard {
-        Heard(self.timed.clone())
+        Heard { timed: self.timed.clone(), waited: self.waited.clone() }
     }
 
     fn endpoint(&self) -> &Arc<Endpoint> {
@@ -106,7 +108,8 @@ impl Lease {
             service.load.fetch_add(of_all, Relaxed);
         }
         let timed = Timed::begin(service, chosen).map(Rc::new);
-        Self { who: Who { cluster: Rc::clone(cluster), endpoint, timed }, surplus, of_all }
+        let waited = cluster.canary.as_deref().and_then(Waited::begin).map(Rc::new);
+        Self { who: Who { cluster: Rc::clone(cluster), endpoint, timed, waited }, surplus, of_all }
     }
 }
 
@@ -223,10 +226,14 @@ impl Ask for World<'_> {
 
 impl Hop {
     /// Everything that is told of attempts comes by here.
-    fn report(&self, cluster: &Cluster, endpoint: usize, seen: Seen) {
+    fn report(&self, cluster: &Cluster, endpoint: usize, seen: Seen, waited: Option<Duration>) {
         let service = &cluster.service;
         let found = &service.endpoints[endpoint];
         tracing::trace!(service = service.config.name, endpoint = %found.address, ?seen, "attempted");
+        if let Some(canary) = &cluster.canary {
+            let is_slow = canary.rules.guard.latency.zip(waited).is_some_and(|(limit, waited)| waited > limit);
+            canary.count(has_failed(seen), is_slow);
+        }
         if let (Some(rules), Some(marks)) = (&service.config.outlier, found.state.marks()) {
             let court = Court { rules, ejections: &service.ejections, hosts: service.endpoints.len() };
             let reasons = court.count(marks, seen);
@@ -312,7 +319,7 @@ impl Hop {
         let name = &service.config.name;
         tried.indexes.push(chosen);
         let is_late = matches!(error, ConnectError::Late(_) | ConnectError::Mute(_));
-        self.report(cluster, chosen, if is_late { Seen::ConnectLate } else { Seen::NotConnected });
+        self.report(cluster, chosen, if is_late { Seen::ConnectLate } else { Seen::NotConnected }, None);
         match &error {
             ConnectError::Late(timeout) | ConnectError::Mute(timeout) => why = Unreached::Late(*timeout),
             ConnectError::NotHttp2 => why = Unreached::NotHttp2,
@@ -378,7 +385,8 @@ impl Hop {
             ConnectError::NotHttp2 => Unreached::NotHttp2,
             ConnectError::Failed(_) | ConnectError::Tls(_) => Unreached::NoEndpoint,
         };
-        self.report(cluster, 0, if matches!(why, Unreached::Late(_)) { Seen::ConnectLate } else { Seen::NotConnected });
+        let seen = if matches!(why, Unreached::Late(_)) { Seen::ConnectLate } else { Seen::NotConnected };
+        self.report(cluster, 0, seen, None);
         cluster.service.endpoints[0].state.connect_failures.fetch_add(1, Relaxed);
         tried.indexes.push(0);
         why

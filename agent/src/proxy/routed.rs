@@ -3,19 +3,26 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    os::fd::BorrowedFd,
+    path::Path,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use http::{HeaderName, HeaderValue, header};
 
 use super::{Cluster, Hop, http::Reply, mirror::Ordered};
 use crate::{
-    cluster::{MirrorState, RouteState, Service, Snapshot},
-    config::route::{Action, Fallback, Forward, Target},
+    cluster::{CanaryState, Dialler, MirrorState, RouteState, Service, Snapshot},
+    config::{
+        NamespaceRules, Route,
+        route::{Action, CallerMatch, Fallback, Forward, Target},
+    },
+    kernel::{Diallers, Flows},
     route::{Change, Fields, Request, Table, Taken, Unfit},
 };
 
@@ -24,6 +31,8 @@ pub(super) struct Routes {
     table: Rc<Table>,
     /// Of each route, in the file's order.
     goals: Vec<Split>,
+    /// Who finds out who dials, if a route asks for it.
+    diallers: Option<Diallers>,
 }
 
 /// The targets of a route.
@@ -31,6 +40,8 @@ pub(super) struct Routes {
 struct Split {
     goals: Vec<Goal>,
     weight: u64,
+    /// How much the second of two gets, if that is a canary.
+    canary: Option<Arc<CanaryState>>,
     mirror: Option<Mirror>,
 }
 
@@ -50,6 +61,8 @@ struct Goal {
     weight: u64,
     /// The endpoints, if not all; made when it is needed.
     subset: Option<Subset>,
+    /// Who counts what becomes of its requests.
+    canary: Option<Arc<CanaryState>>,
 }
 
 struct Subset {
@@ -83,7 +96,12 @@ pub(super) struct Onward {
 
 impl Routes {
     /// Of a service as of a snapshot; `None` if it has none.
-    pub fn new(service: &Service, snapshot: &Snapshot, table: impl FnOnce() -> Rc<Table>) -> Option<Self> {
+    pub fn new(
+        service: &Service,
+        snapshot: &Snapshot,
+        flows: &Flows,
+        table: impl FnOnce() -> Rc<Table>,
+    ) -> Option<Self> {
         let routes = &service.config.routes;
         if routes.is_empty() {
             return None;
@@ -92,19 +110,39 @@ impl Routes {
             Action::Forward(forward) => Split::new(forward, state, service, snapshot),
             Action::Redirect(_) | Action::Respond(_) => Split::default(),
         });
-        Some(Self { goals: goals.collect(), table: table() })
+        Some(Self { goals: goals.collect(), table: table(), diallers: diallers(routes, flows) })
+    }
+
+    /// Who dialled, if a route asks for it.
+    pub fn dialler(&self, accepted: BorrowedFd<'_>, source: u64, now: Duration) -> Option<Box<Dialler>> {
+        self.diallers.as_ref().map(|diallers| Box::new(diallers.look(accepted, source, now)))
+    }
+}
+
+/// What these routes ask of who dials.
+fn diallers(routes: &[Route], flows: &Flows) -> Option<Diallers> {
+    let asked: Vec<&CallerMatch> = routes.iter().filter_map(|route| route.matches.caller.as_ref()).collect();
+    let only = asked.iter().filter_map(|caller| caller.namespace.clone()).collect();
+    let by_cgroup = asked.iter().any(|caller| caller.cgroup.is_some());
+    let mount = if by_cgroup { flows.cgroup_mount() } else { None };
+    let rules = NamespaceRules { only, except: Vec::new() };
+    (!asked.is_empty()).then(|| Diallers::new(rules, mount.map(Path::to_owned)))
+}
+
+impl Subset {
+    fn new(target: &Target, cursor: &Arc<AtomicUsize>) -> Self {
+        Self {
+            labels: target.subset.clone(),
+            fallback: target.fallback.clone(),
+            cursor: Arc::clone(cursor),
+            cluster: RefCell::default(),
+        }
     }
 }
 
 impl Goal {
     fn new(target: &Target, cursor: &Arc<AtomicUsize>, home: &Service, snapshot: &Snapshot) -> Option<Self> {
         let other = target.to.as_deref().filter(|name| *name != home.config.name);
-        let subset = || Subset {
-            labels: target.subset.clone(),
-            fallback: target.fallback.clone(),
-            cursor: Arc::clone(cursor),
-            cluster: RefCell::default(),
-        };
         Some(Self {
             service: match other {
                 None => home.id,
@@ -112,15 +150,22 @@ impl Goal {
             },
             is_other: other.is_some(),
             weight: target.weight.into(),
-            subset: (!target.subset.is_empty()).then(subset),
+            subset: (!target.subset.is_empty()).then(|| Subset::new(target, cursor)),
+            canary: None,
         })
+    }
+
+    /// What becomes of its requests is counted: that needs a cluster of its own.
+    fn watch(&mut self, canary: &Arc<CanaryState>, target: &Target, cursor: &Arc<AtomicUsize>) {
+        self.canary = Some(Arc::clone(canary));
+        self.subset.get_or_insert_with(|| Subset::new(target, cursor));
     }
 }
 
 impl Split {
     fn new(forward: &Forward, state: &RouteState, home: &Service, snapshot: &Snapshot) -> Self {
         let of = |(target, cursor): (&Target, &Arc<AtomicUsize>)| Goal::new(target, cursor, home, snapshot);
-        let goals: Vec<Goal> = forward.targets.iter().zip(&state.cursors).filter_map(of).collect();
+        let mut goals: Vec<Goal> = forward.targets.iter().zip(&state.cursors).filter_map(of).collect();
         let mirror = forward.mirror.as_ref().zip(state.mirror.as_ref()).and_then(|(mirror, state)| {
             Some(Mirror {
                 goal: Goal::new(&mirror.target, &state.cursor, home, snapshot)?,
@@ -129,13 +174,20 @@ impl Split {
                 state: Arc::clone(state),
             })
         });
-        Self { weight: goals.iter().map(|goal| goal.weight).sum(), goals, mirror }
+        let canary = state.canary.clone().filter(|_| goals.len() == 2);
+        if let (Some(canary), [_, goal]) = (&canary, goals.as_mut_slice()) {
+            goal.watch(canary, &forward.targets[1], &state.cursors[1]);
+        }
+        Self { weight: goals.iter().map(|goal| goal.weight).sum(), goals, canary, mirror }
     }
 
     /// One of them, by its part and 64 random bits.
     fn pick(&self, chance: impl FnOnce() -> u64) -> Option<&Goal> {
         if let [only] = self.goals.as_slice() {
             return Some(only);
+        }
+        if let (Some(canary), [stable, tried]) = (&self.canary, self.goals.as_slice()) {
+            return Some(if below(100, chance()) < u64::from(canary.percent()) { tried } else { stable });
         }
         let mut left = below(self.weight, chance());
         self.goals.iter().find(|goal| {
@@ -174,7 +226,13 @@ impl Hop {
     fn onward(&self, home: &Rc<Cluster>, split: &Split, taken: &Taken<'_>) -> Result<Onward, Unfit> {
         let goal = split.pick(|| self.chance());
         // A service that was removed meanwhile has nobody to go to: its place is taken by nobody.
-        let cluster = goal.and_then(|goal| self.goal(home, goal)).unwrap_or_else(|| Rc::new(home.nobody()));
+        let cluster = goal.and_then(|goal| self.goal(home, goal));
+        let cluster = match (cluster, split.goals.as_slice()) {
+            // Of a canary that is not there yet nothing can be learned.
+            (Some(tried), [stable, _]) if tried.canary.is_some() && tried.is_empty() => self.goal(home, stable),
+            (cluster, _) => cluster,
+        };
+        let cluster = cluster.unwrap_or_else(|| Rc::new(home.nobody()));
         let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
         let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
         Ok(Onward { cluster, change, response, mirror })
@@ -200,7 +258,9 @@ impl Hop {
             false => Arc::clone(&home.service),
         };
         let members = members(&service, &subset.labels, &subset.fallback);
-        let made = Rc::new(Cluster::of_subset(&service, home.generation, members, &subset.cursor));
+        let canary = goal.canary.clone();
+        let made = Cluster { canary, ..Cluster::of_subset(&service, home.generation, members, &subset.cursor) };
+        let made = Rc::new(made);
         *cluster = Some(Rc::clone(&made));
         Some(made)
     }

@@ -18,8 +18,8 @@ use sockway_common::{
 
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
-    cluster::{Endpoint, Inbound, Leaving, Reason, Service, Snapshot},
-    config::{self, Config, file},
+    cluster::{CanaryStage, Endpoint, Inbound, Leaving, Reason, RouteState, Service, Snapshot},
+    config::{self, Config, Route, file},
     kernel::{Fill, HookTime},
 };
 
@@ -338,6 +338,27 @@ fn ejections_json(service: &Service) -> Value {
     })
 }
 
+/// How far the canaries of its routes have come; nothing if it has none.
+fn canaries_json(service: &Service) -> Option<Vec<Value>> {
+    let routes = service.config.routes.iter().zip(&service.routes);
+    let canary = |(route, state): (&Route, &RouteState)| {
+        let canary = state.canary.as_ref()?;
+        let (stage, counts) = (canary.stage(), canary.counts());
+        let reason = if let CanaryStage::RolledBack(trouble) = stage { Some(trouble.word()) } else { None };
+        Some(json!({
+            "route": route.name,
+            "state": stage.word(),
+            "percent": canary.percent(),
+            "reason": reason,
+            "requests": counts.requests,
+            "errors": counts.errors,
+            "slow": counts.slow,
+        }))
+    };
+    let canaries: Vec<Value> = routes.filter_map(canary).collect();
+    (!canaries.is_empty()).then_some(canaries)
+}
+
 fn service_json(service: &Service, kernel: &KernelSide) -> Value {
     let stats = |endpoint| kernel.stats(service.id, endpoint);
     let said = said(&service.config);
@@ -348,6 +369,7 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
         "protocol": file::protocol_word(service.config.protocol),
         "mode": file::mode_word(service.config.mode),
         "ejections": service.config.outlier.is_some().then(|| ejections_json(service)),
+        "canaries": canaries_json(service),
         "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,
         "endpoints": service.endpoints.iter().map(endpoint_json).collect::<Vec<Value>>(),
     })

@@ -4,6 +4,8 @@ use std::iter;
 
 use http::{HeaderMap, header, request::Parts, uri::PathAndQuery};
 
+use crate::cluster::Dialler;
+
 /// A request's head where it stands: in the buffer that HTTP/1 was received in, or in the fields that HTTP/2 was decoded into.
 ///
 /// What is not said is empty. Nothing is decoded: `%2F` is not `/`.
@@ -21,6 +23,8 @@ pub struct Request<'r> {
     pub query: Option<&'r [u8]>,
     /// Who dialled, as the kernel half knows it: a number for the network namespace, cgroup or user, as the service's policy says.
     pub caller: u64,
+    /// The same by names, where somebody asks for them.
+    pub dialler: Option<&'r Dialler>,
     fields: Fields<'r>,
 }
 
@@ -46,7 +50,7 @@ impl<'r> Request<'r> {
         };
         let authority = if authority.is_empty() { fields.all("host").next().unwrap_or_default() } else { authority };
         let (path, query) = split_query(path_and_query);
-        Self { method, is_secure, authority, path, query, caller, fields }
+        Self { method, is_secure, authority, path, query, caller, dialler: None, fields }
     }
 
     /// Of HTTP/2, pseudo-fields apart.
@@ -62,8 +66,14 @@ impl<'r> Request<'r> {
             path,
             query,
             caller,
+            dialler: None,
             fields,
         }
+    }
+
+    /// The same of somebody who is known by name.
+    pub fn by(self, dialler: Option<&'r Dialler>) -> Self {
+        Self { dialler, ..self }
     }
 
     /// The authority without its port.

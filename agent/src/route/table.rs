@@ -10,7 +10,7 @@ mod tests;
 
 use std::{cmp::Reverse, collections::HashMap, hash::BuildHasherDefault};
 
-use super::{Request, tree::Tree, words::Words};
+use super::{Request, caller, tree::Tree, words::Words};
 use crate::config::route::{GrpcMatch, HostMatch, Match, PathMatch, Route, Segment, TextMatch};
 
 type Map<V> = HashMap<Box<[u8]>, V, BuildHasherDefault<Words>>;
@@ -71,7 +71,9 @@ impl Rank {
             host: (host.0, Reverse(host.1.len()), host.1.to_owned()),
             path: (path.0, Reverse(path.1)),
             has_no_method: route.methods.is_empty(),
-            headers: Reverse(route.headers.len() + usize::from(route.grpc.is_some())),
+            headers: Reverse(
+                route.headers.len() + usize::from(route.grpc.is_some()) + usize::from(route.caller.is_some()),
+            ),
             query: Reverse(route.query.len() + route.cookies.len()),
         }
     }
@@ -216,6 +218,7 @@ fn holds(route: &Match, request: &Request<'_>) -> bool {
         && route.query.iter().all(|(name, text)| is_among(text, request.parameters(name)))
         && route.cookies.iter().all(|(name, text)| is_among(text, request.cookies(name)))
         && route.grpc.as_ref().is_none_or(|grpc| is_call(grpc, request))
+        && route.caller.as_ref().is_none_or(|wanted| caller::is(wanted, request.dialler))
 }
 
 fn is_call(grpc: &GrpcMatch, request: &Request<'_>) -> bool {

@@ -8,19 +8,32 @@ use serde_json::{Value, json};
 
 use super::Args;
 use crate::{
-    cluster::{Service, Snapshot},
+    cluster::{Dialler, Service, Snapshot},
     command::{Failure, UNAVAILABLE, USAGE, say, status},
     config::{
         Config, Route, file,
-        route::{Action, Match, Mirror, Target},
+        route::{Action, Forward, Match, Mirror, Target},
     },
+    kernel::{self, Caller, cgroup},
     node::runfile,
     proxy::members,
     route::{Request, Table, Taken},
 };
 
-/// Whether endpoints are up, by the names of their services and their addresses.
-type States = HashMap<(String, String), bool>;
+/// What a running agent says.
+#[derive(Default)]
+struct States {
+    /// Whether endpoints are up, by the names of their services and their addresses.
+    up: HashMap<(String, String), bool>,
+    /// What of a hundred requests canaries get, by the names of their services and routes.
+    canaries: HashMap<(String, String), u32>,
+}
+
+impl States {
+    fn canary(&self, service: &str, route: &str) -> Option<u32> {
+        self.canaries.get(&(service.to_owned(), route.to_owned())).copied()
+    }
+}
 
 /// Says what would become of a request.
 ///
@@ -32,7 +45,7 @@ pub fn run(args: &Args, text: &str) -> Result<u8, Failure> {
     let (config, states) = configuration(args)?;
     let snapshot = Snapshot::build(&config, &Snapshot::default());
     let service = service(&snapshot, &parts.0, args)?;
-    let answer = explain(service, &snapshot, parts.1, &states)?;
+    let answer = explain(service, &snapshot, parts.1, &states, dialler(args)?.as_ref())?;
     if args.json {
         say(format_args!("{answer:#}\n"));
     } else {
@@ -82,12 +95,15 @@ fn configuration(args: &Args) -> Result<(Config, States), Failure> {
     let status: Value = ask("/status").and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let states = list(&status, "services").into_iter().flat_map(|service| {
-        let name = word(&service["name"]);
-        let up = move |it: Value| ((name.clone(), word(&it["address"])), it["up"] == true && it["ejected"] != true);
-        list(&service, "endpoints").into_iter().map(up)
-    });
-    Ok((config, states.collect()))
+    let mut states = States::default();
+    for service in list(&status, "services") {
+        let key = |it: &Value, name: &str| (word(&service["name"]), word(&it[name]));
+        let up = |it: Value| (key(&it, "address"), it["up"] == true && it["ejected"] != true);
+        states.up.extend(list(&service, "endpoints").into_iter().map(up));
+        let canary = |it: Value| (key(&it, "route"), it["percent"].as_u64().map_or(0, |percent| percent as u32));
+        states.canaries.extend(list(&service, "canaries").into_iter().map(canary));
+    }
+    Ok((config, states))
 }
 
 /// By what is dialled, or by its name.
@@ -107,22 +123,38 @@ fn service<'s>(snapshot: &'s Snapshot, uri: &Uri, args: &Args) -> Result<&'s Ser
     })
 }
 
-fn explain(service: &Service, snapshot: &Snapshot, parts: Parts, states: &States) -> Result<Value, Failure> {
+/// Who asks, if that is said.
+fn dialler(args: &Args) -> Result<Option<Dialler>, Failure> {
+    let Some(from) = args.from.as_deref() else { return Ok(None) };
+    let mount = cgroup::mount().unwrap_or_default();
+    let Caller { process, netns_file, .. } = super::caller(Some(from), &mount)?;
+    let cgroup = process.and_then(|process| process.cgroups.into_iter().next());
+    let (namespaces, is_host) = kernel::names_of(&netns_file);
+    Ok(Some(Dialler { namespaces, is_host, cgroup: cgroup.and_then(|(path, _)| path.to_str().map(str::to_owned)) }))
+}
+
+fn explain(
+    service: &Service,
+    snapshot: &Snapshot,
+    parts: Parts,
+    states: &States,
+    dialler: Option<&Dialler>,
+) -> Result<Value, Failure> {
     let routes = &service.config.routes;
-    let request = Request::of_parts(&parts, parts.uri.scheme_str() == Some("https"), 0);
+    let request = Request::of_parts(&parts, parts.uri.scheme_str() == Some("https"), 0).by(dialler);
     let taken = Table::new(routes).find(routes, &request);
     let candidates = |target: &Target| candidates(service, snapshot, target, states);
     let (action, targets) = match taken.map(|index| &routes[index]) {
         None => ("passed on to its own endpoints".to_owned(), vec![candidates(&own())]),
         Some(route) => match &route.action {
             Action::Forward(forward) => {
-                let sum: u32 = forward.targets.iter().map(|target| target.weight).sum();
-                let part = |target: &Target| {
+                let part = |(target, percent): (&Target, f64)| {
                     let mut shown = candidates(target);
-                    shown["percent"] = json!(f64::from(target.weight) * 100.0 / f64::from(sum));
+                    shown["percent"] = json!(percent);
                     shown
                 };
-                (onward(route, &request, &parts)?, forward.targets.iter().map(part).collect())
+                let percents = percents(forward, states.canary(&service.config.name, &route.name));
+                (onward(route, &request, &parts)?, forward.targets.iter().zip(percents).map(part).collect())
             }
             Action::Redirect(redirect) => {
                 let taken = Taken { route, request: &request };
@@ -150,6 +182,18 @@ fn explain(service: &Service, snapshot: &Snapshot, parts: Parts, states: &States
         "targets": targets,
         "mirror": mirrored,
     }))
+}
+
+/// Which parts of a hundred requests the targets get; of a canary that is at this part, or begins.
+fn percents(forward: &Forward, canary: Option<u32>) -> Vec<f64> {
+    let sum: u32 = forward.targets.iter().map(|target| target.weight).sum();
+    match &forward.canary {
+        Some(rules) => {
+            let tried = f64::from(canary.or(rules.steps.first().copied()).unwrap_or(0));
+            vec![100.0 - tried, tried]
+        }
+        None => forward.targets.iter().map(|target| f64::from(target.weight) * 100.0 / f64::from(sum)).collect(),
+    }
 }
 
 /// Who gets copies of what takes a route.
@@ -192,6 +236,7 @@ fn why_not(route: &Route, request: &Request<'_>) -> String {
         .or_else(|| part("query does", Match { query: said.query.clone(), ..Match::default() }))
         .or_else(|| part("cookies do", Match { cookies: said.cookies.clone(), ..Match::default() }))
         .or_else(|| part("gRPC call does", Match { grpc: said.grpc.clone(), ..Match::default() }))
+        .or_else(|| part("caller does", Match { caller: said.caller.clone(), ..Match::default() }))
         .unwrap_or_else(|| "matches, and is less specific or comes later".to_owned())
 }
 
@@ -202,7 +247,7 @@ fn candidates(home: &Service, snapshot: &Snapshot, target: &Target, states: &Sta
     let is_member = |place: usize| members.as_ref().is_none_or(|members| members[place]);
     let endpoints = service.endpoints.iter().enumerate().filter(|(place, _)| is_member(*place)).map(|(_, endpoint)| {
         let address = endpoint.address.to_string();
-        let up = states.get(&(service.config.name.clone(), address.clone()));
+        let up = states.up.get(&(service.config.name.clone(), address.clone()));
         json!({ "address": address, "weight": endpoint.weight, "priority": endpoint.priority(), "up": up })
     });
     json!({
@@ -258,6 +303,8 @@ mod tests {
   - { name: team, match: { path: { prefix: /api }, headers: { x-team: red } }, subset: { v: none } }
   - { name: old, match: { path: /old }, redirect: { path: /new } }
   - { name: shadowed, match: { path: /shadowed }, mirror: { to: b, percent: 5 } }
+  - { name: tried, match: { path: /tried }, canary: { to: b } }
+  - { name: begun, match: { path: /begun }, canary: { to: b } }
 - { name: b, address: 10.0.0.4:80, protocol: http, endpoints: [10.0.0.5:80] }
 ";
 
@@ -265,26 +312,37 @@ mod tests {
         let snapshot = Snapshot::build(&file::parse(TEXT, "F").unwrap(), &Snapshot::default());
         let fields: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
         let (_, parts) = parts(text, &fields).unwrap_or_else(|failure| panic!("{failure}"));
-        let states = [(("b".to_owned(), "10.0.0.5:80".to_owned()), false)].into_iter().collect();
-        tell(&explain(&snapshot.services[0], &snapshot, parts, &states).unwrap_or_else(|failure| panic!("{failure}")))
+        let key = |of: &str, what: &str| (of.to_owned(), what.to_owned());
+        let states = States {
+            up: [(key("b", "10.0.0.5:80"), false)].into_iter().collect(),
+            canaries: [(key("orders", "tried"), 25)].into_iter().collect(),
+        };
+        tell(
+            &explain(&snapshot.services[0], &snapshot, parts, &states, None)
+                .unwrap_or_else(|failure| panic!("{failure}")),
+        )
     }
 
     #[test]
     fn a_requests_way_is_told_and_why_no_other() {
         let expected = "service      orders, 10.0.0.1:80
-route        api (of 4)
+route        api (of 6)
 request      passed on as GET http://orders/v2/1?x
 to           75.0 % orders, round_robin: 10.0.0.2:80
 to           25.0 % b, round_robin: 10.0.0.5:80 (down)
 not          team: its headers do not match
 not          old: its path does not match
 not          shadowed: its path does not match
+not          tried: its path does not match
+not          begun: its path does not match
 ";
         assert_eq!(told("http://orders/api/1?x", &[]), expected);
         let told_red = told("GET http://orders/api/1", &["X-Team: red"]);
-        assert!(told_red.contains("route        team (of 4)\n"), "{told_red}");
+        assert!(told_red.contains("route        team (of 6)\n"), "{told_red}");
         assert!(told_red.contains("to           100.0 % orders, round_robin: nobody: 503\n"), "{told_red}");
         assert!(told_red.contains("not          api: matches, and is less specific or comes later\n"), "{told_red}");
+        assert!(told("http://orders/tried", &[]).contains("to           25.0 % b, "));
+        assert!(told("http://orders/begun", &[]).contains("to           5.0 % b, "));
         let copied = "copied to    5.0 % b, round_robin: 10.0.0.5:80 (down)\n";
         assert!(told("http://orders/shadowed", &[]).contains(copied));
         assert!(told("http://orders/old", &[]).contains("request      redirected: 302 http://orders/new\n"));

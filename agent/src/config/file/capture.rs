@@ -88,7 +88,7 @@ fn capture_rules(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Captu
 }
 
 /// An absolute path that may hold `*`, `?` and `**`.
-fn pattern(field: &Field<'_>, problems: &mut Problems) -> Option<Pattern> {
+pub(super) fn pattern(field: &Field<'_>, problems: &mut Problems) -> Option<Pattern> {
     let path = field.path(problems)?;
     let text = path.to_str()?;
     if text.split('/').any(|part| part != "**" && part.contains("**")) {
@@ -115,27 +115,29 @@ pub(super) fn namespaces(field: &Field<'_>, problems: &mut Problems) -> Option<N
 }
 
 fn namespace_names(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<NamespaceName>> {
-    each(field, problems, |field, problems| {
-        let text = field.text(problems)?;
-        if text == "host" {
-            return Some(NamespaceName::Host);
-        }
-        if text.starts_with('/') {
-            let path = pattern(field, problems)?;
-            if path.parts().any(|part| part == "**") {
-                field.refuse("would be searched for in the whole file system; write * for each component", problems);
-                return None;
-            }
-            return Some(NamespaceName::At(path));
-        }
-        if text.is_empty() || text.contains(['/', '\0']) || text == ".." || text == "." {
-            let what =
-                format!("\"{}\" is no name of a namespace; write a name of {NAMED}, a path, or host", shown(text));
-            field.refuse(what, problems);
+    each(field, problems, namespace_name)
+}
+
+/// How a network namespace is named.
+pub(super) fn namespace_name(field: &Field<'_>, problems: &mut Problems) -> Option<NamespaceName> {
+    let text = field.text(problems)?;
+    if text == "host" {
+        return Some(NamespaceName::Host);
+    }
+    if text.starts_with('/') {
+        let path = pattern(field, problems)?;
+        if path.parts().any(|part| part == "**") {
+            field.refuse("would be searched for in the whole file system; write * for each component", problems);
             return None;
         }
-        Pattern::new(&format!("{NAMED}/{text}")).map(NamespaceName::At)
-    })
+        return Some(NamespaceName::At(path));
+    }
+    if text.is_empty() || text.contains(['/', '\0']) || text == ".." || text == "." {
+        let what = format!("\"{}\" is no name of a namespace; write a name of {NAMED}, a path, or host", shown(text));
+        field.refuse(what, problems);
+        return None;
+    }
+    Pattern::new(&format!("{NAMED}/{text}")).map(NamespaceName::At)
 }
 
 fn except(field: &Field<'_>, problems: &mut Problems) -> Option<Except> {

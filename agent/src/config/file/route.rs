@@ -1,5 +1,6 @@
 //! Where a service's requests go: its key `routes`, and an endpoint's `labels`.
 
+mod canary;
 mod matching;
 mod mirror;
 mod show;
@@ -87,7 +88,7 @@ fn route(
     named: &mut Vec<(Position, String, String)>,
     problems: &mut Problems,
 ) -> Option<Route> {
-    let own = ["name", "match", "split", "rewrite", "mirror", "redirect", "respond"];
+    let own = ["name", "match", "split", "canary", "rewrite", "mirror", "redirect", "respond"];
     let own = [&own[..], &["request_headers", "response_headers"]].concat();
     let keys = [&own[..], &TARGET_KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
@@ -118,7 +119,8 @@ fn action(
     problems: &mut Problems,
 ) -> Option<Action> {
     let answers = ["redirect", "respond"].map(|key| section.get(key));
-    let forwards = ["split", "rewrite", "mirror"].iter().chain(&TARGET_KEYS).filter_map(|key| section.get(key));
+    let forwards =
+        ["split", "canary", "rewrite", "mirror"].iter().chain(&TARGET_KEYS).filter_map(|key| section.get(key));
     if let Some(answer) = answers.iter().flatten().next() {
         let others = answers.iter().flatten().skip(1).copied().chain(forwards);
         let mut is_alone = true;
@@ -133,6 +135,10 @@ fn action(
         return read.filter(|_| is_alone);
     }
     let rewrite = section.or("rewrite", Rewrite::default, rewrite, problems);
+    let canary = section.or("canary", || None, |field, p| canary::canary(field, named, p).map(Some), problems);
+    if let (Some(field), Some(_)) = (section.get("canary"), section.get("split")) {
+        field.refuse("divides a route's requests, and so does split; leave one of them out", problems);
+    }
     let targets = match section.get("split") {
         None => target(section, 1, named, problems).map(|target| vec![target]),
         Some(field) => {
@@ -143,7 +149,12 @@ fn action(
         }
     };
     let mirror = section.or("mirror", || None, |field, p| mirror::mirror(field, named, p).map(Some), problems);
-    Some(Action::Forward(Forward { targets: targets?, rewrite: rewrite?, mirror: mirror? }))
+    let (mut targets, canary) = (targets?, canary?);
+    let canary = canary.map(|(target, rules)| {
+        targets.push(target);
+        rules
+    });
+    Some(Action::Forward(Forward { targets, canary, rewrite: rewrite?, mirror: mirror? }))
 }
 
 fn split(

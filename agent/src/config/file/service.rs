@@ -12,7 +12,9 @@ use super::{
     tree::{Node, Value},
     tuning, zone,
 };
-use crate::config::{Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, Service, Shortcut, Tls};
+use crate::config::{
+    Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, Route, Service, Shortcut, Tls, policy::Source,
+};
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
 pub(super) const CONNECT_TIMEOUT_MS: u32 = 5_000; // as Envoy's: a SYN that met a full accept queue is sent again after 1 s, and after that
@@ -189,6 +191,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     if let (Some(Mode::Agent), Some(Protocol::Tcp)) = (draft.mode(), protocol) {
         tuning::refuse_where_opaque(&section, balance, problems);
     }
+    know_cgroups(&section, &mut draft, problems);
     refuse_idle_preference(&section, &draft, problems);
     refuse_idle_translation(&section, &draft, problems);
     if let (Some(Mode::Kernel), true, Some(field)) = (draft.mode(), draft.speaks_tls, section.get("tls")) {
@@ -204,6 +207,20 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         field.refuse(what, problems);
     }
     Some(draft)
+}
+
+/// Where a route asks for a caller's cgroup, cgroups are what its sources are known by.
+fn know_cgroups(section: &Section<'_>, draft: &mut Draft, problems: &mut Problems) {
+    let by_cgroup = |route: &Route| route.matches.caller.as_ref().is_some_and(|caller| caller.cgroup.is_some());
+    let (Some(policy), Some(read)) = (&mut draft.policy, &draft.routes) else { return };
+    if policy.source == Source::Cgroup || !read.routes.iter().any(by_cgroup) {
+        return;
+    }
+    policy.source = Source::Cgroup;
+    if let Some(field) = section.get("source") {
+        let what = "is not what a route asks for, which is the caller's cgroup; write source: cgroup, or leave it out";
+        field.refuse(what, problems);
+    }
 }
 
 /// Notes a preference for the own zone where no endpoint is in any.

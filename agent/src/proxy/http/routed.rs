@@ -29,6 +29,7 @@ impl Connection<'_> {
     pub(super) fn routed(&mut self, buf: Buf, head: RequestHead) -> Passed {
         let is_secure = self.cluster.service.config.tls.terminate.is_some();
         let request = Request::of_http1(&buf.bytes()[..head.bytes], is_secure, self.source);
+        let request = request.by(self.dialler.as_deref());
         match self.hop.course(&self.cluster, &request) {
             Course::Straight => Passed { buf, head, home: None, reply: None },
             Course::Answered(reply) => Passed { buf, head, home: None, reply: Some(reply) },

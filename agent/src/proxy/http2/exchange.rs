@@ -157,7 +157,8 @@ fn course(connection: &Connection, parts: &mut Parts) -> Course {
         return Course::Straight;
     }
     let is_secure = cluster.service.config.tls.terminate.is_some();
-    let course = connection.hop.course(&cluster, &RouteRequest::of_parts(parts, is_secure, connection.source));
+    let request = RouteRequest::of_parts(parts, is_secure, connection.source).by(connection.dialler.as_deref());
+    let course = connection.hop.course(&cluster, &request);
     match course {
         Course::On(Onward { change: Some(ref change), .. }) => match change.of_parts(parts) {
             Ok(()) => course,

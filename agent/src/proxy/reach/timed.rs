@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     balance::peak_ewma::{Estimate, Nanos, counted},
-    cluster::{Endpoint, EndpointState, Latency, Seen, Service},
+    cluster::{CanaryState, Endpoint, EndpointState, Latency, Seen, Service},
     config::{Balance, tuning::PeakEwma},
     kernel::monotonic_ns,
 };
@@ -54,19 +54,46 @@ fn has_failed(seen: Seen) -> bool {
 }
 
 /// Who waits for an answer to begin, if anybody.
-pub struct Heard(pub(super) Option<Rc<Timed>>);
+pub struct Heard {
+    pub(super) timed: Option<Rc<Timed>>,
+    pub(super) waited: Option<Rc<Waited>>,
+}
 
 impl Heard {
     /// Nobody waits.
     pub fn nobody() -> Self {
-        Self(None)
+        Self { timed: None, waited: None }
     }
 
     /// It begins: how long the client takes to read it says nothing of the endpoint.
     pub fn now(&self) {
-        if let Some(timed) = &self.0 {
+        if let Some(timed) = &self.timed {
             timed.heard();
         }
+        if let Some(waited) = &self.waited {
+            waited.took();
+        }
+    }
+}
+
+/// How long an attempt at a canary waits for its answer to begin.
+pub struct Waited {
+    began: Nanos,
+    took: Cell<Option<Duration>>,
+}
+
+impl Waited {
+    /// One that begins, if the canary's guard goes by that.
+    pub fn begin(canary: &CanaryState) -> Option<Self> {
+        canary.rules.guard.latency.map(|_| Self { began: monotonic_ns(), took: Cell::new(None) })
+    }
+
+    /// Until the answer began, or else until now, when it does.
+    pub fn took(&self) -> Duration {
+        let took = self.took.get();
+        let took = took.unwrap_or_else(|| Duration::from_nanos(monotonic_ns().saturating_sub(self.began)));
+        self.took.set(Some(took));
+        took
     }
 }
 

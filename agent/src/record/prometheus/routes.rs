@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use crate::cluster::Service;
+use crate::{
+    cluster::{CanaryStage, CanaryState, Service},
+    config::Route,
+};
 
 /// Writes the family, if there is a route. Names hold nothing that a label would have to escape.
 pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
@@ -23,6 +26,35 @@ pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
     }
     text.push('\n');
     write_mirrored(text, services);
+    write_canaries(text, services);
+}
+
+/// How far canaries have come, and what was seen of them.
+fn write_canaries(text: &mut String, services: &[Arc<Service>]) {
+    let of = |service: &Arc<Service>| -> Vec<(String, Arc<CanaryState>)> {
+        let routes = service.config.routes.iter().zip(&service.routes);
+        let labels = |route: &Route| format!("service=\"{}\",route=\"{}\"", service.config.name, route.name);
+        routes.filter_map(|(route, state)| Some((labels(route), Arc::clone(state.canary.as_ref()?)))).collect()
+    };
+    let canaries: Vec<(String, Arc<CanaryState>)> = services.iter().flat_map(of).collect();
+    type Read = fn(&CanaryState) -> u64;
+    let families: [(&str, &str, &str, Read); 5] = [
+        ("percent", "gauge", "Of a hundred requests of a route, its canary gets so many.", |it| it.percent().into()),
+        ("rolled_back", "gauge", "Whether a route's canary was rolled back.", |it| {
+            matches!(it.stage(), CanaryStage::RolledBack(_)).into()
+        }),
+        ("requests_total", "counter", "Attempts at a route's canary.", |it| it.counts().requests),
+        ("errors_total", "counter", "Attempts at a route's canary that failed.", |it| it.counts().errors),
+        ("slow_total", "counter", "Attempts at a route's canary that took too long.", |it| it.counts().slow),
+    ];
+    for (name, kind, help, read) in families.iter().filter(|_| !canaries.is_empty()) {
+        let name = format!("sockway_route_canary_{name}");
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, canary) in &canaries {
+            let _ = writeln!(text, "{name}{{{labels}}} {}", read(canary));
+        }
+        text.push('\n');
+    }
 }
 
 /// What became of copies.

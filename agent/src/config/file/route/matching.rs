@@ -5,14 +5,15 @@ use serde_json::{Map, Value as Json, json};
 use super::{
     super::{
         SWITCHES,
+        capture::{namespace_name, pattern},
         section::{Field, Path, Problems, Section, shown},
         tree::Value,
     },
     entries, expression, field_name, method, sorted,
 };
-use crate::config::route::{Expression, GrpcMatch, HostMatch, Match, PathMatch, Segment, TextMatch};
+use crate::config::route::{CallerMatch, Expression, GrpcMatch, HostMatch, Match, PathMatch, Segment, TextMatch};
 
-const KEYS: [&str; 7] = ["host", "path", "methods", "headers", "query", "cookies", "grpc"];
+const KEYS: [&str; 8] = ["host", "path", "methods", "headers", "query", "cookies", "grpc", "caller"];
 
 pub(super) fn matches(field: &Field<'_>, problems: &mut Problems) -> Option<Match> {
     let section = Section::open(field.node, &field.path, &KEYS, problems)?;
@@ -23,6 +24,7 @@ pub(super) fn matches(field: &Field<'_>, problems: &mut Problems) -> Option<Matc
     let query = section.or("query", Vec::new, |field, p| texts(field, false, p), problems);
     let cookies = section.or("cookies", Vec::new, |field, p| texts(field, false, p), problems);
     let grpc = section.or("grpc", || None, |field, p| grpc(field, p).map(Some), problems);
+    let caller = section.or("caller", || None, |field, p| caller(field, p).map(Some), problems);
     if let (Some(field), Some(_)) = (section.get("path"), section.get("grpc")) {
         field.refuse("of a gRPC call is its service and method; leave path or grpc out", problems);
     }
@@ -34,7 +36,18 @@ pub(super) fn matches(field: &Field<'_>, problems: &mut Problems) -> Option<Matc
         query: query?,
         cookies: cookies?,
         grpc: grpc?,
+        caller: caller?,
     })
+}
+
+fn caller(field: &Field<'_>, problems: &mut Problems) -> Option<CallerMatch> {
+    let section = Section::open(field.node, &field.path, &["namespace", "cgroup"], problems)?;
+    let namespace = section.or("namespace", || None, |field, p| namespace_name(field, p).map(Some), problems);
+    let cgroup = section.or("cgroup", || None, |field, p| pattern(field, p).map(Some), problems);
+    if section.get("namespace").or(section.get("cgroup")).is_none() {
+        field.refuse("says nothing of who calls; write namespace: NAME or cgroup: /PATH", problems);
+    }
+    Some(CallerMatch { namespace: namespace?, cgroup: cgroup? })
 }
 
 fn host(field: &Field<'_>, problems: &mut Problems) -> Option<HostMatch> {
@@ -205,6 +218,10 @@ pub(super) fn show(matches: &Match) -> Json {
     }
     if let Some(grpc) = &matches.grpc {
         put("grpc", json!({ "service": grpc.service, "method": grpc.method }));
+    }
+    if let Some(CallerMatch { namespace, cgroup }) = &matches.caller {
+        let namespace = namespace.as_ref().map(ToString::to_string);
+        put("caller", json!({ "namespace": namespace, "cgroup": cgroup.as_ref().map(ToString::to_string) }));
     }
     shown.into()
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{FALLBACKS, SWITCHES, matching, mirror};
+use super::{FALLBACKS, SWITCHES, canary, matching, mirror};
 use crate::config::route::{Action, Fallback, HeaderChanges, PathChange, Redirect, Rewrite, Route, Target, Template};
 
 /// As it would be written.
@@ -12,9 +12,13 @@ pub fn show(route: &Route) -> Value {
     shown.insert("match".into(), matching::show(&route.matches));
     match &route.action {
         Action::Forward(forward) => {
-            match forward.targets.as_slice() {
-                [only] => shown.append(&mut target(only)),
-                targets => {
+            match (forward.targets.as_slice(), &forward.canary) {
+                ([only], _) => shown.append(&mut target(only)),
+                ([stable, tried], Some(rules)) => {
+                    shown.append(&mut target(stable));
+                    shown.insert("canary".into(), canary::show(tried, rules));
+                }
+                (targets, _) => {
                     let weighted = |one: &Target| {
                         let mut shown = target(one);
                         shown.insert("weight".into(), json!(one.weight));

@@ -3,6 +3,7 @@
 use crate::config::{
     Config,
     file::{parse, show},
+    policy::Source,
     route::{Action, Fallback, HostMatch, PathMatch, Segment},
 };
 
@@ -42,6 +43,11 @@ fn every_key_is_read_and_shown_as_it_was() {
         "{ match: { path: { prefix: /a/ } }, redirect: { prefix: /b, status: 308, scheme: https, port: 8443, strip_query: on } }",
         "{ redirect: { host: b.example }, response_headers: { add: { x: y }, remove: [server] } }",
         "{ mirror: { to: b, percent: 7, body_bytes_max: 0 }, split: [{ to: b, weight: 1 }] }",
+        "{ match: { caller: { namespace: host } } }",
+        "{ match: { caller: { namespace: 'cni-*', cgroup: '/kubepods.slice/**/pod?' } } }",
+        "{ subset: { version: v1 }, canary: { subset: { version: v2 } } }",
+        "{ canary: { to: b, steps: [1, 100], interval_ms: 100, guard: { error_percent: 0, latency_ms: 7, \
+         latency_percentile: 95, requests_min: 1 } }, mirror: { to: b } }",
         "{ mirror: { subset: { version: v2 }, subset_fallback: any_endpoint } }",
         "{ rewrite: { regex: { pattern: '^/v[0-9]+', substitution: '' } } }",
         "{ respond: { status: 418, body: 'teapot {' }, response_headers: { set: { x: '{{}}' } } }",
@@ -75,6 +81,16 @@ fn what_is_wrong_is_told_with_its_place() {
     for (route, expected) in [
         ("{ to: d }", "F:7:15: services[0].routes[0].to: \"d\" is no service of this file"),
         ("{ to: c }", "services[0].routes[0].to: \"c\" is a service that does not speak HTTP"),
+        ("{ match: { caller: {} } }", "routes[0].match.caller: says nothing of who calls; write namespace: NAME"),
+        ("{ match: { caller: { namespace: a/b } } }", "routes[0].match.caller.namespace: \"a/b\" is no name"),
+        ("{ match: { caller: { cgroup: a } } }", "routes[0].match.caller.cgroup: \"a\" does not begin with /"),
+        ("{ canary: { to: d } }", "routes[0].canary.to: \"d\" is no service of this file"),
+        ("{ canary: {} }", "routes[0].canary: says nobody who is tried out"),
+        ("{ canary: { to: b, steps: [5, 5] } }", "routes[0].canary.steps: is not a list of parts that grow"),
+        ("{ canary: { to: b, steps: [] } }", "routes[0].canary.steps: is not a list of parts that grow"),
+        ("{ canary: { to: b, steps: [0, 5] } }", "routes[0].canary.steps[0]: "),
+        ("{ canary: { to: b, guard: { latency_percentile: 5 } } }", "guard.latency_percentile: says of what share"),
+        ("{ canary: { to: b }, split: [{ weight: 1 }] }", "routes[0].canary: divides a route's requests"),
         ("{ mirror: { to: d } }", "services[0].routes[0].mirror.to: \"d\" is no service of this file"),
         ("{ mirror: { percent: 5 } }", "routes[0].mirror: says nobody who gets the copies; write to: SERVICE"),
         ("{ mirror: { to: b, percent: 101 } }", "routes[0].mirror.percent: "),
@@ -120,4 +136,15 @@ fn routes_are_for_http_through_the_agent() {
         let error = parse(&text, "F").expect_err(keys).to_string();
         assert!(error.contains(&format!("services[0].routes: {expected}")), "{error}");
     }
+}
+
+#[test]
+fn who_asks_for_a_callers_cgroup_knows_sources_by_it() {
+    let source = |file: &str| parse(file, "F").map(|config| config.services[0].policy.source);
+    let asks = file("{ match: { caller: { cgroup: /a } } }");
+    assert_eq!(source(&asks).unwrap(), Source::Cgroup);
+    assert_eq!(source(&file("{ match: { caller: { namespace: a } } }")).unwrap(), Source::Namespace);
+    let error = source(&asks.replacen("    protocol", "    source: uid\n    protocol", 1)).unwrap_err().to_string();
+    assert!(error.contains("services[0].source: is not what a route asks for"), "{error}");
+    assert!(source(&asks.replacen("    protocol", "    source: cgroup\n    protocol", 1)).is_ok());
 }
