@@ -82,6 +82,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             probe_interval: None,
             probe: None,
             outlier: None,
+            strategy: None,
             udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,
             routes: Vec::new(),

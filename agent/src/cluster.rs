@@ -14,6 +14,7 @@ mod outlier;
 mod routed;
 mod seen;
 mod shares;
+mod strategy;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,7 @@ pub use self::{
     routed::{MirrorState, RouteState},
     seen::Seen,
     shares::{Published, Shares},
+    strategy::{Effort, Efforts, Place},
 };
 use crate::config;
 
@@ -117,6 +119,8 @@ pub struct Service {
     pub early: AtomicUsize,
     /// Of its endpoints that do worse than they should; outlives a reload.
     pub ejections: Arc<Ejections>,
+    /// What is counted of its strategy; outlives a reload.
+    pub efforts: Arc<Efforts>,
     /// What is counted of its routes, in the order of the configuration.
     pub routes: Vec<RouteState>,
     /// How much all of its endpoints have to do, where somebody goes by that.

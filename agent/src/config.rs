@@ -11,6 +11,7 @@ pub mod pattern;
 pub mod policy;
 pub mod probe;
 pub mod route;
+pub mod strategy;
 pub mod tls;
 pub mod tuning;
 
@@ -27,6 +28,7 @@ pub use self::{
     policy::{Balance, Policy},
     probe::Probe,
     route::Route,
+    strategy::Strategy,
     tls::Tls,
 };
 
@@ -98,6 +100,8 @@ pub struct Service {
     pub probe: Option<Probe>,
     /// When an endpoint is left out for what became of its requests; `None`: never.
     pub outlier: Option<Outlier>,
+    /// What becomes of a request whose endpoint fails, or that several are to get; `None`: one endpoint answers it as it does.
+    pub strategy: Option<Strategy>,
     /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.
     pub endpoint_drain: Option<Duration>,
     /// After how long without a datagram a conversation of a UDP service is over, so that its next datagram may go elsewhere.

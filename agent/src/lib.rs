@@ -53,7 +53,7 @@
 //!
 //! `command` → `node` → `proxy` → hands and judges → `cluster`, `config` → `common`. Hands touch the world and judge nothing: `kernel`
 //! (the only door to eBPF), `ring`, `accept`, `connect`, `forward`, `record`. Judges get bytes, time and chance as arguments and give
-//! values back: `decode`, `route`, `limit`, `balance`, `health`. A judge imports no hand and no other judge. `cargo xtask check` reads the `use`
+//! values back: `decode`, `route`, `limit`, `balance`, `health`, `retry`. A judge imports no hand and no other judge. `cargo xtask check` reads the `use`
 //! lines.
 //!
 //! # Threads
@@ -101,6 +101,7 @@ pub mod limit;
 
 pub mod balance;
 pub mod health;
+pub mod retry;
 
 pub mod connect;
 pub mod forward;

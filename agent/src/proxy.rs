@@ -9,8 +9,10 @@ pub mod opaque;
 mod own_time;
 mod reach;
 mod routed;
+mod strategy;
 mod tls;
 mod translate;
+mod whole;
 
 use std::{
     cell::{Cell, RefCell},

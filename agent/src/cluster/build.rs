@@ -59,6 +59,7 @@ pub(super) fn build_service(
     let leaving = leave(&endpoints, draining.clone(), &known);
     let departure = Departure::new(id, config, leaving, &changes);
     let ejections = old.map(|old| Arc::clone(&old.ejections)).unwrap_or_default();
+    let efforts = old.map(|old| Arc::clone(&old.efforts)).unwrap_or_default();
     let cursor = old.map(|old| Arc::clone(&old.cursor)).unwrap_or_default();
     let load = old.map(|old| Arc::clone(&old.load)).unwrap_or_default();
     let before = old.map(|old| (old.config.routes.as_slice(), old.routes.as_slice()));
@@ -75,6 +76,7 @@ pub(super) fn build_service(
         early: AtomicUsize::default(),
         load,
         ejections,
+        efforts,
         routes,
         config,
         changes,

@@ -84,6 +84,7 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
             };
             let service = Service {
                 ejections: Arc::default(),
+                efforts: Arc::default(),
                 id: old.map_or_else(&mut fresh_id, |old| old.service.id),
                 endpoints: vec![Arc::new(program)],
                 draining: Vec::new(),

@@ -114,13 +114,15 @@ fn describe_service(text: &mut String, service: &Service) {
         (_, Some(interval)) => format!("probed every {interval:?}"),
         (_, None) => "probed after failures".to_owned(),
     };
+    let strategy = service.strategy.as_ref().map(|strategy| format!(", {}", file::strategy_word(strategy)));
     let _ = writeln!(
         text,
-        "\n  {} at {}, {}: {path}\n    {}, {}, connect timeout {:?}, {probes}",
+        "\n  {} at {}, {}: {path}\n    {}{}, {}, connect timeout {:?}, {probes}",
         service.name,
         service.address,
         file::protocol_word(service.protocol),
         file::balance_word(service.policy.balance),
+        strategy.unwrap_or_default(),
         shortcut_text(if service.protocol == Protocol::Udp { Shortcut::Off } else { service.shortcut }),
         service.connect_timeout,
     );

@@ -15,6 +15,7 @@ mod route;
 mod section;
 mod service;
 mod show;
+mod strategy;
 mod tls;
 mod tree;
 mod tuning;
@@ -44,6 +45,7 @@ use super::{
 pub use self::{
     section::{Position, Problem},
     show::{balance_word, mode_word, protocol_word, range, shortcut_word, show},
+    strategy::strategy_word,
     tls::{bytes, files},
 };
 

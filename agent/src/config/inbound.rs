@@ -85,6 +85,7 @@ impl Inbound {
             probe_interval: None,
             probe: None,
             outlier: None,
+            strategy: None,
             endpoint_drain: None,
             udp_idle_timeout: Duration::ZERO,
             routes: Vec::new(),

@@ -10,6 +10,7 @@ mod reply;
 mod request;
 mod respond;
 mod routed;
+mod strategy;
 mod streaming;
 
 use std::{
@@ -18,10 +19,11 @@ use std::{
 };
 
 use apply::apply;
-use attend::{Client, first_answer, pass_on, set_or_clear, take_back};
+use attend::{Client, first_answer, pass_on, take_back};
 use respond::{Answer, Answered, Unanswered};
 
 pub(super) use apply::apply as apply_edits;
+pub(super) use attend::set_or_clear;
 pub(super) use reply::Reply;
 pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
@@ -206,9 +208,17 @@ impl Connection<'_> {
         next
     }
 
-    async fn forward(&mut self, buf: Buf, head: RequestHead, own: Option<OwnTime>) -> Next {
+    async fn forward(&mut self, mut buf: Buf, head: RequestHead, own: Option<OwnTime>) -> Next {
+        let is_tunnel = head.websocket || head.method == Method::Connect;
+        if self.cluster.service.config.strategy.is_some() && !is_tunnel {
+            // Boxed: most services have none.
+            match Box::pin(self.by_strategy(buf, &head)).await {
+                Ok(next) => return next,
+                Err(kept) => buf = kept,
+            }
+        }
         if self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2 {
-            let spent = own.filter(|_| !head.websocket && head.method != Method::Connect).map(|_| Cell::default());
+            let spent = own.filter(|_| !is_tunnel).map(|_| Cell::default());
             let hop = self.hop;
             let next = own_time::of(Box::pin(self.exchange_http2(buf, head)), spent.as_ref()).await;
             own_time::observe(&hop.slab, spent);

@@ -2,6 +2,7 @@
 //! client sees anything.
 
 mod asked;
+mod picked;
 mod timed;
 
 use std::{
@@ -154,12 +155,14 @@ pub struct Tried {
     cost: u32,
     /// Whether nobody knows yet what is asked.
     is_early: bool,
+    /// The one that is to be tried, if only one is.
+    only: Option<usize>,
 }
 
 impl Tried {
     /// None yet.
     pub fn by(source: u64) -> Self {
-        Self { indexes: Vec::new(), source, key: None, cost: 1, is_early: false }
+        Self { indexes: Vec::new(), source, key: None, cost: 1, is_early: false, only: None }
     }
 
     /// None yet, for a connection that is dialled before anybody knows what is asked.
@@ -401,6 +404,9 @@ impl Hop {
     fn choose(&self, cluster: &Cluster, tried: &Tried) -> Option<usize> {
         if tried.indexes.len() >= TRIES_MAX {
             return None;
+        }
+        if tried.only.is_some() {
+            return tried.only.filter(|only| !tried.indexes.contains(only));
         }
         let endpoints = &cluster.service.endpoints;
         let untried = |index: usize| cluster.has(index) && !tried.indexes.contains(&index);

@@ -116,6 +116,18 @@ impl Gathered {
             tap.piece(&[], true);
         }
     }
+
+    /// With what has come behind it.
+    pub fn join(&mut self, more: Self) {
+        self.pieces.extend(more.pieces);
+        self.bytes += more.bytes;
+        self.end = more.end;
+    }
+
+    /// A copy of them, in one piece.
+    pub fn bytes(&self) -> Bytes {
+        self.pieces.concat().into()
+    }
 }
 
 /// Takes what has come of a body; with `waits`, at least something.
@@ -153,7 +165,7 @@ pub async fn gather(from: &mut RecvStream, waits: bool) -> Result<Gathered, h2::
 }
 
 /// Lets the sender of what was gathered send as much again.
-fn release(from: &mut RecvStream, gathered: &Gathered) {
+pub fn release(from: &mut RecvStream, gathered: &Gathered) {
     // Fails only if the stream is over, and then nothing is owed.
     let _ = from.flow_control().release_capacity(gathered.bytes);
 }

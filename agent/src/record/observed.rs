@@ -368,6 +368,7 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
         "address": service.config.address,
         "protocol": file::protocol_word(service.config.protocol),
         "mode": file::mode_word(service.config.mode),
+        "cluster": service.config.strategy.as_ref().map(file::strategy_word),
         "ejections": service.config.outlier.is_some().then(|| ejections_json(service)),
         "canaries": canaries_json(service),
         "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,

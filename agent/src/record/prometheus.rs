@@ -8,6 +8,7 @@ mod inbound;
 mod measured;
 mod outlier;
 mod routes;
+mod strategy;
 
 use std::{
     fmt::{Display, Write},
@@ -40,6 +41,7 @@ pub fn render(observed: &Observed) -> String {
     shortcut_services(&mut text, observed);
     outlier::write(&mut text, &observed.snapshot.services);
     routes::write(&mut text, &observed.snapshot.services);
+    strategy::write(&mut text, &observed.snapshot.services);
     inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);

@@ -100,6 +100,12 @@ sockway_common::counters! {
     Upgraded = "requests_total" ["outcome" = "upgraded"],
     /// Requests that a route answers by itself.
     Routed = "requests_total" ["outcome" = "answered_by_route"],
+    /// Requests that failed, and were answered as if nothing were the matter: `cluster: failsafe`.
+    Absorbed = "requests_total" ["outcome" = "failsafe"],
+    /// Requests that failed, and are sent again later: `cluster: failback`.
+    Deferred = "requests_total" ["outcome" = "failback"],
+    /// Requests whose body is longer than what several endpoints are sent: 413.
+    BodyTooLarge = "requests_total" ["outcome" = "body_too_large"],
     /// Requests refused as malformed: 400.
     Malformed = "requests_total" ["outcome" = "malformed"],
     /// Requests whose head did not come in time: 408.

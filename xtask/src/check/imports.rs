@@ -30,7 +30,7 @@ const OWNED: &[(&str, &[&str])] = &[
     ("metrics", &["record"]),
     ("metrics_exporter_prometheus", &["record"]),
     ("httparse", &["decode"]),
-    ("h2", &["connect", "node/probe", "proxy/http2", "proxy/http/http2", "proxy/translate"]),
+    ("h2", &["connect", "node/probe", "proxy/http2", "proxy/http/http2", "proxy/whole/http2", "proxy/translate"]),
     ("rustls", &["config/tls", "config/file/tls", "connect", "proxy/tls", "ring/stream/tls"]),
     ("rustls_native_certs", &["config/tls"]),
     ("webpki", &["config/tls"]),

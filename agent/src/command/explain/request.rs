@@ -254,6 +254,7 @@ fn candidates(home: &Service, snapshot: &Snapshot, target: &Target, states: &Sta
         "service": service.config.name,
         "subset": target.subset,
         "balance": file::balance_word(service.config.policy.balance),
+        "cluster": service.config.strategy.as_ref().map(file::strategy_word),
         "endpoints": endpoints.collect::<Vec<Value>>(),
     })
 }
@@ -281,7 +282,9 @@ fn tell(answer: &Value) -> String {
             })
             .collect();
         let who = if endpoints.is_empty() { "nobody: 503".to_owned() } else { endpoints.join(", ") };
-        line(name, &format!("{percent}{}, {}: {who}", word(&target["service"]), word(&target["balance"])));
+        let strategy = target["cluster"].as_str().map(|strategy| format!(", {strategy}")).unwrap_or_default();
+        let how = word(&target["balance"]) + &strategy;
+        line(name, &format!("{percent}{}, {how}: {who}", word(&target["service"])));
     }
     for other in list(&answer["others"]) {
         line("not", &format!("{}: {}", word(&other["route"]), word(&other["why"])));
@@ -305,7 +308,7 @@ mod tests {
   - { name: shadowed, match: { path: /shadowed }, mirror: { to: b, percent: 5 } }
   - { name: tried, match: { path: /tried }, canary: { to: b } }
   - { name: begun, match: { path: /begun }, canary: { to: b } }
-- { name: b, address: 10.0.0.4:80, protocol: http, endpoints: [10.0.0.5:80] }
+- { name: b, address: 10.0.0.4:80, protocol: http, cluster: failfast, endpoints: [10.0.0.5:80] }
 ";
 
     fn told(text: &str, fields: &[&str]) -> String {
@@ -329,7 +332,7 @@ mod tests {
 route        api (of 6)
 request      passed on as GET http://orders/v2/1?x
 to           75.0 % orders, round_robin: 10.0.0.2:80
-to           25.0 % b, round_robin: 10.0.0.5:80 (down)
+to           25.0 % b, round_robin, failfast: 10.0.0.5:80 (down)
 not          team: its headers do not match
 not          old: its path does not match
 not          shadowed: its path does not match
@@ -343,7 +346,7 @@ not          begun: its path does not match
         assert!(told_red.contains("not          api: matches, and is less specific or comes later\n"), "{told_red}");
         assert!(told("http://orders/tried", &[]).contains("to           25.0 % b, "));
         assert!(told("http://orders/begun", &[]).contains("to           5.0 % b, "));
-        let copied = "copied to    5.0 % b, round_robin: 10.0.0.5:80 (down)\n";
+        let copied = "copied to    5.0 % b, round_robin, failfast: 10.0.0.5:80 (down)\n";
         assert!(told("http://orders/shadowed", &[]).contains(copied));
         assert!(told("http://orders/old", &[]).contains("request      redirected: 302 http://orders/new\n"));
         assert!(told("http://orders/", &[]).contains("round_robin: 10.0.0.2:80, 10.0.0.3:80\n"));

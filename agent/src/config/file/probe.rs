@@ -142,7 +142,7 @@ fn path(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
     None
 }
 
-fn statuses(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<std::ops::RangeInclusive<u32>>> {
+pub(super) fn statuses(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<std::ops::RangeInclusive<u32>>> {
     let items = field.list(problems)?;
     let read = |(index, node)| {
         let item = Field { node, path: Path::Item(&field.path, index) };

@@ -100,6 +100,11 @@ impl<'t> Section<'t> {
         Some(Section { at: node.at, path, entries })
     }
 
+    /// A value that stands for a mapping of which nothing else is said.
+    pub(super) fn alone(field: &'t Field<'t>) -> Section<'t> {
+        Section { at: field.node.at, path: &field.path, entries: &[] }
+    }
+
     /// The value of `key`, unless it is absent or empty.
     pub(super) fn get(&self, key: &'t str) -> Option<Field<'t>> {
         let (_, node) = self.entries.iter().find(|(found, _)| found.text == key)?;

@@ -8,12 +8,13 @@ use super::{
     http, milliseconds, outlier, policy, probe,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
-    tls,
+    strategy, tls,
     tree::{Node, Value},
     tuning, zone,
 };
 use crate::config::{
-    Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, Route, Service, Shortcut, Tls, policy::Source,
+    Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, Route, Service, Shortcut, Strategy, Tls,
+    policy::Source,
 };
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
@@ -61,6 +62,7 @@ pub(super) struct Draft {
     pub(super) probe_interval_ms: Option<Option<u32>>,
     probe: Option<Option<Probe>>,
     outlier: Option<Option<Outlier>>,
+    strategy: Option<Option<Strategy>>,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
     pub(super) endpoints: Vec<EndpointDraft>,
@@ -101,6 +103,7 @@ impl Draft {
             probe_interval: self.probe_interval_ms?.map(milliseconds),
             probe: self.probe?,
             outlier: self.outlier?,
+            strategy: self.strategy?,
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
             endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
@@ -124,6 +127,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "probe_interval_ms",
         "probe",
         "outlier",
+        "cluster",
         "endpoint_drain_ms",
         "udp_idle_timeout_ms",
         "endpoints",
@@ -170,6 +174,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         ),
         probe: Some(None),
         outlier: Some(None),
+        strategy: Some(None),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         udp_idle_timeout_ms: section.or(
             "udp_idle_timeout_ms",
@@ -182,6 +187,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     };
     draft.probe = probe::probe(&section, protocol, draft.tls.as_ref(), problems);
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
+    draft.strategy = strategy::strategy(&section, (protocol, draft.mode()), problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {
         Some(Mode::Agent) => policy::refuse_in_agent(&section, path, problems),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, http, outlier,
-    probe, route, tls, tuning,
+    probe, route, strategy, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -103,6 +103,7 @@ fn show_service(service: &Service) -> Value {
         "probe_interval_ms": service.probe_interval.map(milliseconds),
         "probe": service.probe.as_ref().map(probe::show),
         "outlier": service.outlier.as_ref().map(outlier::show),
+        "cluster": service.strategy.as_ref().map(strategy::show),
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
         "udp_idle_timeout_ms": (service.protocol == Protocol::Udp).then(|| milliseconds(service.udp_idle_timeout)),
         "endpoints": endpoints,

@@ -108,6 +108,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             probe_interval: None,
             probe: None,
             outlier: None,
+            strategy: None,
             udp_idle_timeout: PATIENCE,
             endpoint_drain: None,
             routes: Vec::new(),

@@ -60,6 +60,12 @@ impl Reply {
         Self::new("408 Request Timeout", "the request's body did not go on in time", Counter::BodyTimeout)
     }
 
+    pub fn body_too_large(bytes_max: usize) -> Self {
+        let why =
+            format!("the body is longer than the {bytes_max} bytes that are kept to be sent to several endpoints");
+        Self::new("413 Content Too Large", why, Counter::BodyTooLarge)
+    }
+
     pub fn late_response() -> Self {
         let why = "the endpoint did not answer in time";
         Self::new("504 Gateway Timeout", why, Counter::ResponseTimeout)

@@ -120,7 +120,7 @@ impl Connection<'_> {
         }
     }
 
-    async fn received(&mut self) -> (io::Result<usize>, Buf) {
+    pub(super) async fn received(&mut self) -> (io::Result<usize>, Buf) {
         poll_fn(|context| self.poll_received(context)).await
     }
 

@@ -1,6 +1,7 @@
 //! One request: to an endpoint, and its response back. Both bodies move at the same time.
 
 mod http1;
+mod strategy;
 mod tunnel;
 
 use std::{
@@ -37,6 +38,7 @@ use crate::{
         own_time,
         reach::{Heard, Shared, Tried, Who},
         routed::{Course, Onward},
+        translate::Gathered,
     },
     record::Counter,
     route::{Fields, Request as RouteRequest},
@@ -124,9 +126,17 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         if let Some(reply) = answer {
             return exchange.reply(&reply);
         }
+        let (mut parts, mut begun) = (parts, None);
+        if cluster.service.config.strategy.is_some() && asked.tunnel.is_none() {
+            // Boxed: most services have none.
+            match Box::pin(exchange.by_strategy(parts, &mut body)).await {
+                Ok(counter) => return counter,
+                Err(kept) => (parts, begun) = kept,
+            }
+        }
         match (cluster.spoken_upstream(HttpVersion::Http2), asked.tunnel) {
-            (HttpVersion::Http2, _) => exchange.pass_on(parts, &mut body).await,
-            (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, &mut body).await,
+            (HttpVersion::Http2, _) => exchange.pass_on(parts, begun, &mut body).await,
+            (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, begun, &mut body).await,
             (HttpVersion::Http1, Some(tunnel)) => Box::pin(exchange.tunnel_to_http1(parts, tunnel, &mut body)).await,
         }
     };
@@ -215,8 +225,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Until it is answered, by an endpoint or in its stead. As what it is counted.
-    async fn pass_on(&mut self, parts: Parts, body: &mut RecvStream) -> Counter {
+    /// Until it is answered, by an endpoint or in its stead. As what it is counted. Of its body, `begun` was taken already.
+    async fn pass_on(&mut self, parts: Parts, begun: Option<Gathered>, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
         let cluster = Rc::clone(&self.cluster);
         let (source, is_secure) = (self.connection.source, self.connection.is_secure);
@@ -224,6 +234,9 @@ impl Exchange<'_> {
         let mut tried = Tried::for_request(hop, &cluster, source, request);
         let (mut replays, mut before) = (0, None);
         let held = RefCell::new(Held::tapped(self.tap.clone()));
+        if let Some(begun) = begun {
+            held.borrow_mut().begin(&begun.bytes());
+        }
         loop {
             let upstream = match (hop.reach_shared(&cluster, &mut tried).await, before) {
                 (Ok(upstream), _) => upstream,

@@ -31,6 +31,15 @@ impl Held {
         Self { tap, ..Self::default() }
     }
 
+    /// Its first bytes, however many, were taken from the client before.
+    pub fn begin(&mut self, bytes: &Bytes) {
+        self.owed += bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        if let Some(tap) = &self.tap {
+            tap.piece(bytes, false);
+        }
+    }
+
     /// Whether the body can be sent again from its beginning.
     pub fn is_whole(&self) -> bool {
         !self.is_lost

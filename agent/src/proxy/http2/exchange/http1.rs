@@ -68,16 +68,22 @@ struct Outgoing<'o> {
 }
 
 impl Exchange<'_> {
-    /// Until it is answered, by an endpoint or in its stead. As what it is counted.
-    pub(super) async fn pass_on_to_http1(&mut self, mut parts: Parts, body: &mut RecvStream) -> Counter {
+    /// Until it is answered, by an endpoint or in its stead. As what it is counted. Of its body, `begun` was taken already.
+    pub(super) async fn pass_on_to_http1(
+        &mut self,
+        mut parts: Parts,
+        begun: Option<Gathered>,
+        body: &mut RecvStream,
+    ) -> Counter {
         let hop = &self.connection.hop;
         let cluster = Rc::clone(&self.cluster);
         let limits = Limits::of(&cluster);
-        let has_body = !body.is_end_stream();
+        let has_body = begun.is_some() || !body.is_end_stream();
         // What is there already leaves with the head, and a request that is whole can be sent again.
-        let begun = match has_body {
-            false => Gathered::nothing(),
-            true => match gather(body, false).await {
+        let begun = match begun {
+            Some(begun) => begun,
+            None if !has_body => Gathered::nothing(),
+            None => match gather(body, false).await {
                 Ok(begun) => begun,
                 Err(error) => return self.ended_with_http1(Ended::RequestBroken(error)),
             },

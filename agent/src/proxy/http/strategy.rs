@@ -1,0 +1,325 @@
+//! A request of HTTP/1 to a service with a strategy: it is received whole, and what comes of it is passed on.
+
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use super::{
+    Connection, Limits, Next,
+    apply::apply,
+    attend::{Client, set_or_clear},
+    outcome,
+    reply::Reply,
+};
+use crate::{
+    config::HttpVersion,
+    decode::{
+        chunked::{BadChunk, Decoder, Event},
+        http1::{Framing, Method, RequestHead},
+        translate,
+    },
+    proxy::{
+        reach::Tried,
+        strategy::{Outcome, carry_out, lets_pass},
+        translate::{Outlet, Progress},
+        whole::{Answer, Broken, Piece, Whole, within},
+    },
+    record::{Bytes as Count, Counter},
+    ring::{Buf, Due},
+    route,
+};
+
+const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// How much of a chunked body is not data: chunks of a few bytes have that much again.
+const FRAMES_BYTES_MAX: usize = 64 * 1024;
+
+/// What became of receiving a request's body.
+enum Gathered {
+    /// All of it is there, and ends at this place of the buffer.
+    Whole(Buf, Body, usize),
+    /// It is longer than what is kept; of it, nothing was taken.
+    TooLong(Buf),
+    /// It never will be.
+    Over(Next),
+}
+
+struct Body {
+    bytes: Bytes,
+    trailers: HeaderMap,
+}
+
+/// What of a body has been read.
+struct Reading {
+    framing: Framing,
+    decoder: Decoder,
+    /// Up to where in the buffer.
+    at: usize,
+    data: Vec<u8>,
+}
+
+impl Reading {
+    /// Reads on; whether it is all there.
+    fn on(&mut self, bytes: &[u8]) -> Result<bool, BadChunk> {
+        match self.framing {
+            Framing::None | Framing::UntilClose => Ok(true),
+            Framing::Length(length) => {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                let here = (bytes.len() - self.at).min(length - self.data.len());
+                self.data.extend_from_slice(&bytes[self.at..self.at + here]);
+                self.at += here;
+                Ok(self.data.len() == length)
+            }
+            Framing::Chunked => {
+                while let Event::Data(piece) = self.decoder.next(bytes, &mut self.at)? {
+                    self.data.extend_from_slice(&bytes[piece]);
+                }
+                Ok(self.decoder.is_done())
+            }
+        }
+    }
+}
+
+impl Connection<'_> {
+    /// Does with a request what the service's strategy says; gives back one that is too long to be kept, to go its way as any other.
+    pub(super) async fn by_strategy(&mut self, buf: Buf, head: &RequestHead) -> Result<Next, Buf> {
+        let Some(rules) = &self.cluster.service.config.strategy else { return Err(buf) };
+        let (bytes_max, lets_pass) = (rules.body_bytes_max, lets_pass(rules));
+        let (buf, body, end) = match self.gather(buf, head, bytes_max).await {
+            Gathered::Whole(buf, body, end) => (buf, body, end),
+            Gathered::TooLong(buf) if lets_pass => return Err(buf),
+            Gathered::TooLong(_) => return Ok(Next::End(self.refuse(Reply::body_too_large(bytes_max)).await)),
+            Gathered::Over(next) => return Ok(next),
+        };
+        self.hop.slab.count_bytes(Count::DownstreamReceived, end);
+        let rest = self.hop.buffers.holding(&buf.bytes()[end..]);
+        Ok(match self.whole(buf, head, body) {
+            Ok((whole, tried)) => self.carried_out(whole, tried, head, rest).await,
+            Err(reply) => Next::End(self.refuse(reply).await),
+        })
+    }
+
+    fn whole(&self, buf: Buf, head: &RequestHead, body: Body) -> Result<(Whole, Tried), Reply> {
+        let (buf, bytes) = apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
+        let is_secure = self.cluster.service.config.tls.originate.is_some();
+        let translated = translate::request_to_http2(&buf.bytes()[..bytes], is_secure);
+        self.hop.buffers.give(buf);
+        let request = translated.map_err(Reply::refused)?;
+        let of = || route::Request::of_parts(&request.0, self.stream.is_tls(), self.source);
+        let tried = Tried::for_request(self.hop, &self.cluster, self.source, of);
+        let cluster = (&*self.cluster, HttpVersion::Http1);
+        let whole = Whole::new(request, (body.bytes, body.trailers), cluster, None).map_err(Reply::refused)?;
+        Ok((whole, tried))
+    }
+
+    /// Receives a body of at most so many bytes.
+    async fn gather(&mut self, mut buf: Buf, head: &RequestHead, bytes_max: usize) -> Gathered {
+        if matches!(head.framing, Framing::Length(length) if length > bytes_max as u64) {
+            return Gathered::TooLong(buf);
+        }
+        let mut reading =
+            Reading { framing: head.framing, decoder: Decoder::default(), at: head.bytes, data: Vec::new() };
+        let mut must_say = head.expects_continue;
+        let refused = |why| Reply::malformed(why);
+        loop {
+            match reading.on(buf.bytes()) {
+                Ok(true) => break,
+                Ok(false) if reading.data.len() > bytes_max => return Gathered::TooLong(buf),
+                Ok(false) => {}
+                Err(bad) => return Gathered::Over(Next::End(self.refuse(refused(bad)).await)),
+            }
+            if std::mem::take(&mut must_say) && reading.data.is_empty() {
+                self.say_go_on().await;
+            }
+            buf = match self.more_of_body(buf, head.bytes + bytes_max + FRAMES_BYTES_MAX).await {
+                Ok(buf) => buf,
+                Err(gathered) => return gathered,
+            };
+        }
+        let Reading { decoder, at, data, .. } = reading;
+        let trailers = match translate::trailers_to_http2(decoder.trailers()) {
+            _ if head.framing != Framing::Chunked => HeaderMap::new(),
+            Ok(trailers) => trailers,
+            Err(bad) => return Gathered::Over(Next::End(self.refuse(Reply::malformed(bad)).await)),
+        };
+        if data.len() > bytes_max {
+            Gathered::TooLong(buf)
+        } else {
+            Gathered::Whole(buf, Body { bytes: data.into(), trailers }, at)
+        }
+    }
+
+    /// Who waits to be told that its body is wanted is told.
+    async fn say_go_on(&mut self) {
+        if self.flush().await.is_ok() {
+            let bytes = Buf::of(GO_ON);
+            let range = bytes.range();
+            self.stream.writer.submit(bytes, range);
+        }
+    }
+
+    async fn more_of_body(&mut self, buf: Buf, bytes_max: usize) -> Result<Buf, Gathered> {
+        let buf = match buf.room() {
+            0 => self.hop.buffers.make_room(buf, bytes_max).map_err(Gathered::TooLong)?,
+            _ => buf,
+        };
+        set_or_clear(&self.stream.socket, self.limits().stall, Due::EndReceiving);
+        self.stream.reader.arm(buf);
+        let (received, buf) = self.received().await;
+        match received {
+            Ok(bytes @ 1..) => {
+                self.stream.socket.clear_due();
+                if let Some(tap) = &self.tap {
+                    tap.raw(&buf.bytes()[buf.len() - bytes..]);
+                }
+                Ok(buf)
+            }
+            _ if self.stream.socket.is_overdue() => {
+                Err(Gathered::Over(Next::End(self.refuse(Reply::body_timeout()).await)))
+            }
+            _ => Err(Gathered::Over(self.left())),
+        }
+    }
+
+    async fn carried_out(&mut self, whole: Whole, tried: Tried, head: &RequestHead, rest: Buf) -> Next {
+        let mut client = Client {
+            reader: &mut self.stream.reader,
+            socket: &self.stream.socket,
+            leaves: head.keep_alive && rest.is_empty(),
+        };
+        let outcome = {
+            let mut carrying = pin!(carry_out(self.hop, &self.cluster, Rc::new(whole), tried));
+            poll_fn(|context| match carrying.as_mut().poll(context) {
+                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+                Poll::Pending => client.poll_gone(context).map(|()| None),
+            })
+            .await
+        };
+        match outcome {
+            None => self.left(),
+            Some(Outcome::Refused(reply)) => self.reply(reply, head, rest).await,
+            Some(Outcome::Ours(answer, counter)) => self.give(answer, head, rest, Some(counter)).await,
+            Some(Outcome::Answered(answer)) => self.give(answer, head, rest, None).await,
+        }
+    }
+
+    /// Passes an answer on.
+    async fn give(&mut self, answer: Answer, head: &RequestHead, rest: Buf, counter: Option<Counter>) -> Next {
+        let Answer { mut parts, mut body } = answer;
+        if let Some(change) = &self.response_change {
+            change.of_map(&mut parts.headers);
+        }
+        let is_bare =
+            head.method == Method::Head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let framing = match (translate::declared_length(&parts.headers), body.ready_bytes()) {
+            _ if is_bare => Framing::None,
+            (Some(length), _) => Framing::Length(length),
+            (None, Some(bytes)) => Framing::Length(bytes as u64),
+            (None, None) if body.is_empty() => Framing::Length(0),
+            (None, None) if head.is_http10 => Framing::UntilClose,
+            (None, None) => Framing::Chunked,
+        };
+        let close = !head.keep_alive || self.hop.is_draining() || framing == Framing::UntilClose;
+        let says = (close || head.is_http10).then_some(!close);
+        let mut bytes = translate::response_to_http1(&parts, framing, says);
+        let status = parts.status.as_u16();
+        let limits = self.limits();
+        // What is there already leaves with the head.
+        let mut next = body.next_now().await;
+        let progress = Progress::default();
+        let mut outlet =
+            Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress: &progress, tap: None };
+        let ended = loop {
+            let (is_over, broken) = match next.take() {
+                None => (false, None),
+                Some(Ok(Piece::Data(data))) => {
+                    frame(&mut bytes, &data, framing);
+                    (false, None)
+                }
+                Some(Ok(Piece::End(trailers))) => {
+                    end(&mut bytes, &trailers, framing);
+                    (true, None)
+                }
+                Some(Err(broken)) => (true, Some(broken)),
+            };
+            if let Err(ended) = send(&mut outlet, &mut bytes, &limits).await {
+                break ended;
+            }
+            match broken {
+                Some(Broken::Off) => break Ended::Off(Counter::ResponseAborted),
+                Some(Broken::Late) => break Ended::Off(Counter::ResponseStalled),
+                None if is_over => break Ended::Well,
+                None => {}
+            }
+            // A client that leaves is noticed when it is sent something.
+            next = Some(body.next().await);
+        };
+        self.hop.slab.count_bytes(Count::DownstreamSent, progress.bytes.get());
+        match ended {
+            Ended::Well => self.hop.slab.count(counter.unwrap_or_else(|| outcome(status))),
+            Ended::ClientGone => return self.left(),
+            Ended::ClientStalled => {
+                self.stream.socket.reset();
+                self.hop.slab.count(Counter::ClientStalled);
+                return Next::End(Counter::ClientAborted);
+            }
+            Ended::Off(counter) => {
+                self.hop.slab.count(counter);
+                self.abort().await;
+                return Next::End(Counter::UpstreamAborted);
+            }
+        }
+        if close {
+            return Next::End(self.close(false).await);
+        }
+        self.put_back(rest);
+        Next::Request
+    }
+}
+
+/// How passing an answer on came out.
+enum Ended {
+    Well,
+    /// The answer broke off.
+    Off(Counter),
+    ClientGone,
+    /// The client did not take it in time.
+    ClientStalled,
+}
+
+/// Puts a piece of a body behind what is to be sent.
+fn frame(bytes: &mut Vec<u8>, data: &[u8], framing: Framing) {
+    match framing {
+        Framing::None => {}
+        Framing::Length(_) | Framing::UntilClose => bytes.extend_from_slice(data),
+        Framing::Chunked => {
+            bytes.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+            bytes.extend_from_slice(data);
+            bytes.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// Puts the end of a body there.
+fn end(bytes: &mut Vec<u8>, trailers: &HeaderMap, framing: Framing) {
+    if framing == Framing::Chunked {
+        [b"0\r\n", &translate::trailers_to_http1(trailers)[..], b"\r\n"]
+            .iter()
+            .for_each(|part| bytes.extend_from_slice(part));
+    }
+}
+
+/// Sends what there is.
+async fn send(outlet: &mut Outlet<'_>, bytes: &mut Vec<u8>, limits: &Limits) -> Result<(), Ended> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let buf = Buf::of(bytes);
+    bytes.clear();
+    let stall: Option<Duration> = limits.stall;
+    match within(stall, outlet.submit(buf)).await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(_)) => Err(Ended::ClientGone),
+        None => Err(Ended::ClientStalled),
+    }
+}

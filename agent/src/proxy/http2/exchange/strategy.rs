@@ -1,0 +1,158 @@
+//! A request of HTTP/2 to a service with a strategy: it is received whole, and what comes of it is passed on.
+
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderValue, Response, header, request::Parts};
+
+use super::{Ended, Exchange};
+use crate::{
+    config::HttpVersion,
+    decode::http2,
+    proxy::{
+        http::{Limits, Reply},
+        http2::body::{self, grpc_status},
+        reach::Tried,
+        strategy::{Outcome, carry_out, lets_pass},
+        translate::{Gathered, gather, release},
+        whole::{Answer, Broken, Piece, Whole, within},
+    },
+    record::Counter,
+    route,
+};
+
+/// After so long without more of it a body is not waited for where it could go its way as it comes: who has nothing to say may be waiting for an
+/// answer.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A request that goes its way as any other, with what has come of its body.
+pub(super) type Kept = (Parts, Option<Gathered>);
+
+impl Exchange<'_> {
+    /// Does with a request what the service's strategy says; gives back one that is too long to be kept.
+    pub(super) async fn by_strategy(&mut self, mut parts: Parts, body: &mut RecvStream) -> Result<Counter, Kept> {
+        let cluster = Rc::clone(&self.cluster);
+        let Some(rules) = &cluster.service.config.strategy else { return Err((parts, None)) };
+        if !body.is_end_stream() && parts.headers.remove(header::EXPECT).is_some() {
+            let mut go_on = Response::new(());
+            *go_on.status_mut() = http::StatusCode::CONTINUE;
+            // Fails only if the client is gone, which is noticed soon enough.
+            let _ = self.respond.send_informational(go_on);
+        }
+        let limits = Limits::of(&cluster);
+        let (bytes_max, lets_pass) = (rules.body_bytes_max, lets_pass(rules));
+        let patience = if lets_pass { Some(PAUSE) } else { limits.stall };
+        let mut all = if body.is_end_stream() { Gathered::nothing() } else { Gathered::default() };
+        while all.end.is_none() && all.bytes <= bytes_max {
+            match within(patience, gather(body, true)).await {
+                Some(Ok(more)) => all.join(more),
+                Some(Err(error)) => return Ok(self.ended(Ended::RequestBroken(error))),
+                None if lets_pass => return Err((parts, Some(all))),
+                None => return Ok(self.reply(&Reply::body_timeout())),
+            }
+        }
+        if all.bytes > bytes_max {
+            return if lets_pass { Err((parts, Some(all))) } else { Ok(self.reply(&Reply::body_too_large(bytes_max))) };
+        }
+        release(body, &all);
+        if let Some(tap) = &self.tap {
+            all.tell(tap);
+        }
+        Ok(self.carried_out(parts, all).await)
+    }
+
+    async fn carried_out(&mut self, parts: Parts, body: Gathered) -> Counter {
+        let cluster = Rc::clone(&self.cluster);
+        let (source, is_secure) = (self.connection.source, self.connection.is_secure);
+        let hop = &self.connection.hop;
+        let tried = Tried::for_request(hop, &cluster, source, || route::Request::of_parts(&parts, is_secure, source));
+        let until = self.timeout.map(|timeout| (self.began + timeout).into());
+        let mut trailers = body.end.clone().unwrap_or_default();
+        if http2::trailers(&mut trailers).is_err() {
+            return self.ended(Ended::RequestBroken(Reason::PROTOCOL_ERROR.into()));
+        }
+        let request = ((parts, self.asked), (body.bytes(), trailers));
+        let whole = match Whole::new(request.0, request.1, (&cluster, HttpVersion::Http2), until) {
+            Ok(whole) => whole,
+            Err(bad) => return self.reply(&Reply::refused(bad)),
+        };
+        let outcome = {
+            let mut carrying = pin!(carry_out(hop, &cluster, Rc::new(whole), tried));
+            poll_fn(|context| match carrying.as_mut().poll(context) {
+                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+                Poll::Pending => self.respond.poll_reset(context).map(|_| None),
+            })
+            .await
+        };
+        match outcome {
+            None => Counter::RequestAborted,
+            Some(Outcome::Refused(reply)) => self.reply(&reply),
+            Some(Outcome::Answered(answer)) => self.give(answer, &Limits::of(&cluster)).await,
+            Some(Outcome::Ours(answer, counter)) => match self.give(answer, &Limits::of(&cluster)).await {
+                Counter::Answered2xx => counter,
+                other => other,
+            },
+        }
+    }
+
+    /// Passes an answer on.
+    async fn give(&mut self, answer: Answer, limits: &Limits) -> Counter {
+        let Answer { mut parts, mut body } = answer;
+        if let Some(change) = &self.change {
+            change.of_map(&mut parts.headers);
+        }
+        if let Some(bytes) = body.ready_bytes() {
+            parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(bytes));
+        }
+        let status = parts.status.as_u16();
+        self.has_status = super::is_grpc(&parts.headers);
+        let is_whole = self.asked.is_head || body.is_empty();
+        let mut said = grpc_status(&parts.headers);
+        let Ok(down) = self.respond.send_response(Response::from_parts(parts, ()), is_whole) else {
+            return Counter::RequestAborted;
+        };
+        let down = self.down.insert(down);
+        let broken = loop {
+            match body.next().await {
+                Ok(Piece::Data(_)) if is_whole => {}
+                Ok(Piece::Data(data)) => match within(limits.stall, send(down, data)).await {
+                    Some(Ok(())) => {}
+                    Some(Err(_)) => return Counter::RequestAborted,
+                    None => break Err((Counter::ClientStalled, Reason::CANCEL)),
+                },
+                Ok(Piece::End(_)) if is_whole => break Ok(()),
+                Ok(Piece::End(trailers)) => {
+                    said = grpc_status(&trailers).or(said);
+                    let sent = match trailers.is_empty() {
+                        true => down.send_data(Bytes::new(), true),
+                        false => down.send_trailers(trailers),
+                    };
+                    break sent.map_err(|_| (Counter::RequestAborted, Reason::CANCEL));
+                }
+                Err(Broken::Off) => break Err((Counter::ResponseAborted, Reason::INTERNAL_ERROR)),
+                Err(Broken::Late) => break Err((Counter::ResponseStalled, Reason::INTERNAL_ERROR)),
+            }
+        };
+        match broken {
+            Ok(()) => self.ended(Ended::Answered(status, said)),
+            Err((counter, reason)) => {
+                self.reset(reason);
+                counter
+            }
+        }
+    }
+}
+
+/// Sends a piece as the client's windows allow.
+async fn send(to: &mut SendStream<Bytes>, mut piece: Bytes) -> Result<(), body::Broken> {
+    to.reserve_capacity(piece.len());
+    while !piece.is_empty() {
+        let room = match to.capacity() {
+            0 => body::capacity(to).await?,
+            room => room,
+        };
+        to.send_data(piece.split_to(room.min(piece.len())), false).map_err(|_| body::Broken::To)?;
+    }
+    Ok(())
+}

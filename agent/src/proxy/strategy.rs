@@ -1,0 +1,96 @@
+//! Carries out what a service does with a request whose endpoint fails, or that several endpoints are to get. What follows what is
+//! [`crate::retry`]'s to say.
+
+mod failback;
+mod many;
+mod one;
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use super::{
+    Cluster, Hop,
+    http::Reply,
+    reach::{Tried, Unreached},
+    whole::{Answer, Body, Came, Whole},
+};
+use crate::{
+    config::strategy::{Kind, Strategy},
+    record::Counter,
+    retry,
+};
+
+/// Says that an answer is the agent's own, and why.
+const TOLD: HeaderName = HeaderName::from_static("x-sockway-cluster");
+/// A message of gRPC with nothing in it: not compressed, 0 bytes long.
+const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; 5]);
+
+/// What the caller is told.
+pub enum Outcome {
+    /// An endpoint's answer.
+    Answered(Answer),
+    /// One of our own that stands for it, counted as this.
+    Ours(Answer, Counter),
+    /// Why there is none.
+    Refused(Reply),
+}
+
+impl Outcome {
+    fn of(came: Came) -> Self {
+        match came {
+            Ok(answer) => Self::Answered(answer),
+            Err(missed) => Self::Refused(missed.reply()),
+        }
+    }
+
+    fn nobody() -> Self {
+        Self::Refused(Reply::unreached(Unreached::NoEndpoint))
+    }
+}
+
+/// What becomes of a request; `tried` is what its endpoints are chosen by. Dropped before it is done, it is taken back, but from those who are to
+/// get it in any case.
+pub async fn carry_out(hop: &Rc<Hop>, cluster: &Rc<Cluster>, whole: Rc<Whole>, tried: Tried) -> Outcome {
+    let Some(rules) = &cluster.service.config.strategy else { return Outcome::nobody() };
+    match &rules.kind {
+        Kind::Broadcast(broadcast) => many::broadcast(hop, cluster, whole, (&tried, rules, broadcast)).await,
+        _ => match retry::forks(rules, whole.asked.is_idempotent) {
+            0 | 1 => one::ask_one(hop, cluster, whole, (tried, rules)).await,
+            forks => many::fork(hop, cluster, whole, (tried, rules, forks)).await,
+        },
+    }
+}
+
+/// Whether a request that cannot be kept goes its way all the same, to one endpoint, once.
+pub fn lets_pass(rules: &Strategy) -> bool {
+    matches!(rules.kind, Kind::Failover(_) | Kind::Failfast | Kind::Failsafe)
+}
+
+/// Whether what came has failed.
+fn has_failed(rules: &Strategy, came: &Came) -> bool {
+    retry::has_failed(rules, came.as_ref().map_or_else(|missed| missed.seen(), Answer::seen))
+}
+
+/// An answer that nothing stands in, but that it is the agent's own. A gRPC call is told that it went well.
+fn empty(whole: &Whole, status: StatusCode, told: HeaderValue) -> Answer {
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    parts.headers.insert(TOLD, told);
+    if !whole.asked.is_grpc {
+        parts.status = status;
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        return Answer { parts, body: Body::Ready(Bytes::new(), HeaderMap::new()) };
+    }
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    Answer { parts, body: Body::Ready(EMPTY_MESSAGE, trailers) }
+}
+
+/// Nobody wants this any more.
+fn discard(came: Came) {
+    if let Ok(answer) = came {
+        crate::ring::spawn(answer.discard());
+    }
+}

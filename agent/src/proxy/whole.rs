@@ -1,0 +1,209 @@
+//! A request that is all there, to one endpoint, and its answer back: whoever sends one request to several endpoints, or again, does it here.
+//!
+//! It is kept in one form, HTTP/2's, whatever its client speaks and its endpoints do. The head of the answer is waited for; the body streams.
+
+mod body;
+mod http1;
+mod http2;
+
+use std::{rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header, request, response};
+use tokio::time::{Instant, timeout};
+
+pub use self::body::{Body, Broken, Piece};
+use super::{
+    Cluster, Hop,
+    http::Reply,
+    reach::{Tried, Unreached},
+};
+use crate::{
+    cluster::Seen,
+    config::HttpVersion,
+    decode::{
+        grpc,
+        http1::{BadRequest, BadResponse, Framing},
+        http2::Asked,
+        translate::{request_to_http1, trailers_to_http1},
+    },
+};
+
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// How much of an answer is read that nobody wants, so that its connection can be used again.
+const UNWANTED_BYTES_MAX: usize = 64 * 1024;
+
+/// A request.
+#[derive(Debug)]
+pub struct Whole {
+    /// Its head.
+    pub parts: request::Parts,
+    /// Its body.
+    pub body: Bytes,
+    /// What stands behind it.
+    pub trailers: HeaderMap,
+    /// What is to be known of it.
+    pub asked: Asked,
+    /// When the caller waits no more.
+    until: Option<Instant>,
+    /// All of it, for endpoints of HTTP/1.
+    message: Option<Bytes>,
+    /// What endpoints are spoken to in.
+    upstream: HttpVersion,
+}
+
+impl Whole {
+    /// Of a client that speaks `client`, for a cluster. Its body's length need not be told any more than that of a stream.
+    ///
+    /// # Errors
+    ///
+    /// When it has no form in what is spoken to the endpoints.
+    pub fn new(
+        (mut parts, asked): (request::Parts, Asked),
+        (body, trailers): (Bytes, HeaderMap),
+        (cluster, client): (&Cluster, HttpVersion),
+        until: Option<Instant>,
+    ) -> Result<Self, BadRequest> {
+        // Nobody waits for leave to send what is there already.
+        parts.headers.remove(header::EXPECT);
+        let upstream = cluster.spoken_upstream(client);
+        let message = match upstream {
+            HttpVersion::Http1 => Some(in_http1(&parts, &body, &trailers)?),
+            HttpVersion::Http2 => None,
+        };
+        Ok(Self { parts, body, trailers, asked, until, message, upstream })
+    }
+
+    /// What is left of the caller's time, for who is asked.
+    fn timeout_value(&self) -> Option<HeaderValue> {
+        // Who is asked when the caller waits no more has as long as the caller gave.
+        let left = self.until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        HeaderValue::try_from(grpc::timeout_value(left)).ok()
+    }
+}
+
+fn in_http1(parts: &request::Parts, body: &[u8], trailers: &HeaderMap) -> Result<Bytes, BadRequest> {
+    let framing = match (body.is_empty(), trailers.is_empty()) {
+        (_, false) => Framing::Chunked,
+        (true, _) => Framing::None,
+        (false, _) => Framing::Length(body.len() as u64),
+    };
+    let head = request_to_http1(parts, framing)?;
+    if framing != Framing::Chunked {
+        return Ok([&head, body].concat().into());
+    }
+    let size = format!("{:x}\r\n", body.len());
+    let chunk: &[&[u8]] = if body.is_empty() { &[] } else { &[size.as_bytes(), body, b"\r\n"] };
+    Ok([&[&head[..]], chunk, &[b"0\r\n", &trailers_to_http1(trailers), b"\r\n"]].concat().concat().into())
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its head.
+    pub parts: response::Parts,
+    /// Its body, to come.
+    pub body: Body,
+}
+
+impl Answer {
+    /// What its head says of the endpoint.
+    pub fn seen(&self) -> Seen {
+        let grpc_status = self.parts.headers.get("grpc-status").map(|value| grpc::status(value.as_bytes()));
+        Seen::Answered { status: self.parts.status.as_u16(), grpc_status }
+    }
+
+    /// Nobody wants it: a short one is read to its end, the others are given up.
+    pub async fn discard(mut self) {
+        let mut read = 0;
+        while read < UNWANTED_BYTES_MAX
+            && let Ok(Piece::Data(piece)) = self.body.next().await
+        {
+            read += piece.len();
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Missed {
+    /// No connection came about.
+    Unreached(Unreached),
+    /// None came; why, with the code if the stream was reset, and whether it is certain that nothing of the request was processed.
+    Silent { why: Option<String>, reset: Option<u32>, is_unprocessed: bool },
+    /// What came is none.
+    Bad(BadResponse),
+    /// It did not begin in time.
+    Late,
+}
+
+impl Missed {
+    /// What it says of the endpoint.
+    pub fn seen(&self) -> Seen {
+        match self {
+            Self::Unreached(Unreached::Late(_)) => Seen::ConnectLate,
+            Self::Unreached(_) => Seen::NotConnected,
+            Self::Silent { .. } | Self::Bad(_) => Seen::NoResponse,
+            Self::Late => Seen::Late,
+        }
+    }
+
+    /// Whether it is certain that nobody has processed the request.
+    pub fn is_unprocessed(&self) -> bool {
+        matches!(self, Self::Unreached(_) | Self::Silent { is_unprocessed: true, .. })
+    }
+
+    /// What the caller is told.
+    pub fn reply(self) -> Reply {
+        match self {
+            Self::Unreached(why) => Reply::unreached(why),
+            Self::Silent { why: Some(why), reset, .. } => Reply::no_response_because(why, reset),
+            Self::Silent { why: None, .. } => Reply::no_response(),
+            Self::Bad(bad) => Reply::bad_response(bad),
+            Self::Late => Reply::late_response(),
+        }
+    }
+}
+
+/// What came of asking.
+pub type Came = Result<Answer, Missed>;
+
+/// Asks one endpoint, the one that is left to try. Dropped before it is done, the request is taken back.
+pub async fn ask(hop: Rc<Hop>, cluster: Rc<Cluster>, tried: Tried, whole: Rc<Whole>) -> Came {
+    match whole.upstream {
+        HttpVersion::Http1 => http1::ask(&hop, &cluster, tried, &whole).await,
+        HttpVersion::Http2 => http2::ask(&hop, &cluster, tried, &whole).await,
+    }
+}
+
+/// What a future gives, if that is in time.
+pub async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => timeout(limit, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_framed_anew_for_http1() {
+        let parts = || {
+            let request = http::Request::post("http://a/x").header("content-length", "4").header("x-a", "b");
+            request.body(()).expect("a request").into_parts().0
+        };
+        let text = |body: &[u8], trailers: &HeaderMap| {
+            String::from_utf8(in_http1(&parts(), body, trailers).expect("a form in HTTP/1").to_vec()).expect("a text")
+        };
+        let head = "POST /x HTTP/1.1\r\nhost: a\r\nx-a: b\r\n";
+        let none = HeaderMap::new();
+        assert_eq!(text(b"", &none), format!("{head}content-length: 0\r\n\r\n"));
+        assert_eq!(text(b"abcd", &none), format!("{head}content-length: 4\r\n\r\nabcd"));
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", HeaderValue::from_static("7"));
+        let framed = format!("{head}transfer-encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\nx-sum: 7\r\n\r\n");
+        assert_eq!(text(b"abcd", &trailers), framed);
+    }
+}

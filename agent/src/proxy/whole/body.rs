@@ -1,0 +1,89 @@
+//! The body of an answer: an endpoint's, as it comes, or one of our own.
+
+use std::{fmt, future::poll_fn, mem, pin::pin, task::Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::{http1::FromHttp1, http2::FromHttp2};
+
+/// A body.
+pub enum Body {
+    /// All of it, and what stands behind it.
+    Ready(Bytes, HeaderMap),
+    /// As it comes from an endpoint of HTTP/1.
+    Http1(Box<FromHttp1>),
+    /// As it comes from one of HTTP/2.
+    Http2(Box<FromHttp2>),
+}
+
+/// What comes of a body.
+#[derive(Debug)]
+pub enum Piece {
+    /// Not empty.
+    Data(Bytes),
+    /// That was all; with what stands behind it.
+    End(HeaderMap),
+}
+
+/// Why a body ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// It broke off, or broke a rule.
+    Off,
+    /// It did not go on in time.
+    Late,
+}
+
+impl Body {
+    /// Whether there is nothing in it, and nothing behind it.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Ready(bytes, trailers) => bytes.is_empty() && trailers.is_empty(),
+            Self::Http1(body) => body.is_empty(),
+            Self::Http2(body) => body.is_empty(),
+        }
+    }
+
+    /// What comes next. May be given up while it is waited for, and asked for again; nothing is to be asked for behind the end.
+    ///
+    /// # Errors
+    ///
+    /// When it ends before its end.
+    pub async fn next(&mut self) -> Result<Piece, Broken> {
+        match self {
+            Self::Ready(bytes, trailers) if bytes.is_empty() => Ok(Piece::End(mem::take(trailers))),
+            Self::Ready(bytes, _) => Ok(Piece::Data(mem::take(bytes))),
+            Self::Http1(body) => body.next().await,
+            Self::Http2(body) => body.next().await,
+        }
+    }
+
+    /// What comes next, if that is there already.
+    pub async fn next_now(&mut self) -> Option<Result<Piece, Broken>> {
+        let mut next = pin!(self.next());
+        poll_fn(|context| match next.as_mut().poll(context) {
+            Poll::Ready(piece) => Poll::Ready(Some(piece)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+
+    /// How long it is, if that is known and it has no end of its own.
+    pub fn ready_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Ready(bytes, trailers) => trailers.is_empty().then_some(bytes.len()),
+            Self::Http1(_) | Self::Http2(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready(..) => "Ready",
+            Self::Http1(_) => "Http1",
+            Self::Http2(_) => "Http2",
+        })
+    }
+}
