@@ -9,8 +9,10 @@ mod dialler;
 mod endpoint;
 mod inbound;
 mod index;
+mod keyed;
 mod leaving;
 mod outlier;
+mod request_limit;
 mod routed;
 mod seen;
 mod shares;
@@ -38,6 +40,7 @@ pub use self::{
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
     outlier::{Ejections, Marks, Reason, Tally},
+    request_limit::{LimitPlace, LimitState},
     routed::{MirrorState, RouteState},
     seen::Seen,
     shares::{Published, Shares},
@@ -123,6 +126,8 @@ pub struct Service {
     pub efforts: Arc<Efforts>,
     /// What is counted of its routes, in the order of the configuration.
     pub routes: Vec<RouteState>,
+    /// What is known of its request limits, in the order of the configuration.
+    pub request_limits: Vec<Arc<LimitState>>,
     /// How much all of its endpoints have to do, where somebody goes by that.
     pub load: Arc<AtomicU64>,
     /// How often one of its endpoints went up or down, or came further on its way out.

@@ -10,6 +10,7 @@ pub mod outlier;
 pub mod pattern;
 pub mod policy;
 pub mod probe;
+pub mod request_limit;
 pub mod route;
 pub mod strategy;
 pub mod tls;
@@ -27,6 +28,7 @@ pub use self::{
     outlier::Outlier,
     policy::{Balance, Policy},
     probe::Probe,
+    request_limit::RequestLimit,
     route::Route,
     strategy::Strategy,
     tls::Tls,
@@ -102,6 +104,8 @@ pub struct Service {
     pub outlier: Option<Outlier>,
     /// What becomes of a request whose endpoint fails, or that several are to get; `None`: one endpoint answers it as it does.
     pub strategy: Option<Strategy>,
+    /// How many requests it takes; one passes when all of these let it.
+    pub request_limits: Vec<RequestLimit>,
     /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.
     pub endpoint_drain: Option<Duration>,
     /// After how long without a datagram a conversation of a UDP service is over, so that its next datagram may go elsewhere.

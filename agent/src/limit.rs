@@ -1,7 +1,11 @@
-//! May one more connection pass now? A permit, or a refusal with its reason.
+//! May one more connection, or request ([`request`]), pass now? A permit, or a refusal with its reason.
 //!
 //! What everybody shares is atomics, and each check and its taking is one step: no two can both take the last place. What is counted by
 //! source is one worker's alone: the kernel half brings all connections of a source to one worker.
+
+pub mod request;
+mod warm_up;
+mod window;
 
 use std::{
     collections::HashMap,

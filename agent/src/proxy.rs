@@ -1,5 +1,6 @@
 //! The corridor: a connection walks through the rooms in order.
 
+mod admit;
 pub mod auto;
 pub mod http;
 pub mod http2;
@@ -28,8 +29,8 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
 
-use self::routed::Routes;
 pub(crate) use self::routed::members;
+use self::{admit::Gate, routed::Routes};
 use crate::{
     balance::Balancer,
     cluster::{CanaryState, Dialler, Service, Shares, Snapshot},
@@ -92,6 +93,8 @@ pub struct Cluster {
     routes: Option<Routes>,
     /// Who counts what becomes of its requests, if they are tried out.
     canary: Option<Arc<CanaryState>>,
+    /// What its requests pass before they go to an endpoint.
+    gate: Gate,
     /// For a connection that came in: the way to the program, which is the service's one endpoint.
     visit: Option<Visit>,
     generation: u64,
@@ -124,6 +127,7 @@ impl Cluster {
             cursor: Arc::clone(cursor),
             routes: None,
             canary: None,
+            gate: Gate::of(service),
             visit: None,
             generation,
             shares_version,

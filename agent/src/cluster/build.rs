@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level, routed,
+    Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level, request_limit,
+    routed,
 };
 use crate::config;
 
@@ -64,6 +65,8 @@ pub(super) fn build_service(
     let load = old.map(|old| Arc::clone(&old.load)).unwrap_or_default();
     let before = old.map(|old| (old.config.routes.as_slice(), old.routes.as_slice()));
     let routes = routed::states(&config.routes, before);
+    let limits = old.map_or(&[][..], |old| &old.request_limits);
+    let request_limits = request_limit::states(&config.request_limits, limits);
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);
     let service = Service {
@@ -78,6 +81,7 @@ pub(super) fn build_service(
         ejections,
         efforts,
         routes,
+        request_limits,
         config,
         changes,
     };

@@ -93,6 +93,7 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 cursor: Arc::default(),
                 early: AtomicUsize::default(),
                 routes: Vec::new(),
+                request_limits: Vec::new(),
                 load: Arc::default(),
                 config: Arc::new(config),
                 changes: Changes::default(),

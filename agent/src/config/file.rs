@@ -11,6 +11,7 @@ mod maps;
 mod outlier;
 mod policy;
 mod probe;
+mod request_limit;
 mod route;
 mod section;
 mod service;

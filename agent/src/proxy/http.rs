@@ -3,6 +3,7 @@
 //! The usual request and the usual response fit into the buffer they were received in: both are edited in place and sent from there,
 //! so that a request costs four system calls: receive and send on either side. Whatever is longer is streamed.
 
+mod admitted;
 mod apply;
 mod attend;
 mod http2;
@@ -199,7 +200,10 @@ impl Connection<'_> {
                 return self.answer_here(reply, buf, &head).await;
             }
         }
-        let next = self.forward(buf, head, own).await;
+        let next = match self.admitted(&buf, &head, began).await {
+            Ok(_admitted) => self.forward(buf, head, own).await,
+            Err(reply) => self.answer_here(reply, buf, &head).await,
+        };
         if let Some(home) = home {
             self.cluster = home;
             (self.response_change, self.tap) = (None, None);

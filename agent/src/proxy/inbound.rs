@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, net::SocketAddr, os::fd::OwnedFd, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
 
-use super::{Cluster, Hop, Serving, auto, http, http2, opaque, tls};
+use super::{Cluster, Hop, Serving, admit::Gate, auto, http, http2, opaque, tls};
 use crate::{
     balance::Balancer,
     cluster::{Inbound, Refused, Service, Shares},
@@ -59,6 +59,7 @@ async fn accepted(
         cursor: Arc::clone(&rule.service.cursor),
         routes: None,
         canary: None,
+        gate: Gate::of(&rule.service),
         visit: Some(Visit::new(place, client, dialled)),
         generation: 0,
         shares_version: 0,

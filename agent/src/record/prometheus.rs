@@ -7,6 +7,7 @@
 mod inbound;
 mod measured;
 mod outlier;
+mod request_limits;
 mod routes;
 mod strategy;
 
@@ -42,6 +43,7 @@ pub fn render(observed: &Observed) -> String {
     outlier::write(&mut text, &observed.snapshot.services);
     routes::write(&mut text, &observed.snapshot.services);
     strategy::write(&mut text, &observed.snapshot.services);
+    request_limits::write(&mut text, &observed.snapshot.services);
     inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);

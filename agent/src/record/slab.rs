@@ -106,6 +106,8 @@ sockway_common::counters! {
     Deferred = "requests_total" ["outcome" = "failback"],
     /// Requests whose body is longer than what several endpoints are sent: 413.
     BodyTooLarge = "requests_total" ["outcome" = "body_too_large"],
+    /// Requests that a limit of their service refused: 429 unless it says otherwise.
+    Limited = "requests_total" ["outcome" = "limited"],
     /// Requests refused as malformed: 400.
     Malformed = "requests_total" ["outcome" = "malformed"],
     /// Requests whose head did not come in time: 408.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    http, milliseconds, outlier, policy, probe,
+    http, milliseconds, outlier, policy, probe, request_limit,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     strategy, tls,
@@ -13,8 +13,8 @@ use super::{
     tuning, zone,
 };
 use crate::config::{
-    Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, Route, Service, Shortcut, Strategy, Tls,
-    policy::Source,
+    Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, RequestLimit, Route, Service, Shortcut,
+    Strategy, Tls, policy::Source,
 };
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
@@ -63,6 +63,7 @@ pub(super) struct Draft {
     probe: Option<Option<Probe>>,
     outlier: Option<Option<Outlier>>,
     strategy: Option<Option<Strategy>>,
+    request_limits: Option<Vec<RequestLimit>>,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
     pub(super) endpoints: Vec<EndpointDraft>,
@@ -104,6 +105,7 @@ impl Draft {
             probe: self.probe?,
             outlier: self.outlier?,
             strategy: self.strategy?,
+            request_limits: self.request_limits?,
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
             endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
@@ -128,6 +130,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "probe",
         "outlier",
         "cluster",
+        "request_limits",
         "endpoint_drain_ms",
         "udp_idle_timeout_ms",
         "endpoints",
@@ -175,6 +178,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         probe: Some(None),
         outlier: Some(None),
         strategy: Some(None),
+        request_limits: Some(Vec::new()),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         udp_idle_timeout_ms: section.or(
             "udp_idle_timeout_ms",
@@ -188,6 +192,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     draft.probe = probe::probe(&section, protocol, draft.tls.as_ref(), problems);
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
     draft.strategy = strategy::strategy(&section, (protocol, draft.mode()), problems);
+    draft.request_limits = request_limit::request_limits(&section, draft.mode(), protocol, problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {
         Some(Mode::Agent) => policy::refuse_in_agent(&section, path, problems),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, http, outlier,
-    probe, route, strategy, tls, tuning,
+    probe, request_limit, route, strategy, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -104,6 +104,8 @@ fn show_service(service: &Service) -> Value {
         "probe": service.probe.as_ref().map(probe::show),
         "outlier": service.outlier.as_ref().map(outlier::show),
         "cluster": service.strategy.as_ref().map(strategy::show),
+        "request_limits": (!service.request_limits.is_empty())
+            .then(|| service.request_limits.iter().map(request_limit::show).collect::<Vec<Value>>()),
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
         "udp_idle_timeout_ms": (service.protocol == Protocol::Udp).then(|| milliseconds(service.udp_idle_timeout)),
         "endpoints": endpoints,

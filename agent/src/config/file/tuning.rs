@@ -23,6 +23,7 @@ const TIME_MS_MAX: u32 = 3_600_000;
 const FACTOR_MAX: u32 = 10_000;
 const COST_MAX: u32 = 1_000_000;
 const COST_OF_HEADER_MAX: u32 = 1_000; // unless said: who asks must not make an endpoint look busy for good
+const PARTS: [&str; 4] = ["header", "cookie", "query", "source"];
 const PARTS_MAX: usize = 16;
 const NAME_BYTES_MAX: usize = 256;
 
@@ -164,10 +165,20 @@ fn hash_on(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<HashOn>> {
 }
 
 fn part(field: &Field<'_>, problems: &mut Problems) -> Option<HashOn> {
-    let keys = ["header", "cookie", "query", "source", "terminal"];
+    let keys = [&PARTS[..], &["terminal"]].concat();
     let section = Section::open(field.node, &field.path, &keys, problems)?;
     let terminal = section.or("terminal", || false, |field, p| field.choice(&SWITCHES, p), problems);
-    let named = ["header", "cookie", "query", "source"].into_iter().filter_map(|key| Some((key, section.get(key)?)));
+    Some(HashOn { part: named_part(field, &section, problems)?, terminal: terminal? })
+}
+
+/// One part of a request.
+pub(super) fn one_part(field: &Field<'_>, problems: &mut Problems) -> Option<Part> {
+    let section = Section::open(field.node, &field.path, &PARTS, problems)?;
+    named_part(field, &section, problems)
+}
+
+fn named_part(field: &Field<'_>, section: &Section<'_>, problems: &mut Problems) -> Option<Part> {
+    let named = PARTS.into_iter().filter_map(|key| Some((key, section.get(key)?)));
     let named: Vec<(&str, Field<'_>)> = named.collect();
     let [(key, value)] = &named[..] else {
         field.refuse(
@@ -176,7 +187,7 @@ fn part(field: &Field<'_>, problems: &mut Problems) -> Option<HashOn> {
         );
         return None;
     };
-    let part = match *key {
+    Some(match *key {
         "header" => Part::Header(header_name(value, problems)?),
         "cookie" => Part::Cookie(token(value, problems)?),
         "query" => Part::Query(value.text(problems)?.to_owned()),
@@ -184,8 +195,7 @@ fn part(field: &Field<'_>, problems: &mut Problems) -> Option<HashOn> {
             value.choice(&[("on", ())], problems)?;
             Part::Source
         }
-    };
-    Some(HashOn { part, terminal: terminal? })
+    })
 }
 
 fn header_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
@@ -238,7 +248,7 @@ pub(super) fn show(tuning: &Tuning, balance: Balance) -> Json {
     }
     if balance.hashes() {
         all["hash_balance_factor"] = json!(tuning.hash_balance_factor);
-        all["hash_on"] = json!(tuning.hash_on.iter().map(show_part).collect::<Vec<Json>>());
+        all["hash_on"] = json!(tuning.hash_on.iter().map(show_rule).collect::<Vec<Json>>());
     }
     all
 }
@@ -251,13 +261,18 @@ fn show_ring(ring: &RingHash) -> Json {
     })
 }
 
-fn show_part(rule: &HashOn) -> Json {
-    let mut shown = match &rule.part {
+/// A part of a request as a file says it.
+pub(super) fn show_part(part: &Part) -> Json {
+    match part {
         Part::Header(name) => json!({ "header": name }),
         Part::Query(name) => json!({ "query": name }),
         Part::Source => json!({ "source": "on" }),
         Part::Cookie(name) => json!({ "cookie": name }),
-    };
+    }
+}
+
+fn show_rule(rule: &HashOn) -> Json {
+    let mut shown = show_part(&rule.part);
     if rule.terminal {
         shown["terminal"] = json!("on");
     }

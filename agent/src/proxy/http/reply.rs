@@ -107,6 +107,14 @@ impl Reply {
         Self { status, text: body.to_owned(), fields, counter: Counter::Routed, grpc: None }
     }
 
+    /// What who is over a limit is told.
+    pub fn limited(status: u16, limit: &str, is_exhausted: bool) -> Self {
+        let fields = vec![(header::CONTENT_TYPE, PLAIN)];
+        let said = Self::said(status, &format!("sockway: over the limit {limit}\n"), fields);
+        let grpc = if is_exhausted { grpc::code::RESOURCE_EXHAUSTED } else { grpc::code::UNAVAILABLE };
+        Self { counter: Counter::Limited, grpc: Some(grpc), ..said }
+    }
+
     /// Of an endpoint of HTTP/2, whose connection or stream ended, with a code if it was reset.
     pub fn no_response_because(why: impl std::fmt::Display, reset: Option<u32>) -> Self {
         let why = format!("the endpoint gave no response: {why}");

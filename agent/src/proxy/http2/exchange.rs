@@ -1,5 +1,6 @@
 //! One request: to an endpoint, and its response back. Both bodies move at the same time.
 
+mod course;
 mod http1;
 mod strategy;
 mod tunnel;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, ext::Protocol, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 
+use self::course::{admitted, course};
 use super::{
     Connection,
     body::{self, Broken},
@@ -33,11 +35,12 @@ use crate::{
     },
     proxy::{
         Cluster,
+        admit::Admitted,
         http::{Reply, outcome},
         mirror::{Ordered, Tap},
         own_time,
         reach::{Heard, Shared, Tried, Who},
-        routed::{Course, Onward},
+        routed::Course,
         translate::Gathered,
     },
     record::Counter,
@@ -108,6 +111,13 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         Course::On(onward) => (onward.cluster, onward.response, onward.mirror, None),
         Course::Answered(reply) => (connection.cluster(), None, None, Some(reply)),
     };
+    let (wait, admitted, answer) = match answer {
+        Some(reply) => (Duration::ZERO, Admitted::default(), Some(reply)),
+        None => match admitted(&connection, &cluster, &parts, began, timeout) {
+            Ok((wait, admitted)) => (wait, admitted, None),
+            Err(reply) => (Duration::ZERO, Admitted::default(), Some(reply)),
+        },
+    };
     let mut exchange = Exchange {
         connection: &connection,
         cluster: Rc::clone(&cluster),
@@ -125,6 +135,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     let passed = async {
         if let Some(reply) = answer {
             return exchange.reply(&reply);
+        }
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
         }
         let (mut parts, mut begun) = (parts, None);
         if cluster.service.config.strategy.is_some() && asked.tunnel.is_none() {
@@ -147,6 +160,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         Some(timeout) => tokio::time::timeout(timeout, passed).await.ok(),
     };
     own_time::observe(&hop.slab, spent);
+    drop(admitted);
     if exchange.excuses_reset(counter) {
         connection.guard.borrow_mut().excuse();
     }
@@ -158,24 +172,6 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     }
     hop.slab.request_duration.observe(began.elapsed());
     body::drain(&mut body).await;
-}
-
-/// What becomes of a request; it is changed as its route says.
-fn course(connection: &Connection, parts: &mut Parts) -> Course {
-    let cluster = connection.cluster();
-    if cluster.routes.is_none() {
-        return Course::Straight;
-    }
-    let is_secure = cluster.service.config.tls.terminate.is_some();
-    let request = RouteRequest::of_parts(parts, is_secure, connection.source).by(connection.dialler.as_deref());
-    let course = connection.hop.course(&cluster, &request);
-    match course {
-        Course::On(Onward { change: Some(ref change), .. }) => match change.of_parts(parts) {
-            Ok(()) => course,
-            Err(unfit) => Course::Answered(Reply::malformed(unfit)),
-        },
-        course => course,
-    }
 }
 
 /// What is to see the body of a request that is copied.

@@ -1,0 +1,81 @@
+//! What is counted of a service's request limits, node-wide. It outlives a reload, as long as the limit is the same.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use super::keyed::Keyed;
+use crate::config::RequestLimit;
+
+/// What is known of one limit.
+#[derive(Debug)]
+pub struct LimitState {
+    /// What was configured.
+    pub config: RequestLimit,
+    known: Known,
+    /// Requests that passed at once.
+    pub passed: AtomicU64,
+    /// Requests that waited before they passed.
+    pub waited: AtomicU64,
+    /// Requests that were refused.
+    pub refused: AtomicU64,
+}
+
+/// What was counted, in words that only the limit's judge understands.
+#[derive(Debug)]
+enum Known {
+    /// Of all requests together; [`UNBORN`] until the first comes.
+    Together(AtomicU64),
+    /// Of each key.
+    Each(Keyed),
+}
+
+/// No word that a judge writes.
+const UNBORN: u64 = u64::MAX;
+
+/// Where in a limit a request is counted.
+#[derive(Clone, Copy, Debug)]
+pub struct LimitPlace(usize);
+
+impl LimitState {
+    fn new(config: &RequestLimit) -> Self {
+        let known = match config.by {
+            None => Known::Together(AtomicU64::new(UNBORN)),
+            Some(_) => Known::Each(Keyed::new(config.keys_max as usize)),
+        };
+        let (passed, waited, refused) = Default::default();
+        Self { config: config.clone(), known, passed, waited, refused }
+    }
+
+    /// Where requests of this key are counted, which is a hash. What was never asked for begins with the word `fresh`. `None`: there is no
+    /// place, because all that might be forgotten `must_stay`.
+    pub fn place(&self, key: u64, now_ns: u64, fresh: u64, must_stay: impl Fn(u64) -> bool) -> Option<LimitPlace> {
+        match &self.known {
+            Known::Together(word) => {
+                if word.load(Relaxed) == UNBORN {
+                    let _ = word.compare_exchange(UNBORN, fresh, Relaxed, Relaxed);
+                }
+                Some(LimitPlace(0))
+            }
+            Known::Each(table) => table.place(key, now_ns, fresh, must_stay).map(LimitPlace),
+        }
+    }
+
+    /// What is known there.
+    pub fn word(&self, place: LimitPlace) -> &AtomicU64 {
+        match &self.known {
+            Known::Together(word) => word,
+            Known::Each(table) => table.word(place.0),
+        }
+    }
+}
+
+/// Of these limits, in their order, with what there was of those that are the same.
+pub(super) fn states(limits: &[RequestLimit], before: &[Arc<LimitState>]) -> Vec<Arc<LimitState>> {
+    let state = |limit: &RequestLimit| {
+        let known = before.iter().find(|known| known.config == *limit);
+        known.map_or_else(|| Arc::new(LimitState::new(limit)), Arc::clone)
+    };
+    limits.iter().map(state).collect()
+}

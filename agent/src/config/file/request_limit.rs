@@ -1,0 +1,286 @@
+//! How many requests a service takes: its key `request_limits`.
+
+use std::{collections::HashSet, time::Duration};
+
+use serde_json::{Value as Json, json};
+
+use super::{
+    SWITCHES, milliseconds,
+    section::{Field, Path, Problems, Section},
+    service::service_name,
+    tuning,
+};
+use crate::config::{
+    Mode, Protocol,
+    request_limit::{COUNT_MAX, Kind, RequestLimit},
+};
+
+const LIMITS_MAX: usize = 16; // each is asked for each request
+const WINDOW_MS: u32 = 1_000;
+const TIME_MS_MAX: u32 = 86_400_000;
+const FULL_S_MAX: u64 = 31_536_000; // a bucket that takes longer than a year to fill is a mistake
+const KEYS: u32 = 10_000;
+const KEYS_MAX: u32 = 1 << 24;
+const STATUS: u32 = 429;
+const PERIOD_S: u32 = 10; // Sentinel's warmUpPeriodSec
+const PERIOD_S_MAX: u32 = 3_600;
+const COLD_FACTOR: u32 = 3; // Sentinel's
+const COLD_FACTOR_MAX: u32 = 100;
+const WAIT_MS_MAX: u32 = 60_000;
+
+const STARTS: [(&str, bool); 2] = [("full", false), ("empty", true)];
+const GRPC: [(&str, bool); 2] = [("unavailable", false), ("resource_exhausted", true)];
+const COMMON: [&str; 8] = ["name", "kind", "limit", "by", "keys_max", "status", "grpc_status", "headers"];
+
+/// The algorithms, and what each needs to know beside what all do.
+const KINDS: [(&str, &[&str]); 7] = [
+    ("token_bucket", &["window_ms", "burst", "fill", "starts", "wait_max_ms"]),
+    ("leaky_bucket", &["window_ms", "queue", "wait_max_ms"]),
+    ("fixed_window", &["window_ms"]),
+    ("sliding_window", &["window_ms"]),
+    ("window_average", &["window_ms"]),
+    ("concurrency", &[]),
+    ("warm_up", &["period_s", "cold_factor"]),
+];
+
+/// Reads the key if it is there.
+pub(super) fn request_limits(
+    section: &Section<'_>,
+    mode: Option<Mode>,
+    protocol: Option<Protocol>,
+    problems: &mut Problems,
+) -> Option<Vec<RequestLimit>> {
+    let Some(field) = section.get("request_limits") else { return Some(Vec::new()) };
+    if mode == Some(Mode::Kernel) || matches!(protocol, Some(Protocol::Tcp | Protocol::Udp)) {
+        let what = "counts requests, and those of this service are not seen by the agent; write protocol: http or http2, \
+                    or limits, which counts connections in the kernel";
+        field.refuse(what, problems);
+    }
+    let items = field.list(problems)?;
+    if items.len() > LIMITS_MAX {
+        field.refuse(format!("has more than {LIMITS_MAX} limits; write fewer"), problems);
+        return None;
+    }
+    let mut names = HashSet::new();
+    let limit = |(index, node)| {
+        let field = Field { node, path: Path::Item(&field.path, index) };
+        let limit = request_limit(&field, problems)?;
+        if !names.insert(limit.name.clone()) {
+            let what = format!("another limit of the service is named {}; write a name for each", limit.name);
+            field.refuse(what, problems);
+        }
+        Some(limit)
+    };
+    let limits: Vec<Option<RequestLimit>> = items.iter().enumerate().map(limit).collect();
+    limits.into_iter().collect()
+}
+
+fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLimit> {
+    let all: Vec<&str> = COMMON.into_iter().chain(KINDS.iter().flat_map(|(_, keys)| keys.iter().copied())).collect();
+    let section = Section::open(field.node, &field.path, &all, problems)?;
+    let words = KINDS.map(|kind| (kind.0, kind));
+    let remedy = "write how requests are counted: token_bucket, leaky_bucket, sliding_window, concurrency, …";
+    let (word, keys) = section.require("kind", remedy, problems)?.choice(&words, problems)?;
+    for key in KINDS.iter().flat_map(|(_, keys)| keys.iter()).filter(|key| !keys.contains(key)) {
+        if let Some(field) = section.get(key) {
+            field.refuse(format!("says nothing with kind: {word}; remove it"), problems);
+        }
+    }
+    let name = section.or("name", || word.to_owned(), service_name, problems);
+    let kind = kind(word, &section, problems);
+    let wait = section.or("wait_max_ms", || None, |field, p| field.integer(0..=WAIT_MS_MAX, p).map(Some), problems);
+    let by = section.or("by", || None, |field, p| tuning::one_part(field, p).map(Some), problems);
+    if let (Some(None), Some(field)) = (&by, section.get("keys_max")) {
+        field.refuse("says nothing without by, which says what is counted by itself; remove it", problems);
+    }
+    let keys_max = section.or("keys_max", || KEYS, |field, p| field.integer(1..=KEYS_MAX, p), problems);
+    let status = section.or("status", || STATUS, |field, p| field.integer(400..=599, p), problems);
+    let grpc = section.or("grpc_status", || false, |field, p| field.choice(&GRPC, p), problems);
+    let tells_limit = section.or("headers", || false, |field, p| field.choice(&SWITCHES, p), problems);
+    let kind = kind?;
+    Some(RequestLimit {
+        name: name?,
+        kind,
+        by: by?,
+        keys_max: keys_max?,
+        wait_max: wait?.map(milliseconds).or_else(|| queued(&kind)),
+        status: status? as u16,
+        grpc_resource_exhausted: grpc?,
+        tells_limit: tells_limit?,
+    })
+}
+
+/// Who stands in a queue waits for as long as the queue takes, unless less is said.
+fn queued(kind: &Kind) -> Option<Duration> {
+    match *kind {
+        Kind::LeakyBucket { limit, window, queue } if queue > 0 => Some(window * queue / limit),
+        _ => None,
+    }
+}
+
+fn kind(word: &str, section: &Section<'_>, problems: &mut Problems) -> Option<Kind> {
+    let remedy = "write how many requests may pass";
+    let limit_field = section.require("limit", remedy, problems)?;
+    let limit = limit_field.integer(1..=COUNT_MAX, problems)?;
+    let mut number =
+        |key, default: u32, range| section.or(key, || default, |field, p| field.integer(range, p), problems);
+    let window = number("window_ms", WINDOW_MS, 1..=TIME_MS_MAX).map(milliseconds)?;
+    Some(match word {
+        "token_bucket" => {
+            let burst = number("burst", limit, 1..=COUNT_MAX)?;
+            let fill = number("fill", 1, 1..=COUNT_MAX)?;
+            let starts_empty = section.or("starts", || false, |field, p| field.choice(&STARTS, p), problems)?;
+            let full_s = window.as_secs_f64() * f64::from(burst.max(fill)) / f64::from(limit);
+            if full_s > FULL_S_MAX as f64 {
+                limit_field
+                    .refuse("takes more than a year to fill the bucket; write more, or a smaller burst", problems);
+                return None;
+            }
+            Kind::TokenBucket { limit, window, burst, fill, starts_empty }
+        }
+        "leaky_bucket" => Kind::LeakyBucket { limit, window, queue: number("queue", 0, 0..=COUNT_MAX)? },
+        "fixed_window" => Kind::FixedWindow { limit, window },
+        "sliding_window" => Kind::SlidingWindow { limit, window },
+        "window_average" => {
+            let all = u128::from(limit) * window.as_millis() / 1_000;
+            match u32::try_from(all) {
+                Ok(limit @ 1..=COUNT_MAX) => Kind::SlidingWindow { limit, window },
+                _ => {
+                    let what =
+                        format!("{limit} a second make {all} in a window; write from 1 to {COUNT_MAX} in a window");
+                    limit_field.refuse(what, problems);
+                    return None;
+                }
+            }
+        }
+        "concurrency" => Kind::Concurrency { limit },
+        _ => {
+            let period_s = number("period_s", PERIOD_S, 1..=PERIOD_S_MAX)?;
+            let cold_factor = number("cold_factor", COLD_FACTOR, 2..=COLD_FACTOR_MAX)?;
+            if u64::from(limit) * u64::from(period_s) * 2 > u64::from(COUNT_MAX) {
+                let most = COUNT_MAX / period_s / 2;
+                limit_field.refuse(format!("is too much to warm up in {period_s} s; write up to {most}"), problems);
+                return None;
+            }
+            Kind::WarmUp { limit, period_s, cold_factor }
+        }
+    })
+}
+
+/// As it would be written.
+pub(super) fn show(limit: &RequestLimit) -> Json {
+    let milliseconds = |time: Duration| time.as_millis() as u64;
+    let mut shown = match limit.kind {
+        Kind::TokenBucket { limit, window, burst, fill, starts_empty } => {
+            let starts = if starts_empty { "empty" } else { "full" };
+            json!({ "kind": "token_bucket", "limit": limit, "window_ms": milliseconds(window), "burst": burst, "fill": fill, "starts": starts })
+        }
+        Kind::LeakyBucket { limit, window, queue } => {
+            json!({ "kind": "leaky_bucket", "limit": limit, "window_ms": milliseconds(window), "queue": queue })
+        }
+        Kind::FixedWindow { limit, window } => {
+            json!({ "kind": "fixed_window", "limit": limit, "window_ms": milliseconds(window) })
+        }
+        Kind::SlidingWindow { limit, window } => {
+            json!({ "kind": "sliding_window", "limit": limit, "window_ms": milliseconds(window) })
+        }
+        Kind::Concurrency { limit } => json!({ "kind": "concurrency", "limit": limit }),
+        Kind::WarmUp { limit, period_s, cold_factor } => {
+            json!({ "kind": "warm_up", "limit": limit, "period_s": period_s, "cold_factor": cold_factor })
+        }
+    };
+    shown["name"] = json!(limit.name);
+    if let Some(by) = &limit.by {
+        shown["by"] = tuning::show_part(by);
+        shown["keys_max"] = json!(limit.keys_max);
+    }
+    if let Some(wait_max) = limit.wait_max {
+        shown["wait_max_ms"] = json!(milliseconds(wait_max));
+    }
+    shown["status"] = json!(limit.status);
+    shown["grpc_status"] = json!(if limit.grpc_resource_exhausted { "resource_exhausted" } else { "unavailable" });
+    shown["headers"] = json!(if limit.tells_limit { "on" } else { "off" });
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, file, tuning::Part};
+
+    fn read(limits: &str) -> Result<Config, String> {
+        let text = format!(
+            "services:\n- {{name: a, address: 10.0.0.1:80, protocol: http, endpoints: [10.0.0.2:80],\n  {limits}}}"
+        );
+        file::parse(&text, "F").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_kind_is_read_and_shown_again() {
+        let second = Duration::from_secs(1);
+        for (text, kind, wait_ms) in [
+            (
+                "token_bucket, limit: 100",
+                Kind::TokenBucket { limit: 100, window: second, burst: 100, fill: 1, starts_empty: false },
+                None,
+            ),
+            (
+                // The sources' own: one each 500 ms, room for 100, none at first, and who comes waits.
+                "token_bucket, limit: 1, window_ms: 500, burst: 100, starts: empty, wait_max_ms: 800",
+                Kind::TokenBucket { limit: 1, window: second / 2, burst: 100, fill: 1, starts_empty: true },
+                Some(800),
+            ),
+            (
+                "leaky_bucket, limit: 50, queue: 10",
+                Kind::LeakyBucket { limit: 50, window: second, queue: 10 },
+                Some(200),
+            ),
+            ("fixed_window, limit: 7", Kind::FixedWindow { limit: 7, window: second }, None),
+            ("sliding_window, limit: 7, window_ms: 60000", Kind::SlidingWindow { limit: 7, window: 60 * second }, None),
+            (
+                "window_average, limit: 100, window_ms: 60000",
+                Kind::SlidingWindow { limit: 6_000, window: 60 * second },
+                None,
+            ),
+            ("concurrency, limit: 3", Kind::Concurrency { limit: 3 }, None),
+            ("warm_up, limit: 100", Kind::WarmUp { limit: 100, period_s: 10, cold_factor: 3 }, None),
+        ] {
+            let config = read(&format!("request_limits: [{{kind: {text}, by: {{header: X-User}}, headers: on}}]"));
+            let config = config.unwrap_or_else(|wrong| panic!("{text}: {wrong}"));
+            let limit = &config.services[0].request_limits[0];
+            assert_eq!((limit.kind, limit.wait_max), (kind, wait_ms.map(Duration::from_millis)), "{text}");
+            assert_eq!((&limit.by, limit.status), (&Some(Part::Header("x-user".to_owned())), 429));
+            let shown = file::show(&config).to_string();
+            assert_eq!(file::parse(&shown, "F").expect("a good file"), config, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (text, expected) in [
+            ("[{limit: 1}]", "request_limits[0].kind: is missing; write how requests are counted"),
+            ("[{kind: tokens, limit: 1}]", "unknown value \"tokens\""),
+            ("[{kind: concurrency}]", "request_limits[0].limit: is missing; write how many requests may pass"),
+            ("[{kind: concurrency, limit: 0}]", "request_limits[0].limit: 0 is out of range"),
+            (
+                "[{kind: concurrency, limit: 1, window_ms: 5}]",
+                "request_limits[0].window_ms: says nothing with kind: concurrency; remove it",
+            ),
+            (
+                "[{kind: fixed_window, limit: 1}, {kind: fixed_window, limit: 2}]",
+                "request_limits[1]: another limit of the service is named fixed_window; write a name for each",
+            ),
+            (
+                "[{kind: token_bucket, limit: 1, window_ms: 86400000, burst: 1000}]",
+                "takes more than a year to fill the bucket",
+            ),
+            ("[{kind: warm_up, limit: 1000000}]", "is too much to warm up in 10 s; write up to 838860"),
+            ("[{kind: fixed_window, limit: 1, keys_max: 5}]", "keys_max: says nothing without by"),
+            ("[{kind: fixed_window, limit: 1, by: {path: on}}]", "by.path: unknown key"),
+            ("[{kind: fixed_window, limit: 1}], mode: kernel", "counts requests"),
+        ] {
+            let found = read(&format!("request_limits: {text}")).expect_err(text);
+            assert!(found.contains("F:3:") && found.contains(expected), "{text}: {found}");
+        }
+    }
+}

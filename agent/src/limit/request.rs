@@ -1,0 +1,250 @@
+//! May one more request pass now? What is known of a limit, or of one key of it, is one word, and each answer is one step from a word to the
+//! next: no lock, and no two that both take the last place.
+//!
+//! Time is in nanoseconds of whatever clock the user keeps to.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use super::{warm_up::WarmUp, window::Window};
+use crate::config::request_limit::Kind;
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passes after so many nanoseconds, 0 for now.
+    After(u64),
+    /// It does not; in so many nanoseconds another may, if that is known.
+    Refused(Option<u64>),
+}
+
+/// A limit, made ready to be asked.
+#[derive(Clone, Copy, Debug)]
+pub enum Judge {
+    /// A token for each.
+    Bucket(Bucket),
+    /// So many in each window.
+    Fixed(Window),
+    /// So many in any stretch of that length.
+    Sliding(Window),
+    /// So many at once.
+    Concurrency(u64),
+    /// So many a second, and fewer at first.
+    WarmUp(WarmUp),
+}
+
+impl Judge {
+    /// Of a limit whose requests wait for so long at most.
+    pub fn new(kind: &Kind, wait_max_ns: u64) -> Self {
+        match *kind {
+            Kind::TokenBucket { limit, window, burst, fill, starts_empty } => {
+                let token_ns = token_ns(limit, window);
+                let lot_ns = if fill > 1 { token_ns * u64::from(fill) } else { 1 };
+                let depth_ns = token_ns * u64::from(burst);
+                Self::Bucket(Bucket { token_ns, depth_ns, lot_ns, starts_empty, wait_max_ns })
+            }
+            Kind::LeakyBucket { limit, window, queue } => {
+                let token_ns = token_ns(limit, window);
+                let wait_max_ns = wait_max_ns.min(token_ns * u64::from(queue));
+                Self::Bucket(Bucket { token_ns, depth_ns: token_ns, lot_ns: 1, starts_empty: false, wait_max_ns })
+            }
+            Kind::FixedWindow { limit, window } => Self::Fixed(Window::new(limit, window)),
+            Kind::SlidingWindow { limit, window } => Self::Sliding(Window::new(limit, window)),
+            Kind::Concurrency { limit } => Self::Concurrency(limit.into()),
+            Kind::WarmUp { limit, period_s, cold_factor } => Self::WarmUp(WarmUp::new(limit, period_s, cold_factor)),
+        }
+    }
+
+    /// What is known of what was never asked for.
+    pub fn fresh(&self, now_ns: u64) -> u64 {
+        match self {
+            Self::Bucket(bucket) if bucket.starts_empty => now_ns + bucket.depth_ns,
+            _ => 0,
+        }
+    }
+
+    /// Asks for one request. What is known changes only if it passes, or passes later. `patience_ns` is how long it may wait by itself.
+    pub fn ask(&self, word: &AtomicU64, now_ns: u64, patience_ns: u64) -> Verdict {
+        let mut verdict = Verdict::Refused(None);
+        let step = |known| {
+            let next;
+            (next, verdict) = self.step(known, now_ns, patience_ns);
+            matches!(verdict, Verdict::After(_)).then_some(next)
+        };
+        let _ = word.fetch_update(Relaxed, Relaxed, step);
+        verdict
+    }
+
+    /// Whether a request is to be given back with [`leave`].
+    pub fn counts_open(&self) -> bool {
+        matches!(self, Self::Concurrency(_))
+    }
+
+    fn step(&self, known: u64, now_ns: u64, patience_ns: u64) -> (u64, Verdict) {
+        match *self {
+            Self::Bucket(ref bucket) => bucket.take(known, now_ns, patience_ns),
+            Self::Fixed(window) => window.fixed(known, now_ns),
+            Self::Sliding(window) => window.sliding(known, now_ns),
+            Self::Concurrency(limit) if known < limit => (known + 1, Verdict::After(0)),
+            Self::Concurrency(_) => (known, Verdict::Refused(None)),
+            Self::WarmUp(ref warm_up) => warm_up.step(known, now_ns),
+        }
+    }
+}
+
+/// Gives back what a request took of a limit that [counts those that are open](Judge::counts_open).
+pub fn leave(word: &AtomicU64) {
+    word.fetch_sub(1, Relaxed);
+}
+
+/// In which one of `limit` comes.
+fn token_ns(limit: u32, window: Duration) -> u64 {
+    (window.as_nanos() as u64 / u64::from(limit.max(1))).max(1)
+}
+
+/// A token bucket in one word: when it would be full again (the generic cell rate algorithm, ITU-T I.371).
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    /// In which a token comes.
+    token_ns: u64,
+    /// In which an empty one is full.
+    depth_ns: u64,
+    /// Tokens come at multiples of this.
+    lot_ns: u64,
+    starts_empty: bool,
+    /// How long a request waits for its token.
+    wait_max_ns: u64,
+}
+
+impl Bucket {
+    fn take(&self, known: u64, now_ns: u64, patience_ns: u64) -> (u64, Verdict) {
+        // Between two lots it is as if no time passed.
+        let seen_ns = now_ns - now_ns % self.lot_ns;
+        let next = known.max(seen_ns) + self.token_ns;
+        let there_ns = next.saturating_sub(self.depth_ns);
+        let due_ns = if there_ns <= seen_ns { now_ns } else { there_ns.next_multiple_of(self.lot_ns) };
+        let wait_ns = due_ns.saturating_sub(now_ns);
+        if wait_ns <= self.wait_max_ns.min(patience_ns) {
+            (next, Verdict::After(wait_ns))
+        } else {
+            (known, Verdict::Refused(Some(wait_ns)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::atomic::AtomicUsize, thread};
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const SECOND: u64 = 1_000 * MS;
+    const PATIENT: u64 = u64::MAX;
+
+    fn token_bucket(limit: u32, window_ms: u64, burst: u32, fill: u32, starts_empty: bool, wait_max_ns: u64) -> Judge {
+        let window = Duration::from_millis(window_ms);
+        Judge::new(&Kind::TokenBucket { limit, window, burst, fill, starts_empty }, wait_max_ns)
+    }
+
+    /// Those of these milliseconds at which a request passes at once.
+    fn passing(judge: &Judge, times: impl Iterator<Item = u64>) -> Vec<u64> {
+        let mut word = None;
+        let asked = times.filter(|ms| {
+            let word = word.get_or_insert_with(|| AtomicU64::new(judge.fresh(ms * MS)));
+            judge.ask(word, ms * MS, PATIENT) == Verdict::After(0)
+        });
+        asked.collect()
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let bucket = token_bucket(10, 1_000, 3, 1, false, 0);
+        let often = || (0..1_000).map(|ms| 5_000 + ms);
+        assert_eq!(passing(&bucket, often().flat_map(|ms| [ms; 3]))[..5], [5_000, 5_000, 5_000, 5_100, 5_200]);
+        assert_eq!(passing(&token_bucket(1_000, 1_000, 1, 1, false, 0), often()).len(), 1_000);
+    }
+
+    #[test]
+    fn the_sources_bucket_is_empty_at_first_and_gets_one_in_500_ms_up_to_a_hundred() {
+        let bucket = token_bucket(1, 500, 100, 1, true, 0);
+        assert_eq!(passing(&bucket, (1_000..4_000).step_by(10)), [1_500, 2_000, 2_500, 3_000, 3_500]);
+        // Left alone for as long as 200 take to come, it holds 100.
+        let word = AtomicU64::new(bucket.fresh(SECOND));
+        let passed = (0..200).filter(|_| bucket.ask(&word, 101 * SECOND, PATIENT) == Verdict::After(0)).count();
+        assert_eq!(passed, 100);
+    }
+
+    #[test]
+    fn tokens_that_come_in_lots_come_all_at_once() {
+        // Envoy's: tokens_per_fill 5, fill_interval 100 ms, max_tokens 5.
+        let bucket = token_bucket(50, 1_000, 5, 5, false, 0);
+        let times = passing(&bucket, (10_000..10_300).flat_map(|ms| [ms; 5]));
+        assert_eq!(times, [[10_000; 5], [10_100; 5], [10_200; 5]].concat());
+        let late = passing(&bucket, (10_050..10_300).flat_map(|ms| [ms; 5]));
+        assert_eq!(late, [[10_050; 5], [10_100; 5], [10_200; 5]].concat(), "lots come by the clock");
+    }
+
+    #[test]
+    fn who_waits_has_a_turn_of_his_own_and_who_would_wait_too_long_takes_none() {
+        let bucket = token_bucket(10, 1_000, 1, 1, false, 250 * MS);
+        let word = AtomicU64::new(bucket.fresh(SECOND));
+        let ask = |patience| bucket.ask(&word, SECOND, patience);
+        let waits = [ask(PATIENT), ask(PATIENT), ask(50 * MS), ask(PATIENT), ask(PATIENT), ask(PATIENT)];
+        assert_eq!(
+            waits,
+            [
+                Verdict::After(0),
+                Verdict::After(100 * MS),
+                Verdict::Refused(Some(200 * MS)),
+                Verdict::After(200 * MS),
+                Verdict::Refused(Some(300 * MS)),
+                Verdict::Refused(Some(300 * MS)),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_leaky_bucket_lets_one_out_at_a_time() {
+        let leaky = |queue, wait_ms| {
+            let kind = Kind::LeakyBucket { limit: 50, window: Duration::from_secs(1), queue };
+            Judge::new(&kind, wait_ms * MS)
+        };
+        // As a meter: 20 ms apart.
+        assert_eq!(passing(&leaky(0, 0), 2_000..2_100), [2_000, 2_020, 2_040, 2_060, 2_080]);
+        // As a queue of four.
+        let (judge, word) = (leaky(4, 500), AtomicU64::default());
+        let verdicts: Vec<Verdict> = (0..6).map(|_| judge.ask(&word, SECOND, PATIENT)).collect();
+        let turns = [0, 20, 40, 60, 80].map(|ms| Verdict::After(ms * MS));
+        assert_eq!(verdicts[..5], turns);
+        assert_eq!(verdicts[5], Verdict::Refused(Some(100 * MS)));
+    }
+
+    #[test]
+    fn no_two_take_the_last_place() {
+        let judge = Judge::new(&Kind::Concurrency { limit: 5 }, 0);
+        let (word, most, open, passed) = <(AtomicU64, AtomicUsize, AtomicUsize, AtomicUsize)>::default();
+        let work = || {
+            for _ in 0..20_000 {
+                if judge.ask(&word, 0, 0) == Verdict::After(0) {
+                    most.fetch_max(open.fetch_add(1, Relaxed) + 1, Relaxed);
+                    passed.fetch_add(1, Relaxed);
+                    open.fetch_sub(1, Relaxed);
+                    leave(&word);
+                }
+            }
+        };
+        thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(work))));
+        assert!(most.load(Relaxed) <= 5 && passed.load(Relaxed) > 5);
+        assert_eq!(word.load(Relaxed), 0);
+        let (bucket, word) = (token_bucket(1, 86_400_000, 777, 1, false, 0), AtomicU64::default());
+        let taken = || (0..10_000).filter(|_| bucket.ask(&word, SECOND, 0) == Verdict::After(0)).count();
+        let taken: usize = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(taken)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+        });
+        assert_eq!(taken, 777);
+    }
+}

@@ -1,0 +1,173 @@
+//! Limits on requests, through the agent: real clients of HTTP/1, HTTP/2 and gRPC's framing, real endpoints.
+
+use std::{
+    io::{BufReader, Write as _},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use sockway_tests::{
+    agent::Agent,
+    answer::read_head,
+    config::Service,
+    origin::Origin,
+    peers::{self, Wrk},
+    process::Room,
+    stage::{Stage, tell},
+    translation::HTTP2,
+    wait,
+};
+
+fn limited(service: SocketAddr, limits: &str, endpoint: SocketAddr) -> Service {
+    Service::http("limited", service).set(&format!("request_limits: [{limits}]")).to(endpoint)
+}
+
+/// How many requests a limit decided on so.
+fn decided(agent: &Agent, decision: &str) -> f64 {
+    agent.metric("sockway_request_limit_decisions_total", &[("service", "limited"), ("decision", decision)])
+}
+
+fn curl(stage: &Stage, service: SocketAddr, arguments: &[&str]) -> String {
+    let url = format!("http://{service}/");
+    let output = peers::curl(Room::of(&stage.clients), &[&["--include", &url], arguments].concat());
+    String::from_utf8_lossy(&output.stdout).to_lowercase()
+}
+
+#[test]
+fn a_token_bucket_over_two_workers_admits_its_rate_within_a_hundredth() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("a"), stage.address());
+    let rule = "{ kind: token_bucket, limit: 1000, burst: 100 }";
+    let config = stage.config().set("workers: 2").service(limited(service, rule, web.address()));
+    let agent = Agent::start(&config);
+    let mut load = Wrk::start(Room::of(&stage.clients), service, 16, Duration::from_secs(8));
+    wait::until("the load to be over the limit", wait::SOON, || decided(&agent, "refused") > 500.0);
+    let read = || (Instant::now(), decided(&agent, "passed"));
+    let (began, before) = read();
+    thread::sleep(Duration::from_secs(5));
+    let (ended, after) = read();
+    assert!(load.running(), "the load ended early");
+    let (passed, seconds) = (after - before, (ended - began).as_secs_f64());
+    let report = load.report();
+    let (rate, asked, refused) = (passed / seconds, report.requests, report.bad_answers);
+    tell(&format!("{rate:.1} admitted a second, of {asked} asked, {refused} refused"));
+    // A hundredth, and what the bucket may have held before or behind.
+    assert!((passed - 1000.0 * seconds).abs() <= 10.0 * seconds + 100.0, "{rate} a second");
+    assert_eq!(report.socket_errors, 0, "who is refused keeps the connection");
+    assert_eq!(web.requests() as f64, decided(&agent, "passed"), "no endpoint sees what was refused");
+}
+
+#[test]
+fn who_is_refused_is_told_why_and_when_to_come_again() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service, service2) = (stage.web("a"), stage.address(), stage.address());
+    let rule = "{ name: hourly, kind: fixed_window, limit: 1, window_ms: 3600000, headers: on }";
+    let rule2 = "{ name: hourly, kind: fixed_window, limit: 1, window_ms: 3600000, grpc_status: resource_exhausted }";
+    let second = Service::http2("second", service2).set("upstream_protocol: http1");
+    let second = second.set(&format!("request_limits: [{rule2}]")).to(web.address());
+    let _agent = Agent::start(&stage.config().service(limited(service, rule, web.address())).service(second));
+    assert!(curl(&stage, service, &[]).starts_with("http/1.1 200"));
+    let refused = curl(&stage, service, &[]);
+    assert!(refused.starts_with("http/1.1 429 too many requests"), "{refused}");
+    assert!(refused.ends_with("sockway: over the limit hourly\n"), "{refused}");
+    let retry_after: u64 = field(&refused, "retry-after").parse().expect("seconds");
+    assert!((1..=3600).contains(&retry_after));
+    assert_eq!(
+        ["limit", "remaining", "reset"].map(|name| field(&refused, &format!("x-ratelimit-{name}"))),
+        ["1", "0", &retry_after.to_string()]
+    );
+    assert!(curl(&stage, service2, &[HTTP2]).starts_with("http/2 200"));
+    assert!(curl(&stage, service2, &[HTTP2]).starts_with("http/2 429"));
+    let call = ["--header", "content-type: application/grpc", "--header", "te: trailers", "--data-binary", "x"];
+    let refused = curl(&stage, service2, &[&[HTTP2][..], &call].concat());
+    assert!(refused.starts_with("http/2 200") && field(&refused, "grpc-status") == "8", "{refused}");
+    assert_eq!(web.requests(), 2);
+}
+
+fn field<'a>(answer: &'a str, name: &str) -> &'a str {
+    let of = |line: &'a str| line.strip_prefix(name)?.strip_prefix(": ");
+    answer.lines().find_map(of).unwrap_or_else(|| panic!("no {name} in {answer}")).trim()
+}
+
+#[test]
+fn each_key_has_a_limit_of_its_own_that_a_reload_of_the_rest_does_not_forget() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("a"), stage.address());
+    let rule = "{ kind: sliding_window, limit: 2, window_ms: 3600000, by: { header: X-User } }";
+    let config = stage.config().service(limited(service, rule, web.address()));
+    let agent = Agent::start(&config);
+    let ask = |user: &str| curl(&stage, service, &["--header", &format!("x-user: {user}")])[9..12].to_owned();
+    assert_eq!(["ann", "ann", "ann", "bob", "bob", "bob"].map(ask), ["200", "200", "429", "200", "200", "429"]);
+    agent.reload(&config.with_services([limited(service, rule, web.address()).set("connect_timeout_ms: 999")]));
+    assert_eq!(["ann", "eve"].map(ask), ["429", "200"]);
+    let more = rule.replace("limit: 2", "limit: 3");
+    agent.reload(&config.with_services([limited(service, &more, web.address())]));
+    assert_eq!(["ann", "ann", "ann", "ann"].map(ask), ["200", "200", "200", "429"], "another limit begins anew");
+}
+
+#[test]
+fn never_are_more_at_once_than_the_limit_and_each_that_ends_makes_room() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("a"), stage.address());
+    let rule = "{ kind: concurrency, limit: 3, status: 503 }";
+    let agent = Agent::start(&stage.config().service(limited(service, rule, web.address())));
+    thread::scope(|scope| {
+        let gate = || stage.session(service).get("/gate").expect("an answer").status;
+        let held: Vec<_> = (0..3).map(|_| scope.spawn(gate)).collect();
+        wait::until("three to be on their way", wait::SOON, || web.waiting() == 3);
+        for _ in 0..5 {
+            assert_eq!(stage.session(service).get("/").expect("an answer").status, 503);
+        }
+        web.open_gate();
+        held.into_iter().for_each(|held| assert_eq!(held.join().expect("no panic"), 200));
+    });
+    let mut session = stage.session(service);
+    for _ in 0..10 {
+        assert_eq!(session.get("/").expect("an answer").status, 200);
+    }
+    // Who goes away gives the place back, too.
+    let gone: Vec<_> = (0..3)
+        .map(|_| {
+            let mut session = stage.session(service);
+            session.write(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12").expect("room");
+            session
+        })
+        .collect();
+    wait::until("the places to be taken", wait::SOON, || session.get("/").expect("an answer").status == 503);
+    drop(gone);
+    wait::until("the places to be free", wait::SOON, || session.get("/").expect("an answer").status == 200);
+    assert!(decided(&agent, "refused") >= 6.0);
+}
+
+#[test]
+fn a_leaky_bucket_lets_requests_out_one_by_one() {
+    const SPACING: Duration = Duration::from_millis(10);
+    let Some(stage) = Stage::set() else { return };
+    let times: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let seen = Arc::clone(&times);
+    let listener = stage.origin().listen(stage.address()).expect("a free address");
+    let endpoint = Origin::start(listener, move |stream, _| {
+        let mut reader = BufReader::new(stream);
+        while read_head(&mut reader)?.is_some() {
+            seen.lock().expect("no panic").push(Instant::now());
+            (&mut &*stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
+        }
+        Ok(())
+    });
+    let service = stage.address();
+    let rule = "{ kind: leaky_bucket, limit: 100, queue: 50 }";
+    let agent = Agent::start(&stage.config().service(limited(service, rule, endpoint.address())));
+    let load = Wrk::start(Room::of(&stage.clients), service, 16, Duration::from_secs(3)).report();
+    assert_eq!((load.bad_answers, load.socket_errors), (0, 0), "sixteen fit the queue");
+    let times = times.lock().expect("no panic");
+    let mut apart: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    apart.sort_unstable();
+    let median = apart[apart.len() / 2];
+    tell(&format!("{} requests, {median:?} apart at the median", times.len()));
+    assert!(median.abs_diff(SPACING) <= Duration::from_millis(1), "{median:?}");
+    assert!(decided(&agent, "waited") > decided(&agent, "passed"));
+    let (span, most) = (times[times.len() - 1] - times[0], times.len() as u32 - 1);
+    assert!(span + Duration::from_millis(20) >= SPACING * most, "{most} in {span:?} are too many");
+}
