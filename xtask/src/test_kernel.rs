@@ -72,7 +72,7 @@ pub struct Args {
     #[arg(long)]
     debug: bool,
     /// When the machine is taken away
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=1440))]
     minutes: u64,
     /// The guest's memory in MiB, its file system included
     #[arg(long, value_name = "MIB", default_value_t = 3072, value_parser = clap::value_parser!(u32).range(1024..))]

@@ -42,6 +42,25 @@ const MODULES: &[&str] =
 const PYTHON_SKIPPED: &[&str] =
     &["test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "distutils", "__pycache__"];
 
+/// Where Debian keeps libraries for Python, and those of them that the tests' programs import, with what these import.
+const PYTHON_PACKAGES: &str = "/usr/lib/python3/dist-packages";
+const PYTHON_LIBRARIES: &[&str] = &[
+    "google",
+    "grpc",
+    "h11",
+    "h2",
+    "hpack",
+    "hypercorn",
+    "hyperframe",
+    "priority",
+    "six.py",
+    "toml",
+    "typing_extensions.py",
+    "urllib3",
+    "websockets",
+    "wsproto",
+];
+
 /// Makes the archive and writes it; gives its path.
 pub fn write(kernel: &Kernel, built: &Built, plan: &guest::Plan) -> Result<PathBuf> {
     let home = cargo_target().join("test-kernel");
@@ -116,8 +135,17 @@ fn add_python(archive: &mut Archive) -> Result<()> {
         .output()
         .context("cannot start python3")?;
     let library = String::from_utf8(output.stdout)?;
-    archive
-        .tree_as_here(Path::new(library.trim()), &|name| PYTHON_SKIPPED.contains(&name) || name.starts_with("config-"))
+    let is_skipped = |name: &str| PYTHON_SKIPPED.contains(&name) || name.starts_with("config-");
+    archive.tree_as_here(Path::new(library.trim()), &is_skipped)?;
+    let libraries = PYTHON_LIBRARIES.iter().map(|name| Path::new(PYTHON_PACKAGES).join(name));
+    for library in libraries.filter(|library| library.exists()) {
+        if library.is_dir() {
+            archive.tree_as_here(&library, &is_skipped)?;
+        } else {
+            archive.as_here(&library)?;
+        }
+    }
+    Ok(())
 }
 
 /// The shared libraries of everything that is in so far, by what the dynamic linker says.
