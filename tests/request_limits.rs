@@ -136,6 +136,7 @@ fn never_are_more_at_once_than_the_limit_and_each_that_ends_makes_room() {
         assert_eq!(session.get("/").expect("an answer").status, 200);
     }
     // Who goes away gives the place back, too.
+    let before = decided(&agent, "passed");
     let gone: Vec<_> = (0..3)
         .map(|_| {
             let mut session = stage.session(service);
@@ -143,7 +144,8 @@ fn never_are_more_at_once_than_the_limit_and_each_that_ends_makes_room() {
             session
         })
         .collect();
-    wait::until("the places to be taken", wait::SOON, || session.get("/").expect("an answer").status == 503);
+    wait::until("the places to be taken", wait::SOON, || decided(&agent, "passed") == before + 3.0);
+    assert_eq!(session.get("/").expect("an answer").status, 503);
     drop(gone);
     wait::until("the places to be free", wait::SOON, || session.get("/").expect("an answer").status == 200);
     assert!(decided(&agent, "refused") >= 6.0);
@@ -169,13 +171,15 @@ fn a_leaky_bucket_lets_requests_out_one_by_one() {
     let agent = Agent::start(&stage.config().service(limited(service, rule, endpoint.address())));
     let load = Wrk::start(Room::of(&stage.clients), service, 16, Duration::from_secs(3)).report();
     assert_eq!((load.bad_answers, load.socket_errors), (0, 0), "sixteen fit the queue");
-    let times = times.lock().expect("no panic");
+    let times = times.lock().expect("no panic").clone();
     let mut apart: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     apart.sort_unstable();
     let median = apart[apart.len() / 2];
     tell(&format!("{} requests, {median:?} apart at the median", times.len()));
+    // Two processors that a whole test suite shares; alone it is within a tenth of that.
     assert!(median.abs_diff(SPACING) <= Duration::from_millis(1), "{median:?}");
     assert!(decided(&agent, "waited") > decided(&agent, "passed"));
     let (span, most) = (times[times.len() - 1] - times[0], times.len() as u32 - 1);
-    assert!(span + Duration::from_millis(20) >= SPACING * most, "{most} in {span:?} are too many");
+    // The first may have been late.
+    assert!(span + Duration::from_millis(300) >= SPACING * most, "{most} in {span:?} are too many");
 }
