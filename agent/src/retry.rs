@@ -42,31 +42,9 @@ pub enum Next {
 
 /// Whether an attempt has failed.
 pub fn has_failed(rules: &Strategy, seen: Seen) -> bool {
-    match seen {
-        Seen::Connected => false,
-        Seen::Answered { status, grpc_status } => {
-            let status = grpc_status.map_or(status, http_status);
-            rules.failed_status.iter().any(|range| range.contains(&status.into()))
-        }
-        Seen::NotConnected | Seen::ConnectLate | Seen::NoResponse | Seen::Late => true,
-    }
-}
-
-/// The status of HTTP that a status of gRPC stands for (google/rpc/code.proto).
-fn http_status(code: u8) -> u16 {
-    match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
+    match seen.status() {
+        Some(status) => rules.failed_status.iter().any(|range| range.contains(&status.into())),
+        None => seen != Seen::Connected,
     }
 }
 

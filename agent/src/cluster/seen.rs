@@ -21,3 +21,32 @@ pub enum Seen {
     /// It did not respond, or not go on, in time.
     Late,
 }
+
+impl Seen {
+    /// The status of HTTP that says how it went, if it answered: of a gRPC call, the one that stands for its own.
+    pub fn status(self) -> Option<u16> {
+        match self {
+            Self::Answered { status: 200, grpc_status: Some(code) } => Some(of_grpc(code)),
+            Self::Answered { status, .. } => Some(status),
+            _ => None,
+        }
+    }
+}
+
+/// The status of HTTP that says what this one of gRPC does (Envoy's `Grpc::Utility::grpcToHttpStatus`).
+fn of_grpc(code: u8) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}

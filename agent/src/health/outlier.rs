@@ -207,11 +207,12 @@ pub fn take_back(ejections: &Ejections, state: &EndpointState) -> bool {
 }
 
 fn said(seen: Seen, is_split: bool) -> Said {
+    if let Some(status) = seen.status() {
+        return Said::Status(status);
+    }
     match seen {
-        Seen::Answered { status: 200, grpc_status: Some(code) } => Said::Status(of_grpc(code)),
-        Seen::Answered { status, .. } => Said::Status(status),
         Seen::Connected if is_split => Said::Accepted,
-        Seen::Connected => Said::Status(200),
+        Seen::Connected | Seen::Answered { .. } => Said::Status(200),
         _ if is_split => Said::Nothing,
         Seen::NotConnected | Seen::NoResponse => Said::Status(503),
         Seen::ConnectLate | Seen::Late => Said::Status(504),
@@ -221,24 +222,6 @@ fn said(seen: Seen, is_split: bool) -> Said {
 /// Whether a request came to nothing by no fault of who asked: an answer of 5xx, or of gRPC what stands for one, or none.
 pub fn has_failed(seen: Seen) -> bool {
     matches!(said(seen, false), Said::Status(500..))
-}
-
-/// The status of HTTP that says what this one of gRPC does (Envoy's `Grpc::Utility::grpcToHttpStatus`).
-fn of_grpc(code: u8) -> u16 {
-    match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
 }
 
 fn good_local(marks: &Marks) {
