@@ -5,6 +5,7 @@ pub mod auto;
 pub mod http;
 pub mod http2;
 pub mod inbound;
+mod left;
 mod mirror;
 pub mod opaque;
 mod own_time;

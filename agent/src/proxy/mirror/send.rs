@@ -5,7 +5,7 @@ use std::{cell::Cell, time::Duration};
 use bytes::Bytes;
 use http::Request;
 
-use super::{Copy, Left};
+use super::Copy;
 use crate::{
     cluster::Seen,
     config::HttpVersion,
@@ -18,6 +18,7 @@ use crate::{
     proxy::{
         http::{INTERIM_MAX, Limits, read_head},
         http2::body,
+        left::Left,
         reach::{Heard, Shared, Tried},
     },
     ring::{Buf, Due, MEDIUM, Stream},

@@ -12,13 +12,14 @@ use super::{
 use crate::{
     cluster::Seen,
     decode::{
-        chunked::{Decoder, Event},
-        http1::{Asked, BadResponse, Framing, ResponseHead},
+        chunked::Event,
+        http1::{Asked, BadResponse, ResponseHead},
         translate::{response_to_http2, trailers_to_http2},
     },
     proxy::{
         Cluster, Hop,
         http::{INTERIM_MAX, Limits, NoResponse, apply_edits, read_head, set_or_clear},
+        left::Left,
         reach::{Tried, Upstream},
     },
     record::{Bytes as Count, Counter},
@@ -139,24 +140,6 @@ fn translated(hop: &Hop, buf: Buf, head: &ResponseHead) -> Result<(Buf, Response
     let response = response_to_http2(&buf.bytes()[..bytes], head.status).map_err(Missed::Bad)?;
     buf.consume(bytes);
     Ok((buf, response))
-}
-
-/// What is left of a body.
-enum Left {
-    Length(u64),
-    Chunked(Decoder),
-    UntilClose,
-}
-
-impl Left {
-    fn of(framing: Framing) -> Self {
-        match framing {
-            Framing::None => Self::Length(0),
-            Framing::Length(bytes) => Self::Length(bytes),
-            Framing::Chunked => Self::Chunked(Decoder::default()),
-            Framing::UntilClose => Self::UntilClose,
-        }
-    }
 }
 
 /// The body of an answer, as it comes.
