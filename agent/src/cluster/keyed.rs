@@ -1,7 +1,8 @@
 //! A table of words by key, of a size that never grows: who was not seen for longest makes room. No lock.
 //!
 //! A key may stand in one of the few places of its set, as in a processor's cache. Two threads that bring the same new key at the same moment
-//! agree on the first of its places.
+//! agree on the first of its places; what one of them counted before that is lost, and so is what is counted in a place at the very moment at
+//! which it is given to another key.
 
 use std::{
     ops::Range,
@@ -33,7 +34,7 @@ struct Place {
 }
 
 impl Keyed {
-    /// With room for so many keys, or a few more. Memory is taken as they come, by the page.
+    /// With room for so many keys, up to twice as many, of 24 bytes each, which are taken at once.
     pub fn new(keys_max: usize) -> Self {
         let sets = keys_max.div_ceil(WAYS).next_power_of_two();
         Self { places: (0..sets * WAYS).map(|_| Place::default()).collect() }

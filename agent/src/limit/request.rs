@@ -95,8 +95,9 @@ impl Judge {
 }
 
 /// Gives back what a request took of a limit that [counts those that are open](Judge::counts_open).
+/// A word that was given to another key meanwhile has nothing to take back.
 pub fn leave(word: &AtomicU64) {
-    word.fetch_sub(1, Relaxed);
+    let _ = word.fetch_update(Relaxed, Relaxed, |open| open.checked_sub(1));
 }
 
 /// In which one of `limit` comes.
@@ -239,6 +240,8 @@ mod tests {
         thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(work))));
         assert!(most.load(Relaxed) <= 5 && passed.load(Relaxed) > 5);
         assert_eq!(word.load(Relaxed), 0);
+        leave(&word);
+        assert_eq!(judge.ask(&word, 0, 0), Verdict::After(0), "what nobody took cannot be given back");
         let (bucket, word) = (token_bucket(1, 86_400_000, 777, 1, false, 0), AtomicU64::default());
         let taken = || (0..10_000).filter(|_| bucket.ask(&word, SECOND, 0) == Verdict::After(0)).count();
         let taken: usize = thread::scope(|scope| {
