@@ -83,6 +83,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             probe: None,
             outlier: None,
             strategy: None,
+            timing: None,
             request_limits: Vec::new(),
             udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,

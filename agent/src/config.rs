@@ -2,6 +2,7 @@
 
 pub mod canary;
 pub mod capture;
+pub mod deadline;
 pub mod file;
 pub mod http;
 pub mod inbound;
@@ -22,6 +23,7 @@ use sockway_common::flow;
 
 pub use self::{
     capture::{Capture, CaptureRule, Except, NamespaceRules},
+    deadline::Timing,
     file::ConfigError,
     http::Http,
     maps::Maps,
@@ -104,6 +106,8 @@ pub struct Service {
     pub outlier: Option<Outlier>,
     /// What becomes of a request whose endpoint fails, or that several are to get; `None`: one endpoint answers it as it does.
     pub strategy: Option<Strategy>,
+    /// How long a request may take, and what becomes of what its caller says of that; `None`: nothing is said.
+    pub timing: Option<Timing>,
     /// How many requests it takes; one passes when all of these let it.
     pub request_limits: Vec<RequestLimit>,
     /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.

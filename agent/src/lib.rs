@@ -53,7 +53,7 @@
 //!
 //! `command` → `node` → `proxy` → hands and judges → `cluster`, `config` → `common`. Hands touch the world and judge nothing: `kernel`
 //! (the only door to eBPF), `ring`, `accept`, `connect`, `forward`, `record`. Judges get bytes, time and chance as arguments and give
-//! values back: `decode`, `route`, `limit`, `balance`, `health`, `retry`. A judge imports no hand and no other judge. `cargo xtask check` reads the `use`
+//! values back: `decode`, `route`, `limit`, `balance`, `health`, `retry`, `deadline`. A judge imports no hand and no other judge. `cargo xtask check` reads the `use`
 //! lines.
 //!
 //! # Threads
@@ -100,6 +100,7 @@ pub mod route;
 pub mod limit;
 
 pub mod balance;
+pub mod deadline;
 pub mod health;
 pub mod retry;
 

@@ -12,6 +12,7 @@ mod own_time;
 mod reach;
 mod routed;
 mod strategy;
+mod timing;
 mod tls;
 mod translate;
 mod whole;

@@ -5,6 +5,7 @@
 
 mod capture;
 mod conflicts;
+mod deadline;
 mod http;
 mod inbound;
 mod maps;

@@ -86,6 +86,7 @@ impl Inbound {
             probe: None,
             outlier: None,
             strategy: None,
+            timing: None,
             request_limits: Vec::new(),
             endpoint_drain: None,
             udp_idle_timeout: Duration::ZERO,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::{canary::Canary, capture::NamespaceName, pattern::Pattern};
+use super::{canary::Canary, capture::NamespaceName, deadline::Timing, pattern::Pattern};
 
 /// Most routes of one service.
 pub const ROUTES_MAX: usize = 10_000;
@@ -20,6 +20,8 @@ pub struct Route {
     pub matches: Match,
     /// What becomes of it.
     pub action: Action,
+    /// How long it may take, and what becomes of what its caller says of that; what is not said, its service says.
+    pub timing: Option<Timing>,
     /// What is changed of the request's fields before it is passed on.
     pub request_headers: HeaderChanges,
     /// What is changed of the response's fields, also of one that the agent gives.

@@ -1,6 +1,4 @@
-//! What gRPC adds to HTTP/2: deadlines as a field, and outcomes as a status of its own (the project's "gRPC over HTTP2").
-
-use std::time::Duration;
+//! What gRPC adds to HTTP/2: outcomes as a status of its own (the project's "gRPC over HTTP2").
 
 /// Codes of `grpc-status` that the agent gives itself.
 pub mod code {
@@ -30,35 +28,6 @@ pub fn is_grpc(content_type: &[u8]) -> bool {
     content_type.len() >= PREFIX.len()
         && content_type[..PREFIX.len()].eq_ignore_ascii_case(PREFIX)
         && matches!(content_type.get(PREFIX.len()), None | Some(b'+' | b';' | b' '))
-}
-
-/// The value of `grpc-timeout`: 1 to 8 digits and a unit.
-pub fn timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let amount = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-    Some(match unit {
-        b'n' => Duration::from_nanos(amount),
-        b'u' => Duration::from_micros(amount),
-        b'm' => Duration::from_millis(amount),
-        b'S' => Duration::from_secs(amount),
-        b'M' => Duration::from_secs(amount * 60),
-        b'H' => Duration::from_secs(amount * 3600),
-        _ => return None,
-    })
-}
-
-/// The same as a field's value: in the finest unit whose number has 8 digits at most, rounded down, so that it is never more than was given.
-pub fn timeout_value(left: Duration) -> String {
-    const AMOUNT_MAX: u128 = 99_999_999;
-    let units = [(left.as_nanos(), 'n'), (left.as_micros(), 'u'), (left.as_millis(), 'm')];
-    let seconds = u128::from(left.as_secs());
-    let coarse = [(seconds, 'S'), (seconds / 60, 'M'), (seconds / 3600, 'H')];
-    let fits = units.into_iter().chain(coarse).find(|(amount, _)| *amount <= AMOUNT_MAX);
-    let (amount, unit) = fits.unwrap_or((AMOUNT_MAX, 'H'));
-    format!("{amount}{unit}")
 }
 
 /// A text as the value of `grpc-message`: what is not printable ASCII, and the percent sign, as `%` and two digits.
@@ -117,47 +86,6 @@ mod tests {
         }
         for no in ["", "application/grp", "application/grpc-web", "application/grpcx", "text/plain"] {
             assert!(!is_grpc(no.as_bytes()), "{no}");
-        }
-    }
-
-    #[test]
-    fn timeouts_are_read_as_they_are_defined() {
-        let table = [
-            ("1n", Some(Duration::from_nanos(1))),
-            ("20u", Some(Duration::from_micros(20))),
-            ("300m", Some(Duration::from_millis(300))),
-            ("99999999S", Some(Duration::from_secs(99_999_999))),
-            ("2M", Some(Duration::from_secs(120))),
-            ("3H", Some(Duration::from_secs(10_800))),
-            ("0S", Some(Duration::ZERO)),
-            ("", None),
-            ("S", None),
-            ("1", None),
-            ("1s", None),
-            ("-1S", None),
-            ("+1S", None),
-            ("1 S", None),
-            ("123456789S", None),
-        ];
-        for (value, meant) in table {
-            assert_eq!(timeout(value.as_bytes()), meant, "{value:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_left_is_written_in_eight_digits_and_never_grows() {
-        let table = [
-            (Duration::ZERO, "0n"),
-            (Duration::from_nanos(99_999_999), "99999999n"),
-            (Duration::from_nanos(100_000_999), "100000u"),
-            (Duration::from_micros(100_000_999), "100000m"),
-            (Duration::from_millis(100_000_999), "100000S"),
-            (Duration::from_secs(100_000_059), "1666667M"),
-            (Duration::from_secs(99_999_999 * 3600 * 2), "99999999H"),
-        ];
-        for (left, value) in table {
-            assert_eq!(timeout_value(left), value);
-            assert!(timeout(value.as_bytes()).unwrap() <= left, "{value}");
         }
     }
 

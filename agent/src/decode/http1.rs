@@ -63,6 +63,22 @@ pub struct Edits {
     pub insert: Vec<u8>,
 }
 
+impl Edits {
+    /// Puts `lines`, each with its CRLF, in the place of a head's fields of which `is_meant` knows the names.
+    pub fn replace_fields(&mut self, head: &[u8], is_meant: impl Fn(&[u8]) -> bool, lines: &[u8]) {
+        let mut start = 0;
+        for (index, line) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
+            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            if index > 0 && is_meant(name.trim_ascii_end()) {
+                self.cuts.push((start, start + line.len()));
+            }
+            start += line.len();
+        }
+        fields::sort_cuts(&mut self.cuts);
+        self.insert.extend_from_slice(lines);
+    }
+}
+
 /// What a request's head says.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RequestHead {

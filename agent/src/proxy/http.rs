@@ -7,24 +7,28 @@ mod admitted;
 mod apply;
 mod attend;
 mod http2;
+mod limits;
 mod reply;
 mod request;
 mod respond;
 mod routed;
 mod strategy;
 mod streaming;
+mod timed;
 
 use std::{
     cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::pin, rc::Rc, time::Duration,
     time::Instant,
 };
 
+use admitted::Denied;
 use apply::apply;
-use attend::{Client, first_answer, pass_on, take_back};
+use attend::{Client, OwnTime, first_answer, pass_on, take_back};
 use respond::{Answer, Answered, Unanswered};
 
 pub(super) use apply::apply as apply_edits;
 pub(super) use attend::set_or_clear;
+pub(super) use limits::Limits;
 pub(super) use reply::Reply;
 pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
@@ -33,6 +37,7 @@ use super::{
     mirror::Tap,
     opaque, own_time,
     reach::{Tried, Upstream},
+    timing::Clock,
 };
 use crate::{
     cluster::{Dialler, Seen},
@@ -75,31 +80,8 @@ struct Connection<'h> {
     response_change: Option<Box<Fields>>,
     /// What sees the request's body, if it is copied.
     tap: Option<Rc<Tap>>,
-}
-
-/// The agent's own share of a request's duration: the time in which neither side is waited for.
-struct OwnTime {
-    spent: Duration,
-    since: Instant,
-}
-
-impl OwnTime {
-    fn since(began: Instant) -> Self {
-        Self { spent: Duration::ZERO, since: began }
-    }
-
-    fn pause(&mut self) {
-        self.spent += self.since.elapsed();
-    }
-
-    fn resume(&mut self) {
-        self.since = Instant::now();
-    }
-
-    fn total(mut self) -> Duration {
-        self.pause();
-        self.spent
-    }
+    /// Rings when the time of the request that is on its way is over.
+    clock: Clock,
 }
 
 /// How an exchange leaves the connection.
@@ -154,6 +136,7 @@ pub fn serve(
         was_asked,
         response_change: None,
         tap: None,
+        clock: Clock::default(),
     });
     Box::pin(async move {
         loop {
@@ -192,18 +175,33 @@ impl Connection<'_> {
         if head.lacks_host {
             head.edits.insert.extend_from_slice(format!("Host: {}\r\n", self.dialled).as_bytes());
         }
-        let mut home = None;
+        let (mut home, mut timing) = (None, None);
         if self.cluster.routes.is_some() {
             let passed = self.routed(buf, head);
-            (buf, head, home) = (passed.buf, passed.head, passed.home);
+            (buf, head, home, timing) = (passed.buf, passed.head, passed.home, passed.timing);
             if let Some(reply) = passed.reply {
                 return self.answer_here(reply, buf, &head).await;
             }
         }
-        let next = match self.admitted(&buf, &head, began).await {
-            Ok(_admitted) => self.forward(buf, head, own).await,
-            Err(reply) => self.answer_here(reply, buf, &head).await,
+        let is_timed = timing.is_some() || self.cluster.service.config.timing.is_some();
+        let set = if is_timed { self.set_clock(timing, (&buf, &head), began) } else { Ok(()) };
+        let admitted = match set {
+            Ok(()) => self.admitted(&buf, &head, began).await,
+            Err(reply) => Err(Denied::Answered(reply)),
         };
+        let next = match admitted {
+            Ok(_admitted) => {
+                if is_timed {
+                    self.tell_time(&buf, &mut head);
+                }
+                self.forward(buf, head, own).await
+            }
+            Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
+            Err(Denied::Gone) => self.left(),
+        };
+        if is_timed {
+            self.clock = Clock::default();
+        }
         if let Some(home) = home {
             self.cluster = home;
             (self.response_change, self.tap) = (None, None);
@@ -285,17 +283,20 @@ impl Connection<'_> {
         // What is said if an endpoint did accept, but gave no response.
         let (mut replays, mut mute) = (0, None);
         loop {
-            let mut upstream = match self.hop.reach(&self.cluster, &mut tried, replays > 0).await {
-                Ok(upstream) => upstream,
-                Err(why) => return self.reply(mute.unwrap_or_else(|| Reply::unreached(why)), head, buf).await,
+            let reach = self.hop.reach(&self.cluster, &mut tried, replays > 0);
+            let mut upstream = match self.clock.bound(reach).await {
+                Some(Ok(upstream)) => upstream,
+                Some(Err(why)) => return self.reply(mute.unwrap_or_else(|| Reply::unreached(why)), head, buf).await,
+                None => return self.reply(Reply::deadline_exceeded(), head, buf).await,
             };
             upstream.stream.reader.arm_on_demand(&self.hop.buffers, MEDIUM);
             let sent_before = upstream.stream.writer.taken();
             upstream.stream.writer.submit(buf, send.clone());
             set_or_clear(&upstream.stream.socket, limits.response, Due::End);
             let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
-            let answered = first_answer(&mut upstream.stream, &mut client, &mut self.pending, &mut own).await;
-            let Some((received, response)) = answered else { return self.left() };
+            let sent = &mut self.pending;
+            let answered = first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock).await;
+            let Some((received, response)) = answered else { return self.waits_no_more(upstream, head).await };
             if !matches!(received, Ok(1..)) {
                 self.hop.buffers.give(response);
                 let has_ended = received.is_ok();
@@ -328,7 +329,8 @@ impl Connection<'_> {
             };
             let client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
             let to = &mut self.stream.writer;
-            let answered = pass_on(&answer, &mut upstream.stream, to, client, response, limits.stall).await;
+            let rules = (limits.stall, &mut self.clock);
+            let answered = pass_on(&answer, &mut upstream.stream, to, client, response, rules).await;
             if let Some(own) = own
                 && self.flush().await.is_ok()
             {
@@ -412,7 +414,9 @@ impl Connection<'_> {
         let (counter, end) = match unanswered {
             Unanswered::Bad(bad) => return self.reply(Reply::bad_response(bad), head, buf).await,
             Unanswered::Late => return self.reply(Reply::late_response(), head, buf).await,
+            Unanswered::Over { is_begun: false } => return self.reply(Reply::deadline_exceeded(), head, buf).await,
             Unanswered::ClientGone => return self.left(),
+            Unanswered::Over { is_begun: true } => (Counter::DeadlineExceeded, Counter::UpstreamAborted),
             Unanswered::ClientStalled => (Counter::ClientStalled, Counter::ClientAborted),
             Unanswered::Broken => (Counter::ResponseAborted, Counter::UpstreamAborted),
             Unanswered::Stalled => (Counter::ResponseStalled, Counter::UpstreamAborted),
@@ -521,27 +525,6 @@ fn no_response(received: &io::Result<usize>) -> Reply {
     match received {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::no_response_because(error, None),
         _ => Reply::no_response(),
-    }
-}
-
-/// What a message may take.
-pub(super) struct Limits {
-    pub head_bytes: usize,
-    pub head_fields: usize,
-    pub response: Option<Duration>,
-    pub stall: Option<Duration>,
-}
-
-impl Limits {
-    /// Of a service.
-    pub fn of(cluster: &Cluster) -> Self {
-        let http = &cluster.service.config.http;
-        Self {
-            head_bytes: http.head_bytes_max,
-            head_fields: http.head_fields_max,
-            response: http.response_timeout,
-            stall: http.stall_timeout,
-        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     cluster::{CanaryState, Dialler, MirrorState, RouteState, Service, Snapshot},
     config::{
         NamespaceRules, Route,
+        deadline::Timing,
         route::{Action, CallerMatch, Fallback, Forward, Target},
     },
     kernel::{Diallers, Flows},
@@ -90,6 +91,8 @@ pub(super) struct Onward {
     pub change: Option<Change>,
     /// What is changed of its response.
     pub response: Option<Box<Fields>>,
+    /// What the route says of its time.
+    pub timing: Option<Timing>,
     /// Who gets a copy.
     pub mirror: Option<Ordered>,
 }
@@ -235,7 +238,7 @@ impl Hop {
         let cluster = cluster.unwrap_or_else(|| Rc::new(home.nobody()));
         let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
         let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
-        Ok(Onward { cluster, change, response, mirror })
+        Ok(Onward { cluster, change, response, timing: taken.route.timing, mirror })
     }
 
     /// Whether this request is copied, and to whom.

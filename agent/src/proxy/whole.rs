@@ -9,14 +9,15 @@ mod http2;
 use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header, request, response};
-use tokio::time::{Instant, timeout};
+use http::{HeaderMap, header, request, response};
+use tokio::time::timeout;
 
 pub use self::body::{Body, Broken, Piece};
 use super::{
     Cluster, Hop,
     http::Reply,
     reach::{Tried, Unreached},
+    timing::Time,
 };
 use crate::{
     cluster::Seen,
@@ -29,7 +30,6 @@ use crate::{
     },
 };
 
-const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// How much of an answer is read that nobody wants, so that its connection can be used again.
 const UNWANTED_BYTES_MAX: usize = 64 * 1024;
 
@@ -44,10 +44,10 @@ pub struct Whole {
     pub trailers: HeaderMap,
     /// What is to be known of it.
     pub asked: Asked,
-    /// When the caller waits no more.
-    until: Option<Instant>,
+    /// How long it may take.
+    pub time: Option<Time>,
     /// All of it, for endpoints of HTTP/1.
-    message: Option<Bytes>,
+    message: Bytes,
     /// What endpoints are spoken to in.
     upstream: HttpVersion,
 }
@@ -62,23 +62,37 @@ impl Whole {
         (mut parts, asked): (request::Parts, Asked),
         (body, trailers): (Bytes, HeaderMap),
         (cluster, client): (&Cluster, HttpVersion),
-        until: Option<Instant>,
+        time: Option<Time>,
     ) -> Result<Self, BadRequest> {
         // Nobody waits for leave to send what is there already.
         parts.headers.remove(header::EXPECT);
         let upstream = cluster.spoken_upstream(client);
         let message = match upstream {
-            HttpVersion::Http1 => Some(in_http1(&parts, &body, &trailers)?),
-            HttpVersion::Http2 => None,
+            HttpVersion::Http1 => in_http1(&parts, &body, &trailers)?,
+            HttpVersion::Http2 => Bytes::new(),
         };
-        Ok(Self { parts, body, trailers, asked, until, message, upstream })
+        Ok(Self { parts, body, trailers, asked, time, message, upstream })
     }
 
-    /// What is left of the caller's time, for who is asked.
-    fn timeout_value(&self) -> Option<HeaderValue> {
+    /// Its fields as of now, for who is asked.
+    fn headers(&self) -> HeaderMap {
+        let mut headers = self.parts.headers.clone();
         // Who is asked when the caller waits no more has as long as the caller gave.
-        let left = self.until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-        HeaderValue::try_from(grpc::timeout_value(left)).ok()
+        if let Some(time) = self.time.filter(|time| !time.is_over()) {
+            time.tell(&mut headers);
+        }
+        headers
+    }
+
+    /// All of it as of now, for an endpoint of HTTP/1.
+    fn message(&self) -> Bytes {
+        if self.time.is_none() {
+            return self.message.clone();
+        }
+        let mut parts = self.parts.clone();
+        parts.headers = self.headers();
+        // It had a form when it came.
+        in_http1(&parts, &self.body, &self.trailers).unwrap_or_else(|_| self.message.clone())
     }
 }
 
@@ -186,6 +200,8 @@ pub async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>)
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]

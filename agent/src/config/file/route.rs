@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue, Method};
 use self::matching::matches;
 pub(super) use self::show::show;
 use super::{
-    SWITCHES,
+    SWITCHES, deadline,
     section::{Field, Path, Position, Problems, Section, shown},
     service::service_name,
     tree::{Key, Node, Value},
@@ -89,26 +89,31 @@ fn route(
     problems: &mut Problems,
 ) -> Option<Route> {
     let own = ["name", "match", "split", "canary", "rewrite", "mirror", "redirect", "respond"];
-    let own = [&own[..], &["request_headers", "response_headers"]].concat();
+    let own = [&own[..], &["request_headers", "response_headers"], &deadline::KEYS].concat();
     let keys = [&own[..], &TARGET_KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let name = section.or("name", || format!("route-{}", index + 1), service_name, problems);
     let found = section.or("match", Match::default, matches, problems);
     let action = action(&section, named, problems);
+    let timing = deadline::timing(&section, problems);
     let request_headers = section.or("request_headers", HeaderChanges::default, header_changes, problems);
     let response_headers = section.or("response_headers", HeaderChanges::default, header_changes, problems);
     let route = Route {
         name: name?,
         matches: found?,
         action: action?,
+        timing: timing?,
         request_headers: request_headers?,
         response_headers: response_headers?,
     };
     refuse_unknown_captures(&route, &section, problems);
-    if matches!(route.action, Action::Redirect(_) | Action::Respond(_))
-        && let Some(field) = section.get("request_headers")
-    {
-        field.refuse("changes a request that is passed on, and this one is answered; remove it", problems);
+    if matches!(route.action, Action::Redirect(_) | Action::Respond(_)) {
+        if let Some(field) = section.get("request_headers") {
+            field.refuse("changes a request that is passed on, and this one is answered; remove it", problems);
+        }
+        for field in deadline::KEYS.iter().filter_map(|key| section.get(key)) {
+            field.refuse("is of a request that is passed on, and this one is answered; remove it", problems);
+        }
     }
     Some(route)
 }

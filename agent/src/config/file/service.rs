@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    http, milliseconds, outlier, policy, probe, request_limit,
+    deadline, http, milliseconds, outlier, policy, probe, request_limit,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     strategy, tls,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::{
     Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, RequestLimit, Route, Service, Shortcut,
-    Strategy, Tls, policy::Source,
+    Strategy, Timing, Tls, policy::Source,
 };
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
@@ -63,6 +63,7 @@ pub(super) struct Draft {
     probe: Option<Option<Probe>>,
     outlier: Option<Option<Outlier>>,
     strategy: Option<Option<Strategy>>,
+    timing: Option<Option<Timing>>,
     request_limits: Option<Vec<RequestLimit>>,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
@@ -105,6 +106,7 @@ impl Draft {
             probe: self.probe?,
             outlier: self.outlier?,
             strategy: self.strategy?,
+            timing: self.timing?,
             request_limits: self.request_limits?,
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
@@ -136,7 +138,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "endpoints",
         "routes",
     ];
-    let keys = [&own[..], &policy::KEYS, &tuning::KEYS].concat();
+    let keys = [&own[..], &deadline::KEYS, &policy::KEYS, &tuning::KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let placed = |field: &Field<'_>| field.node.at;
     let name = section.require("name", "write a name that no other service has", problems);
@@ -178,6 +180,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         probe: Some(None),
         outlier: Some(None),
         strategy: Some(None),
+        timing: deadline::timing(&section, problems),
         request_limits: Some(Vec::new()),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         udp_idle_timeout_ms: section.or(
@@ -192,6 +195,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     draft.probe = probe::probe(&section, protocol, draft.tls.as_ref(), problems);
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
     draft.strategy = strategy::strategy(&section, (protocol, draft.mode()), problems);
+    deadline::refuse_idle(&section, (draft.mode(), protocol), problems);
     draft.request_limits = request_limit::request_limits(&section, draft.mode(), protocol, problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {

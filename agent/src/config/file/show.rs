@@ -5,8 +5,8 @@ use std::{ops::RangeInclusive, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, http, outlier,
-    probe, request_limit, route, strategy, tls, tuning,
+    BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, deadline,
+    http, outlier, probe, request_limit, route, strategy, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -113,6 +113,7 @@ fn show_service(service: &Service) -> Value {
     });
     if let (Value::Object(shown), Value::Object(policy)) = (&mut shown, show_policy(&service.policy)) {
         shown.extend(policy);
+        shown.extend(deadline::show(service.timing.as_ref()));
     }
     shown
 }

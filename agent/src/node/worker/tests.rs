@@ -109,6 +109,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             probe: None,
             outlier: None,
             strategy: None,
+            timing: None,
             request_limits: Vec::new(),
             udp_idle_timeout: PATIENCE,
             endpoint_drain: None,

@@ -1,12 +1,12 @@
 //! Waiting for an endpoint, with an eye on the client and on the clock.
 
-use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, task::Context, task::Poll, time::Duration};
-
-use super::{
-    OwnTime,
-    respond::{Answer, Answered, Unanswered},
+use std::{
+    cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, task::Context, task::Poll, time::Duration, time::Instant,
 };
+
+use super::respond::{Answer, Answered, Unanswered};
 use crate::{
+    proxy::timing::Clock,
     record::Bytes,
     ring::{Buf, Due, Reader, Socket, Stream, Writer},
 };
@@ -14,6 +14,31 @@ use crate::{
 /// How much later than an endpoint a client is out of time: several turns of the worker's clock, because a client that is not being sent anything
 /// is not to blame.
 pub const MARGIN: Duration = Duration::from_millis(500);
+
+/// The agent's own share of a request's duration: the time in which neither side is waited for.
+pub struct OwnTime {
+    spent: Duration,
+    since: Instant,
+}
+
+impl OwnTime {
+    pub fn since(began: Instant) -> Self {
+        Self { spent: Duration::ZERO, since: began }
+    }
+
+    pub fn pause(&mut self) {
+        self.spent += self.since.elapsed();
+    }
+
+    pub fn resume(&mut self) {
+        self.since = Instant::now();
+    }
+
+    pub fn total(mut self) -> Duration {
+        self.pause();
+        self.spent
+    }
+}
 
 /// The client, while somebody else is waited for.
 pub struct Client<'c> {
@@ -31,12 +56,13 @@ impl Client<'_> {
     }
 }
 
-/// Waits for the first bytes of a response, or the end; `None` when the client has left. The request's buffer is kept as soon as it is sent.
+/// Waits for the first bytes of a response, or the end; `None` when the client has left, or the clock has rung. The request's buffer is kept as soon as it is sent.
 pub async fn first_answer(
     stream: &mut Stream,
     client: &mut Client<'_>,
     sent: &mut Option<Buf>,
     own: &mut Option<OwnTime>,
+    clock: &mut Clock,
 ) -> Option<(io::Result<usize>, Buf)> {
     let received = poll_fn(|context| {
         if stream.writer.is_sending()
@@ -51,6 +77,9 @@ pub async fn first_answer(
         }
         if let Poll::Ready(received) = stream.reader.poll_received(context) {
             return Poll::Ready(Some(received));
+        }
+        if clock.poll_over(context).is_ready() {
+            return Poll::Ready(None);
         }
         client.poll_gone(context).map(|()| None)
     })
@@ -69,14 +98,14 @@ pub async fn take_back(stream: &mut Stream, sent: &mut Option<Buf>) -> Buf {
     stream.writer.sent().await.1
 }
 
-/// Passes a response on, of which `first` has the first bytes, while it moves within `stall`.
+/// Passes a response on, of which `first` has the first bytes, while it moves within `stall`, until the clock rings.
 pub async fn pass_on(
     answer: &Answer<'_>,
     upstream: &mut Stream,
     to: &mut Writer,
     mut client: Client<'_>,
     first: Buf,
-    stall: Option<Duration>,
+    (stall, clock): (Option<Duration>, &mut Clock),
 ) -> Result<Answered, Unanswered> {
     let Stream { reader, socket, .. } = upstream;
     let count = Cell::new(0);
@@ -90,6 +119,9 @@ pub async fn pass_on(
             if moved.replace(count.get()) != Some(count.get()) {
                 set_or_clear(socket, stall, Due::End);
                 set_or_clear(client.socket, stall.map(|stall| stall + MARGIN), Due::Reset);
+            }
+            if clock.poll_over(context).is_ready() {
+                return Poll::Ready(Err(Unanswered::Over { is_begun: answer.head_sent.get() }));
             }
             client.poll_gone(context).map(|()| Err(Unanswered::ClientGone))
         })

@@ -50,6 +50,8 @@ enum Ended {
     ClientGone,
     /// The time for this is over.
     Late(Late),
+    /// The time of the request is over.
+    Over,
 }
 
 impl Ended {
@@ -59,7 +61,7 @@ impl Ended {
             Self::Answered(status, _) => Some(Seen::Answered { status: *status, grpc_status: None }),
             Self::Unseen(error) if !error.is_reset() => None,
             Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
-            Self::Late(Late::Response | Late::Rest) => Some(Seen::Late),
+            Self::Late(Late::Response | Late::Rest) | Self::Over => Some(Seen::Late),
             Self::Late(Late::Body | Late::Client) | Self::BadBody(_) | Self::ClientGone => None,
         }
     }
@@ -119,10 +121,12 @@ impl Connection<'_> {
         let mut tried = Tried::for_request(self.hop, &self.cluster, self.source, request);
         let (mut replays, mut before) = (0, None);
         loop {
-            let upstream = match (self.hop.reach_shared(&self.cluster, &mut tried).await, before) {
-                (Ok(upstream), _) => upstream,
-                (Err(_), Some(error)) => return self.unanswered_http2(&head, &body, buf, error).await,
-                (Err(why), None) => return self.reply_http2(Reply::unreached(why), &head, &body, buf).await,
+            let reached = self.clock.bound(self.hop.reach_shared(&self.cluster, &mut tried)).await;
+            let upstream = match (reached, before) {
+                (Some(Ok(upstream)), _) => upstream,
+                (Some(Err(_)), Some(error)) => return self.unanswered_http2(&head, &body, buf, error).await,
+                (Some(Err(why)), None) => return self.reply_http2(Reply::unreached(why), &head, &body, buf).await,
+                (None, _) => return self.reply_http2(Reply::deadline_exceeded(), &head, &body, buf).await,
             };
             let attempt = Attempt::default();
             let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &attempt).await;
@@ -173,13 +177,17 @@ impl Connection<'_> {
     ) -> (Ended, Option<Buf>) {
         let phase = &attempt.phase;
         let is_empty = matches!(body, Body::Whole(whole) if whole.is_empty());
-        let request = Request::from_parts(parts.clone(), ());
+        let mut request = Request::from_parts(parts.clone(), ());
+        if let Some(time) = self.clock.time() {
+            time.tell(request.headers_mut());
+        }
         let (mut response, mut up) = match upstream.seat.send(request, is_empty) {
             Ok(sent) => sent,
             Err(error) => return (Ended::Unseen(error), None),
         };
         let hop = self.hop;
         let Stream { reader, writer, socket } = &mut self.stream;
+        let clock = &mut self.clock;
         let mut rest = None;
         let ended = {
             let change = self.response_change.as_deref();
@@ -206,6 +214,9 @@ impl Connection<'_> {
                 }
                 if let Poll::Ready(ended) = download.as_mut().poll(context) {
                     return Poll::Ready(ended);
+                }
+                if clock.poll_over(context).is_ready() {
+                    return Poll::Ready(Ended::Over);
                 }
                 match &mut client {
                     Some(client) => client.poll_gone(context).map(|()| Ended::ClientGone),
@@ -243,6 +254,7 @@ impl Connection<'_> {
             }
             Ended::Bad(bad) => Reply::bad_response(bad),
             Ended::Unseen(error) | Ended::Unanswered(error) => Reply::no_response_because(error, None),
+            Ended::Over if !head_sent => Reply::deadline_exceeded(),
             Ended::Broken if !head_sent => Reply::no_response(),
             Ended::BadBody(bad) if !head_sent => Reply::malformed(bad),
             Ended::Late(Late::Body) if !head_sent => Reply::body_timeout(),
@@ -257,6 +269,7 @@ impl Connection<'_> {
         let (counter, end) = match ended {
             Ended::BadBody(_) => (Counter::Malformed, Counter::Refused),
             Ended::Late(Late::Body) => (Counter::BodyTimeout, Counter::ClientAborted),
+            Ended::Over => (Counter::DeadlineExceeded, Counter::UpstreamAborted),
             Ended::Late(_) => (Counter::ResponseStalled, Counter::UpstreamAborted),
             _ => (Counter::ResponseAborted, Counter::UpstreamAborted),
         };

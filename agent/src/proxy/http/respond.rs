@@ -54,6 +54,8 @@ pub enum Unanswered {
     Late,
     /// It did not go on in time.
     Stalled,
+    /// The time of the request is over; whether any of it was passed on.
+    Over { is_begun: bool },
     /// The client went away.
     ClientGone,
     /// The client did not take it in time.
@@ -65,7 +67,7 @@ pub fn seen(answered: &Result<Answered, Unanswered>) -> Option<Seen> {
     match answered {
         Ok(answered) => Some(Seen::Answered { status: answered.status, grpc_status: None }),
         Err(Unanswered::Bad(_) | Unanswered::Broken) => Some(Seen::NoResponse),
-        Err(Unanswered::Late | Unanswered::Stalled) => Some(Seen::Late),
+        Err(Unanswered::Late | Unanswered::Stalled | Unanswered::Over { .. }) => Some(Seen::Late),
         Err(Unanswered::ClientGone | Unanswered::ClientStalled) => None,
     }
 }

@@ -4,6 +4,7 @@ use std::{mem, rc::Rc};
 
 use super::{Connection, Next, Rest, apply, reply::Reply};
 use crate::{
+    config::deadline::Timing,
     decode::http1::{Edits, Method, RequestHead},
     proxy::{
         Cluster,
@@ -20,6 +21,8 @@ pub(super) struct Passed {
     pub head: RequestHead,
     /// The client's own cluster, if another stands in its place now.
     pub home: Option<Rc<Cluster>>,
+    /// What the route says of its time.
+    pub timing: Option<Timing>,
     /// What it is answered here.
     pub reply: Option<Reply>,
 }
@@ -31,8 +34,8 @@ impl Connection<'_> {
         let request = Request::of_http1(&buf.bytes()[..head.bytes], is_secure, self.source);
         let request = request.by(self.dialler.as_deref());
         match self.hop.course(&self.cluster, &request) {
-            Course::Straight => Passed { buf, head, home: None, reply: None },
-            Course::Answered(reply) => Passed { buf, head, home: None, reply: Some(reply) },
+            Course::Straight => Passed { buf, head, home: None, timing: None, reply: None },
+            Course::Answered(reply) => Passed { buf, head, home: None, timing: None, reply: Some(reply) },
             Course::On(onward) => self.onward(onward, buf, head),
         }
     }
@@ -53,7 +56,8 @@ impl Connection<'_> {
         if let Some(ordered) = onward.mirror.filter(|_| head.method != Method::Connect && !head.websocket) {
             self.tap = Some(self.tapped(ordered, &buf, &head));
         }
-        Passed { buf, head, home: Some(mem::replace(&mut self.cluster, onward.cluster)), reply: None }
+        let home = Some(mem::replace(&mut self.cluster, onward.cluster));
+        Passed { buf, head, home, timing: onward.timing, reply: None }
     }
 
     /// What is to see the body of a request that is copied.

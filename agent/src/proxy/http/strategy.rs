@@ -108,7 +108,8 @@ impl Connection<'_> {
         let of = || route::Request::of_parts(&request.0, self.stream.is_tls(), self.source);
         let tried = Tried::for_request(self.hop, &self.cluster, self.source, of);
         let cluster = (&*self.cluster, HttpVersion::Http1);
-        let whole = Whole::new(request, (body.bytes, body.trailers), cluster, None).map_err(Reply::refused)?;
+        let whole =
+            Whole::new(request, (body.bytes, body.trailers), cluster, self.clock.time()).map_err(Reply::refused)?;
         Ok((whole, tried))
     }
 
@@ -188,14 +189,21 @@ impl Connection<'_> {
             leaves: head.keep_alive && rest.is_empty(),
         };
         let outcome = {
+            let clock = &mut self.clock;
             let mut carrying = pin!(carry_out(self.hop, &self.cluster, Rc::new(whole), tried));
-            poll_fn(|context| match carrying.as_mut().poll(context) {
-                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-                Poll::Pending => client.poll_gone(context).map(|()| None),
+            poll_fn(|context| {
+                if clock.poll_over(context).is_ready() {
+                    return Poll::Ready(None);
+                }
+                match carrying.as_mut().poll(context) {
+                    Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+                    Poll::Pending => client.poll_gone(context).map(|()| None),
+                }
             })
             .await
         };
         match outcome {
+            None if self.clock.is_over() => self.reply(Reply::deadline_exceeded(), head, rest).await,
             None => self.left(),
             Some(Outcome::Refused(reply)) => self.reply(reply, head, rest).await,
             Some(Outcome::Ours(answer, counter)) => self.give(answer, head, rest, Some(counter)).await,
@@ -252,7 +260,10 @@ impl Connection<'_> {
                 None => {}
             }
             // A client that leaves is noticed when it is sent something.
-            next = Some(body.next().await);
+            next = match self.clock.bound(body.next()).await {
+                None => break Ended::Off(Counter::DeadlineExceeded),
+                came => came,
+            };
         };
         self.hop.slab.count_bytes(Count::DownstreamSent, progress.bytes.get());
         match ended {

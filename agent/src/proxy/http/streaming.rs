@@ -27,6 +27,8 @@ enum Ended {
     BadBody(Broken),
     /// The client broke off its request.
     ClientGone,
+    /// The time of the request is over.
+    Over,
 }
 
 /// What this says of the endpoint.
@@ -34,6 +36,7 @@ fn seen(ended: &Ended, is_late: bool) -> Option<Seen> {
     match ended {
         Ended::Answered(answered) => respond::seen(answered),
         Ended::NoResponse if is_late => Some(Seen::Late),
+        Ended::Over => Some(Seen::Late),
         Ended::NoResponse => Some(Seen::NoResponse),
         Ended::BadBody(_) | Ended::ClientGone => None,
     }
@@ -47,9 +50,10 @@ impl Connection<'_> {
         mut tried: Tried,
     ) -> Next {
         // What was received of the body is in our hands until an endpoint is reached, so any number can be tried.
-        let mut upstream = match self.hop.reach(&self.cluster, &mut tried, false).await {
-            Ok(upstream) => upstream,
-            Err(why) => return Next::End(self.refuse(Reply::unreached(why)).await),
+        let mut upstream = match self.clock.bound(self.hop.reach(&self.cluster, &mut tried, false)).await {
+            Some(Ok(upstream)) => upstream,
+            Some(Err(why)) => return Next::End(self.refuse(Reply::unreached(why)).await),
+            None => return Next::End(self.refuse(Reply::deadline_exceeded()).await),
         };
         let (uploaded, head_sent) = (Cell::new(false), Cell::new(false));
         let (ended, rest) = self.both_ways(&mut upstream, outgoing, head, &uploaded, &head_sent).await;
@@ -72,8 +76,17 @@ impl Connection<'_> {
                 let rest = rest.unwrap_or_else(|| self.hop.buffers.holding(&[]));
                 self.after(upstream, answered, head, rest).await
             }
-            Ended::NoResponse => {
-                let reply = if late { Reply::late_response() } else { Reply::no_response() };
+            Ended::Over if head_sent.get() => {
+                self.hop.slab.count(Counter::DeadlineExceeded);
+                self.abort().await;
+                Next::End(Counter::UpstreamAborted)
+            }
+            Ended::NoResponse | Ended::Over => {
+                let reply = match ended {
+                    Ended::Over => Reply::deadline_exceeded(),
+                    _ if late => Reply::late_response(),
+                    _ => Reply::no_response(),
+                };
                 if !uploaded.get() {
                     return Next::End(self.refuse(reply).await);
                 }
@@ -106,7 +119,7 @@ impl Connection<'_> {
         head_sent: &Cell<bool>,
     ) -> (Ended, Option<Buf>) {
         let (hop, limits) = (self.hop, self.limits());
-        let change = self.response_change.as_deref();
+        let (change, clock) = (self.response_change.as_deref(), &mut self.clock);
         let answer = Answer { change, ..answer(hop, head, &limits, uploaded, head_sent) };
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
         let heard = upstream.who().heard();
@@ -162,6 +175,9 @@ impl Connection<'_> {
                     Some(_) if waits_for_answer => client_socket.clear_due(),
                     Some(_) => set_or_clear(client_socket, limits.stall.map(|stall| stall + MARGIN), Due::Reset),
                 }
+            }
+            if clock.poll_over(context).is_ready() {
+                return Poll::Ready(Ended::Over);
             }
             match &mut client {
                 Some(client) => client.poll_gone(context).map(|()| Ended::ClientGone),

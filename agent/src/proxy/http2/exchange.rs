@@ -3,6 +3,7 @@
 mod course;
 mod http1;
 mod strategy;
+mod timed;
 mod tunnel;
 
 use std::{
@@ -16,9 +17,12 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, ext::Protocol, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderMap, Request, Response, header, request::Parts};
 
-use self::course::{admitted, course};
+use self::{
+    course::{admitted, course},
+    timed::time,
+};
 use super::{
     Connection,
     body::{self, Broken},
@@ -41,6 +45,7 @@ use crate::{
         own_time,
         reach::{Heard, Shared, Tried, Who},
         routed::Course,
+        timing::Time,
         translate::Gathered,
     },
     record::Counter,
@@ -49,10 +54,6 @@ use crate::{
 
 /// How often a request of which no endpoint can have seen anything is sent again.
 const REPLAYS_MAX: usize = 2;
-/// Who waits for so long before a request is taken back has wanted its answer: Envoy's bound for premature resets.
-const PATIENCE: Duration = Duration::from_secs(1);
-const GRPC_TIMEOUT: &str = "grpc-timeout";
-
 /// What became of an attempt to have a request answered.
 enum Ended {
     /// It was, with this status, and this value of `grpc-status`.
@@ -105,15 +106,22 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             return body::drain(&mut body).await;
         }
     };
-    let timeout = if asked.is_grpc { grpc_timeout(&parts) } else { None };
-    let (cluster, change, ordered, answer) = match course(&connection, &mut parts) {
-        Course::Straight => (connection.cluster(), None, None, None),
-        Course::On(onward) => (onward.cluster, onward.response, onward.mirror, None),
-        Course::Answered(reply) => (connection.cluster(), None, None, Some(reply)),
+    let (mut timing, mut change, mut ordered) = (None, None, None);
+    let (cluster, mut answer) = match course(&connection, &mut parts) {
+        Course::Straight => (connection.cluster(), None),
+        Course::On(onward) => {
+            (timing, change, ordered) = (onward.timing, onward.response, onward.mirror);
+            (onward.cluster, None)
+        }
+        Course::Answered(reply) => (connection.cluster(), Some(reply)),
     };
+    let time = time(&connection, (&cluster, timing), (&parts, asked), began).filter(|_| answer.is_none());
+    if time.is_some_and(|time| time.is_over()) {
+        answer = Some(Reply::deadline_exceeded());
+    }
     let (wait, admitted, answer) = match answer {
         Some(reply) => (Duration::ZERO, Admitted::default(), Some(reply)),
-        None => match admitted(&connection, &cluster, &parts, began, timeout) {
+        None => match admitted(&connection, &cluster, &parts, began, time.map(|time| time.left())) {
             Ok((wait, admitted)) => (wait, admitted, None),
             Err(reply) => (Duration::ZERO, Admitted::default(), Some(reply)),
         },
@@ -125,7 +133,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         tap: ordered.filter(|_| asked.tunnel.is_none()).map(|ordered| tapped(&connection, ordered, &parts, &body)),
         asked,
         began,
-        timeout,
+        time,
         down: None,
         has_status: false,
         is_open: false,
@@ -136,8 +144,8 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         if let Some(reply) = answer {
             return exchange.reply(&reply);
         }
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        if !wait.is_zero() && !exchange.waits(wait).await {
+            return Counter::RequestAborted;
         }
         let (mut parts, mut begun) = (parts, None);
         if cluster.service.config.strategy.is_some() && asked.tunnel.is_none() {
@@ -155,9 +163,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     };
     let spent = (hop.samples_own_time() && asked.tunnel.is_none()).then(Cell::default);
     let passed = own_time::of(passed, spent.as_ref());
-    let counter = match timeout {
+    let counter = match time.and_then(|time| time.until()) {
         None => Some(passed.await),
-        Some(timeout) => tokio::time::timeout(timeout, passed).await.ok(),
+        Some(until) => tokio::time::timeout_at(until.into(), passed).await.ok(),
     };
     own_time::observe(&hop.slab, spent);
     drop(admitted);
@@ -183,10 +191,6 @@ fn tapped(connection: &Connection, ordered: Ordered, parts: &Parts, body: &RecvS
     tap
 }
 
-fn grpc_timeout(parts: &Parts) -> Option<Duration> {
-    parts.headers.get(GRPC_TIMEOUT).and_then(|value| grpc::timeout(value.as_bytes()))
-}
-
 struct Exchange<'c> {
     connection: &'c Connection,
     /// Who is to answer.
@@ -197,8 +201,8 @@ struct Exchange<'c> {
     began: Instant,
     /// What sees the request's body, if it is copied.
     tap: Option<Rc<Tap>>,
-    /// How long the caller waits.
-    timeout: Option<Duration>,
+    /// How long it may take.
+    time: Option<Time>,
     /// Where the rest of a final response goes, when its head was sent.
     down: Option<SendStream<Bytes>>,
     /// Whether that response is gRPC's, of which no part is taken for the whole without a status.
@@ -211,16 +215,6 @@ struct Exchange<'c> {
 }
 
 impl Exchange<'_> {
-    /// Whether the client may take the request back, or has, and makes no work by that: it was answered, or had its time. gRPC clients
-    /// give up calls within their responses, and when their deadline has passed.
-    fn excuses_reset(&self, counter: Option<Counter>) -> bool {
-        let patience = self.timeout.map_or(PATIENCE, |timeout| PATIENCE.min(timeout / 2));
-        match counter {
-            Some(Counter::RequestAborted) => self.down.is_some() || self.began.elapsed() >= patience,
-            Some(_) | None => true,
-        }
-    }
-
     /// Until it is answered, by an endpoint or in its stead. As what it is counted. Of its body, `begun` was taken already.
     async fn pass_on(&mut self, parts: Parts, begun: Option<Gathered>, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
@@ -245,7 +239,7 @@ impl Exchange<'_> {
             if self.is_too_late() {
                 return self.reply(&Reply::deadline_exceeded());
             }
-            self.awaited = self.timeout.map(|_| upstream.who().clone());
+            self.awaited = self.time.map(|_| upstream.who().clone());
             let ended = self.attempt(&upstream, &parts, body, &held).await;
             self.awaited = None;
             if let Some(seen) = ended.seen() {
@@ -270,11 +264,6 @@ impl Exchange<'_> {
             hop.slab.count(Counter::Replayed);
             (replays, before) = (replays + 1, Some(ended));
         }
-    }
-
-    /// Whether nothing is left of the caller's time: the endpoint would work for nobody.
-    fn is_too_late(&self) -> bool {
-        self.timeout.is_some_and(|timeout| self.began.elapsed() >= timeout)
     }
 
     /// Whether an endpoint understands how a tunnel is asked for.
@@ -343,11 +332,8 @@ impl Exchange<'_> {
         if let Some(protocol) = parts.extensions.get::<Protocol>() {
             request.extensions_mut().insert(protocol.clone());
         }
-        if let Some(timeout) = self.timeout {
-            let left = grpc::timeout_value(timeout.saturating_sub(self.began.elapsed()));
-            if let Ok(value) = HeaderValue::try_from(left) {
-                request.headers_mut().insert(GRPC_TIMEOUT, value);
-            }
+        if let Some(time) = self.time {
+            time.tell(request.headers_mut());
         }
         request
     }
@@ -463,25 +449,6 @@ impl Exchange<'_> {
         }
         reply::send(&mut self.respond, reply, To { is_grpc: self.asked.is_grpc, is_head: self.asked.is_head });
         reply.counter
-    }
-
-    /// The caller's time is over; the endpoint's stream was reset when the exchange was dropped.
-    fn too_late(&mut self) {
-        if let Some(who) = self.awaited.take() {
-            who.report(&self.connection.hop, Seen::Late);
-        }
-        let counter = if let Some(down) = &mut self.down {
-            // A reset is not what every library takes for it: grpc-js says that somebody has cancelled the call.
-            let trailers = reply::trailers(&Reply::deadline_exceeded());
-            if !self.has_status || down.send_trailers(trailers).is_err() {
-                self.respond.send_reset(Reason::CANCEL);
-            }
-            self.connection.hop.slab.count(Counter::of_grpc(grpc::code::DEADLINE_EXCEEDED));
-            Counter::DeadlineExceeded
-        } else {
-            self.reply(&Reply::deadline_exceeded())
-        };
-        self.connection.hop.slab.count(counter);
     }
 }
 

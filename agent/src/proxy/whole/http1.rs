@@ -33,13 +33,12 @@ pub(super) async fn ask(
     whole: &Whole,
 ) -> Result<Answer, Missed> {
     let limits = Limits::of(cluster);
-    let message = whole.message.as_deref().unwrap_or_default();
     let mut fresh = false;
     loop {
         let mut upstream = hop.reach(cluster, &mut tried, fresh).await.map_err(Missed::Unreached)?;
         upstream.stream.reader.arm_on_demand(&hop.buffers, MEDIUM);
         let sent_before = upstream.stream.writer.taken();
-        let buf = Buf::of(message);
+        let buf = Buf::of(&whole.message());
         let range = buf.range();
         hop.slab.count_bytes(Count::UpstreamSent, range.len());
         upstream.stream.writer.submit(buf, range);

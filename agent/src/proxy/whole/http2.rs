@@ -7,7 +7,7 @@ use h2::{RecvStream, SendStream, client::ResponseFuture};
 use http::{Request, Response};
 
 use super::{
-    Answer, Body, GRPC_TIMEOUT, Missed, Whole,
+    Answer, Body, Missed, Whole,
     body::{Broken, Piece},
     within,
 };
@@ -107,10 +107,7 @@ fn head(whole: &Whole) -> Request<()> {
     *request.method_mut() = whole.parts.method.clone();
     *request.uri_mut() = whole.parts.uri.clone();
     *request.version_mut() = http::Version::HTTP_2;
-    *request.headers_mut() = whole.parts.headers.clone();
-    if let Some(value) = whole.timeout_value() {
-        request.headers_mut().insert(GRPC_TIMEOUT, value);
-    }
+    *request.headers_mut() = whole.headers();
     request
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{FALLBACKS, SWITCHES, canary, matching, mirror};
+use super::{FALLBACKS, SWITCHES, canary, deadline, matching, mirror};
 use crate::config::route::{Action, Fallback, HeaderChanges, PathChange, Redirect, Rewrite, Route, Target, Template};
 
 /// As it would be written.
@@ -41,6 +41,7 @@ pub fn show(route: &Route) -> Value {
             shown.insert("respond".into(), json!({ "status": respond.status, "body": body(&respond.body) }));
         }
     }
+    shown.append(&mut deadline::show(route.timing.as_ref()));
     for (key, changes) in [("request_headers", &route.request_headers), ("response_headers", &route.response_headers)] {
         if !changes.is_empty() {
             shown.insert(key.into(), header_changes(changes));

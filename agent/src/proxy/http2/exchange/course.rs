@@ -33,7 +33,7 @@ pub(super) fn course(connection: &Connection, parts: &mut Parts) -> Course {
     }
 }
 
-/// What the service's limits say; who gave a time waits no longer than that.
+/// What the service's limits say; nobody waits longer than its time.
 pub(super) fn admitted(
     connection: &Connection,
     cluster: &Cluster,

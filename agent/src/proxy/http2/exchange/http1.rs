@@ -4,9 +4,9 @@ use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
-use http::{HeaderValue, request::Parts};
+use http::request::Parts;
 
-use super::{Exchange, GRPC_TIMEOUT};
+use super::Exchange;
 use crate::{
     cluster::Seen,
     decode::{
@@ -114,7 +114,7 @@ impl Exchange<'_> {
             }
             let sent_before = upstream.stream.writer.taken();
             let outgoing = Outgoing { head: &head, style, begun: &begun };
-            self.awaited = self.timeout.map(|_| upstream.who().clone());
+            self.awaited = self.time.map(|_| upstream.who().clone());
             let ended = self.attempt_http1(&mut upstream, outgoing, body, &limits).await;
             self.awaited = None;
             if let Some(seen) = ended.seen() {
@@ -156,11 +156,8 @@ impl Exchange<'_> {
 
     /// The endpoint is told what is left of the caller's time.
     fn shrink_timeout(&self, parts: &mut Parts) {
-        if let Some(timeout) = self.timeout {
-            let left = grpc::timeout_value(timeout.saturating_sub(self.began.elapsed()));
-            if let Ok(value) = HeaderValue::try_from(left) {
-                parts.headers.insert(GRPC_TIMEOUT, value);
-            }
+        if let Some(time) = self.time {
+            time.tell(&mut parts.headers);
         }
     }
 

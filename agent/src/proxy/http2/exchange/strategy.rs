@@ -67,13 +67,12 @@ impl Exchange<'_> {
         let (source, is_secure) = (self.connection.source, self.connection.is_secure);
         let hop = &self.connection.hop;
         let tried = Tried::for_request(hop, &cluster, source, || route::Request::of_parts(&parts, is_secure, source));
-        let until = self.timeout.map(|timeout| (self.began + timeout).into());
         let mut trailers = body.end.clone().unwrap_or_default();
         if http2::trailers(&mut trailers).is_err() {
             return self.ended(Ended::RequestBroken(Reason::PROTOCOL_ERROR.into()));
         }
         let request = ((parts, self.asked), (body.bytes(), trailers));
-        let whole = match Whole::new(request.0, request.1, (&cluster, HttpVersion::Http2), until) {
+        let whole = match Whole::new(request.0, request.1, (&cluster, HttpVersion::Http2), self.time) {
             Ok(whole) => whole,
             Err(bad) => return self.reply(&Reply::refused(bad)),
         };

@@ -1,0 +1,26 @@
+//! What the messages of a service may take.
+
+use std::time::Duration;
+
+use crate::proxy::Cluster;
+
+/// What a message may take.
+pub struct Limits {
+    pub head_bytes: usize,
+    pub head_fields: usize,
+    pub response: Option<Duration>,
+    pub stall: Option<Duration>,
+}
+
+impl Limits {
+    /// Of a service.
+    pub fn of(cluster: &Cluster) -> Self {
+        let http = &cluster.service.config.http;
+        Self {
+            head_bytes: http.head_bytes_max,
+            head_fields: http.head_fields_max,
+            response: http.response_timeout,
+            stall: http.stall_timeout,
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! A request of HTTP/1 whose time is limited.
+
+use std::time::Instant;
+
+use super::{Connection, Next, reply::Reply, take_back};
+use crate::{
+    cluster::Seen,
+    config::deadline::Timing,
+    decode::{
+        grpc,
+        http1::{Method, RequestHead},
+    },
+    proxy::{
+        reach::Upstream,
+        timing::{Clock, Time},
+    },
+    ring::Buf,
+    route::Request,
+};
+
+impl Connection<'_> {
+    /// Sets the clock of a request, if its route or its service says so; who comes when its time is over is told at once.
+    pub(super) fn set_clock(
+        &mut self,
+        of_route: Option<Timing>,
+        (buf, head): (&Buf, &RequestHead),
+        began: Instant,
+    ) -> Result<(), Reply> {
+        let of_service = self.cluster.service.config.timing;
+        let Some(timing) = of_route.map(|timing| timing.or(of_service)).or(of_service) else { return Ok(()) };
+        if head.websocket || head.method == Method::Connect {
+            return Ok(());
+        }
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
+        let is_grpc = request.header("content-type").is_some_and(grpc::is_grpc);
+        let Some(time) = Time::of(timing, is_grpc, &request, began) else { return Ok(()) };
+        self.clock = Clock::of(time);
+        if time.is_over() { Err(Reply::deadline_exceeded()) } else { Ok(()) }
+    }
+
+    /// Writes what is left of its time into a request's head.
+    pub(super) fn tell_time(&self, buf: &Buf, head: &mut RequestHead) {
+        if let Some(time) = self.clock.time() {
+            let lines = &buf.bytes()[..head.bytes];
+            head.edits.replace_fields(lines, |name| time.replaces(name), &time.lines());
+        }
+    }
+
+    /// Its client waits for no response any more: it has left, or its time is over, which it is told.
+    pub(super) async fn waits_no_more(&mut self, mut upstream: Upstream, head: &RequestHead) -> Next {
+        if !self.clock.is_over() {
+            return self.left();
+        }
+        upstream.who().report(self.hop, Seen::Late);
+        let buf = take_back(&mut upstream.stream, &mut self.pending).await;
+        self.reply(Reply::deadline_exceeded(), head, buf).await
+    }
+}
