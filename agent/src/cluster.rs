@@ -51,7 +51,7 @@ use crate::config;
 /// All services at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Counts reloads that took effect, from 1.
+    /// Counts the configurations that took effect, from 1, those of the agents before this one among them.
     pub generation: u64,
     /// In the order of the configuration.
     pub services: Vec<Arc<Service>>,
@@ -152,9 +152,9 @@ impl Service {
 }
 
 impl Snapshot {
-    /// No service yet, and ids to be taken over by the first snapshot with some.
-    pub fn adopting(adopted: Adopted) -> Snapshot {
-        Snapshot { next_service_id: adopted.next_service_id(), adopted, ..Snapshot::default() }
+    /// No service yet, and ids to be taken over by the first snapshot with some. `generation` was the last of the agent before this one.
+    pub fn adopting(adopted: Adopted, generation: u64) -> Snapshot {
+        Snapshot { generation, next_service_id: adopted.next_service_id(), adopted, ..Snapshot::default() }
     }
 
     /// Builds the snapshot that follows `previous`, taking over ids and state by service name and endpoint address. Endpoints that were

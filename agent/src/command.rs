@@ -1,11 +1,15 @@
 //! What a person at a terminal asks of Sockway: one file for each command. Each prints its answer, or gives the failure with its exit code.
 
+pub mod agent;
+pub mod audit;
 pub mod check;
 pub mod detach;
 pub mod doctor;
 pub mod explain;
 pub mod flows;
+pub mod rollback;
 pub mod run;
+pub mod set;
 pub mod status;
 
 use std::{
@@ -28,6 +32,8 @@ pub const UNAVAILABLE: u8 = 69;
 pub const BUG: u8 = 70;
 /// A system call failed (`EX_OSERR`).
 pub const OS_ERROR: u8 = 71;
+/// What is asked for is not allowed (`EX_NOPERM`).
+pub const NO_PERMISSION: u8 = 77;
 
 /// A command that did not succeed.
 #[derive(Debug, thiserror::Error)]

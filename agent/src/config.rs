@@ -1,5 +1,6 @@
 //! What the configuration means: checked, complete, every default filled in. What a person wrote is in [`mod@file`].
 
+pub mod admin;
 pub mod canary;
 pub mod capture;
 pub mod deadline;
@@ -22,6 +23,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use sockway_common::flow;
 
 pub use self::{
+    admin::{Admin, Audit},
     capture::{Capture, CaptureRule, Except, NamespaceRules},
     deadline::Timing,
     file::ConfigError,
@@ -47,8 +49,10 @@ pub struct Config {
     pub workers: usize,
     /// How long a draining agent waits for connections to finish.
     pub drain_timeout: Duration,
-    /// Address of the admin endpoint; port 0 takes any free one.
-    pub admin_address: SocketAddr,
+    /// Who may ask the agent, and who may change it.
+    pub admin: Admin,
+    /// Where changes are written down.
+    pub audit: Audit,
     /// Whether the kernel keeps the hooks' run times, which costs every run of every program of the host two readings of the clock.
     pub hook_stats: bool,
     /// How many entries have room in the kernel half's tables.

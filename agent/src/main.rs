@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use sockway::command::{self, Failure, Which, check, detach, doctor, explain, flows, run, status};
+use sockway::command::{
+    self, Failure, Which, audit, check, detach, doctor, explain, flows, rollback, run, set, status,
+};
 use tracing_subscriber::EnvFilter;
 
 /// Transparent proxy agent: captures the connections of unmodified programs, balances them in the kernel or through io_uring.
@@ -41,6 +43,15 @@ enum Command {
     Flows(flows::Args),
     /// Say which way a connection would take now, and why
     Explain(explain::Args),
+    /// Change one key of a service, an endpoint or a request limit while the agent runs
+    Set(set::Set),
+    /// Leave an endpoint out for a while
+    Eject(set::Eject),
+    /// Go back to what a generation of the configuration said
+    Rollback(rollback::Rollback),
+    /// Say what was changed, when and by whom
+    #[command(visible_alias = "history")]
+    Audit(audit::Audit),
     /// Take away what outlives an agent: every connection goes on as plain TCP
     Detach(Which),
 }
@@ -62,6 +73,10 @@ fn main() -> ExitCode {
         Command::Status(status) => status::run(&status),
         Command::Flows(flows) => flows::run(&flows),
         Command::Explain(explain) => explain::run(&explain),
+        Command::Set(set) => set::run(&set),
+        Command::Eject(eject) => set::eject(&eject),
+        Command::Rollback(rollback) => rollback::run(&rollback),
+        Command::Audit(audit) => audit::run(&audit),
         Command::Detach(which) => detach::run(&which),
     };
     done.map_or_else(fail, ExitCode::from)

@@ -4,9 +4,12 @@
 //! Is never on the path of a connection. What it knows of traffic it reads from counters.
 
 pub mod admin;
+pub mod bars;
 pub mod canary;
+pub mod change;
 pub mod drain;
 mod error;
+pub mod history;
 mod observe;
 pub mod outlier;
 pub mod probe;
@@ -23,7 +26,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
@@ -33,20 +36,20 @@ use tokio::sync::mpsc;
 pub use self::error::NodeError;
 use self::{
     admin::Question,
+    history::{History, What},
     pulse::Pulse,
-    reload::{Read, Reloader},
+    reload::Reloader,
     retire::{Retired, Retirer},
     runfile::{Runfile, Running},
     senses::{News, Senses},
-    warm::Warmer,
     worker::{Listening, Worker, WorkerEvent, WorkerShared},
 };
 use crate::{
     balance,
     cluster::{Service, Snapshot},
-    config::{Capture, Config, Mode},
+    config::{Config, Mode, file},
     health::{Change, outlier::Found},
-    kernel::{self, Changes, Event, Inlets, Kernel, KernelError, Look, Namespaces, Opened},
+    kernel::{self, Changes, Event, Inlets, Kernel, Look, Namespaces, Opened},
     record::Slab,
 };
 
@@ -89,10 +92,11 @@ pub fn run(start: Start) -> Result<Ended, NodeError> {
 async fn live(start: Start) -> Result<Ended, NodeError> {
     let config = Arc::new(in_zone(start.config, start.zone.as_deref()));
     let mut runfile = Runfile::take(Path::new(runfile::DIRECTORY), &config.instance)?;
-    let address = config.admin_address;
-    let (admin, questions) = admin::open(address).await.map_err(|source| NodeError::Admin { address, source })?;
-    let (mut node, mut senses) = Node::open(config, start.source, start.zone, questions)?;
-    runfile.write(&Running { pid: std::process::id(), admin })?;
+    let history = History::open(config.audit.path_of(&config.instance), config.audit.bytes_max);
+    let (doors, questions) = admin::open(&config, history.reader()).await?;
+    let (mut node, mut senses) = Node::open(config, start.source, start.zone, questions, history)?;
+    let admin = doors.address;
+    runfile.write(&Running { pid: std::process::id(), admin, socket: doors.socket().to_owned() })?;
     node.say_ready(admin);
     let signal = loop {
         match senses.next().await {
@@ -105,6 +109,7 @@ async fn live(start: Start) -> Result<Ended, NodeError> {
         let pins = kernel::detach(&node.config.capture, &node.config.instance)?;
         tracing::info!(pins, "kernel half taken away");
     }
+    node.history.close().await;
     Ok(ended)
 }
 
@@ -122,6 +127,9 @@ pub struct Node {
     /// None while the agent does not take connections.
     pulse: Option<Pulse>,
     not_ready: Option<String>,
+    history: History,
+    /// Whether something else is in effect than the file says.
+    differs_from_file: bool,
 }
 
 impl Node {
@@ -130,6 +138,7 @@ impl Node {
         source: Option<(PathBuf, String)>,
         zone: Option<String>,
         questions: mpsc::Receiver<Question>,
+        history: History,
     ) -> Result<(Self, Senses), NodeError> {
         let mut kernel = Kernel::open(&config)?;
         let (Some(events), Some(namespaces), Some(inlets)) =
@@ -138,20 +147,35 @@ impl Node {
             unreachable!("a kernel half that was just opened has them all");
         };
         let tree = kernel.tree_news()?;
-        let snapshot = Arc::new(Snapshot::build(&config, &Snapshot::adopting(kernel.adopted())));
+        let snapshot =
+            Arc::new(Snapshot::build(&config, &Snapshot::adopting(kernel.adopted(), history.reader().ledger().last())));
         share_out(&snapshot);
         let current = Arc::new(ArcSwap::from(Arc::clone(&snapshot)));
         let (tell, hear) = mpsc::unbounded_channel();
         let slabs: Vec<Arc<Slab>> = (0..config.workers).map(|_| Arc::default()).collect();
         let workers = spawn_workers(&slabs, &kernel, &current, &tell)?;
-        let reloader = source.map(|(path, text)| Reloader::new(path, text, Arc::clone(&config)));
+        let text: Arc<str> = source.as_ref().map_or(file::DEFAULT, |(_, text)| text).into();
+        let reloader = source.map(|(path, _)| Reloader::new(path, Arc::clone(&text), Arc::clone(&config)));
+        let by = reloader.as_ref().map_or_else(|| file::DEFAULT_NAME.to_owned(), Reloader::name);
         let failed = |source| NodeError::System { what: "listening to signals and events", source };
         let (events, tree) = (events.listen().map_err(failed)?, tree.listen().map_err(failed)?);
         let retirer = Retirer::new(kernel.sockets().map_err(failed)?);
         let senses = Senses::new(hear, events, tree, questions, reloader, retirer, &snapshot).map_err(failed)?;
-        let (snapshot_now, not_ready, pulse) = (current, None, None);
-        let mut node =
-            Self { config, zone, kernel, namespaces, inlets, snapshot: snapshot_now, workers, slabs, pulse, not_ready };
+        let started = What::Configured { old: None, new: Arc::clone(&config), text };
+        let mut node = Self {
+            config,
+            zone,
+            kernel,
+            namespaces,
+            inlets,
+            snapshot: current,
+            workers,
+            slabs,
+            pulse: None,
+            not_ready: None,
+            history,
+            differs_from_file: false,
+        };
         if let Some(log) = node.kernel.take_log() {
             tokio::spawn(log.forward());
         }
@@ -167,6 +191,7 @@ impl Node {
         node.inlets.follow(&node.config.inbound)?;
         // Whoever hears that the agent is ready finds connections that come in steered.
         node.scan();
+        node.record("start", by, None, started, None);
         kernel::give_memory_back();
         Ok((node, senses))
     }
@@ -210,7 +235,14 @@ impl Node {
             News::Retired(Retired::Dead(dead)) => self.end(&dead),
             News::Retired(Retired::Gone) => self.forget_gone(),
             News::Read(read) => self.reload(read, senses),
-            News::Asked(question) => self.answer(question, senses),
+            News::Asked(Question::See(see)) => self.answer(see, senses),
+            News::Asked(Question::Change(proposal)) => self.propose(*proposal, senses),
+            News::Unbarred(endpoints) => {
+                for (service, endpoint) in endpoints {
+                    tracing::info!(service, %endpoint, "ejection by hand is over");
+                }
+                self.apply_current();
+            }
             News::Stop(_) => {}
         }
         Ok(())
@@ -336,103 +368,6 @@ impl Node {
     fn forget_gone(&mut self) {
         self.snapshot.store(Arc::new(self.snapshot.load().without_gone()));
         self.apply_current();
-    }
-
-    fn reload(&mut self, read: Read, senses: &mut Senses) {
-        let Some(reloader) = &mut senses.reloader else { return };
-        match read {
-            Read::Same => reloader.unchanged(),
-            Read::Bad(error) => reloader.refused(&error),
-            Read::New(config) => match self.apply_timed(*config, &mut senses.warmer) {
-                Ok((snapshot, took)) => {
-                    reloader.applied(&self.config, took);
-                    tracing::info!(
-                        generation = snapshot.generation,
-                        services = snapshot.services.len(),
-                        "configuration applied"
-                    );
-                    self.kernel.tell_lacking(&self.config);
-                    senses.prober.follow(&snapshot);
-                    if senses.outliers.follow(&snapshot, Instant::now()) {
-                        self.apply_current();
-                    }
-                    senses.canaries.follow(&snapshot, Instant::now());
-                    senses.retirer.follow(&snapshot, Instant::now());
-                    kernel::give_memory_back();
-                }
-                Err(error) => reloader.refused(&error),
-            },
-        }
-    }
-
-    fn apply_timed(&mut self, config: Config, warmer: &mut Warmer) -> Result<(Arc<Snapshot>, Duration), KernelError> {
-        let started = Instant::now();
-        self.apply(in_zone(config, self.zone.as_deref()), warmer).map(|snapshot| (snapshot, started.elapsed()))
-    }
-
-    /// The whole of a new configuration, or nothing of it.
-    fn apply(&mut self, config: Config, warmer: &mut Warmer) -> Result<Arc<Snapshot>, KernelError> {
-        let (mut config, kept) = reload::keep_fixed(&self.config, config);
-        for key in kept {
-            tracing::warn!(key, "cannot change while the agent runs: the old value stays until a restart");
-        }
-        let old = self.snapshot.load_full();
-        let new = Arc::new(Snapshot::build(&config, &old));
-        for (said, service) in config.services.iter_mut().zip(&new.services) {
-            if !Arc::ptr_eq(said, &service.config) {
-                *said = Arc::clone(&service.config);
-            }
-        }
-        self.inlets.follow(&config.inbound)?;
-        if let Err(error) = self.capture(&config.capture) {
-            self.steer_as_before();
-            return Err(error);
-        }
-        warmer.follow(&old, &new, Instant::now());
-        share_out(&new);
-        // The workers first: what the kernel half hands over, they must know.
-        self.snapshot.store(Arc::clone(&new));
-        if let Err(error) = self.kernel.apply(&new) {
-            self.snapshot.store(Arc::clone(&old));
-            warmer.follow(&new, &old, Instant::now());
-            self.capture_as_before();
-            self.steer_as_before();
-            self.apply_current();
-            return Err(error);
-        }
-        self.kernel.measure_hooks(config.hook_stats);
-        self.namespaces.follow_services(&new);
-        let before = std::mem::replace(&mut self.config, Arc::new(config));
-        if (&before.capture, &before.inbound) != (&self.config.capture, &self.config.inbound) {
-            // Namespaces that are captured now are served, and others no longer.
-            self.scan();
-        }
-        Ok(new)
-    }
-
-    fn steer_as_before(&mut self) {
-        if let Err(error) = self.inlets.follow(&self.config.inbound) {
-            tracing::error!(%error, "the inbound rules before are not whole again");
-        }
-    }
-
-    /// Captures by other rules, or by those before if these cannot be.
-    fn capture(&mut self, capture: &Capture) -> Result<(), KernelError> {
-        if *capture == self.config.capture {
-            return Ok(());
-        }
-        let captured = self.kernel.capture(capture, &mut self.namespaces);
-        if captured.is_err() {
-            self.capture_as_before();
-        }
-        captured
-    }
-
-    fn capture_as_before(&mut self) {
-        let before = Arc::clone(&self.config);
-        if let Err(error) = self.kernel.capture(&before.capture, &mut self.namespaces) {
-            tracing::error!(%error, "the capture rules before are not whole again");
-        }
     }
 
     fn say_ready(&self, admin: SocketAddr) {

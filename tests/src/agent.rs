@@ -3,8 +3,9 @@
 use std::{
     env,
     fs::{self, File},
-    io::{self, Read},
+    io::{self, BufReader, Read},
     net::SocketAddr,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
     time::Duration,
@@ -177,6 +178,19 @@ impl Agent {
             .unwrap_or_else(|error| panic!("admin {path}: {error}\n{}", self.log()))
     }
 
+    /// A request by its Unix socket, with a body of JSON or none.
+    #[track_caller]
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let socket = run_file(&self.instance).with_extension("sock");
+        let ask = || {
+            let mut stream = UnixStream::connect(&socket)?;
+            stream.set_read_timeout(Some(wait::soon()))?;
+            answer::write_request(&mut stream, method, path, body.as_bytes())?;
+            answer::read_answer(&mut BufReader::new(stream), method)
+        };
+        ask().unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
+    }
+
     /// Where its admin endpoint listens.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin
@@ -276,6 +290,7 @@ impl Drop for Agent {
         if !output.as_ref().is_ok_and(|output| output.status.success()) {
             eprintln!("sockway detach --instance {}: {output:?}", self.instance);
         }
+        let _ = fs::remove_dir_all(Path::new("/var/lib/sockway").join(&self.instance));
     }
 }
 

@@ -36,7 +36,7 @@ impl Endpoint {
 /// What is known of one endpoint, node-wide.
 #[derive(Debug, Default)]
 pub struct EndpointState {
-    /// [`DOWN`] and [`EJECTED`]: verdicts of two judges, neither of whom undoes the other's.
+    /// [`DOWN`], [`EJECTED`] and [`BARRED`]: verdicts of three judges, none of whom undoes another's.
     verdicts: AtomicU8,
     /// Requests (HTTP) or connections (TCP) in flight through the agent.
     pub active: AtomicU32,
@@ -62,6 +62,8 @@ pub struct EndpointState {
 const DOWN: u8 = 1;
 /// Set when it did worse than it should; cleared when its time is over.
 const EJECTED: u8 = 2;
+/// Set when somebody wants it left out; cleared when the time is over, or somebody wants it back.
+const BARRED: u8 = 4;
 
 /// How fast an endpoint answers, as [`config::Balance::PeakEwma`] knows it.
 #[derive(Debug, Default)]
@@ -134,6 +136,16 @@ impl EndpointState {
     /// Whether it is left out for what became of its requests.
     pub fn is_ejected(&self) -> bool {
         self.verdicts.load(Ordering::Relaxed) & EJECTED != 0
+    }
+
+    /// Whether somebody wants it left out.
+    pub fn is_barred(&self) -> bool {
+        self.verdicts.load(Ordering::Relaxed) & BARRED != 0
+    }
+
+    /// Sets whether somebody wants it left out. Whether that is news.
+    pub fn set_barred(&self, barred: bool) -> bool {
+        self.set_verdict(BARRED, barred)
     }
 
     /// Sets whether it failed. Whether that is news.

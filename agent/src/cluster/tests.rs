@@ -32,7 +32,7 @@ fn ids_of_an_earlier_agent_are_taken_over_and_given_to_nobody_else() {
     let at = |text: &str| -> SocketAddr { text.parse().expect("an address") };
     let services = [((at("10.0.0.1:80"), TCP), 7), ((at("10.0.0.9:80"), TCP), 11)];
     let endpoints = [(7, 3, at("10.0.1.2:80")), (7, 5, at("10.0.1.9:80")), (12, 0, at("10.0.1.1:80"))];
-    let adopting = Snapshot::adopting(Adopted::new(services, endpoints));
+    let adopting = Snapshot::adopting(Adopted::new(services, endpoints), 0);
     let first = snapshot(&[("a", 1, &[1, 2]), ("b", 2, &[1])], &adopting);
     assert_eq!(first.services.iter().map(|service| service.id).collect::<Vec<u32>>(), [7, 13]);
     assert_eq!(first.services[0].endpoints.iter().map(|found| found.id).collect::<Vec<u32>>(), [6, 3]);

@@ -10,7 +10,7 @@ use crate::{
     balance,
     cluster::{self, Snapshot},
     config::{
-        Capture, Config, Endpoint, Mode, Protocol, Service, Shortcut, file,
+        Admin, Capture, Config, Endpoint, Mode, Protocol, Service, Shortcut, file,
         policy::{Over, Source, Take},
     },
     node::runfile,
@@ -53,12 +53,20 @@ fn describe(config: &Config, path: &Path) -> String {
     let _ = write!(
         text,
         "instance  {instance}\n  pins      {}/sockway/{instance}\n  cgroup    /sockway-agent-{instance}\n  run-time  {}/{instance}.json\n\
-         workers   {}\ndrain     up to {:?}\nadmin     http://{}\ncgroup v2 {mount}\n\n",
+         workers   {}\ndrain     up to {:?}\nadmin     http://{}{}\nsocket    {}\naudit     {}\ncgroup v2 {mount}\n\n",
         config.capture.bpffs.display(),
         runfile::DIRECTORY,
         config.workers,
         config.drain_timeout,
-        config.admin_address,
+        config.admin.address,
+        open_to_others(&config.admin),
+        config
+            .admin
+            .socket
+            .clone()
+            .unwrap_or_else(|| runfile::socket(Path::new(runfile::DIRECTORY), instance))
+            .display(),
+        config.audit.path_of(instance).display(),
     );
     describe_capture(&mut text, &config.capture);
     let _ = writeln!(text, "\nservices  {}", config.services.len());
@@ -73,6 +81,17 @@ fn describe(config: &Config, path: &Path) -> String {
         }
     }
     text
+}
+
+/// What a person should know whose agent others can ask.
+fn open_to_others(admin: &Admin) -> &'static str {
+    match (admin.address.ip().is_loopback(), admin.has_tokens()) {
+        (true, _) => "",
+        (false, true) => " (WARNING: others can read it, and change things by a token that is sent in the clear)",
+        (false, false) => {
+            " (WARNING: others can read it; nobody can change anything but by the socket: there is no token)"
+        }
+    }
 }
 
 fn describe_capture(text: &mut String, capture: &Capture) {
@@ -282,6 +301,23 @@ services:
     }
 
     #[test]
+    fn an_admin_address_that_others_have_a_way_to_is_warned_of() {
+        for (admin, warning) in [
+            ("{address: '127.0.0.2:9901'}", None),
+            ("{address: '[::1]:9901'}", None),
+            ("{address: '0.0.0.0:9901'}", Some("there is no token")),
+            ("{address: '0.0.0.0:9901', token_file: /t}", Some("sent in the clear")),
+        ] {
+            let told = describe(&file::parse(&format!("admin: {admin}"), "F").expect("a good file"), Path::new("F"));
+            let line = told.lines().find(|line| line.starts_with("admin ")).expect("a line");
+            match warning {
+                Some(warning) => assert!(line.contains("WARNING") && line.contains(warning), "{line}"),
+                None => assert!(!line.contains("WARNING"), "{line}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_file_is_told_in_words() {
         let text = "services: [{name: a, address: 10.0.0.1:80, protocol: http, shortcut: off, \
                     endpoints: [{address: 10.0.0.2:80, weight: 2}, 10.0.0.3:80]}]";
@@ -289,6 +325,7 @@ services:
         for part in [
             "F: good\n",
             "pins      /sys/fs/bpf/sockway/default\n",
+            "admin     http://127.0.0.1:9901\nsocket    /run/sockway/default.sock\naudit     /var/lib/sockway/default/audit.jsonl\n",
             "captures  programs in cgroup / and below; shortcut if this kernel passes the self-test\n",
             "services  1\n",
             "a at 10.0.0.1:80, http: through the agent",

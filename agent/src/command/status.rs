@@ -95,6 +95,8 @@ struct Answer {
     workers: usize,
     generation: u64,
     last_reload_refused: bool,
+    #[serde(default)]
+    differs_from_file: bool,
     namespaces: usize,
     connections: usize,
     connects: Connects,
@@ -144,6 +146,20 @@ struct Service {
     protocol: String,
     mode: String,
     endpoints: Vec<Endpoint>,
+    #[serde(default)]
+    request_limits: Vec<Limit>,
+}
+
+/// A request limit, and what it decided.
+#[derive(Debug, Deserialize)]
+struct Limit {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    limit: Value,
+    passed: u64,
+    waited: u64,
+    refused: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -155,6 +171,8 @@ struct Endpoint {
     state: String,
     up: bool,
     ejected: bool,
+    #[serde(default)]
+    ejected_by_hand: bool,
     warm_percent: u32,
     active: u64,
     total: u64,
@@ -173,13 +191,14 @@ fn tell(answer: &Answer) -> String {
     let ready = answer.not_ready_reason.as_ref().map_or("ready".to_owned(), |reason| format!("not ready: {reason}"));
     let refused =
         if answer.last_reload_refused { "; the last change of the file was REFUSED, see the log" } else { "" };
+    let differs = if answer.differs_from_file { "; the file says otherwise (`sockway audit` tells)" } else { "" };
     let zone = answer.zone.as_ref().map_or(String::new(), |zone| format!(", zone {zone}"));
     let Answer { connects, shortcut, .. } = answer;
     let mut text = String::new();
     let _ = write!(
         text,
         "instance     {}, version {}, process {}: {ready}\n\
-         config       generation {}{zone}{refused}\n\
+         config       generation {}{zone}{refused}{differs}\n\
          serving      {} connections, {} workers, {} network namespaces\n\
          connects     {} balanced in the kernel, {} handed to the agent, {} balanced because the agent was not there\n\
          shortcut     {} pairs, {} bytes, {} fallbacks\n{}\n",
@@ -204,6 +223,12 @@ fn tell(answer: &Answer) -> String {
     rows.extend(answer.services.iter().flat_map(service_rows));
     rows.extend(answer.leaving.iter().map(leaving_row));
     text.push_str(&table(&rows));
+    let limits: Vec<Vec<String>> = answer.services.iter().flat_map(limit_rows).collect();
+    if !limits.is_empty() {
+        let heading = ["LIMITED", "NAME", "KIND", "LIMIT", "PASSED", "WAITED", "REFUSED"].map(str::to_owned).to_vec();
+        let rows: Vec<Vec<String>> = [heading].into_iter().chain(limits).collect();
+        let _ = write!(text, "\n{}", table(&rows));
+    }
     if !answer.inbound.is_empty() {
         let heading = ["INBOUND", "PORTS", "PROTOCOL", "ACTIVE", "ACCEPTED", "REFUSED"];
         let heading = heading.into_iter().map(str::to_owned).collect();
@@ -223,6 +248,15 @@ fn lacking(capabilities: &BTreeMap<String, bool>) -> String {
     }
 }
 
+fn limit_rows(service: &Service) -> Vec<Vec<String>> {
+    let row = |limit: &Limit| {
+        let words = [service.name.clone(), limit.name.clone(), limit.kind.clone(), limit.limit.to_string()];
+        let counts = [limit.passed, limit.waited, limit.refused].map(|count| count.to_string());
+        words.into_iter().chain(counts).collect()
+    };
+    service.request_limits.iter().map(row).collect()
+}
+
 fn inbound_row(rule: &Inbound) -> Vec<String> {
     let words = [rule.name.clone(), rule.ports.join(","), rule.protocol.clone()];
     let numbers = [rule.active, rule.accepted, rule.refused];
@@ -238,7 +272,7 @@ fn leaving_row(leaving: &Leaving) -> Vec<String> {
 /// How an endpoint that takes connections does.
 fn state(endpoint: &Endpoint) -> String {
     match (endpoint.up, endpoint.warm_percent) {
-        (false, _) if endpoint.ejected => "EJECTED".to_owned(),
+        (false, _) if endpoint.ejected || endpoint.ejected_by_hand => "EJECTED".to_owned(),
         (false, _) => "DOWN".to_owned(),
         (true, 100) => "up".to_owned(),
         (true, percent) => format!("warms {percent}%"),
@@ -280,6 +314,7 @@ mod tests {
     #[test]
     fn what_an_agent_answers_is_printed_as_a_table() {
         let text = "{zone: east, services: [{name: a, address: 10.0.0.1:80, protocol: http, prefer_zone: on, \
+                    request_limits: [{kind: concurrency, limit: 7}], \
                     slow_start: {window_ms: 1000}, endpoints: ['10.0.0.2:80', {address: '10.0.0.3:80', priority: 1}, \
                     {address: '10.0.0.4:80', zone: east, weight: 7}, {address: '10.0.0.5:80', zone: west, state: draining}]}]}";
         let config = file::parse(text, "F").expect("a good file");
@@ -297,6 +332,7 @@ mod tests {
         for row in [
             &["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "ZONE", "PRIORITY", "WEIGHT", "ACTIVE"][..],
             &["a", "10.0.0.1:80", "agent", "http", "10.0.0.2:80", "EJECTED", "-", "0", "1", "0"],
+            &["a", "concurrency", "concurrency", "7", "0", "0", "0"],
             &["10.0.0.3:80", "DOWN", "-", "1", "1", "0"],
             &["10.0.0.4:80", "warms", "45%", "east", "0", "7", "0"],
             &["a", "10.0.0.5:80", "draining", "west", "0", "1", "0"],

@@ -3,6 +3,7 @@
 //! `tree` reads YAML into values that know their place, `section` takes them apart by known keys, this file, `capture` and `service` say
 //! what each key means, `conflicts` looks at what does not go together, and `show` writes a configuration in the file's own shape.
 
+mod admin;
 mod capture;
 mod conflicts;
 mod deadline;
@@ -26,12 +27,12 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read},
-    net::SocketAddr,
     path::Path as FilePath,
     time::Duration,
 };
 
 use self::{
+    admin::{admin, audit},
     capture::{capture, default_capture},
     inbound::inbound,
     section::{Field, Path, Problems, Section, shown},
@@ -39,14 +40,15 @@ use self::{
     tree::Node,
 };
 use super::{
-    Balance, Config, HttpVersion, Mode, Protocol, Shortcut,
+    Admin, Audit, Balance, Config, HttpVersion, Mode, Protocol, Shortcut,
     maps::Maps,
     policy::{Over, Source},
 };
 
 pub use self::{
+    request_limit::show as show_limit,
     section::{Position, Problem},
-    show::{balance_word, mode_word, protocol_word, range, shortcut_word, show},
+    show::{balance_word, mode_word, protocol_word, range, shortcut_word, show, show_service},
     strategy::strategy_word,
     tls::{bytes, files},
 };
@@ -169,6 +171,7 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
         "workers",
         "drain_timeout_ms",
         "admin",
+        "audit",
         "hook_stats",
         "maps",
         "capture",
@@ -181,7 +184,8 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
     let workers = section.or("workers", one_per_core, |field, p| field.integer(1..=WORKERS_MAX, p), problems);
     let drain_timeout =
         section.or("drain_timeout_ms", || 10_000, |field, p| field.integer(1..=DRAIN_TIMEOUT_MS_MAX, p), problems);
-    let admin_address = section.or("admin", default_admin, admin, problems);
+    let admin = section.or("admin", Admin::default, admin, problems);
+    let audit = section.or("audit", Audit::default, audit, problems);
     let hook_stats = section.or("hook_stats", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let maps = section.or("maps", Maps::default, maps::maps, problems);
     let capture = section.or("capture", default_capture, capture, problems);
@@ -192,7 +196,8 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
         zone: zone?,
         workers: workers? as usize,
         drain_timeout: milliseconds(drain_timeout?),
-        admin_address: admin_address?,
+        admin: admin?,
+        audit: audit?,
         hook_stats: hook_stats?,
         maps: maps?,
         capture: capture?,
@@ -211,10 +216,6 @@ fn milliseconds(number: u32) -> Duration {
 
 fn one_per_core() -> u32 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32).min(WORKERS_MAX)
-}
-
-fn default_admin() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 9901))
 }
 
 fn instance(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
@@ -247,11 +248,6 @@ fn zone(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
 pub fn is_zone(text: &str) -> bool {
     let fits = (1..=ZONE_CHARS_MAX).contains(&text.len());
     fits && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b))
-}
-
-fn admin(field: &Field<'_>, problems: &mut Problems) -> Option<SocketAddr> {
-    let section = Section::open(field.node, &field.path, &["address"], problems)?;
-    section.or("address", default_admin, |field, p| field.address(true, p), problems)
 }
 
 #[cfg(test)]

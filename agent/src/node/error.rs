@@ -1,6 +1,6 @@
 //! What can go wrong with an agent as a whole.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use super::runfile::RunfileError;
 use crate::kernel::KernelError;
@@ -19,6 +19,14 @@ pub enum NodeError {
     Admin {
         /// The address.
         address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The admin endpoint's Unix socket cannot be made.
+    #[error("admin socket {}: {source}; choose another admin.socket", path.display())]
+    AdminSocket {
+        /// Where it was to be.
+        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -43,6 +51,7 @@ impl NodeError {
             Self::Runfile(RunfileError::Taken { .. }) => 69,
             Self::Runfile(RunfileError::Io { source, .. })
             | Self::Admin { source, .. }
+            | Self::AdminSocket { source, .. }
             | Self::System { source, .. } => {
                 if source.kind() == io::ErrorKind::PermissionDenied {
                     77

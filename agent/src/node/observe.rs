@@ -6,7 +6,7 @@ use sockway_common::counter::Counter;
 
 use super::{
     Node,
-    admin::{Answer, Question},
+    admin::{Answer, See},
     reload::Reloader,
     senses::Senses,
     worker::Worker,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl Node {
-    pub(super) fn answer(&self, question: Question, senses: &Senses) {
+    pub(super) fn answer(&self, question: See, senses: &Senses) {
         let answer: Answer = (self.observe(question.counts, senses), Arc::clone(&self.config));
         let _ = question.reply.send(answer); // who asked may have gone
     }
@@ -31,6 +31,7 @@ impl Node {
             snapshot: self.snapshot.load_full(),
             reloads: senses.reloader.as_ref().map(Reloader::counts).unwrap_or_default(),
             probes: senses.prober.results(),
+            differs_from_file: self.differs_from_file,
             ..Observed::default()
         };
         if counts {

@@ -14,7 +14,7 @@ use std::{
 use tokio::task::JoinHandle;
 
 use crate::{
-    config::{Capture, Config, ConfigError, Service, file},
+    config::{Admin, Capture, Config, ConfigError, Service, file},
     record::observed::Reloads,
 };
 
@@ -37,12 +37,12 @@ pub struct Reloader {
 /// What was read: the text, and what stood in the files that it names.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
-    text: String,
+    text: Arc<str>,
     files: Vec<(PathBuf, Option<Vec<u8>>)>,
 }
 
 impl Seen {
-    fn of(text: String) -> Self {
+    fn of(text: Arc<str>) -> Self {
         let files = file::files(&text).into_iter().map(|path| {
             let bytes = file::bytes(&path).ok();
             (path, bytes)
@@ -54,8 +54,8 @@ impl Seen {
 /// What reading again gave.
 #[derive(Debug)]
 pub enum Read {
-    /// A configuration to apply.
-    New(Box<Config>),
+    /// A configuration to apply, and what says so.
+    New(Box<Config>, Arc<str>),
     /// The text is what it was.
     Same,
     /// The text has mistakes, or there is none.
@@ -64,7 +64,7 @@ pub enum Read {
 
 impl Reloader {
     /// For the file that `text` was read from, and `current` from that.
-    pub fn new(path: PathBuf, text: String, current: Arc<Config>) -> Self {
+    pub fn new(path: PathBuf, text: Arc<str>, current: Arc<Config>) -> Self {
         Self {
             path,
             seen: Some(Arc::new(Seen::of(text))),
@@ -84,7 +84,9 @@ impl Reloader {
     /// Begins to read if something is other than when the agent started: it may have changed before anybody watched.
     pub fn catch_up(&mut self) {
         // A pipe is read once.
-        if self.path.is_file() && file::text(&self.path).ok().map(Seen::of).as_ref() != self.seen.as_deref() {
+        if self.path.is_file()
+            && file::text(&self.path).ok().map(|text| Seen::of(text.into())).as_ref() != self.seen.as_deref()
+        {
             self.begin();
         }
     }
@@ -124,6 +126,21 @@ impl Reloader {
         self.counts.last_refused = false;
     }
 
+    /// Something else took effect, and is now `current`.
+    pub fn follow(&mut self, current: &Arc<Config>) {
+        self.current = Arc::clone(current);
+    }
+
+    /// What the file is called where it is told who changed something.
+    pub fn name(&self) -> String {
+        format!("file {}", self.path.display())
+    }
+
+    /// Whether the file said this when it was read last.
+    pub fn says(&self, text: &str) -> bool {
+        self.seen.as_ref().is_some_and(|seen| &*seen.text == text)
+    }
+
     /// What was read is what was read before.
     pub fn unchanged(&mut self) {
         self.counts.unchanged += 1;
@@ -152,7 +169,7 @@ fn read(path: &Path, before: Option<&Seen>, current: &Config) -> (Option<Seen>, 
         Ok(text) => text,
         Err(error) => return (None, Read::Bad(error)),
     };
-    let seen = Seen::of(text);
+    let seen = Seen::of(text.into());
     if before == Some(&seen) {
         return (Some(seen), Read::Same);
     }
@@ -163,13 +180,13 @@ fn read(path: &Path, before: Option<&Seen>, current: &Config) -> (Option<Seen>, 
     }
     let read = file::parse(&seen.text, &name).map(|mut config| {
         share(&mut config.services, &current.services);
-        Read::New(Box::new(config))
+        Read::New(Box::new(config), Arc::clone(&seen.text))
     });
     (Some(seen), read.unwrap_or_else(Read::Bad))
 }
 
 /// Puts the services in effect in the place of those that say the same under the same name.
-fn share(new: &mut [Arc<Service>], current: &[Arc<Service>]) {
+pub fn share(new: &mut [Arc<Service>], current: &[Arc<Service>]) {
     let by_name: HashMap<&str, &Arc<Service>> =
         current.iter().map(|service| (service.name.as_str(), service)).collect();
     for service in new {
@@ -189,14 +206,17 @@ pub fn keep_fixed(old: &Config, new: Config) -> (Config, Vec<&'static str>) {
     };
     differs("instance", old.instance != new.instance);
     differs("workers", old.workers != new.workers);
-    differs("admin.address", old.admin_address != new.admin_address);
+    differs("admin.address", old.admin.address != new.admin.address);
+    differs("admin.socket", old.admin.socket != new.admin.socket);
+    differs("audit", old.audit != new.audit);
     differs("maps", old.maps != new.maps);
     differs("capture.cgroup_mount", old.capture.cgroup_mount != new.capture.cgroup_mount);
     differs("capture.bpffs", old.capture.bpffs != new.capture.bpffs);
     let config = Config {
         instance: old.instance.clone(),
         workers: old.workers,
-        admin_address: old.admin_address,
+        admin: Admin { address: old.admin.address, socket: old.admin.socket.clone(), ..new.admin },
+        audit: old.audit.clone(),
         capture: Capture {
             cgroup_mount: old.capture.cgroup_mount.clone(),
             bpffs: old.capture.bpffs.clone(),
@@ -223,10 +243,22 @@ mod tests {
     fn what_cannot_change_is_kept_and_named_and_the_rest_applies() {
         let parse = |text| file::parse(text, "F").expect("a good file");
         let old = parse("{instance: a, workers: 1, drain_timeout_ms: 5}");
-        let text = "{instance: b, workers: 2, drain_timeout_ms: 6, admin: {address: '127.0.0.1:1'}, \
+        let text = "{instance: b, workers: 2, drain_timeout_ms: 6, admin: {address: '127.0.0.1:1', socket: /s}, audit: {path: /a}, \
                     maps: {sources: 7}, capture: {bpffs: /b, cgroup_mount: /c, except: {ports: [22]}}}";
         let (config, kept) = keep_fixed(&old, parse(text));
-        assert_eq!(kept, ["instance", "workers", "admin.address", "maps", "capture.cgroup_mount", "capture.bpffs"]);
+        assert_eq!(
+            kept,
+            [
+                "instance",
+                "workers",
+                "admin.address",
+                "admin.socket",
+                "audit",
+                "maps",
+                "capture.cgroup_mount",
+                "capture.bpffs"
+            ]
+        );
         let except = Except { ports: vec![22..=22], ..Except::default() };
         let capture = Capture { except, ..old.capture.clone() };
         assert_eq!(config, Config { drain_timeout: Duration::from_millis(6), capture, ..old.clone() });
@@ -250,10 +282,10 @@ mod tests {
         };
         let before = text(&[(1, 80), (2, 80), (3, 80)]);
         let current = parsed(&before);
-        let mut reloader = Reloader::new(path.clone(), before, Arc::clone(&current));
+        let mut reloader = Reloader::new(path.clone(), before.into(), Arc::clone(&current));
         fs::write(&path, text(&[(3, 80), (2, 81), (1, 80), (4, 80)])).expect("writable");
         reloader.begin();
-        let Read::New(config) = reloader.ended().await else { panic!("a good file") };
+        let Read::New(config, _) = reloader.ended().await else { panic!("a good file") };
         let same = |new: &Arc<Service>| current.services.iter().any(|old| Arc::ptr_eq(old, new));
         assert_eq!(config.services.iter().map(same).collect::<Vec<bool>>(), [true, false, true, false]);
         assert_eq!(*config, *parsed(&fs::read_to_string(&path).expect("readable")));
@@ -269,7 +301,7 @@ mod tests {
         assert!(same.reading.is_none());
         let mut changed = Reloader::new(path, "workers: 2".into(), parsed("workers: 2"));
         changed.catch_up();
-        assert!(matches!(changed.ended().await, Read::New(config) if config.workers == 1));
+        assert!(matches!(changed.ended().await, Read::New(config, _) if config.workers == 1));
     }
 
     #[tokio::test]
@@ -285,7 +317,7 @@ mod tests {
             reloader.begin();
             let read = reloader.ended().await;
             match &read {
-                Read::New(config) => reloader.applied(&Arc::new(Config::clone(config)), Duration::from_millis(7)),
+                Read::New(config, _) => reloader.applied(&Arc::new(Config::clone(config)), Duration::from_millis(7)),
                 Read::Same => reloader.unchanged(),
                 Read::Bad(error) => reloader.refused(error),
             }
@@ -308,7 +340,7 @@ mod tests {
         assert!(matches!(after(Some("\n")).await, (Read::Bad(_), Reloads { refused: 2, .. })));
         assert!(matches!(after(None).await, (Read::Bad(_), Reloads { refused: 3, .. })));
         let (read, counts) = after(Some("workers: 1")).await;
-        assert!(matches!(read, Read::New(config) if config.workers == 1));
+        assert!(matches!(read, Read::New(config, _) if config.workers == 1));
         assert_eq!(counts, Reloads { applied: 1, refused: 3, unchanged: 2, ..Reloads::default() });
     }
 }

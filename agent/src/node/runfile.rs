@@ -22,6 +22,9 @@ pub struct Running {
     pub pid: u32,
     /// Where its admin endpoint answers.
     pub admin: SocketAddr,
+    /// Its Unix socket; earlier agents had none.
+    #[serde(default)]
+    pub socket: PathBuf,
 }
 
 /// Why there is no run-time file.
@@ -119,6 +122,11 @@ pub fn remove_dead(directory: &Path, instance: &str) {
     }
 }
 
+/// Where the admin endpoint's Unix socket is, unless the configuration says otherwise.
+pub fn socket(directory: &Path, instance: &str) -> PathBuf {
+    directory.join(format!("{instance}.sock"))
+}
+
 fn path(directory: &Path, instance: &str) -> PathBuf {
     directory.join(format!("{instance}.json"))
 }
@@ -139,7 +147,7 @@ mod tests {
     use super::*;
 
     fn running() -> Running {
-        Running { pid: 7, admin: SocketAddr::from(([127, 0, 0, 1], 9901)) }
+        Running { pid: 7, admin: SocketAddr::from(([127, 0, 0, 1], 9901)), socket: "/a.sock".into() }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,6 +16,7 @@ use tokio::{
 
 use super::{
     admin::Question,
+    bars::Bars,
     canary::Canaries,
     outlier::{Outliers, Verdict},
     probe::{Changed, Prober},
@@ -62,6 +64,8 @@ pub enum News {
     Retired(Retired),
     /// The configuration was read again.
     Read(Read),
+    /// Endpoints that somebody had left out for a while may be chosen again; with their services' names.
+    Unbarred(Vec<(String, SocketAddr)>),
     /// The admin endpoint asks.
     Asked(Question),
     /// A signal says to end; its number.
@@ -89,6 +93,8 @@ pub struct Senses {
     pub canaries: Canaries,
     /// Gives endpoints that have come their share little by little.
     pub warmer: Warmer,
+    /// Endpoints that somebody wants left out for a while.
+    pub bars: Bars,
     /// Ends what is connected to endpoints that left.
     pub retirer: Retirer,
     /// Reads the configuration again; absent when it came from no file.
@@ -137,6 +143,7 @@ impl Senses {
             outliers,
             canaries,
             warmer: Warmer::default(),
+            bars: Bars::default(),
             retirer,
             reloader,
         })
@@ -158,6 +165,7 @@ impl Senses {
                 verdicts = self.outliers.changed() => return News::Outliers(verdicts),
                 () = self.canaries.turn() => {}
                 () = self.warmer.changed() => return News::Warmer,
+                over = self.bars.changed() => return News::Unbarred(over),
                 retired = self.retirer.changed() => return News::Retired(retired),
                 read = ended(&mut self.reloader) => {
                     self.follow_files();

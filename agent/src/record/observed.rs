@@ -18,7 +18,7 @@ use sockway_common::{
 
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
-    cluster::{CanaryStage, Endpoint, Inbound, Leaving, Reason, RouteState, Service, Snapshot},
+    cluster::{CanaryStage, Endpoint, Inbound, Leaving, LimitState, Reason, RouteState, Service, Snapshot},
     config::{self, Config, Route, file},
     kernel::{Fill, HookTime},
 };
@@ -38,6 +38,8 @@ pub struct Observed {
     pub snapshot: Arc<Snapshot>,
     /// How often the configuration was read again.
     pub reloads: Reloads,
+    /// Whether something else is in effect than the configuration's file says.
+    pub differs_from_file: bool,
     /// How often endpoints were probed.
     pub probes: Probes,
     /// The self-test of the running kernel: name, and whether it passed.
@@ -165,10 +167,7 @@ impl Observed {
 
     /// What `/status` answers and `sockway status` prints.
     pub fn to_json(&self, config: &Config) -> Value {
-        let kernel = KernelSide {
-            stats: self.kernel_stats.iter().copied().collect(),
-            latencies: self.latencies.iter().copied().collect(),
-        };
+        let kernel = self.kernel_side();
         let services: Vec<Value> =
             self.snapshot.services.iter().map(|service| service_json(service, &kernel)).collect();
         let leaving: Vec<Value> = self.snapshot.leaving().map(|leaving| leaving_json(leaving, &kernel)).collect();
@@ -184,6 +183,7 @@ impl Observed {
             "workers": self.workers,
             "generation": self.snapshot.generation,
             "last_reload_refused": self.reloads.last_refused,
+            "differs_from_file": self.differs_from_file,
             "namespaces": self.namespaces,
             "connections": self.connections,
             "connects": {
@@ -206,9 +206,24 @@ impl Observed {
         })
     }
 
-    /// What `/config` answers.
+    fn kernel_side(&self) -> KernelSide {
+        KernelSide {
+            stats: self.kernel_stats.iter().copied().collect(),
+            latencies: self.latencies.iter().copied().collect(),
+        }
+    }
+
+    /// What is told of the service of this name.
+    pub fn service_json(&self, name: &str) -> Option<Value> {
+        self.snapshot.by_name(name).map(|service| service_json(service, &self.kernel_side()))
+    }
+
+    /// What `/config` answers: all but what tokens are known by.
     pub fn config_json(&self, config: &Config) -> Value {
-        json!({ "generation": self.snapshot.generation, "config": file::show(config) })
+        let mut shown = file::show(config);
+        let tokens = shown["admin"]["tokens"].as_array_mut();
+        tokens.into_iter().flatten().for_each(|token| token["sha256"] = json!("(hidden)"));
+        json!({ "generation": self.snapshot.generation, "config": shown })
     }
 }
 
@@ -289,6 +304,7 @@ fn endpoint_json(service: u32, endpoint: &Endpoint, said: &Said<'_>, kernel: &Ke
         "state": state.stage().word(),
         "up": state.usable(),
         "ejected": state.is_ejected(),
+        "ejected_by_hand": state.is_barred(),
         "warm_percent": state.warm_percent(),
         "active": u64::from(state.active.load(Ordering::Relaxed)) + kernel.open(),
         "total": state.total.load(Ordering::Relaxed) + kernel.connects,
@@ -359,6 +375,18 @@ fn canaries_json(service: &Service) -> Option<Vec<Value>> {
     (!canaries.is_empty()).then_some(canaries)
 }
 
+/// What its request limits say, and what they decided.
+fn limits_json(service: &Service) -> Vec<Value> {
+    let limit = |state: &Arc<LimitState>| {
+        let mut shown = file::show_limit(&state.config);
+        for (name, count) in [("passed", &state.passed), ("waited", &state.waited), ("refused", &state.refused)] {
+            shown[name] = json!(count.load(Ordering::Relaxed));
+        }
+        shown
+    };
+    service.request_limits.iter().map(limit).collect()
+}
+
 fn service_json(service: &Service, kernel: &KernelSide) -> Value {
     let stats = |endpoint| kernel.stats(service.id, endpoint);
     let said = said(&service.config);
@@ -371,6 +399,7 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
         "cluster": service.config.strategy.as_ref().map(file::strategy_word),
         "ejections": service.config.outlier.is_some().then(|| ejections_json(service)),
         "canaries": canaries_json(service),
+        "request_limits": limits_json(service),
         "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,
         "endpoints": service.endpoints.iter().map(endpoint_json).collect::<Vec<Value>>(),
     })

@@ -168,7 +168,7 @@ fn kind(word: &str, section: &Section<'_>, problems: &mut Problems) -> Option<Ki
 }
 
 /// As it would be written.
-pub(super) fn show(limit: &RequestLimit) -> Json {
+pub fn show(limit: &RequestLimit) -> Json {
     let milliseconds = |time: Duration| time.as_millis() as u64;
     let mut shown = match limit.kind {
         Kind::TokenBucket { limit, window, burst, fill, starts_empty } => {

@@ -5,8 +5,8 @@ use std::{ops::RangeInclusive, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, deadline,
-    http, outlier, probe, request_limit, route, strategy, tls, tuning,
+    BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, admin,
+    deadline, http, outlier, probe, request_limit, route, strategy, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -22,7 +22,8 @@ pub fn show(config: &Config) -> Value {
         "zone": config.zone,
         "workers": config.workers,
         "drain_timeout_ms": milliseconds(config.drain_timeout),
-        "admin": { "address": config.admin_address },
+        "admin": admin::show(&config.admin),
+        "audit": admin::show_audit(&config.audit),
         "hook_stats": word(&SWITCHES, config.hook_stats),
         "maps": show_maps(&config.maps),
         "capture": show_capture(&config.capture),
@@ -74,7 +75,8 @@ pub fn range<T: PartialEq + std::fmt::Display>(range: &RangeInclusive<T>) -> Str
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
-fn show_service(service: &Service) -> Value {
+/// One service as the file would say it.
+pub fn show_service(service: &Service) -> Value {
     let endpoints: Vec<Value> = service
         .endpoints
         .iter()

@@ -1,6 +1,6 @@
 //! Tables of what files say and what comes of it.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use proptest::prelude::*;
 use rustix::time::{ClockId, clock_gettime};
@@ -81,7 +81,7 @@ fn every_key_means_what_it_says() {
     let config = parse(EVERY_KEY, "F").expect("a good file");
     assert_eq!((config.instance.as_str(), config.workers), ("prod-1", 3));
     assert_eq!(config.drain_timeout, Duration::from_millis(500));
-    assert_eq!(config.admin_address, SocketAddr::from(([127, 0, 0, 1], 0)));
+    assert_eq!(config.admin.address, SocketAddr::from(([127, 0, 0, 1], 0)));
     assert_eq!(config.capture.cgroup_mount, Some(PathBuf::from("/sys/fs/cgroup/unified")));
     assert_eq!(config.capture.bpffs, PathBuf::from("/run/bpf"));
     let rules: Vec<_> = config.capture.rules.iter().map(|r| (r.path.as_str(), r.shortcut)).collect();
@@ -205,10 +205,13 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("wrokers: 2\n", "F:1:1: wrokers: unknown key; did you mean workers?"),
         (
             "zebra: 2\n",
-            "F:1:1: zebra: unknown key; known here: instance, zone, workers, drain_timeout_ms, admin, hook_stats, maps, capture, services, inbound",
+            "F:1:1: zebra: unknown key; known here: instance, zone, workers, drain_timeout_ms, admin, audit, hook_stats, maps, capture, services, inbound",
         ),
         ("admin: { adress: 127.0.0.1:1 }\n", "F:1:10: admin.adress: unknown key; did you mean address?"),
-        ("admin: 127.0.0.1:9901\n", "F:1:8: admin: expected a mapping, found a text; write its keys: address"),
+        (
+            "admin: 127.0.0.1:9901\n",
+            "F:1:8: admin: expected a mapping, found a text; write its keys: address, socket, tokens, token_file",
+        ),
         (
             "admin: { address: localhost:9901 }\n",
             "F:1:19: admin.address: \"localhost:9901\" is not an address; names are not resolved: write the IP address and port, as 10.0.0.1:80",
@@ -246,7 +249,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ),
         (
             "- a\n",
-            "F:1:1: expected a mapping, found a list; write its keys: instance, zone, workers, drain_timeout_ms, admin, hook_stats, maps, capture, services, inbound",
+            "F:1:1: expected a mapping, found a list; write its keys: instance, zone, workers, drain_timeout_ms, admin, audit, hook_stats, maps, capture, services, inbound",
         ),
     ];
     for (text, expected) in cases {

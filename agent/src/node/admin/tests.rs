@@ -1,0 +1,160 @@
+//! The admin endpoint from outside, and what is told of it.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+};
+
+use super::*;
+use crate::{config::file, node::history::History};
+
+/// An admin endpoint of a node that sees everything and changes nothing.
+async fn serve(not_ready: Option<&str>) -> Doors {
+    serve_for(not_ready, VISIT_MAX).await
+}
+
+async fn serve_for(not_ready: Option<&str>, visit_max: Duration) -> Doors {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("a.sock");
+    let text = format!("{{admin: {{address: '127.0.0.1:0', socket: {}}}}}", socket.display());
+    let config = Arc::new(file::parse(&text, "F").expect("a good file"));
+    let history = History::open(directory.path().join("audit.jsonl"), 1 << 20);
+    let (doors, mut questions) = open_for(&config, history.reader(), visit_max).await.expect("bindable");
+    let observed = Observed { not_ready: not_ready.map(str::to_owned), ..Observed::default() };
+    tokio::spawn(async move {
+        let _directory = directory;
+        while let Some(question) = questions.recv().await {
+            if let Question::See(see) = question {
+                let _ = see.reply.send((observed.clone(), Arc::clone(&config)));
+            }
+        }
+    });
+    doors
+}
+
+async fn ask(address: SocketAddr, head: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(format!("{head} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await.expect("writable");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("it answers and closes");
+    answer
+}
+
+#[tokio::test]
+async fn each_path_answers() {
+    let doors = serve(None).await;
+    let address = doors.address;
+    for (path, starts, holds) in [
+        ("/", "HTTP/1.1 200", "/metrics"),
+        ("/metrics", "HTTP/1.1 200", "\nsockway_ready 1\n"),
+        ("/ready", "HTTP/1.1 200", "ready"),
+        ("/live", "HTTP/1.1 200", "live"),
+        ("/config", "HTTP/1.1 200", "\"drain_timeout_ms\":10000"),
+        ("/status", "HTTP/1.1 200", "\"ready\":true"),
+        ("/openapi.json", "HTTP/1.1 200", "\"openapi\": \"3.1"),
+        ("/v1/services", "HTTP/1.1 200", "\"services\":[]"),
+        ("/v1/services/a", "HTTP/1.1 404", "there is no service a"),
+        ("/v1/generations", "HTTP/1.1 200", "\"generations\":[]"),
+        ("/v1/generations/7", "HTTP/1.1 404", "there is no generation 7"),
+        ("/v1/generations/7/config", "HTTP/1.1 403", "admin.tokens"),
+        ("/v1/audit", "HTTP/1.1 200", "\"entries\":[]"),
+        ("/nothing", "HTTP/1.1 404", ""),
+    ] {
+        let answer = ask(address, &format!("GET {path}")).await;
+        assert!(answer.starts_with(starts) && answer.contains(holds), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_ready_says_why() {
+    let answer = ask(serve(Some("draining")).await.address, "GET /ready").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("not ready: draining\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn nothing_but_get_and_head_is_answered() {
+    let doors = serve(None).await;
+    let address = doors.address;
+    for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+        let answer = ask(address, &format!("{method} /ready")).await;
+        assert!(answer.starts_with("HTTP/1.1 405"), "{method}: {answer}");
+    }
+    let answer = ask(address, "HEAD /ready").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn visitors_that_say_nothing_give_their_places_back() {
+    let doors = serve_for(None, Duration::from_millis(300)).await;
+    let address = doors.address;
+    let mut silent = Vec::new();
+    for _ in 0..VISITORS_MAX {
+        silent.push(TcpStream::connect(address).await.expect("it listens"));
+    }
+    let answer = ask(address, "GET /live").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_comes_by_tcp_without_a_token_changes_nothing() {
+    let doors = serve(None).await;
+    for (method, path) in [("PUT", "/v1/config"), ("POST", "/v1/rollback/1"), ("PATCH", "/v1/nothing")] {
+        let answer = ask(doors.address, &format!("{method} {path}")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 403") && answer.contains("by the Unix socket, or with a token"),
+            "{answer}"
+        );
+    }
+    let mut stream = UnixStream::connect(doors.socket()).await.expect("it listens");
+    stream.write_all(b"POST /v1/rollback/1 HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("writable");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("it answers and closes");
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("generation 1"), "{answer}");
+}
+
+#[test]
+fn the_description_tells_every_path_and_method_and_no_other() {
+    let described: Value = serde_json::from_str(include_str!("../../../deploy/openapi.json")).expect("JSON");
+    let paths = described["paths"].as_object().expect("paths");
+    let of = |(path, methods): (&String, &Value)| -> Vec<(String, String)> {
+        let methods = methods.as_object().expect("methods").keys().filter(|key| *key != "parameters");
+        methods.map(|method| (path.clone(), method.clone())).collect()
+    };
+    let told: BTreeSet<(String, String)> = paths.iter().flat_map(of).collect();
+    let there: BTreeSet<(String, String)> = routes()
+        .iter()
+        .flat_map(|(path, methods, _)| methods.iter().map(|method| ((*path).to_owned(), (*method).to_owned())))
+        .collect();
+    assert_eq!(told, there);
+    for (path, method) in &told {
+        let operation = &described["paths"][path][method];
+        assert!(operation["summary"].is_string() && operation["responses"].is_object(), "{method} {path}");
+        let names = path.split('{').skip(1).filter_map(|rest| rest.split('}').next());
+        for name in names {
+            let parameters = [&described["paths"][path]["parameters"], &operation["parameters"]];
+            let has = |list: &&Value| list.as_array().is_some_and(|list| list.iter().any(|one| one["name"] == name));
+            assert!(parameters.iter().any(has), "{name} of {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_method_that_is_told_of_a_path_is_taken_there() {
+    let doors = serve(None).await;
+    for (path, methods, _) in routes() {
+        for method in methods {
+            let mut stream = UnixStream::connect(doors.socket()).await.expect("it listens");
+            let head = format!("{} {path} HTTP/1.1\r\nhost: a\r\nexpect: nothing\r\n\r\n", method.to_uppercase());
+            stream.write_all(head.replace(['{', '}'], "").as_bytes()).await.expect("writable");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("it answers and closes");
+            assert!(
+                answer.starts_with("HTTP/1.1 ") && !answer.starts_with("HTTP/1.1 405"),
+                "{method} {path}: {answer}"
+            );
+        }
+    }
+}

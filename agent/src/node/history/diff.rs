@@ -1,0 +1,209 @@
+//! What differs between two configurations: keys by their paths, with what was said and what is said.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::config::{Config, Service, file};
+
+/// Differences that are told of one change: a file of ten thousand services may differ in all of them.
+pub const DIFFERENCES_MAX: usize = 200;
+/// Characters of a value that are told.
+const VALUE_CHARS_MAX: usize = 400;
+/// Keys whose values are nobody's to read.
+const HIDDEN: [&str; 6] = ["sha256", "password", "secret", "token", "key", "keys"];
+
+/// One key of which something else is said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Path of the key, as `services[orders].endpoints[10.0.0.1:80].weight`: items of lists by their name or address.
+    pub path: String,
+    /// What was said; absent: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old: Option<Value>,
+    /// What is said; absent: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new: Option<Value>,
+}
+
+/// Differences, bounded.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// Those that are told.
+    pub told: Vec<Difference>,
+    /// How many more there are.
+    pub more: usize,
+}
+
+impl Differences {
+    fn note(&mut self, path: &str, old: Option<&Value>, new: Option<&Value>) {
+        if self.told.len() == DIFFERENCES_MAX {
+            self.more += 1;
+            return;
+        }
+        let is_hidden = HIDDEN.contains(&path.rsplit('.').next().unwrap_or_default());
+        let told = |value: &Value| if is_hidden { "(hidden)".into() } else { short(hide(value.clone())) };
+        self.told.push(Difference { path: path.to_owned(), old: old.map(told), new: new.map(told) });
+    }
+
+    fn compare(&mut self, path: &str, old: Option<&Value>, new: Option<&Value>) {
+        let said = |value: Option<&Value>| value.filter(|value| !value.is_null()).cloned();
+        match (said(old), said(new)) {
+            (old, new) if old == new => {}
+            (Some(Value::Object(old)), Some(Value::Object(new))) => {
+                let keys: BTreeMap<&String, ()> = old.keys().chain(new.keys()).map(|key| (key, ())).collect();
+                for key in keys.into_keys() {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    self.compare(&path, old.get(key), new.get(key));
+                }
+            }
+            (Some(Value::Array(old)), Some(Value::Array(new))) => self.compare_items(path, &old, &new),
+            (old, new) => self.note(path, old.as_ref(), new.as_ref()),
+        }
+    }
+
+    /// Items are the same one if they have the same name.
+    fn compare_items(&mut self, path: &str, old: &[Value], new: &[Value]) {
+        let (Some(old), Some(new)) = (by_name(old), by_name(new)) else {
+            return self.note(path, Some(&Value::Array(old.to_vec())), Some(&Value::Array(new.to_vec())));
+        };
+        let orders = [&old, &new].map(|items| items.iter().map(|(name, _)| name.clone()).collect::<Vec<String>>());
+        let find = |items: &[(String, Value)], name: &str| {
+            items.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
+        };
+        for name in &orders[0] {
+            self.compare(&format!("{path}[{name}]"), find(&old, name).as_ref(), find(&new, name).as_ref());
+        }
+        for name in orders[1].iter().filter(|name| !orders[0].contains(name)) {
+            self.compare(&format!("{path}[{name}]"), None, find(&new, name).as_ref());
+        }
+        let kept = |these: &[String], others: &[String]| -> Vec<String> {
+            these.iter().filter(|name| others.contains(name)).cloned().collect()
+        };
+        if kept(&orders[0], &orders[1]) != kept(&orders[1], &orders[0]) {
+            self.note(&format!("{path} (order)"), Some(&orders[0].clone().into()), Some(&orders[1].clone().into()));
+        }
+    }
+}
+
+/// The items by what names each; nothing if any has no name, or two the same.
+fn by_name(items: &[Value]) -> Option<Vec<(String, Value)>> {
+    let name = |item: &Value| {
+        let said = ["name", "address", "path"].iter().find_map(|key| item.get(key)?.as_str().map(str::to_owned))?;
+        Some((said, item.clone()))
+    };
+    let named: Vec<(String, Value)> = items.iter().map(name).collect::<Option<_>>()?;
+    let mut names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    names.windows(2).all(|pair| pair[0] != pair[1]).then_some(named)
+}
+
+/// The same without what is nobody's to read.
+pub fn hide(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                let hidden = HIDDEN.contains(&key.as_str()) && !value.is_null() && !value.is_object();
+                *value = if hidden { "(hidden)".into() } else { hide(value.take()) };
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = hide(item.take())),
+        _ => {}
+    }
+    value
+}
+
+fn short(value: Value) -> Value {
+    let text = value.to_string();
+    match text.char_indices().nth(VALUE_CHARS_MAX) {
+        None => value,
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+    }
+}
+
+/// What `new` says otherwise than `old`. Services that are the very same are not looked into.
+pub fn between(old: &Config, new: &Config) -> Differences {
+    let mut differences = Differences::default();
+    let bare = |config: &Config| file::show(&Config { services: Vec::new(), ..config.clone() });
+    differences.compare("", Some(&bare(old)), Some(&bare(new)));
+    let names = |config: &Config| -> HashMap<String, Arc<Service>> {
+        config.services.iter().map(|service| (service.name.clone(), Arc::clone(service))).collect()
+    };
+    let (before, after) = (names(old), names(new));
+    for service in &old.services {
+        let path = format!("services[{}]", service.name);
+        match after.get(&service.name) {
+            Some(new) if Arc::ptr_eq(new, service) => {}
+            new => {
+                let new = new.map(|new| file::show_service(new));
+                differences.compare(&path, Some(&file::show_service(service)), new.as_ref());
+            }
+        }
+    }
+    for service in new.services.iter().filter(|service| !before.contains_key(&service.name)) {
+        differences.note(&format!("services[{}]", service.name), None, Some(&file::show_service(service)));
+    }
+    differences
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(drain_ms: u32, services: &str) -> Config {
+        file::parse(&format!("{{drain_timeout_ms: {drain_ms}, services: [{services}]}}"), "F").expect("a good file")
+    }
+
+    fn service(name: &str, last: u8, endpoints: &str) -> String {
+        format!("{{name: {name}, address: '10.0.0.{last}:80', protocol: http, endpoints: [{endpoints}]}}")
+    }
+
+    #[test]
+    fn what_differs_is_told_by_name_with_what_was_and_what_is() {
+        let old =
+            config(5, &[service("a", 1, "'10.1.0.1:80', '10.1.0.2:80'"), service("b", 2, "'10.1.0.1:80'")].join(","));
+        let new =
+            [service("c", 3, "'10.1.0.1:80'"), service("a", 1, "'10.1.0.2:80', {address: '10.1.0.1:80', weight: 7}")];
+        let found = between(&old, &config(6, &new.join(",")));
+        let told: Vec<(&str, Option<Value>, Option<Value>)> =
+            found.told.iter().map(|one| (one.path.as_str(), one.old.clone(), one.new.clone())).collect();
+        let endpoints = ["10.1.0.1:80", "10.1.0.2:80"];
+        assert_eq!(
+            told[..3],
+            [
+                ("drain_timeout_ms", Some(json!(5)), Some(json!(6))),
+                ("services[a].endpoints[10.1.0.1:80].weight", Some(json!(1)), Some(json!(7))),
+                ("services[a].endpoints (order)", Some(json!(endpoints)), Some(json!([endpoints[1], endpoints[0]]))),
+            ]
+        );
+        let rest: Vec<(&str, bool, bool)> =
+            told[3..].iter().map(|(path, old, new)| (*path, old.is_some(), new.is_some())).collect();
+        assert_eq!(rest, [("services[b]", true, false), ("services[c]", false, true)]);
+        assert_eq!(between(&old, &old.clone()), Differences::default());
+    }
+
+    #[test]
+    fn however_much_differs_little_is_told_and_secrets_never_are() {
+        let many = |port: u16| {
+            let all: Vec<String> =
+                (1..=250).map(|last| service(&format!("s{last}"), last, &format!("'10.1.0.1:{port}'"))).collect();
+            config(5, &all.join(","))
+        };
+        let found = between(&many(80), &many(81));
+        assert_eq!((found.told.len(), found.more), (DIFFERENCES_MAX, 2 * 250 - DIFFERENCES_MAX));
+        let digest = "ab".repeat(32);
+        let with = |text: &str| file::parse(text, "F").expect("a good file");
+        let tokens = with(&format!("admin: {{tokens: [{{name: ops, sha256: {digest}}}]}}"));
+        let other = with(&format!("admin: {{tokens: [{{name: ops, sha256: {}}}]}}", digest.replace('a', "c")));
+        for (old, new) in [(&with(""), &tokens), (&tokens, &other), (&tokens, &with(""))] {
+            let told = serde_json::to_string(&between(old, new).told).expect("JSON");
+            assert!(told.contains("(hidden)") && !told.contains("abab") && !told.contains("cbcb"), "{told}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The audit log on the disk: one line of JSON for each change, appended and never rewritten, and beside it what the last configurations
+//! said. A log that has grown too long is set aside, once, and begun anew.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::Entry;
+
+/// Configurations that are kept, to go back to.
+pub const KEPT: u64 = 16;
+/// Entries that are remembered, to be shown.
+const ENTRIES_MAX: usize = 256;
+/// Bytes of a line that is read again.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// What was changed, when and by whom.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    bytes_max: u64,
+    entries: VecDeque<Entry>,
+    last: u64,
+    /// What is in the way of writing.
+    trouble: Option<String>,
+}
+
+impl Ledger {
+    /// Reads what was written before.
+    pub fn open(path: PathBuf, bytes_max: u64) -> Self {
+        let mut ledger = Self { path, bytes_max, entries: VecDeque::new(), last: 0, trouble: None };
+        for path in [ledger.aside(), ledger.path.clone()] {
+            ledger.read(&path);
+        }
+        ledger.last = ledger.kept().into_iter().chain([ledger.last]).max().unwrap_or(0);
+        ledger
+    }
+
+    fn read(&mut self, path: &Path) {
+        let Ok(file) = File::open(path) else { return };
+        for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
+            // A line that was cut off by a crash, or is not ours, tells nothing.
+            let entry = (line.len() <= LINE_BYTES_MAX).then(|| serde_json::from_slice::<Entry>(&line).ok()).flatten();
+            if let Some(entry) = entry {
+                self.last = self.last.max(entry.generation);
+                self.remember(entry);
+            }
+        }
+    }
+
+    fn remember(&mut self, entry: Entry) {
+        if self.entries.len() == ENTRIES_MAX {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(entry);
+    }
+
+    /// The last generation that was ever in effect; 0: none is known.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// The log.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why nothing is written, if nothing is.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// The last changes, oldest first.
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
+    /// Writes a change down, and what it put in effect.
+    pub fn add(&mut self, entry: Entry, text: Option<&str>) {
+        let written = self.append(&entry).and_then(|()| text.map_or(Ok(()), |text| self.keep(entry.generation, text)));
+        if let Err(error) = &written
+            && self.trouble.is_none()
+        {
+            tracing::warn!(file = %self.path.display(), %error, "changes are not written down; set audit.path to where they can be");
+        }
+        self.trouble = written.err().map(|error| format!("{}: {error}", self.path.display()));
+        self.last = self.last.max(entry.generation);
+        self.remember(entry);
+    }
+
+    fn append(&self, entry: &Entry) -> io::Result<()> {
+        if let Some(directory) = self.path.parent() {
+            DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+        }
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        let mut file = self.log()?;
+        if file.metadata()?.len() + line.len() as u64 > self.bytes_max {
+            fs::rename(&self.path, self.aside())?;
+            file = self.log()?;
+        }
+        file.write_all(&line)?;
+        file.sync_data()
+    }
+
+    fn log(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)
+    }
+
+    fn aside(&self) -> PathBuf {
+        beside(&self.path, ".1")
+    }
+
+    fn texts(&self) -> PathBuf {
+        beside(&self.path, ".generations")
+    }
+
+    fn text_of(&self, generation: u64) -> PathBuf {
+        self.texts().join(format!("{generation}.yaml"))
+    }
+
+    fn keep(&self, generation: u64, text: &str) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(self.texts())?;
+        let (new, path) = (self.texts().join("new"), self.text_of(generation));
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        fs::rename(&new, path)?;
+        for old in self.kept().into_iter().filter(|kept| kept + KEPT <= generation) {
+            fs::remove_file(self.text_of(old))?;
+        }
+        Ok(())
+    }
+
+    /// The generations that can be gone back to, in no order.
+    pub fn kept(&self) -> Vec<u64> {
+        let files = fs::read_dir(self.texts()).into_iter().flatten().flatten();
+        files.filter_map(|file| file.file_name().to_str()?.strip_suffix(".yaml")?.parse().ok()).collect()
+    }
+
+    /// What the configuration of a generation said, if that is kept.
+    pub fn text(&self, generation: u64) -> Option<String> {
+        fs::read_to_string(self.text_of(generation)).ok()
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::node::history::Outcome;
+
+    fn entry(generation: u64) -> Entry {
+        Entry { generation, change: "reload".to_owned(), by: "file F".to_owned(), ..Entry::default() }
+    }
+
+    #[test]
+    fn what_was_written_is_found_again_and_the_last_texts_are_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("deep/audit.jsonl");
+        let mut ledger = Ledger::open(path.clone(), 1 << 20);
+        assert_eq!(ledger.last(), 0);
+        for generation in 1..=20 {
+            ledger.add(entry(generation), Some(&format!("workers: {generation}")));
+        }
+        ledger.add(Entry { outcome: Outcome::Refused, error: Some("F:1:1: no".to_owned()), ..entry(20) }, None);
+        assert_eq!(ledger.trouble(), None);
+        fs::write(directory.path().join("deep/other.yaml"), "").expect("writable");
+        let mut log = OpenOptions::new().append(true).open(&path).expect("the log");
+        log.write_all(b"{\"generation\": 99, cut o").expect("writable");
+        let again = Ledger::open(path.clone(), 1 << 20);
+        assert_eq!((again.last(), again.entries().count()), (20, 21));
+        assert_eq!(again.entries().next_back().and_then(|entry| entry.error.clone()), Some("F:1:1: no".to_owned()));
+        let mut kept = again.kept();
+        kept.sort_unstable();
+        assert_eq!(kept, (5..=20).collect::<Vec<u64>>());
+        assert_eq!((again.text(4), again.text(5).as_deref()), (None, Some("workers: 5")));
+        for private in [again.texts(), again.text_of(5), path] {
+            let mode = fs::metadata(private).expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_full_is_set_aside_and_still_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("audit.jsonl");
+        let mut ledger = Ledger::open(path.clone(), 1_000);
+        (1..=30).for_each(|generation| ledger.add(entry(generation), None));
+        let sizes = [path.clone(), ledger.aside()].map(|path| fs::metadata(path).expect("it is there").len());
+        assert!(sizes.iter().all(|size| (1..=1_000).contains(size)), "{sizes:?}");
+        let again = Ledger::open(path, 1_000);
+        assert_eq!(again.last(), 30);
+        let read: Vec<u64> = again.entries().map(|entry| entry.generation).collect();
+        assert!(read.len() > 5 && read.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{read:?}");
+    }
+
+    #[test]
+    fn where_nothing_can_be_written_the_changes_are_remembered_all_the_same() {
+        let mut ledger = Ledger::open("/proc/no/audit.jsonl".into(), 1_000);
+        ledger.add(entry(1), Some("text"));
+        assert!(ledger.trouble().is_some_and(|trouble| trouble.starts_with("/proc/no/audit.jsonl: ")));
+        assert_eq!((ledger.last(), ledger.entries().count(), ledger.text(1)), (1, 1, None));
+    }
+}
