@@ -3,6 +3,7 @@
 //! A reload builds a whole new snapshot. What must outlive it (an endpoint's health, its in-flight count, a service's id) is shared:
 //! [`Snapshot::build`] takes it over from the previous snapshot by service name and endpoint address.
 
+pub mod adaptive;
 mod build;
 mod canary;
 mod dialler;
@@ -29,11 +30,8 @@ use std::{
     },
 };
 
-use self::{
-    build::{Known, build_service, is_same},
-    index::Index,
-};
 pub use self::{
+    adaptive::{Adaptive, Measured},
     canary::{CanaryState, Counts, Stage as CanaryStage, Trouble},
     dialler::Dialler,
     endpoint::{Endpoint, EndpointState, Latency, Stage},
@@ -45,6 +43,10 @@ pub use self::{
     seen::Seen,
     shares::{Published, Shares},
     strategy::{Effort, Efforts, Place},
+};
+use self::{
+    build::{Known, build_service, is_same},
+    index::Index,
 };
 use crate::config;
 

@@ -87,7 +87,7 @@ pub use self::{
     place::Place,
     selftest::Capability,
     situation::{Covered, Found, Listening as AgentListener, Situation, look},
-    sockets::{Sockets, Target, Visited, holders},
+    sockets::{Sockets, Target, Visited, holders, listening_cgroups},
     timing::HookTime,
     tree::{TreeNews, TreeStream},
     watch::{Untold, Wanted, Watcher},

@@ -3,7 +3,12 @@
 //! What everybody shares is atomics, and each check and its taking is one step: no two can both take the last place. What is counted by
 //! source is one worker's alone: the kernel half brings all connections of a source to one worker.
 
+pub mod adaptive;
+mod admission;
+pub mod bbr;
+mod gradient;
 pub mod request;
+mod rolling;
 mod warm_up;
 mod window;
 

@@ -13,6 +13,7 @@ pub mod history;
 mod observe;
 pub mod outlier;
 pub mod probe;
+pub mod processor;
 pub mod pulse;
 pub mod reload;
 pub mod retire;
@@ -160,7 +161,9 @@ impl Node {
         let failed = |source| NodeError::System { what: "listening to signals and events", source };
         let (events, tree) = (events.listen().map_err(failed)?, tree.listen().map_err(failed)?);
         let retirer = Retirer::new(kernel.sockets().map_err(failed)?);
-        let senses = Senses::new(hear, events, tree, questions, reloader, retirer, &snapshot).map_err(failed)?;
+        let flows = kernel.flows();
+        let seen = (&snapshot, flows.cgroup_mount());
+        let senses = Senses::new(hear, events, tree, questions, reloader, retirer, seen).map_err(failed)?;
         let started = What::Configured { old: None, new: Arc::clone(&config), text };
         let mut node = Self {
             config,

@@ -163,6 +163,11 @@ impl Cluster {
         !(0..self.service.endpoints.len()).any(|endpoint| self.has(endpoint))
     }
 
+    /// Whether somebody wants to know how long its endpoints take.
+    fn goes_by_latency(&self) -> bool {
+        self.gate.measures() || self.canary.as_deref().is_some_and(|canary| canary.rules.guard.latency.is_some())
+    }
+
     /// Who dialled, if a route asks for it.
     fn dialler(&self, accepted: BorrowedFd<'_>, source: u64, now: Duration) -> Option<Box<Dialler>> {
         self.routes.as_ref().and_then(|routes| routes.dialler(accepted, source, now))

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::keyed::Keyed;
+use super::{adaptive::Adaptive, keyed::Keyed};
 use crate::config::RequestLimit;
 
 /// What is known of one limit.
@@ -29,6 +29,8 @@ enum Known {
     Together(AtomicU64),
     /// Of each key.
     Each(Keyed),
+    /// Of what it finds.
+    Adaptive(Adaptive),
 }
 
 /// No word that a judge writes.
@@ -40,9 +42,10 @@ pub struct LimitPlace(usize);
 
 impl LimitState {
     fn new(config: &RequestLimit) -> Self {
-        let known = match config.by {
-            None => Known::Together(AtomicU64::new(UNBORN)),
-            Some(_) => Known::Each(Keyed::new(config.keys_max as usize)),
+        let known = match (Adaptive::of(&config.kind), &config.by) {
+            (Some(adaptive), _) => Known::Adaptive(adaptive),
+            (None, None) => Known::Together(AtomicU64::new(UNBORN)),
+            (None, Some(_)) => Known::Each(Keyed::new(config.keys_max as usize)),
         };
         let (passed, waited, refused) = Default::default();
         Self { config: config.clone(), known, passed, waited, refused }
@@ -59,7 +62,13 @@ impl LimitState {
                 Some(LimitPlace(0))
             }
             Known::Each(table) => table.place(key, now_ns, fresh, must_stay).map(LimitPlace),
+            Known::Adaptive(_) => Some(LimitPlace(0)),
         }
+    }
+
+    /// What is measured, if the limit follows that.
+    pub fn adaptive(&self) -> Option<&Adaptive> {
+        if let Known::Adaptive(adaptive) = &self.known { Some(adaptive) } else { None }
     }
 
     /// What is known there.
@@ -67,6 +76,7 @@ impl LimitState {
         match &self.known {
             Known::Together(word) => word,
             Known::Each(table) => table.word(place.0),
+            Known::Adaptive(adaptive) => &adaptive.open,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! How many requests a service takes: limits that the agent keeps, each by its known algorithm.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use super::tuning::Part;
 
@@ -26,6 +26,8 @@ pub struct RequestLimit {
     pub grpc_resource_exhausted: bool,
     /// Whether who is refused is told the limit too.
     pub tells_limit: bool,
+    /// Whose processor time [`Kind::Bbr`] goes by; `None`: that of the endpoints on this host.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// How requests are counted.
@@ -81,10 +83,66 @@ pub enum Kind {
         /// At least 2.
         cold_factor: u32,
     },
+    /// So many at once as leave answers as fast as they can be.
+    Gradient(Gradient),
+    /// So many at once as get done, once the processor is busy.
+    Bbr {
+        /// What it goes by.
+        window: Duration,
+        /// In how many stretches. At least 1.
+        stretches: u32,
+        /// From when on the processor is busy, of 100.
+        busy_percent: u32,
+    },
+    /// Fewer, the more fail.
+    Admission {
+        /// How many fewer.
+        rules: Admission,
+        /// In how many stretches the window is counted. At least 1.
+        stretches: u32,
+    },
+}
+
+/// Envoy's adaptive concurrency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gradient {
+    /// Least at once, and as many as there are while the shortest time is measured. At least 1.
+    pub least: u32,
+    /// Most at once.
+    pub most: u32,
+    /// How often the limit is reckoned.
+    pub window: Duration,
+    /// Which of a window's answers it goes by, of 100.
+    pub percentile: u32,
+    /// How much longer than the shortest time is as good as that, in percent.
+    pub buffer_percent: u32,
+    /// How many answers tell the shortest time.
+    pub measured_requests: u32,
+    /// How often it is measured.
+    pub measured_interval: Duration,
+    /// Up to so much later than that, in percent.
+    pub jitter_percent: u32,
+}
+
+/// Envoy's admission control, and the throttling of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// What it goes by.
+    pub window: Duration,
+    /// With less than this of 100 that succeed, some are refused. At least 1.
+    pub success_percent: u32,
+    /// The higher, the sooner. At least 1.
+    pub aggression: u32,
+    /// No more than so many of 100 are refused.
+    pub refused_percent_max: u32,
+    /// With fewer in the window none is.
+    pub requests_min: u32,
+    /// Whether what is refused counts as failed.
+    pub counts_refused: bool,
 }
 
 impl Kind {
-    /// The number of the limit, for people.
+    /// The number of the limit, for people; 0 where it is found.
     pub fn limit(&self) -> u32 {
         match *self {
             Self::TokenBucket { limit, .. }
@@ -93,6 +151,7 @@ impl Kind {
             | Self::SlidingWindow { limit, .. }
             | Self::Concurrency { limit }
             | Self::WarmUp { limit, .. } => limit,
+            Self::Gradient(_) | Self::Bbr { .. } | Self::Admission { .. } => 0,
         }
     }
 }

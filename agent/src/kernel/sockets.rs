@@ -4,6 +4,8 @@
 //! `sock_diag(7)` lists the sockets of one namespace together with what `CONNS` holds for each, and ends one by its cookie: what was
 //! verified is what is ended, never a stranger that has the same addresses by now.
 
+mod listeners;
+
 use std::{
     fs::File,
     io::{self, Read as _},
@@ -19,6 +21,7 @@ use sockway_common::{
     udp::Connected,
 };
 
+pub use self::listeners::listening_cgroups;
 use super::{flows, namespace, sys};
 
 /// `NETLINK_SOCK_DIAG` of `include/uapi/linux/netlink.h`.

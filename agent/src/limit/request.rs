@@ -36,9 +36,9 @@ pub enum Judge {
 }
 
 impl Judge {
-    /// Of a limit whose requests wait for so long at most.
-    pub fn new(kind: &Kind, wait_max_ns: u64) -> Self {
-        match *kind {
+    /// Of a limit whose requests wait for so long at most; `None`: it is [`super::adaptive`]'s.
+    pub fn new(kind: &Kind, wait_max_ns: u64) -> Option<Self> {
+        Some(match *kind {
             Kind::TokenBucket { limit, window, burst, fill, starts_empty } => {
                 let token_ns = token_ns(limit, window);
                 let lot_ns = if fill > 1 { token_ns * u64::from(fill) } else { 1 };
@@ -54,7 +54,8 @@ impl Judge {
             Kind::SlidingWindow { limit, window } => Self::Sliding(Window::new(limit, window)),
             Kind::Concurrency { limit } => Self::Concurrency(limit.into()),
             Kind::WarmUp { limit, period_s, cold_factor } => Self::WarmUp(WarmUp::new(limit, period_s, cold_factor)),
-        }
+            Kind::Gradient(_) | Kind::Bbr { .. } | Kind::Admission { .. } => return None,
+        })
     }
 
     /// What is known of what was never asked for.
@@ -147,7 +148,7 @@ mod tests {
 
     fn token_bucket(limit: u32, window_ms: u64, burst: u32, fill: u32, starts_empty: bool, wait_max_ns: u64) -> Judge {
         let window = Duration::from_millis(window_ms);
-        Judge::new(&Kind::TokenBucket { limit, window, burst, fill, starts_empty }, wait_max_ns)
+        Judge::new(&Kind::TokenBucket { limit, window, burst, fill, starts_empty }, wait_max_ns).expect("it counts")
     }
 
     /// Those of these milliseconds at which a request passes at once.
@@ -211,7 +212,7 @@ mod tests {
     fn a_leaky_bucket_lets_one_out_at_a_time() {
         let leaky = |queue, wait_ms| {
             let kind = Kind::LeakyBucket { limit: 50, window: Duration::from_secs(1), queue };
-            Judge::new(&kind, wait_ms * MS)
+            Judge::new(&kind, wait_ms * MS).expect("it counts")
         };
         // As a meter: 20 ms apart.
         assert_eq!(passing(&leaky(0, 0), 2_000..2_100), [2_000, 2_020, 2_040, 2_060, 2_080]);
@@ -225,7 +226,7 @@ mod tests {
 
     #[test]
     fn no_two_take_the_last_place() {
-        let judge = Judge::new(&Kind::Concurrency { limit: 5 }, 0);
+        let judge = Judge::new(&Kind::Concurrency { limit: 5 }, 0).expect("it counts");
         let (word, most, open, passed) = <(AtomicU64, AtomicUsize, AtomicUsize, AtomicUsize)>::default();
         let work = || {
             for _ in 0..20_000 {

@@ -118,6 +118,7 @@ impl Node {
             self.apply_current();
         }
         senses.canaries.follow(&snapshot, Instant::now());
+        senses.processors.follow(&snapshot, self.kernel.flows().cgroup_mount(), Instant::now());
         senses.retirer.follow(&snapshot, Instant::now());
         kernel::give_memory_back();
         Ok(took)

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use super::{
     canary::Canaries,
     outlier::{Outliers, Verdict},
     probe::{Changed, Prober},
+    processor::Processors,
     reload::{Read, Reloader},
     retire::{Retired, Retirer},
     warm::Warmer,
@@ -91,6 +92,8 @@ pub struct Senses {
     pub outliers: Outliers,
     /// Moves canaries on.
     pub canaries: Canaries,
+    /// Knows how busy endpoints are.
+    pub processors: Processors,
     /// Gives endpoints that have come their share little by little.
     pub warmer: Warmer,
     /// Endpoints that somebody wants left out for a while.
@@ -114,7 +117,7 @@ impl Senses {
         questions: mpsc::Receiver<Question>,
         mut reloader: Option<Reloader>,
         mut retirer: Retirer,
-        snapshot: &Arc<Snapshot>,
+        (snapshot, cgroup_mount): (&Arc<Snapshot>, Option<&Path>),
     ) -> io::Result<Self> {
         let file = reloader.as_ref().and_then(|reloader| watch(&reloader.paths()));
         if let Some(reloader) = &mut reloader {
@@ -126,6 +129,8 @@ impl Senses {
         outliers.follow(snapshot, Instant::now());
         let mut canaries = Canaries::default();
         canaries.follow(snapshot, Instant::now());
+        let mut processors = Processors::default();
+        processors.follow(snapshot, cgroup_mount, Instant::now());
         retirer.follow(snapshot, Instant::now());
         Ok(Self {
             look: every(LOOK),
@@ -142,6 +147,7 @@ impl Senses {
             prober,
             outliers,
             canaries,
+            processors,
             warmer: Warmer::default(),
             bars: Bars::default(),
             retirer,
@@ -164,6 +170,7 @@ impl Senses {
                 changed = self.prober.changed() => return News::Endpoint(changed),
                 verdicts = self.outliers.changed() => return News::Outliers(verdicts),
                 () = self.canaries.turn() => {}
+                () = self.processors.turn() => {}
                 () = self.warmer.changed() => return News::Warmer,
                 over = self.bars.changed() => return News::Unbarred(over),
                 retired = self.retirer.changed() => return News::Retired(retired),

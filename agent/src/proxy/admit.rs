@@ -12,7 +12,10 @@ use super::http::Reply;
 use crate::{
     cluster::{LimitPlace, LimitState, Service},
     config::{RequestLimit, tuning::Part},
-    limit::request::{self, Judge, Verdict},
+    limit::{
+        adaptive::{self, Sample},
+        request::{self, Judge, Verdict},
+    },
     route::Request,
 };
 
@@ -26,11 +29,20 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// The limits of a service, ready to be asked.
 pub(super) struct Gate {
     limits: Vec<Limit>,
+    measures: bool,
 }
 
 struct Limit {
     state: Arc<LimitState>,
-    judge: Judge,
+    judge: Asked,
+}
+
+/// Who is asked.
+enum Asked {
+    /// It counts requests.
+    Counts(Judge),
+    /// It measures what becomes of them.
+    Measures(adaptive::Judge),
 }
 
 /// What a request took of limits; given back when it is dropped.
@@ -50,9 +62,32 @@ impl Gate {
     pub(super) fn of(service: &Service) -> Self {
         let limit = |state: &Arc<LimitState>| {
             let wait_max_ns = state.config.wait_max.map_or(0, |wait| wait.as_nanos() as u64);
-            Limit { judge: Judge::new(&state.config.kind, wait_max_ns), state: Arc::clone(state) }
+            let measures = || adaptive::Judge::of(&state.config.kind).map(Asked::Measures);
+            let judge = Judge::new(&state.config.kind, wait_max_ns).map(Asked::Counts).or_else(measures)?;
+            Some(Limit { judge, state: Arc::clone(state) })
         };
-        Self { limits: service.request_limits.iter().map(limit).collect() }
+        let limits: Vec<Limit> = service.request_limits.iter().filter_map(limit).collect();
+        let measures = limits.iter().any(|limit| matches!(limit.judge, Asked::Measures(_)));
+        Self { limits, measures }
+    }
+
+    /// Whether what becomes of attempts is to be [`Self::seen`].
+    pub(super) fn measures(&self) -> bool {
+        self.measures
+    }
+
+    /// Takes up what became of an attempt. If it was sent: how long ago, and how long that was before its answer began.
+    pub(super) fn seen(&self, sent: Option<(Duration, Duration)>, has_succeeded: bool, chance: impl Fn() -> u64) {
+        let now_ns = now_ns(Instant::now());
+        let asked_and_answered_ns = sent.map(|(ago, took)| {
+            let asked_ns = now_ns.saturating_sub(ago.as_nanos() as u64);
+            (asked_ns, asked_ns + took.as_nanos() as u64)
+        });
+        for limit in &self.limits {
+            if let (Asked::Measures(judge), Some(known)) = (&limit.judge, limit.state.adaptive()) {
+                judge.seen(known, Sample { now_ns, asked_and_answered_ns, has_succeeded }, chance());
+            }
+        }
     }
 
     /// Whether there is no limit.
@@ -67,15 +102,16 @@ impl Gate {
         request: &Request<'_>,
         now: Instant,
         patience: Option<Duration>,
+        chance: impl Fn() -> u64,
     ) -> Result<(Duration, Admitted), Reply> {
-        let now_ns = now.saturating_duration_since(*EPOCH).as_nanos() as u64;
+        let now_ns = now_ns(now);
         let patience_ns = patience.map_or(u64::MAX, |patience| patience.as_nanos() as u64);
         let (mut wait_ns, mut admitted) = (0, Admitted::default());
         for limit in &self.limits {
-            match limit.ask(request, now_ns, patience_ns) {
+            match limit.ask(request, now_ns, patience_ns, &chance) {
                 (Verdict::After(wait), place) => {
                     wait_ns = wait_ns.max(wait);
-                    let open = place.filter(|_| limit.judge.counts_open());
+                    let open = place.filter(|_| limit.counts_open());
                     admitted.taken.extend(open.map(|place| (Arc::clone(&limit.state), place)));
                 }
                 (Verdict::Refused(wait), _) => return Err(refusal(&limit.state.config, wait)),
@@ -86,13 +122,34 @@ impl Gate {
 }
 
 impl Limit {
-    fn ask(&self, request: &Request<'_>, now_ns: u64, patience_ns: u64) -> (Verdict, Option<LimitPlace>) {
-        let Self { state, judge } = self;
+    fn counts_open(&self) -> bool {
+        match &self.judge {
+            Asked::Counts(judge) => judge.counts_open(),
+            Asked::Measures(judge) => judge.counts_open(),
+        }
+    }
+
+    fn ask(
+        &self,
+        request: &Request<'_>,
+        now_ns: u64,
+        patience_ns: u64,
+        chance: impl Fn() -> u64,
+    ) -> (Verdict, Option<LimitPlace>) {
+        let state = &self.state;
         let key = state.config.by.as_ref().map_or(0, |part| key(part, request));
-        let is_open = |word| judge.counts_open() && word > 0;
-        let place = state.place(key, now_ns, judge.fresh(now_ns), is_open);
-        let ask = |place| judge.ask(state.word(place), now_ns, patience_ns);
-        let verdict = place.map_or(Verdict::Refused(None), ask);
+        let (verdict, place) = match (&self.judge, state.adaptive()) {
+            (Asked::Counts(judge), _) => {
+                let is_open = |word| judge.counts_open() && word > 0;
+                let place = state.place(key, now_ns, judge.fresh(now_ns), is_open);
+                let ask = |place| judge.ask(state.word(place), now_ns, patience_ns);
+                (place.map_or(Verdict::Refused(None), ask), place)
+            }
+            (Asked::Measures(judge), Some(known)) => {
+                (judge.ask(known, now_ns, chance()), state.place(key, now_ns, 0, |_| false))
+            }
+            (Asked::Measures(_), None) => (Verdict::After(0), None),
+        };
         let counter = match verdict {
             Verdict::After(0) => &state.passed,
             Verdict::After(_) => &state.waited,
@@ -101,6 +158,11 @@ impl Limit {
         counter.fetch_add(1, Relaxed);
         (verdict, place)
     }
+}
+
+/// As limits reckon.
+fn now_ns(now: Instant) -> u64 {
+    now.saturating_duration_since(*EPOCH).as_nanos() as u64
 }
 
 /// Of a part of the request; those who do not say it are counted together.

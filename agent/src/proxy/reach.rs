@@ -65,7 +65,7 @@ pub struct Who {
     cluster: Rc<Cluster>,
     endpoint: usize,
     timed: Option<Rc<Timed>>,
-    /// How long a canary takes.
+    /// How long it takes, where somebody goes by that.
     waited: Option<Rc<Waited>>,
 }
 
@@ -73,7 +73,7 @@ impl Who {
     /// Tells what became of the attempt, once; nothing is told of one that the client has given up.
     pub fn report(&self, hop: &Hop, seen: Seen) {
         tell(self.timed.as_deref(), seen);
-        hop.report(&self.cluster, self.endpoint, seen, self.waited.as_ref().map(|waited| waited.took()));
+        hop.report(&self.cluster, self.endpoint, seen, self.waited.as_deref());
     }
 
     /// To be told when the answer begins.
@@ -109,7 +109,7 @@ impl Lease {
             service.load.fetch_add(of_all, Relaxed);
         }
         let timed = Timed::begin(service, chosen).map(Rc::new);
-        let waited = cluster.canary.as_deref().and_then(Waited::begin).map(Rc::new);
+        let waited = cluster.goes_by_latency().then(|| Rc::new(Waited::begin()));
         Self { who: Who { cluster: Rc::clone(cluster), endpoint, timed, waited }, surplus, of_all }
     }
 }
@@ -229,13 +229,17 @@ impl Ask for World<'_> {
 
 impl Hop {
     /// Everything that is told of attempts comes by here.
-    fn report(&self, cluster: &Cluster, endpoint: usize, seen: Seen, waited: Option<Duration>) {
+    fn report(&self, cluster: &Cluster, endpoint: usize, seen: Seen, waited: Option<&Waited>) {
         let service = &cluster.service;
         let found = &service.endpoints[endpoint];
         tracing::trace!(service = service.config.name, endpoint = %found.address, ?seen, "attempted");
         if let Some(canary) = &cluster.canary {
-            let is_slow = canary.rules.guard.latency.zip(waited).is_some_and(|(limit, waited)| waited > limit);
+            let is_slow = canary.rules.guard.latency.zip(waited).is_some_and(|(limit, waited)| waited.took() > limit);
             canary.count(has_failed(seen), is_slow);
+        }
+        if cluster.gate.measures() {
+            let sent = waited.map(|waited| (waited.age(), waited.took()));
+            cluster.gate.seen(sent, !has_failed(seen), || self.chance());
         }
         if let (Some(rules), Some(marks)) = (&service.config.outlier, found.state.marks()) {
             let court = Court { rules, ejections: &service.ejections, hosts: service.endpoints.len() };

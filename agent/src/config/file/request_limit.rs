@@ -1,6 +1,11 @@
 //! How many requests a service takes: its key `request_limits`.
 
-use std::{collections::HashSet, time::Duration};
+mod kind;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use serde_json::{Value as Json, json};
 
@@ -12,36 +17,19 @@ use super::{
 };
 use crate::config::{
     Mode, Protocol,
-    request_limit::{COUNT_MAX, Kind, RequestLimit},
+    request_limit::{Kind, RequestLimit},
 };
 
 const LIMITS_MAX: usize = 16; // each is asked for each request
-const WINDOW_MS: u32 = 1_000;
-const TIME_MS_MAX: u32 = 86_400_000;
-const FULL_S_MAX: u64 = 31_536_000; // a bucket that takes longer than a year to fill is a mistake
 const KEYS: u32 = 10_000;
 const KEYS_MAX: u32 = 1 << 24;
 const STATUS: u32 = 429;
-const PERIOD_S: u32 = 10; // Sentinel's warmUpPeriodSec
-const PERIOD_S_MAX: u32 = 3_600;
-const COLD_FACTOR: u32 = 3; // Sentinel's
-const COLD_FACTOR_MAX: u32 = 100;
+const STATUS_FOUND: u32 = 503; // Envoy's, where the limit is what a service can do, and not what it was given
+
 const WAIT_MS_MAX: u32 = 60_000;
 
-const STARTS: [(&str, bool); 2] = [("full", false), ("empty", true)];
 const GRPC: [(&str, bool); 2] = [("unavailable", false), ("resource_exhausted", true)];
-const COMMON: [&str; 8] = ["name", "kind", "limit", "by", "keys_max", "status", "grpc_status", "headers"];
-
-/// The algorithms, and what each needs to know beside what all do.
-const KINDS: [(&str, &[&str]); 7] = [
-    ("token_bucket", &["window_ms", "burst", "fill", "starts", "wait_max_ms"]),
-    ("leaky_bucket", &["window_ms", "queue", "wait_max_ms"]),
-    ("fixed_window", &["window_ms"]),
-    ("sliding_window", &["window_ms"]),
-    ("window_average", &["window_ms"]),
-    ("concurrency", &[]),
-    ("warm_up", &["period_s", "cold_factor"]),
-];
+const COMMON: [&str; 4] = ["name", "kind", "status", "grpc_status"];
 
 /// Reads the key if it is there.
 pub(super) fn request_limits(
@@ -76,27 +64,32 @@ pub(super) fn request_limits(
 }
 
 fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLimit> {
-    let all: Vec<&str> = COMMON.into_iter().chain(KINDS.iter().flat_map(|(_, keys)| keys.iter().copied())).collect();
+    let kinds = &kind::KINDS;
+    let all: Vec<&str> = COMMON.into_iter().chain(kinds.iter().flat_map(|(_, keys)| keys.iter().copied())).collect();
     let section = Section::open(field.node, &field.path, &all, problems)?;
-    let words = KINDS.map(|kind| (kind.0, kind));
+    let words = kinds.map(|kind| (kind.0, kind));
     let remedy = "write how requests are counted: token_bucket, leaky_bucket, sliding_window, concurrency, …";
     let (word, keys) = section.require("kind", remedy, problems)?.choice(&words, problems)?;
-    for key in KINDS.iter().flat_map(|(_, keys)| keys.iter()).filter(|key| !keys.contains(key)) {
+    let not_its: BTreeSet<&str> =
+        kinds.iter().flat_map(|(_, keys)| keys.iter().copied()).filter(|key| !keys.contains(key)).collect();
+    for key in not_its {
         if let Some(field) = section.get(key) {
             field.refuse(format!("says nothing with kind: {word}; remove it"), problems);
         }
     }
     let name = section.or("name", || word.to_owned(), service_name, problems);
-    let kind = kind(word, &section, problems);
+    let kind = kind::read(word, &section, problems);
     let wait = section.or("wait_max_ms", || None, |field, p| field.integer(0..=WAIT_MS_MAX, p).map(Some), problems);
     let by = section.or("by", || None, |field, p| tuning::one_part(field, p).map(Some), problems);
     if let (Some(None), Some(field)) = (&by, section.get("keys_max")) {
         field.refuse("says nothing without by, which says what is counted by itself; remove it", problems);
     }
     let keys_max = section.or("keys_max", || KEYS, |field, p| field.integer(1..=KEYS_MAX, p), problems);
-    let status = section.or("status", || STATUS, |field, p| field.integer(400..=599, p), problems);
+    let otherwise = || if kind.is_some_and(|kind| kind.limit() == 0) { STATUS_FOUND } else { STATUS };
+    let status = section.or("status", otherwise, |field, p| field.integer(400..=599, p), problems);
     let grpc = section.or("grpc_status", || false, |field, p| field.choice(&GRPC, p), problems);
     let tells_limit = section.or("headers", || false, |field, p| field.choice(&SWITCHES, p), problems);
+    let cgroup = section.or("cgroup", || None, |field, p| field.path(p).map(Some), problems);
     let kind = kind?;
     Some(RequestLimit {
         name: name?,
@@ -107,6 +100,7 @@ fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLi
         status: status? as u16,
         grpc_resource_exhausted: grpc?,
         tells_limit: tells_limit?,
+        cgroup: cgroup?,
     })
 }
 
@@ -118,95 +112,36 @@ fn queued(kind: &Kind) -> Option<Duration> {
     }
 }
 
-fn kind(word: &str, section: &Section<'_>, problems: &mut Problems) -> Option<Kind> {
-    let remedy = "write how many requests may pass";
-    let limit_field = section.require("limit", remedy, problems)?;
-    let limit = limit_field.integer(1..=COUNT_MAX, problems)?;
-    let mut number =
-        |key, default: u32, range| section.or(key, || default, |field, p| field.integer(range, p), problems);
-    let window = number("window_ms", WINDOW_MS, 1..=TIME_MS_MAX).map(milliseconds)?;
-    Some(match word {
-        "token_bucket" => {
-            let burst = number("burst", limit, 1..=COUNT_MAX)?;
-            let fill = number("fill", 1, 1..=COUNT_MAX)?;
-            let starts_empty = section.or("starts", || false, |field, p| field.choice(&STARTS, p), problems)?;
-            let full_s = window.as_secs_f64() * f64::from(burst.max(fill)) / f64::from(limit);
-            if full_s > FULL_S_MAX as f64 {
-                limit_field
-                    .refuse("takes more than a year to fill the bucket; write more, or a smaller burst", problems);
-                return None;
-            }
-            Kind::TokenBucket { limit, window, burst, fill, starts_empty }
-        }
-        "leaky_bucket" => Kind::LeakyBucket { limit, window, queue: number("queue", 0, 0..=COUNT_MAX)? },
-        "fixed_window" => Kind::FixedWindow { limit, window },
-        "sliding_window" => Kind::SlidingWindow { limit, window },
-        "window_average" => {
-            let all = u128::from(limit) * window.as_millis() / 1_000;
-            match u32::try_from(all) {
-                Ok(limit @ 1..=COUNT_MAX) => Kind::SlidingWindow { limit, window },
-                _ => {
-                    let what =
-                        format!("{limit} a second make {all} in a window; write from 1 to {COUNT_MAX} in a window");
-                    limit_field.refuse(what, problems);
-                    return None;
-                }
-            }
-        }
-        "concurrency" => Kind::Concurrency { limit },
-        _ => {
-            let period_s = number("period_s", PERIOD_S, 1..=PERIOD_S_MAX)?;
-            let cold_factor = number("cold_factor", COLD_FACTOR, 2..=COLD_FACTOR_MAX)?;
-            if u64::from(limit) * u64::from(period_s) * 2 > u64::from(COUNT_MAX) {
-                let most = COUNT_MAX / period_s / 2;
-                limit_field.refuse(format!("is too much to warm up in {period_s} s; write up to {most}"), problems);
-                return None;
-            }
-            Kind::WarmUp { limit, period_s, cold_factor }
-        }
-    })
-}
-
 /// As it would be written.
 pub fn show(limit: &RequestLimit) -> Json {
-    let milliseconds = |time: Duration| time.as_millis() as u64;
-    let mut shown = match limit.kind {
-        Kind::TokenBucket { limit, window, burst, fill, starts_empty } => {
-            let starts = if starts_empty { "empty" } else { "full" };
-            json!({ "kind": "token_bucket", "limit": limit, "window_ms": milliseconds(window), "burst": burst, "fill": fill, "starts": starts })
-        }
-        Kind::LeakyBucket { limit, window, queue } => {
-            json!({ "kind": "leaky_bucket", "limit": limit, "window_ms": milliseconds(window), "queue": queue })
-        }
-        Kind::FixedWindow { limit, window } => {
-            json!({ "kind": "fixed_window", "limit": limit, "window_ms": milliseconds(window) })
-        }
-        Kind::SlidingWindow { limit, window } => {
-            json!({ "kind": "sliding_window", "limit": limit, "window_ms": milliseconds(window) })
-        }
-        Kind::Concurrency { limit } => json!({ "kind": "concurrency", "limit": limit }),
-        Kind::WarmUp { limit, period_s, cold_factor } => {
-            json!({ "kind": "warm_up", "limit": limit, "period_s": period_s, "cold_factor": cold_factor })
-        }
-    };
+    let mut shown = kind::show(&limit.kind);
     shown["name"] = json!(limit.name);
     if let Some(by) = &limit.by {
         shown["by"] = tuning::show_part(by);
         shown["keys_max"] = json!(limit.keys_max);
     }
     if let Some(wait_max) = limit.wait_max {
-        shown["wait_max_ms"] = json!(milliseconds(wait_max));
+        shown["wait_max_ms"] = json!(wait_max.as_millis() as u64);
+    }
+    if let Some(cgroup) = &limit.cgroup {
+        shown["cgroup"] = json!(cgroup);
     }
     shown["status"] = json!(limit.status);
     shown["grpc_status"] = json!(if limit.grpc_resource_exhausted { "resource_exhausted" } else { "unavailable" });
-    shown["headers"] = json!(if limit.tells_limit { "on" } else { "off" });
+    if limit.kind.limit() > 0 {
+        shown["headers"] = json!(if limit.tells_limit { "on" } else { "off" });
+    }
     shown
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, file, tuning::Part};
+    use crate::config::{
+        Config, file,
+        request_limit::{Admission, Gradient},
+        tuning::Part,
+    };
 
     fn read(limits: &str) -> Result<Config, String> {
         let text = format!(
@@ -256,6 +191,49 @@ mod tests {
     }
 
     #[test]
+    fn those_that_find_their_number_have_the_defaults_of_who_made_them() {
+        let admission = Admission {
+            window: Duration::from_secs(30),
+            success_percent: 95,
+            aggression: 1,
+            refused_percent_max: 80,
+            requests_min: 0,
+            counts_refused: false,
+        };
+        let throttling = Admission {
+            window: Duration::from_secs(3),
+            success_percent: 60,
+            refused_percent_max: 100,
+            requests_min: 100,
+            counts_refused: true,
+            ..admission
+        };
+        let gradient = Gradient {
+            least: 3,
+            most: 1_000,
+            window: Duration::from_millis(100),
+            percentile: 50,
+            buffer_percent: 25,
+            measured_requests: 50,
+            measured_interval: Duration::from_secs(60),
+            jitter_percent: 15,
+        };
+        for (text, kind) in [
+            ("gradient", Kind::Gradient(gradient)),
+            ("gradient, min: 7, max: 9", Kind::Gradient(Gradient { least: 7, most: 9, ..gradient })),
+            ("bbr", Kind::Bbr { window: Duration::from_secs(10), stretches: 100, busy_percent: 80 }),
+            ("admission", Kind::Admission { rules: admission, stretches: 10 }),
+            ("client_throttling", Kind::Admission { rules: throttling, stretches: 10 }),
+        ] {
+            let config = read(&format!("request_limits: [{{kind: {text}}}]"));
+            let config = config.unwrap_or_else(|wrong| panic!("{text}: {wrong}"));
+            let limit = &config.services[0].request_limits[0];
+            assert_eq!((limit.kind, limit.status), (kind, 503), "{text}");
+            assert_eq!(file::parse(&file::show(&config).to_string(), "F").expect("a good file"), config, "{text}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_named() {
         for (text, expected) in [
             ("[{limit: 1}]", "request_limits[0].kind: is missing; write how requests are counted"),
@@ -278,6 +256,10 @@ mod tests {
             ("[{kind: fixed_window, limit: 1, keys_max: 5}]", "keys_max: says nothing without by"),
             ("[{kind: fixed_window, limit: 1, by: {path: on}}]", "by.path: unknown key"),
             ("[{kind: fixed_window, limit: 1}], mode: kernel", "counts requests"),
+            ("[{kind: gradient, limit: 1}]", "request_limits[0].limit: says nothing with kind: gradient; remove it"),
+            ("[{kind: gradient, min: 5, max: 4}]", "request_limits[0].max: 4 is out of range"),
+            ("[{kind: admission, cgroup: /a}]", "request_limits[0].cgroup: says nothing with kind: admission"),
+            ("[{kind: bbr, cgroup: a}]", "request_limits[0].cgroup: \"a\" does not begin with /"),
         ] {
             let found = read(&format!("request_limits: {text}")).expect_err(text);
             assert!(found.contains("F:3:") && found.contains(expected), "{text}: {found}");

@@ -33,7 +33,8 @@ impl Connection<'_> {
         }
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
         let patience = self.clock.time().map(|time| time.left());
-        let (wait, admitted) = self.cluster.gate.admit(&request, now, patience).map_err(Denied::Answered)?;
+        let (hop, gate) = (self.hop, &self.cluster.gate);
+        let (wait, admitted) = gate.admit(&request, now, patience, || hop.chance()).map_err(Denied::Answered)?;
         if !wait.is_zero() {
             Box::pin(self.waited(wait, leaves(buf, head))).await?;
         }

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     balance::peak_ewma::{Estimate, Nanos, counted},
-    cluster::{CanaryState, Endpoint, EndpointState, Latency, Seen, Service},
+    cluster::{Endpoint, EndpointState, Latency, Seen, Service},
     config::{Balance, tuning::PeakEwma},
     kernel::monotonic_ns,
 };
@@ -76,22 +76,27 @@ impl Heard {
     }
 }
 
-/// How long an attempt at a canary waits for its answer to begin.
+/// How long an attempt waits for its answer to begin, where a canary's guard or a limit goes by that.
 pub struct Waited {
     began: Nanos,
     took: Cell<Option<Duration>>,
 }
 
 impl Waited {
-    /// One that begins, if the canary's guard goes by that.
-    pub fn begin(canary: &CanaryState) -> Option<Self> {
-        canary.rules.guard.latency.map(|_| Self { began: monotonic_ns(), took: Cell::new(None) })
+    /// One that begins.
+    pub fn begin() -> Self {
+        Self { began: monotonic_ns(), took: Cell::new(None) }
+    }
+
+    /// Since it began.
+    pub fn age(&self) -> Duration {
+        Duration::from_nanos(monotonic_ns().saturating_sub(self.began))
     }
 
     /// Until the answer began, or else until now, when it does.
     pub fn took(&self) -> Duration {
         let took = self.took.get();
-        let took = took.unwrap_or_else(|| Duration::from_nanos(monotonic_ns().saturating_sub(self.began)));
+        let took = took.unwrap_or_else(|| self.age());
         self.took.set(Some(took));
         took
     }

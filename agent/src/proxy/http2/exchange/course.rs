@@ -45,5 +45,5 @@ pub(super) fn admitted(
         return Ok((Duration::ZERO, Admitted::default()));
     }
     let request = Request::of_parts(parts, connection.is_secure, connection.source);
-    cluster.gate.admit(&request, now, timeout)
+    cluster.gate.admit(&request, now, timeout, || connection.hop.chance())
 }
