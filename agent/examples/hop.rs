@@ -86,6 +86,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             strategy: None,
             timing: None,
             request_limits: Vec::new(),
+            filters: Vec::new(),
             udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,
             routes: Vec::new(),

@@ -8,6 +8,7 @@ mod build;
 mod canary;
 mod dialler;
 mod endpoint;
+mod filter;
 mod inbound;
 mod index;
 mod keyed;
@@ -35,6 +36,7 @@ pub use self::{
     canary::{CanaryState, Counts, Stage as CanaryStage, Trouble},
     dialler::Dialler,
     endpoint::{Endpoint, EndpointState, Latency, Stage},
+    filter::{FilterState, Outcome},
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
     outlier::{Ejections, Marks, Reason, Tally},
@@ -130,6 +132,8 @@ pub struct Service {
     pub routes: Vec<RouteState>,
     /// What is known of its request limits, in the order of the configuration.
     pub request_limits: Vec<Arc<LimitState>>,
+    /// What is known of its filters, in the order of the configuration.
+    pub filters: Vec<Arc<FilterState>>,
     /// How much all of its endpoints have to do, where somebody goes by that.
     pub load: Arc<AtomicU64>,
     /// How often one of its endpoints went up or down, or came further on its way out.

@@ -5,6 +5,7 @@ pub mod canary;
 pub mod capture;
 pub mod deadline;
 pub mod file;
+pub mod filter;
 pub mod http;
 pub mod inbound;
 pub mod maps;
@@ -27,6 +28,7 @@ pub use self::{
     capture::{Capture, CaptureRule, Except, NamespaceRules},
     deadline::Timing,
     file::ConfigError,
+    filter::Filter,
     http::Http,
     maps::Maps,
     outlier::Outlier,
@@ -114,6 +116,8 @@ pub struct Service {
     pub timing: Option<Timing>,
     /// How many requests it takes; one passes when all of these let it.
     pub request_limits: Vec<RequestLimit>,
+    /// What its requests and responses pass, in the order of requests; names are unique.
+    pub filters: Vec<Filter>,
     /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.
     pub endpoint_drain: Option<Duration>,
     /// After how long without a datagram a conversation of a UDP service is over, so that its next datagram may go elsewhere.

@@ -3,7 +3,14 @@
 //! While a piece is being sent the next is being received, so that at most two buffers are in use for each direction. What was
 //! submitted last may still be in flight when a copy returns: the writer has it.
 
-use std::{cell::Cell, future::poll_fn, io, pin::pin, rc::Rc, task::Poll};
+use std::{
+    cell::Cell,
+    future::{pending, poll_fn},
+    io,
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+};
 
 use crate::{
     decode::chunked::{BadChunk, Decoder, Style, reframe},
@@ -31,8 +38,8 @@ pub enum Broken {
 /// Counts what was copied.
 pub type Count = Cell<usize>;
 
-/// Who is told of bytes.
-pub type Told<'t> = &'t dyn Fn(&[u8]);
+/// Who is told of bytes, and says whether there may be more.
+pub type Told<'t> = &'t dyn Fn(&[u8]) -> bool;
 
 /// A one-way copy.
 pub struct Copy<'s> {
@@ -131,8 +138,11 @@ impl Copy<'_> {
         self.from.arm_on_demand(self.buffers, LARGE);
         let received = self.from.received().await;
         let buf = self.unwrap(received)?;
-        if let Some(tap) = self.tap {
-            tap(buf.bytes());
+        if self.tap.is_some_and(|tap| !tap(buf.bytes())) {
+            // Whoever polls this knows, and ends it.
+            self.buffers.give(buf);
+            pending::<()>().await;
+            return Err(Broken::Ended);
         }
         Ok(buf)
     }

@@ -73,7 +73,7 @@ pub use self::{
     caller::{Caller, Process},
     choices::{Choice, Taken, algorithm_word},
     detach::detach,
-    diallers::{Diallers, names_of},
+    diallers::{Diallers, names_of, peer_of},
     events::{Event, EventStream, Events},
     failure::KernelError,
     fill::Fill,

@@ -36,6 +36,7 @@
 //! | [`kernel`] | an accepted connection | what its client dialled | unknown: close |
 //! | [`accept`] | a permit, then a listener | a connection | accepts no more until a permit comes back |
 //! | [`route`] | the original destination, the snapshot | a service | its service was removed meanwhile: close |
+//! | [`filter`] | a request's head, time and chance | what is changed of it and of its response | an answer of its own |
 //! | [`limit`] | limits, counts, the time | leave to pass, for what comes in | a reason: reset, and counted |
 //! | [`decode`] | bytes | heads, bodies, ends | malformed: a local reply that says why |
 //! | [`balance`] | weights and usable endpoints, a counter or chance | an endpoint | none is usable: all are |
@@ -53,7 +54,7 @@
 //!
 //! `command` → `node` → `proxy` → hands and judges → `cluster`, `config` → `common`. Hands touch the world and judge nothing: `kernel`
 //! (the only door to eBPF), `ring`, `accept`, `connect`, `forward`, `record`. Judges get bytes, time and chance as arguments and give
-//! values back: `decode`, `route`, `limit`, `balance`, `health`, `retry`, `deadline`. A judge imports no hand and no other judge. `cargo xtask check` reads the `use`
+//! values back: `decode`, `route`, `limit`, `balance`, `health`, `retry`, `deadline`, `filter`. A judge imports no hand and no other judge, but that `filter` sees heads through `route`. `cargo xtask check` reads the `use`
 //! lines.
 //!
 //! # Threads
@@ -96,6 +97,8 @@ pub mod ring;
 pub mod accept;
 pub mod decode;
 pub mod route;
+
+pub mod filter;
 
 pub mod limit;
 

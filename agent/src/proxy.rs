@@ -2,6 +2,7 @@
 
 mod admit;
 pub mod auto;
+mod filtered;
 pub mod http;
 pub mod http2;
 pub mod inbound;
@@ -32,7 +33,7 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
 
 pub(crate) use self::routed::members;
-use self::{admit::Gate, routed::Routes};
+use self::{admit::Gate, filtered::Chain, routed::Routes};
 use crate::{
     balance::Balancer,
     cluster::{CanaryState, Dialler, Service, Shares, Snapshot},
@@ -44,6 +45,9 @@ use crate::{
     ring::{Buffers, Socket, Stream, Watch},
     route::{Table, route},
 };
+
+/// Filters by the id of their service, and the service that they were made of.
+type Chains = HashMap<u32, (Arc<config::Service>, Rc<Chain>)>;
 
 /// What one worker has at hand to serve its connections.
 pub struct Hop {
@@ -60,6 +64,8 @@ pub struct Hop {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     clusters: RefCell<Clusters>,
     sources: RefCell<HashMap<u32, Rc<RefCell<limit::Sources>>>>,
+    /// Filters that are ready, for as long as their service is the same.
+    chains: RefCell<Chains>,
     endpoint_news: Box<dyn Fn(EndpointNews, u32, u32)>,
     is_draining: Cell<bool>,
     drain_begins: Notify,
@@ -97,6 +103,8 @@ pub struct Cluster {
     canary: Option<Arc<CanaryState>>,
     /// What its requests pass before they go to an endpoint.
     gate: Gate,
+    /// What they pass before that, if anything.
+    chain: Option<Rc<Chain>>,
     /// For a connection that came in: the way to the program, which is the service's one endpoint.
     visit: Option<Visit>,
     generation: u64,
@@ -106,8 +114,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    fn new(service: &Arc<Service>, generation: u64, routes: Option<Routes>) -> Self {
-        Self { routes, ..Self::of_subset(service, generation, None, &service.cursor) }
+    fn new(service: &Arc<Service>, generation: u64, routes: Option<Routes>, chain: Option<Rc<Chain>>) -> Self {
+        Self { routes, chain, ..Self::of_subset(service, generation, None, &service.cursor) }
     }
 
     /// Some of a service's endpoints, which take turns by themselves.
@@ -130,6 +138,7 @@ impl Cluster {
             routes: None,
             canary: None,
             gate: Gate::of(service),
+            chain: None,
             visit: None,
             generation,
             shares_version,
@@ -168,9 +177,13 @@ impl Cluster {
         self.gate.measures() || self.canary.as_deref().is_some_and(|canary| canary.rules.guard.latency.is_some())
     }
 
-    /// Who dialled, if a route asks for it.
+    /// Who dialled, if a route or a filter asks for it.
     fn dialler(&self, accepted: BorrowedFd<'_>, source: u64, now: Duration) -> Option<Box<Dialler>> {
-        self.routes.as_ref().and_then(|routes| routes.dialler(accepted, source, now))
+        let of_routes = self.routes.as_ref().and_then(|routes| routes.dialler(accepted, source, now));
+        match &self.chain {
+            None => of_routes,
+            Some(chain) => chain.introduce(of_routes, (accepted, source), now),
+        }
     }
 
     /// Whether its endpoints take their shares as before.
@@ -241,6 +254,7 @@ impl Hop {
             snapshot: RefCell::new(Cache::new(snapshot)),
             clusters: RefCell::default(),
             sources: RefCell::default(),
+            chains: RefCell::default(),
             endpoint_news,
             is_draining: Cell::new(false),
             drain_begins: Notify::new(),
@@ -275,7 +289,7 @@ impl Hop {
         }
         let service = route(snapshot, service, dialled)?;
         let routes = Routes::new(service, snapshot, &self.flows, || clusters.table(service));
-        let cluster = Rc::new(Cluster::new(service, snapshot.generation, routes));
+        let cluster = Rc::new(Cluster::new(service, snapshot.generation, routes, self.chain(service)));
         clusters.by_id.insert(service.id, Rc::clone(&cluster));
         Some(cluster)
     }

@@ -13,6 +13,7 @@ use std::{net::SocketAddr, sync::Arc};
 use sockway_common::flow::TCP;
 
 pub use self::{
+    caller::is as is_caller,
     change::{Change, Fields, Taken, Unfit},
     request::Request,
     table::Table,

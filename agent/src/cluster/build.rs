@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level, request_limit,
-    routed,
+    Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level, filter,
+    request_limit, routed,
 };
 use crate::config;
 
@@ -67,6 +67,7 @@ pub(super) fn build_service(
     let routes = routed::states(&config.routes, before);
     let limits = old.map_or(&[][..], |old| &old.request_limits);
     let request_limits = request_limit::states(&config.request_limits, limits);
+    let filters = filter::states(&config.filters, old.map_or(&[][..], |old| &old.filters));
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);
     let service = Service {
@@ -82,6 +83,7 @@ pub(super) fn build_service(
         efforts,
         routes,
         request_limits,
+        filters,
         config,
         changes,
     };

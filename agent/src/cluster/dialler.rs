@@ -1,5 +1,7 @@
 //! Who dialled a connection, as the kernel saw it.
 
+use std::net::IpAddr;
+
 /// A program, by where it lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dialler {
@@ -9,4 +11,6 @@ pub struct Dialler {
     pub is_host: bool,
     /// Its cgroup's path below the mount, if somebody asks for it and it is still there.
     pub cgroup: Option<String>,
+    /// The address that its connection comes from, if somebody asks for it.
+    pub address: Option<IpAddr>,
 }

@@ -7,6 +7,7 @@ mod admin;
 mod capture;
 mod conflicts;
 mod deadline;
+mod filter;
 mod http;
 mod inbound;
 mod maps;

@@ -9,6 +9,7 @@ use std::{
 use super::{
     Endpoint, Http, Mode, Policy, Protocol, Service, Shortcut, Tls,
     capture::{Cidr, NamespaceRules},
+    filter::Filter,
     policy::Take,
     tls::Terminate,
 };
@@ -34,6 +35,8 @@ pub struct Inbound {
     pub limits: Limits,
     /// Who is let in.
     pub sources: Sources,
+    /// What requests and responses pass, in the order of requests; names are unique.
+    pub filters: Vec<Filter>,
 }
 
 /// How much is let in.
@@ -88,6 +91,7 @@ impl Inbound {
             strategy: None,
             timing: None,
             request_limits: Vec::new(),
+            filters: self.filters.clone(),
             endpoint_drain: None,
             udp_idle_timeout: Duration::ZERO,
             routes: Vec::new(),

@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io,
+    net::{IpAddr, SocketAddr},
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -108,6 +109,12 @@ pub fn names_of(file: &Path) -> (Vec<String>, bool) {
     let mut names = ruled::paths(&NamespaceRules::default()).remove(&own).unwrap_or_default();
     names.extend(file.to_str().map(str::to_owned));
     (names, own == inode(Path::new(HOST)))
+}
+
+/// The address that an accepted connection comes from.
+pub fn peer_of(accepted: BorrowedFd<'_>) -> Option<IpAddr> {
+    let peer = SocketAddr::try_from(rustix::net::getpeername(accepted).ok()??).ok()?;
+    Some(peer.ip().to_canonical())
 }
 
 /// The inode of the network namespace that a socket lives in.

@@ -6,8 +6,10 @@
 mod admitted;
 mod apply;
 mod attend;
+mod filtered;
 mod http2;
 mod limits;
+mod outgoing;
 mod reply;
 mod request;
 mod respond;
@@ -24,6 +26,8 @@ use std::{
 use admitted::Denied;
 use apply::apply;
 use attend::{Client, OwnTime, first_answer, pass_on, take_back};
+use filtered::{Filtered, Way};
+use outgoing::{Outgoing, Rest};
 use respond::{Answer, Answered, Unanswered};
 
 pub(super) use apply::apply as apply_edits;
@@ -42,10 +46,7 @@ use super::{
 use crate::{
     cluster::{Dialler, Seen},
     config::HttpVersion,
-    decode::{
-        chunked::{BadChunk, Decoder, Style, reframe},
-        http1::{Asked, Framing, Method, RequestHead},
-    },
+    decode::http1::{Asked, Method, RequestHead},
     kernel::OriginalDst,
     record::{Bytes, Counter},
     ring::{Buf, Due, MEDIUM, SMALL, Stream},
@@ -82,6 +83,8 @@ struct Connection<'h> {
     tap: Option<Rc<Tap>>,
     /// Rings when the time of the request that is on its way is over.
     clock: Clock,
+    /// What filters have said of it.
+    filtered: Option<Box<Filtered>>,
 }
 
 /// How an exchange leaves the connection.
@@ -90,25 +93,6 @@ enum Next {
     Request,
     /// Over.
     End(Counter),
-}
-
-/// A request on its way out.
-struct Outgoing {
-    /// What is sent first.
-    buf: Buf,
-    /// Where in it.
-    send: Range<usize>,
-    /// What is sent after that: the trailer fields of a body that was all there.
-    tail: Vec<u8>,
-    /// What of the body is still to come.
-    rest: Rest,
-}
-
-/// What of a body is still to come.
-enum Rest {
-    None,
-    Length(u64),
-    Chunked(Decoder),
 }
 
 /// Serves one connection to its end.
@@ -137,6 +121,7 @@ pub fn serve(
         response_change: None,
         tap: None,
         clock: Clock::default(),
+        filtered: None,
     });
     Box::pin(async move {
         loop {
@@ -175,36 +160,46 @@ impl Connection<'_> {
         if head.lacks_host {
             head.edits.insert.extend_from_slice(format!("Host: {}\r\n", self.dialled).as_bytes());
         }
-        let (mut home, mut timing) = (None, None);
+        let (mut home, mut timing, mut reply, chain) = (None, None, None, self.cluster.chain.clone());
         if self.cluster.routes.is_some() {
             let passed = self.routed(buf, head);
-            (buf, head, home, timing) = (passed.buf, passed.head, passed.home, passed.timing);
-            if let Some(reply) = passed.reply {
-                return self.answer_here(reply, buf, &head).await;
-            }
+            (buf, head, home, timing, reply) = (passed.buf, passed.head, passed.home, passed.timing, passed.reply);
         }
         let is_timed = timing.is_some() || self.cluster.service.config.timing.is_some();
-        let set = if is_timed { self.set_clock(timing, (&buf, &head), began) } else { Ok(()) };
-        let admitted = match set {
-            Ok(()) => self.admitted(&buf, &head, began).await,
-            Err(reply) => Err(Denied::Answered(reply)),
-        };
-        let next = match admitted {
-            Ok(_admitted) => {
-                if is_timed {
-                    self.tell_time(&buf, &mut head);
-                }
-                self.forward(buf, head, own).await
+        if is_timed && reply.is_none() {
+            reply = self.set_clock(timing, (&buf, &head), began).err();
+        }
+        let mut is_reset = false;
+        if let Some(chain) = &chain {
+            // Boxed: most services have none.
+            let way;
+            (buf, head, way) = Box::pin(self.filtered(chain, buf, head)).await;
+            match way {
+                Way::On => {}
+                Way::Answered(said) => reply = Some(said),
+                Way::Reset => is_reset = true,
             }
-            Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
-            Err(Denied::Gone) => self.left(),
+        }
+        let next = match reply {
+            _ if is_reset => self.reset(),
+            Some(reply) => self.answer_here(reply, buf, &head).await,
+            None => match self.admitted(&buf, &head, began).await {
+                Ok(_admitted) => {
+                    if is_timed {
+                        self.tell_time(&buf, &mut head);
+                    }
+                    self.forward(buf, head, own).await
+                }
+                Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
+                Err(Denied::Gone) => self.left(),
+            },
         };
         if is_timed {
             self.clock = Clock::default();
         }
-        if let Some(home) = home {
-            self.cluster = home;
-            (self.response_change, self.tap) = (None, None);
+        if home.is_some() || chain.is_some() {
+            self.cluster = home.unwrap_or_else(|| Rc::clone(&self.cluster));
+            (self.response_change, self.tap, self.filtered) = (None, None, None);
         }
         self.hop.slab.request_duration.observe(began.elapsed());
         next
@@ -245,28 +240,6 @@ impl Connection<'_> {
             own_time::observe(&hop.slab, spent);
             next
         }
-    }
-
-    /// Edits the request where it stands.
-    fn outgoing(&self, buf: Buf, head: &RequestHead) -> Result<Outgoing, BadChunk> {
-        let (mut buf, head_bytes) = apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
-        let range = buf.range();
-        let body = range.start + head_bytes;
-        let here = range.end - body;
-        let (end, rest) = match head.framing {
-            Framing::None | Framing::UntilClose => (body, Rest::None),
-            Framing::Length(length) if length <= here as u64 => (body + length as usize, Rest::None),
-            Framing::Length(length) => (range.end, Rest::Length(length - here as u64)),
-            Framing::Chunked => {
-                let mut decoder = Decoder::default();
-                let reframed = reframe(&mut decoder, buf.memory(), head_bytes, body..range.end, Style::Chunks)?;
-                buf.set_start(reframed.rest);
-                let rest = if reframed.done { Rest::None } else { Rest::Chunked(decoder) };
-                return Ok(Outgoing { buf, send: reframed.send, tail: reframed.tail, rest });
-            }
-        };
-        buf.set_start(end);
-        Ok(Outgoing { buf, send: range.start..end, tail: Vec::new(), rest })
     }
 
     /// A request that is all there, in one buffer.
@@ -434,6 +407,7 @@ impl Connection<'_> {
 
     /// Answers a request in the endpoint's stead; the connection goes on if the client wants it to.
     async fn reply(&mut self, reply: Reply, head: &RequestHead, buf: Buf) -> Next {
+        let reply = self.told(reply);
         self.hop.slab.count(reply.counter);
         let keep_alive = head.keep_alive && !self.hop.is_draining();
         let says = (!keep_alive || head.is_http10).then_some(keep_alive);
@@ -453,6 +427,7 @@ impl Connection<'_> {
 
     /// Answers a request that is not going to be read to its end, and closes.
     async fn refuse(&mut self, reply: Reply) -> Counter {
+        let reply = self.told(reply);
         self.hop.slab.count(reply.counter);
         let bytes = Buf::of(&reply.bytes(Some(false), false));
         if self.flush().await.is_ok() {

@@ -60,6 +60,7 @@ async fn accepted(
         routes: None,
         canary: None,
         gate: Gate::of(&rule.service),
+        chain: hop.chain(&rule.service),
         visit: Some(Visit::new(place, client, dialled)),
         generation: 0,
         shares_version: 0,

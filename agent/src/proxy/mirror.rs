@@ -48,8 +48,30 @@ struct Copy {
     spoken: HttpVersion,
 }
 
-/// Sees a request's body pass by, and sends the copy when it has seen all of it.
-pub struct Tap(RefCell<Option<Making>>);
+/// Sees a request's body pass by: sends the copy when it has seen all of it, and tells when it is longer than it may be.
+#[derive(Default)]
+pub struct Tap {
+    making: RefCell<Option<Making>>,
+    meter: RefCell<Option<Meter>>,
+}
+
+/// How much of a body has come.
+struct Meter {
+    left: Option<Left>,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+impl Meter {
+    fn raw(&mut self, bytes: &[u8]) {
+        let Some(left) = &mut self.left else { return };
+        let here = &mut self.bytes;
+        // What is malformed is refused by who reads it.
+        if !matches!(left.pass(bytes, |piece| *here += piece.len() as u64), Ok(None)) {
+            self.left = None;
+        }
+    }
+}
 
 struct Making {
     copy: Copy,
@@ -80,7 +102,7 @@ impl Tap {
                 None
             }
         };
-        let tap = Self(RefCell::new(making));
+        let tap = Self { making: RefCell::new(making), ..Self::default() };
         tap.raw(here);
         Rc::new(tap)
     }
@@ -88,11 +110,36 @@ impl Tap {
     /// For a request of HTTP/2, of whose body nothing has come yet.
     pub(super) fn of_http2(hop: &Rc<Hop>, ordered: Ordered, parts: &Parts, source: u64) -> Rc<Self> {
         let copy = Copy::new(hop, ordered, parts.clone(), source, HttpVersion::Http2);
-        Rc::new(Self(RefCell::new(Some(Making { copy, left: Left::UntilClose }))))
+        Rc::new(Self { making: RefCell::new(Some(Making { copy, left: Left::UntilClose })), ..Self::default() })
+    }
+
+    /// Begins to measure a body that ends there.
+    pub(super) fn measure(&self, bytes_max: u64, left: Left) {
+        self.meter.replace(Some(Meter { left: Some(left), bytes: 0, bytes_max }));
+    }
+
+    /// Whether the body is longer than it may be: whoever sees that passes no more of it on.
+    pub fn is_over(&self) -> bool {
+        self.meter.borrow().as_ref().is_some_and(|meter| meter.bytes > meter.bytes_max)
+    }
+
+    /// Goes on unless the body is longer than it may be; then never: whoever polls this knows, and ends it.
+    pub async fn stop_if_over(&self) {
+        if self.is_over() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Measures bytes of which a copy knows already.
+    pub(super) fn count_raw(&self, bytes: &[u8]) {
+        if let Some(meter) = self.meter.borrow_mut().as_mut() {
+            meter.raw(bytes);
+        }
     }
 
     /// Bytes have come, as a client of HTTP/1 sent them; what stands behind the body is not looked at.
     pub fn raw(&self, bytes: &[u8]) {
+        self.count_raw(bytes);
         self.see(|making| {
             let body = &mut making.copy.body;
             making.left.pass(bytes, |piece| body.extend_from_slice(piece)).map(|end| end.is_some())
@@ -101,6 +148,9 @@ impl Tap {
 
     /// A piece of the body has come.
     pub fn piece(&self, bytes: &[u8], is_last: bool) {
+        if let Some(meter) = self.meter.borrow_mut().as_mut() {
+            meter.bytes += bytes.len() as u64;
+        }
         self.see(|making| {
             making.copy.body.extend_from_slice(bytes);
             Ok(is_last)
@@ -108,7 +158,7 @@ impl Tap {
     }
 
     fn see(&self, look: impl FnOnce(&mut Making) -> Result<bool, BadChunk>) {
-        let mut slot = self.0.borrow_mut();
+        let mut slot = self.making.borrow_mut();
         let Some(making) = slot.as_mut() else { return };
         let seen = look(making);
         let is_too_large = making.copy.body.len() > making.copy.ordered.body_bytes_max;
@@ -196,6 +246,23 @@ mod tests {
             ("http://[::1]/", "http://[::1]/"),
         ] {
             assert_eq!(shadow(uri.parse().unwrap()).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_body_is_measured_wherever_it_is_torn() {
+        for (framing, wire, bytes) in
+            [(Framing::Length(5), "abcdeGET /", 5), (Framing::Chunked, "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\nGET /", 5)]
+        {
+            for tear in 0..wire.len() {
+                for bytes_max in [bytes - 1, bytes] {
+                    let tap = Tap::default();
+                    tap.measure(bytes_max, Left::of(framing));
+                    tap.raw(&wire.as_bytes()[..tear]);
+                    tap.raw(&wire.as_bytes()[tear..]);
+                    assert_eq!(tap.is_over(), bytes > bytes_max, "{wire:?} at {tear}");
+                }
+            }
         }
     }
 

@@ -198,6 +198,7 @@ impl Outlet<'_> {
             let next = gather(from, true).await.map_err(body::Broken::From)?;
             if let Some(tap) = self.tap {
                 next.tell(tap);
+                tap.stop_if_over().await;
             }
             self.send_gathered(&[], style, &next).await.map_err(|_| body::Broken::To)?;
             release(from, &next);
@@ -400,6 +401,7 @@ impl Inlet<'_> {
             Ok(_) => {
                 if let Some(tap) = self.tap {
                     tap.raw(buf.bytes());
+                    tap.stop_if_over().await;
                 }
                 Ok(buf)
             }

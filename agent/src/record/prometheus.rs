@@ -4,6 +4,7 @@
 //! well, and the labels are bounded by what is configured now. Written here and not through the facade are histograms, whose totals it cannot
 //! set, and what there is of every endpoint: a hundred thousand of them would keep its registry busy for seconds.
 
+mod filters;
 mod inbound;
 mod measured;
 mod outlier;
@@ -44,6 +45,10 @@ pub fn render(observed: &Observed) -> String {
     routes::write(&mut text, &observed.snapshot.services);
     strategy::write(&mut text, &observed.snapshot.services);
     request_limits::write(&mut text, &observed.snapshot.services);
+    filters::write(
+        &mut text,
+        observed.snapshot.services.iter().chain(observed.snapshot.inbound.iter().map(|rule| &rule.service)),
+    );
     inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);

@@ -108,6 +108,8 @@ sockway_common::counters! {
     BodyTooLarge = "requests_total" ["outcome" = "body_too_large"],
     /// Requests that a limit of their service refused: 429 unless it says otherwise.
     Limited = "requests_total" ["outcome" = "limited"],
+    /// Requests that a filter of their service answered or reset.
+    Filtered = "requests_total" ["outcome" = "filtered"],
     /// Requests refused as malformed: 400.
     Malformed = "requests_total" ["outcome" = "malformed"],
     /// Requests whose head did not come in time: 408.

@@ -3,7 +3,7 @@
 use crate::{cluster::Dialler, config::route::CallerMatch};
 
 /// Whether this is true of who dialled; of somebody unknown nothing is.
-pub(super) fn is(wanted: &CallerMatch, dialler: Option<&Dialler>) -> bool {
+pub fn is(wanted: &CallerMatch, dialler: Option<&Dialler>) -> bool {
     let Some(dialler) = dialler else { return false };
     let is_there = wanted.namespace.as_ref().is_none_or(|name| name.names(&dialler.namespaces, dialler.is_host));
     is_there
@@ -34,6 +34,7 @@ mod tests {
             namespaces: vec!["/run/netns/cni-1".into()],
             is_host: false,
             cgroup: Some("/kubepods/pod1/main".into()),
+            address: None,
         };
         let host = Dialler { is_host: true, cgroup: Some("/".into()), ..Dialler::default() };
         for (namespace, cgroup, of_pod, of_host) in [

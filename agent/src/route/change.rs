@@ -230,6 +230,57 @@ impl Change {
 }
 
 impl Fields {
+    /// What a configuration says without captures.
+    pub fn fixed(changes: &HeaderChanges) -> Self {
+        let text = |template: &Template| -> String {
+            let part = |part: &Part| match part {
+                Part::Text(text) => text.clone(),
+                Part::Capture(_) => String::new(),
+            };
+            template.parts().iter().map(part).collect()
+        };
+        let field = |(name, template): &(String, Template)| {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            Some((name, HeaderValue::from_str(&text(template)).ok()?))
+        };
+        let removed = changes.remove.iter().chain(changes.set.iter().map(|(name, _)| name));
+        Self {
+            removed: removed.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect(),
+            added: changes.set.iter().chain(&changes.add).filter_map(field).collect(),
+        }
+    }
+
+    /// And whatever there was of this name, there is this.
+    pub fn set(self, name: HeaderName, value: HeaderValue) -> Self {
+        self.remove(name.clone()).append(name, value)
+    }
+
+    /// And this is there, too.
+    pub fn append(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.added.push((name, value));
+        self
+    }
+
+    /// And no field of this name.
+    pub fn remove(mut self, name: HeaderName) -> Self {
+        self.added.retain(|(added, _)| *added != name);
+        self.removed.push(name);
+        self
+    }
+
+    /// First this, and then that.
+    pub fn then(mut self, later: Self) -> Self {
+        self.added.retain(|(name, _)| !later.removed.contains(name));
+        self.removed.extend(later.removed);
+        self.added.extend(later.added);
+        self
+    }
+
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.added.is_empty()
+    }
+
     /// A head of HTTP/1 made anew, of a request or a response.
     pub fn of_lines(&self, head: &[u8]) -> Vec<u8> {
         let mut changed = Vec::with_capacity(head.len() + 256);
@@ -395,6 +446,20 @@ mod tests {
             let Action::Redirect(to) = &route.action else { panic!("{route:?}") };
             let location = (Taken { route: &route, request: &request }).location(to).expect("fit");
             assert_eq!(String::from_utf8_lossy(&location), expected, "{redirect}");
+        }
+    }
+
+    #[test]
+    fn changes_one_after_the_other_are_one_change() {
+        let name = HeaderName::from_static;
+        let value = HeaderValue::from_static;
+        let first = || Fields::default().set(name("a"), value("1")).append(name("b"), value("1")).remove(name("c"));
+        let second =
+            || Fields::default().append(name("a"), value("2")).set(name("b"), value("2")).append(name("c"), value("2"));
+        let head = b"HTTP/1.1 200 OK\r\na: 0\r\nb: 0\r\nc: 0\r\nd: 0\r\n\r\n";
+        for (one, other) in [(first(), second()), (second(), first()), (first(), Fields::default())] {
+            let both = other.of_lines(&one.of_lines(head));
+            assert_eq!(one.then(other).of_lines(head), both);
         }
     }
 

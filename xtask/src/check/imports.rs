@@ -80,6 +80,9 @@ fn may_import(room: &str, name: &str) -> bool {
         !among(NODE)
     } else if is(HANDS) {
         !among(NODE) && !among(CORRIDOR)
+    } else if room == "filter" && name == "route" {
+        // A request's head, and what is changed of one, are told there.
+        true
     } else if is(JUDGES) || is(WORDS) {
         !among(NODE) && !among(CORRIDOR) && !among(HANDS) && !among(JUDGES)
     } else {

@@ -130,7 +130,12 @@ fn dialler(args: &Args) -> Result<Option<Dialler>, Failure> {
     let Caller { process, netns_file, .. } = super::caller(Some(from), &mount)?;
     let cgroup = process.and_then(|process| process.cgroups.into_iter().next());
     let (namespaces, is_host) = kernel::names_of(&netns_file);
-    Ok(Some(Dialler { namespaces, is_host, cgroup: cgroup.and_then(|(path, _)| path.to_str().map(str::to_owned)) }))
+    Ok(Some(Dialler {
+        namespaces,
+        is_host,
+        cgroup: cgroup.and_then(|(path, _)| path.to_str().map(str::to_owned)),
+        address: None,
+    }))
 }
 
 fn explain(

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     capture::{cidr, each, namespaces, port},
-    http, milliseconds,
+    filter, http, milliseconds,
     policy::{KEYS_OF_A_TAKE, take},
     section::{Field, Path, Position, Problems, Section},
     service::{CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS_MAX, service_name},
@@ -44,6 +44,7 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
         "allow",
         "deny",
         "pass",
+        "filters",
     ];
     let section = Section::open(field.node, &field.path, &keys, problems)?;
     let name_field = section.require("name", "write a name that no other inbound rule has", problems);
@@ -71,6 +72,7 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
     );
     let limits = section.or("limits", Limits::default, limits, problems);
     let sources = sources(&section, problems);
+    let filters = filter::filters(&section, None, protocol, problems);
     Some(Inbound {
         name: name?,
         ports: ports?,
@@ -81,6 +83,7 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
         connect_timeout: milliseconds(timeout?),
         limits: limits?,
         sources: sources?,
+        filters: filters?,
     })
 }
 

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use http::{HeaderName, HeaderValue, Method};
 
-use self::matching::matches;
-pub(super) use self::show::show;
+pub(super) use self::matching::{caller, matches, show as show_match, show_caller};
+pub(super) use self::show::{show, show_changes};
 use super::{
     SWITCHES, deadline,
     section::{Field, Path, Position, Problems, Section, shown},
@@ -352,7 +352,7 @@ fn respond(field: &Field<'_>, problems: &mut Problems) -> Option<Respond> {
     Some(Respond { status, body })
 }
 
-fn header_changes(field: &Field<'_>, problems: &mut Problems) -> Option<HeaderChanges> {
+pub(super) fn header_changes(field: &Field<'_>, problems: &mut Problems) -> Option<HeaderChanges> {
     let section = Section::open(field.node, &field.path, &["set", "add", "remove"], problems)?;
     let set = section.or("set", Vec::new, fields, problems);
     let add = section.or("add", Vec::new, fields, problems);

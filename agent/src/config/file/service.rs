@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    deadline, http, milliseconds, outlier, policy, probe, request_limit,
+    deadline, filter, http, milliseconds, outlier, policy, probe, request_limit,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     strategy, tls,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::{
     Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, RequestLimit, Route, Service, Shortcut,
-    Strategy, Timing, Tls, policy::Source,
+    Strategy, Timing, Tls, filter::Filter, policy::Source,
 };
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
@@ -65,6 +65,7 @@ pub(super) struct Draft {
     strategy: Option<Option<Strategy>>,
     timing: Option<Option<Timing>>,
     request_limits: Option<Vec<RequestLimit>>,
+    pub(super) filters: Option<Vec<Filter>>,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
     pub(super) endpoints: Vec<EndpointDraft>,
@@ -108,6 +109,7 @@ impl Draft {
             strategy: self.strategy?,
             timing: self.timing?,
             request_limits: self.request_limits?,
+            filters: self.filters?,
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
             endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
@@ -133,6 +135,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "outlier",
         "cluster",
         "request_limits",
+        "filters",
         "endpoint_drain_ms",
         "udp_idle_timeout_ms",
         "endpoints",
@@ -182,6 +185,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         strategy: Some(None),
         timing: deadline::timing(&section, problems),
         request_limits: Some(Vec::new()),
+        filters: Some(Vec::new()),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         udp_idle_timeout_ms: section.or(
             "udp_idle_timeout_ms",
@@ -196,6 +200,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
     draft.strategy = strategy::strategy(&section, (protocol, draft.mode()), problems);
     deadline::refuse_idle(&section, (draft.mode(), protocol), problems);
+    draft.filters = filter::filters(&section, draft.mode(), protocol, problems);
     draft.request_limits = request_limit::request_limits(&section, draft.mode(), protocol, problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {
@@ -227,13 +232,14 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
 /// Where a route asks for a caller's cgroup, cgroups are what its sources are known by.
 fn know_cgroups(section: &Section<'_>, draft: &mut Draft, problems: &mut Problems) {
     let by_cgroup = |route: &Route| route.matches.caller.as_ref().is_some_and(|caller| caller.cgroup.is_some());
-    let (Some(policy), Some(read)) = (&mut draft.policy, &draft.routes) else { return };
-    if policy.source == Source::Cgroup || !read.routes.iter().any(by_cgroup) {
+    let (Some(policy), Some(read), Some(filters)) = (&mut draft.policy, &draft.routes, &draft.filters) else { return };
+    let is_asked = read.routes.iter().any(by_cgroup) || filters.iter().any(Filter::asks_cgroup);
+    if policy.source == Source::Cgroup || !is_asked {
         return;
     }
     policy.source = Source::Cgroup;
     if let Some(field) = section.get("source") {
-        let what = "is not what a route asks for, which is the caller's cgroup; write source: cgroup, or leave it out";
+        let what = "is not what a route or a filter asks for, which is the caller's cgroup; write source: cgroup, or leave it out";
         field.refuse(what, problems);
     }
 }

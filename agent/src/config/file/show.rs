@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, admin,
-    deadline, http, outlier, probe, request_limit, route, strategy, tls, tuning,
+    deadline, filter, http, outlier, probe, request_limit, route, strategy, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -65,7 +65,7 @@ fn show_capture(capture: &Capture) -> Value {
     })
 }
 
-fn texts(items: &[impl ToString]) -> Vec<String> {
+pub(super) fn texts(items: &[impl ToString]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
 }
 
@@ -108,6 +108,7 @@ pub fn show_service(service: &Service) -> Value {
         "cluster": service.strategy.as_ref().map(strategy::show),
         "request_limits": (!service.request_limits.is_empty())
             .then(|| service.request_limits.iter().map(request_limit::show).collect::<Vec<Value>>()),
+        "filters": filter::show_all(&service.filters),
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
         "udp_idle_timeout_ms": (service.protocol == Protocol::Udp).then(|| milliseconds(service.udp_idle_timeout)),
         "endpoints": endpoints,
@@ -177,6 +178,7 @@ fn show_inbound(rule: &Inbound) -> Value {
         "allow": texts(&rule.sources.allow),
         "deny": texts(&rule.sources.deny),
         "pass": texts(&rule.sources.pass),
+        "filters": filter::show_all(&rule.filters),
     })
 }
 
@@ -212,10 +214,10 @@ pub fn balance_word(balance: Balance) -> &'static str {
 }
 
 /// The word that a file uses for a value; every value has one.
-fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+pub(super) fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
     words.iter().find(|(_, meaning)| *meaning == value).map_or("", |(word, _)| word)
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

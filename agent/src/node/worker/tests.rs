@@ -112,6 +112,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             strategy: None,
             timing: None,
             request_limits: Vec::new(),
+            filters: Vec::new(),
             udp_idle_timeout: PATIENCE,
             endpoint_drain: None,
             routes: Vec::new(),

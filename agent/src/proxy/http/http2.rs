@@ -46,6 +46,8 @@ enum Ended {
     Broken,
     /// The client's body is malformed.
     BadBody(forward::Broken),
+    /// It is longer than a filter lets it be.
+    TooLong,
     /// The client broke off its request, or wants no answer any more.
     ClientGone,
     /// The time for this is over.
@@ -62,7 +64,7 @@ impl Ended {
             Self::Unseen(error) if !error.is_reset() => None,
             Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
             Self::Late(Late::Response | Late::Rest) | Self::Over => Some(Seen::Late),
-            Self::Late(Late::Body | Late::Client) | Self::BadBody(_) | Self::ClientGone => None,
+            Self::Late(Late::Body | Late::Client) | Self::BadBody(_) | Self::TooLong | Self::ClientGone => None,
         }
     }
 }
@@ -192,7 +194,8 @@ impl Connection<'_> {
         let ended = {
             let change = self.response_change.as_deref();
             let answer = Answer { hop, head, attempt, change, heard: upstream.who().heard() };
-            let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up, self.tap.as_deref()));
+            let tap = self.tap.as_deref();
+            let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up, tap));
             let mut download = pin!(answer.give(&mut response, writer));
             let mut client = None;
             let both = poll_fn(|context| {
@@ -211,6 +214,9 @@ impl Connection<'_> {
                         Err(bad @ forward::Broken::Malformed(_)) => return Poll::Ready(Ended::BadBody(bad)),
                         Err(_) => return Poll::Ready(Ended::ClientGone),
                     }
+                }
+                if tap.is_some_and(Tap::is_over) {
+                    return Poll::Ready(Ended::TooLong);
                 }
                 if let Poll::Ready(ended) = download.as_mut().poll(context) {
                     return Poll::Ready(ended);
@@ -257,6 +263,7 @@ impl Connection<'_> {
             Ended::Over if !head_sent => Reply::deadline_exceeded(),
             Ended::Broken if !head_sent => Reply::no_response(),
             Ended::BadBody(bad) if !head_sent => Reply::malformed(bad),
+            Ended::TooLong if !head_sent => self.body_too_long(),
             Ended::Late(Late::Body) if !head_sent => Reply::body_timeout(),
             Ended::Late(_) if !head_sent => Reply::late_response(),
             ended => return self.break_off_http2(&ended).await,
@@ -268,6 +275,7 @@ impl Connection<'_> {
     async fn break_off_http2(&mut self, ended: &Ended) -> Next {
         let (counter, end) = match ended {
             Ended::BadBody(_) => (Counter::Malformed, Counter::Refused),
+            Ended::TooLong => (Counter::Filtered, Counter::Refused),
             Ended::Late(Late::Body) => (Counter::BodyTimeout, Counter::ClientAborted),
             Ended::Over => (Counter::DeadlineExceeded, Counter::UpstreamAborted),
             Ended::Late(_) => (Counter::ResponseStalled, Counter::UpstreamAborted),

@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     decode::{grpc, http1::BadRequest},
+    filter::Local,
     proxy::reach::Unreached,
     record::Counter,
 };
@@ -113,6 +114,12 @@ impl Reply {
         let said = Self::said(status, &format!("sockway: over the limit {limit}\n"), fields);
         let grpc = if is_exhausted { grpc::code::RESOURCE_EXHAUSTED } else { grpc::code::UNAVAILABLE };
         Self { counter: Counter::Limited, grpc: Some(grpc), ..said }
+    }
+
+    /// What a filter says.
+    pub fn filtered(local: Local) -> Self {
+        let Local { status, grpc, text, fields } = local;
+        Self { counter: Counter::Filtered, grpc, ..Self::said(status, &text, fields) }
     }
 
     /// Of an endpoint of HTTP/2, whose connection or stream ended, with a code if it was reset.

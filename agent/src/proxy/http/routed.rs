@@ -5,7 +5,7 @@ use std::{mem, rc::Rc};
 use super::{Connection, Next, Rest, apply, reply::Reply};
 use crate::{
     config::deadline::Timing,
-    decode::http1::{Edits, Method, RequestHead},
+    decode::http1::{Method, RequestHead},
     proxy::{
         Cluster,
         mirror::{Ordered, Tap},
@@ -42,15 +42,9 @@ impl Connection<'_> {
 
     fn onward(&mut self, onward: Onward, mut buf: Buf, mut head: RequestHead) -> Passed {
         if let Some(change) = &onward.change {
-            let edited;
-            (buf, edited) =
-                apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &mem::take(&mut head.edits));
-            let changed = change.of_lines(&buf.bytes()[..edited]);
-            let whole = self.hop.buffers.holding(&[&changed, &buf.bytes()[edited..]].concat());
-            self.hop.buffers.give(mem::replace(&mut buf, whole));
-            head.bytes = changed.len();
-            head.start_line_bytes = changed.iter().position(|byte| *byte == b'\n').map_or(changed.len(), |end| end + 1);
-            head.edits = Edits::default();
+            (buf, head) = self.settled(buf, head);
+            let changed = change.of_lines(&buf.bytes()[..head.bytes]);
+            (buf, head) = self.with_lines(&changed, buf, head);
         }
         self.response_change = onward.response;
         if let Some(ordered) = onward.mirror.filter(|_| head.method != Method::Connect && !head.websocket) {

@@ -12,7 +12,10 @@ use crate::{
     cluster::Seen,
     decode::{chunked::Style, http1::RequestHead},
     forward::{Broken, Copy, Told},
-    proxy::reach::{Tried, Upstream},
+    proxy::{
+        mirror::Tap,
+        reach::{Tried, Upstream},
+    },
     record::{Bytes, Counter},
     ring::{Buf, Due, MEDIUM, Reader, Stream},
 };
@@ -25,6 +28,8 @@ enum Ended {
     NoResponse,
     /// The client's body is malformed.
     BadBody(Broken),
+    /// It is longer than a filter lets it be.
+    TooLong,
     /// The client broke off its request.
     ClientGone,
     /// The time of the request is over.
@@ -38,7 +43,7 @@ fn seen(ended: &Ended, is_late: bool) -> Option<Seen> {
         Ended::NoResponse if is_late => Some(Seen::Late),
         Ended::Over => Some(Seen::Late),
         Ended::NoResponse => Some(Seen::NoResponse),
-        Ended::BadBody(_) | Ended::ClientGone => None,
+        Ended::BadBody(_) | Ended::TooLong | Ended::ClientGone => None,
     }
 }
 
@@ -94,8 +99,10 @@ impl Connection<'_> {
                 self.reply(reply, head, rest).await
             }
             Ended::BadBody(bad) if !head_sent.get() => Next::End(self.refuse(Reply::malformed(bad)).await),
-            Ended::BadBody(_) => {
-                self.hop.slab.count(Counter::Malformed);
+            Ended::TooLong if !head_sent.get() => Next::End(self.refuse(self.body_too_long()).await),
+            bad @ (Ended::BadBody(_) | Ended::TooLong) => {
+                let is_bad = matches!(bad, Ended::BadBody(_));
+                self.hop.slab.count(if is_bad { Counter::Malformed } else { Counter::Filtered });
                 self.abort().await;
                 Next::End(Counter::Refused)
             }
@@ -126,7 +133,13 @@ impl Connection<'_> {
         let Stream { reader, writer, socket } = &mut upstream.stream;
         reader.arm_on_demand(&hop.buffers, MEDIUM);
         let (up, down) = (Cell::new(0), Cell::new(0));
-        let told = self.tap.as_deref().map(|tap| move |bytes: &[u8]| tap.raw(bytes));
+        let measured = self.tap.as_deref();
+        let told = measured.map(|tap| {
+            move |bytes: &[u8]| {
+                tap.raw(bytes);
+                !tap.is_over()
+            }
+        });
         let tap = told.as_ref().map(|told| told as Told<'_>);
         let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up, tap };
         let mut upload = pin!(upload(copy, outgoing));
@@ -142,6 +155,7 @@ impl Connection<'_> {
                 _ => Ended::NoResponse,
             }
         });
+        let is_over = || measured.is_some_and(Tap::is_over);
         let (mut client, mut rest, mut moved) = (None, None, None);
         let ended = poll_fn(|context| {
             if client.is_none()
@@ -159,6 +173,9 @@ impl Connection<'_> {
                     Err(bad @ Broken::Malformed(_)) => return Poll::Ready(Ended::BadBody(bad)),
                     Err(_) => return Poll::Ready(Ended::ClientGone),
                 }
+            }
+            if is_over() {
+                return Poll::Ready(Ended::TooLong);
             }
             if let Poll::Ready(ended) = download.as_mut().poll(context) {
                 return Poll::Ready(ended);

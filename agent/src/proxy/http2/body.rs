@@ -1,7 +1,12 @@
 //! Bodies, from one stream to another: what was received is sent on as it stands, no faster than the other side takes it. Only then may its
 //! sender send more.
 
-use std::{cell::RefCell, future::poll_fn, task::Poll, time::Duration};
+use std::{
+    cell::RefCell,
+    future::{pending, poll_fn},
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
@@ -36,6 +41,10 @@ pub async fn pass_on(
     while let Some(piece) = next(from, to).await? {
         let is_last = from.is_end_stream();
         held.borrow_mut().take(&piece, is_last);
+        if held.borrow().is_over() {
+            // Whoever polls this knows, and ends it.
+            pending::<()>().await;
+        }
         send(from, to, piece, is_last, held).await?;
         if is_last {
             return Ok(None);

@@ -1,6 +1,7 @@
 //! One request: to an endpoint, and its response back. Both bodies move at the same time.
 
 mod course;
+mod filtered;
 mod http1;
 mod strategy;
 mod timed;
@@ -20,7 +21,8 @@ use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, ext::Protocol, 
 use http::{HeaderMap, Request, Response, header, request::Parts};
 
 use self::{
-    course::{admitted, course},
+    course::{Way, admitted, way},
+    filtered::Filtered,
     timed::time,
 };
 use super::{
@@ -40,11 +42,11 @@ use crate::{
     proxy::{
         Cluster,
         admit::Admitted,
+        filtered::Ended as End,
         http::{Reply, outcome},
-        mirror::{Ordered, Tap},
+        mirror::Tap,
         own_time,
         reach::{Heard, Shared, Tried, Who},
-        routed::Course,
         timing::Time,
         translate::Gathered,
     },
@@ -106,31 +108,31 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             return body::drain(&mut body).await;
         }
     };
-    let (mut timing, mut change, mut ordered) = (None, None, None);
-    let (cluster, mut answer) = match course(&connection, &mut parts) {
-        Course::Straight => (connection.cluster(), None),
-        Course::On(onward) => {
-            (timing, change, ordered) = (onward.timing, onward.response, onward.mirror);
-            (onward.cluster, None)
-        }
-        Course::Answered(reply) => (connection.cluster(), Some(reply)),
-    };
-    let time = time(&connection, (&cluster, timing), (&parts, asked), began).filter(|_| answer.is_none());
+    let (mut way, chain) = way(&connection, &mut parts);
+    let time = time(&connection, (&way.cluster, way.timing), (&parts, asked), began).filter(|_| way.end.is_none());
     if time.is_some_and(|time| time.is_over()) {
-        answer = Some(Reply::deadline_exceeded());
+        way.end = Some(End::Reply(Reply::deadline_exceeded()));
     }
-    let (wait, admitted, answer) = match answer {
-        Some(reply) => (Duration::ZERO, Admitted::default(), Some(reply)),
+    if let Some(chain) = chain {
+        // Boxed: most services have none.
+        Box::pin(filtered::pass(&connection, &chain, &mut parts, &mut way, time)).await;
+    }
+    let Way { cluster, change, ordered, filtered, end, .. } = way;
+    let (wait, admitted, end) = match end {
+        Some(end) => (Duration::ZERO, Admitted::default(), Some(end)),
         None => match admitted(&connection, &cluster, &parts, began, time.map(|time| time.left())) {
             Ok((wait, admitted)) => (wait, admitted, None),
-            Err(reply) => (Duration::ZERO, Admitted::default(), Some(reply)),
+            Err(reply) => (Duration::ZERO, Admitted::default(), Some(End::Reply(reply))),
         },
     };
+    let ordered = ordered.filter(|_| asked.tunnel.is_none());
+    let tap = filtered::tap(&connection, ordered, filtered.as_deref(), (&parts, &body));
     let mut exchange = Exchange {
         connection: &connection,
         cluster: Rc::clone(&cluster),
         change,
-        tap: ordered.filter(|_| asked.tunnel.is_none()).map(|ordered| tapped(&connection, ordered, &parts, &body)),
+        tap: tap.clone(),
+        filtered,
         asked,
         began,
         time,
@@ -141,8 +143,8 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         respond,
     };
     let passed = async {
-        if let Some(reply) = answer {
-            return exchange.reply(&reply);
+        if let Some(end) = end {
+            return exchange.end(&end);
         }
         if !wait.is_zero() && !exchange.waits(wait).await {
             return Counter::RequestAborted;
@@ -162,11 +164,12 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         }
     };
     let spent = (hop.samples_own_time() && asked.tunnel.is_none()).then(Cell::default);
-    let passed = own_time::of(passed, spent.as_ref());
+    let passed = filtered::unless_over(tap, own_time::of(passed, spent.as_ref()));
     let counter = match time.and_then(|time| time.until()) {
         None => Some(passed.await),
         Some(until) => tokio::time::timeout_at(until.into(), passed).await.ok(),
     };
+    let counter = counter.map(|counter| counter.unwrap_or_else(|| exchange.body_too_long()));
     own_time::observe(&hop.slab, spent);
     drop(admitted);
     if exchange.excuses_reset(counter) {
@@ -182,15 +185,6 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     body::drain(&mut body).await;
 }
 
-/// What is to see the body of a request that is copied.
-fn tapped(connection: &Connection, ordered: Ordered, parts: &Parts, body: &RecvStream) -> Rc<Tap> {
-    let tap = Tap::of_http2(&connection.hop, ordered, parts, connection.source);
-    if body.is_end_stream() {
-        tap.piece(&[], true);
-    }
-    tap
-}
-
 struct Exchange<'c> {
     connection: &'c Connection,
     /// Who is to answer.
@@ -199,8 +193,10 @@ struct Exchange<'c> {
     change: Option<Box<Fields>>,
     asked: Asked,
     began: Instant,
-    /// What sees the request's body, if it is copied.
+    /// What sees the request's body, if it is copied or measured.
     tap: Option<Rc<Tap>>,
+    /// What filters have said of it.
+    filtered: Option<Box<Filtered>>,
     /// How long it may take.
     time: Option<Time>,
     /// Where the rest of a final response goes, when its head was sent.
@@ -444,6 +440,8 @@ impl Exchange<'_> {
 
     /// Answers in the endpoint's stead.
     fn reply(&mut self, reply: &Reply) -> Counter {
+        let told = self.told(reply);
+        let reply = told.as_ref().unwrap_or(reply);
         if self.asked.is_grpc {
             self.connection.hop.slab.count(Counter::of_grpc(reply.grpc_code()));
         }

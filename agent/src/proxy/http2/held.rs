@@ -58,6 +58,11 @@ impl Held {
         self.is_end = is_end;
     }
 
+    /// Whether it is longer than it may be.
+    pub fn is_over(&self) -> bool {
+        self.tap.as_ref().is_some_and(|tap| tap.is_over())
+    }
+
     /// It has come to its end, with trailer fields, which are not held.
     pub fn end_with_trailers(&mut self) {
         if let Some(tap) = &self.tap {

@@ -57,6 +57,8 @@ fn text(reply: &Reply) -> (Response<()>, Bytes) {
 fn trailers_only(reply: &Reply) -> Response<()> {
     let mut response = Response::new(());
     *response.headers_mut() = trailers(reply);
+    let fields = reply.fields.iter().filter(|(name, _)| *name != header::CONTENT_TYPE);
+    response.headers_mut().extend(fields.map(|(name, value)| (Some(name.clone()), value.clone())));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }

@@ -15,7 +15,7 @@ use crate::config::route::{CallerMatch, Expression, GrpcMatch, HostMatch, Match,
 
 const KEYS: [&str; 8] = ["host", "path", "methods", "headers", "query", "cookies", "grpc", "caller"];
 
-pub(super) fn matches(field: &Field<'_>, problems: &mut Problems) -> Option<Match> {
+pub(in super::super) fn matches(field: &Field<'_>, problems: &mut Problems) -> Option<Match> {
     let section = Section::open(field.node, &field.path, &KEYS, problems)?;
     let host = section.or("host", || None, |field, p| host(field, p).map(Some), problems);
     let path = section.or("path", || None, |field, p| path(field, p).map(Some), problems);
@@ -40,7 +40,7 @@ pub(super) fn matches(field: &Field<'_>, problems: &mut Problems) -> Option<Matc
     })
 }
 
-fn caller(field: &Field<'_>, problems: &mut Problems) -> Option<CallerMatch> {
+pub(in super::super) fn caller(field: &Field<'_>, problems: &mut Problems) -> Option<CallerMatch> {
     let section = Section::open(field.node, &field.path, &["namespace", "cgroup"], problems)?;
     let namespace = section.or("namespace", || None, |field, p| namespace_name(field, p).map(Some), problems);
     let cgroup = section.or("cgroup", || None, |field, p| pattern(field, p).map(Some), problems);
@@ -188,7 +188,7 @@ fn grpc(field: &Field<'_>, problems: &mut Problems) -> Option<GrpcMatch> {
 }
 
 /// As it would be written.
-pub(super) fn show(matches: &Match) -> Json {
+pub(in super::super) fn show(matches: &Match) -> Json {
     let mut shown = Map::new();
     let mut put = |key: &str, value: Json| {
         shown.insert(key.to_owned(), value);
@@ -219,11 +219,16 @@ pub(super) fn show(matches: &Match) -> Json {
     if let Some(grpc) = &matches.grpc {
         put("grpc", json!({ "service": grpc.service, "method": grpc.method }));
     }
-    if let Some(CallerMatch { namespace, cgroup }) = &matches.caller {
-        let namespace = namespace.as_ref().map(ToString::to_string);
-        put("caller", json!({ "namespace": namespace, "cgroup": cgroup.as_ref().map(ToString::to_string) }));
+    if let Some(caller) = &matches.caller {
+        put("caller", show_caller(caller));
     }
     shown.into()
+}
+
+/// As it would be written.
+pub(in super::super) fn show_caller(caller: &CallerMatch) -> Json {
+    let namespace = caller.namespace.as_ref().map(ToString::to_string);
+    json!({ "namespace": namespace, "cgroup": caller.cgroup.as_ref().map(ToString::to_string) })
 }
 
 fn written(segments: &[Segment]) -> String {

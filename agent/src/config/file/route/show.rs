@@ -44,7 +44,7 @@ pub fn show(route: &Route) -> Value {
     shown.append(&mut deadline::show(route.timing.as_ref()));
     for (key, changes) in [("request_headers", &route.request_headers), ("response_headers", &route.response_headers)] {
         if !changes.is_empty() {
-            shown.insert(key.into(), header_changes(changes));
+            shown.insert(key.into(), show_changes(changes));
         }
     }
     shown.into()
@@ -102,7 +102,7 @@ fn redirect(redirect: &Redirect) -> Map<String, Value> {
     shown
 }
 
-fn header_changes(changes: &HeaderChanges) -> Value {
+pub(in super::super) fn show_changes(changes: &HeaderChanges) -> Value {
     let fields = |fields: &[(String, Template)]| -> Map<String, Value> {
         fields.iter().filter_map(|(name, template)| text(name, Some(template))).collect()
     };

@@ -145,6 +145,6 @@ fn who_asks_for_a_callers_cgroup_knows_sources_by_it() {
     assert_eq!(source(&asks).unwrap(), Source::Cgroup);
     assert_eq!(source(&file("{ match: { caller: { namespace: a } } }")).unwrap(), Source::Namespace);
     let error = source(&asks.replacen("    protocol", "    source: uid\n    protocol", 1)).unwrap_err().to_string();
-    assert!(error.contains("services[0].source: is not what a route asks for"), "{error}");
+    assert!(error.contains("services[0].source: is not what a route or a filter asks for"), "{error}");
     assert!(source(&asks.replacen("    protocol", "    source: cgroup\n    protocol", 1)).is_ok());
 }

@@ -1,29 +1,67 @@
 //! What becomes of a request before anybody is asked: its route, and whether it may pass.
 
-use std::time::{Duration, Instant};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use http::request::Parts;
 
+use super::filtered::Filtered;
 use crate::{
+    config::deadline::Timing,
     proxy::{
         Cluster,
         admit::Admitted,
+        filtered::{Chain, Ended},
         http::Reply,
         http2::Connection,
+        mirror::Ordered,
         routed::{Course, Onward},
     },
-    route::Request,
+    route::{Fields, Request},
 };
 
-/// What becomes of a request; it is changed as its route says.
-pub(super) fn course(connection: &Connection, parts: &mut Parts) -> Course {
-    let cluster = connection.cluster();
-    if cluster.routes.is_none() {
+/// What becomes of a request.
+pub(super) struct Way {
+    /// Who is to answer it.
+    pub cluster: Rc<Cluster>,
+    /// What is changed of its response.
+    pub change: Option<Box<Fields>>,
+    /// How long it may take, if its route says so.
+    pub timing: Option<Timing>,
+    /// Who gets a copy.
+    pub ordered: Option<Ordered>,
+    /// What filters have said of it.
+    pub filtered: Option<Box<Filtered>>,
+    /// It goes no further.
+    pub end: Option<Ended>,
+}
+
+/// What its route makes of a request; it is changed as that says. And the filters that it is to pass.
+pub(super) fn way(connection: &Connection, parts: &mut Parts) -> (Way, Option<Rc<Chain>>) {
+    let home = connection.cluster();
+    let chain = home.chain.clone();
+    let course = course(connection, &home, parts);
+    let straight = Way { cluster: home, change: None, timing: None, ordered: None, filtered: None, end: None };
+    let way = match course {
+        Course::Straight => straight,
+        Course::On(onward) => {
+            let Onward { cluster, response: change, timing, mirror: ordered, .. } = onward;
+            Way { cluster, change, timing, ordered, ..straight }
+        }
+        Course::Answered(reply) => Way { end: Some(Ended::Reply(reply)), ..straight },
+    };
+    (way, chain)
+}
+
+fn course(connection: &Connection, home: &Rc<Cluster>, parts: &mut Parts) -> Course {
+    if home.routes.is_none() {
         return Course::Straight;
     }
-    let is_secure = cluster.service.config.tls.terminate.is_some();
+    let is_secure = home.service.config.tls.terminate.is_some();
     let request = Request::of_parts(parts, is_secure, connection.source).by(connection.dialler.as_deref());
-    let course = connection.hop.course(&cluster, &request);
+    let course = connection.hop.course(home, &request);
     match course {
         Course::On(Onward { change: Some(ref change), .. }) => match change.of_parts(parts) {
             Ok(()) => course,

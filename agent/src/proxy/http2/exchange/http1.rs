@@ -90,6 +90,7 @@ impl Exchange<'_> {
         };
         if let Some(tap) = &self.tap {
             begun.tell(tap);
+            tap.stop_if_over().await;
         }
         let framing = framing(&parts, has_body, &begun);
         let (source, is_secure) = (self.connection.source, self.connection.is_secure);

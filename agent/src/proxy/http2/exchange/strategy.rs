@@ -58,6 +58,7 @@ impl Exchange<'_> {
         release(body, &all);
         if let Some(tap) = &self.tap {
             all.tell(tap);
+            tap.stop_if_over().await;
         }
         Ok(self.carried_out(parts, all).await)
     }

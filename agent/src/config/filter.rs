@@ -1,0 +1,150 @@
+//! What requests and responses of a service pass on their way: an ordered chain, each member with its own words.
+
+use std::time::Duration;
+
+use super::{
+    capture::Cidr,
+    route::{CallerMatch, Expression, HeaderChanges, Match},
+};
+
+/// Most filters of one service: each is asked for each request.
+pub const FILTERS_MAX: usize = 32;
+
+/// One filter. Requests pass the chain in order, responses in reverse.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Filter {
+    /// Unique within the service; what metrics call it.
+    pub name: String,
+    /// The requests that it is for; `None`: all.
+    pub matches: Option<Match>,
+    /// What it does.
+    pub kind: Kind,
+}
+
+impl Filter {
+    /// Whether it asks for the cgroup of who calls.
+    pub fn asks_cgroup(&self) -> bool {
+        let of_scope = self.matches.as_ref().and_then(|matches| matches.caller.as_ref());
+        let of_access = match &self.kind {
+            Kind::Access(access) => access.allow.iter().chain([&access.deny]).flat_map(|it| &it.callers).collect(),
+            _ => Vec::new(),
+        };
+        of_scope.into_iter().chain(of_access).any(|caller| caller.cgroup.is_some())
+    }
+}
+
+/// What a filter does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// Fields are set, added and removed.
+    Headers(Headers),
+    /// Each request has an id.
+    RequestId(RequestId),
+    /// Scripts of other origins may ask (the Fetch standard's CORS protocol).
+    Cors(Cors),
+    /// Who may ask.
+    Access(Access),
+    /// How long a request's body may be, in bytes.
+    BodyLimit(u64),
+    /// What goes wrong on purpose.
+    Fault(Fault),
+}
+
+impl Kind {
+    /// The word that a file uses for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Headers(_) => "headers",
+            Self::RequestId(_) => "request_id",
+            Self::Cors(_) => "cors",
+            Self::Access(_) => "access",
+            Self::BodyLimit(_) => "body_limit",
+            Self::Fault(_) => "fault",
+        }
+    }
+}
+
+/// What is changed of heads; values hold no captures.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Headers {
+    /// Of requests.
+    pub request: HeaderChanges,
+    /// Of responses.
+    pub response: HeaderChanges,
+}
+
+/// The id of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId {
+    /// The field that has it, in lower case.
+    pub header: String,
+    /// Which kind of UUID (RFC 9562) is made: by time, version 7, or by chance, version 4.
+    pub by_time: bool,
+    /// Whether what a client says is kept.
+    pub keeps: bool,
+    /// Whether the response tells it.
+    pub responds: bool,
+}
+
+/// Whose scripts may ask, and for what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cors {
+    /// Where they may come from.
+    pub origins: Vec<Origin>,
+    /// Methods that they may use.
+    pub methods: Vec<String>,
+    /// Fields that they may send, in lower case; `None`: whichever they ask for.
+    pub headers: Option<Vec<String>>,
+    /// Fields of the response that they may see, in lower case.
+    pub expose: Vec<String>,
+    /// Whether cookies and the like go with their requests.
+    pub credentials: bool,
+    /// For how long a browser remembers.
+    pub max_age: Option<Duration>,
+}
+
+/// Where a script comes from: scheme, host and port.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// Anywhere.
+    Any,
+    /// This.
+    Exact(String),
+    /// Whatever ends in this, dot included, behind any scheme: `.example`.
+    Suffix(String),
+    /// Whatever fits whole.
+    Regex(Expression),
+}
+
+/// Who may ask. Who is denied may not; where somebody is allowed, only they may.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Access {
+    /// Who may.
+    pub allow: Option<Callers>,
+    /// Who may not.
+    pub deny: Callers,
+}
+
+/// Who asks; any of these.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Callers {
+    /// By the address that the connection comes from.
+    pub sources: Vec<Cidr>,
+    /// By namespace and cgroup.
+    pub callers: Vec<CallerMatch>,
+}
+
+/// What goes wrong on purpose, of some requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fault {
+    /// How many of a hundred requests, at random.
+    pub percent: u32,
+    /// They are late by this.
+    pub delay: Duration,
+    /// And then answered here, with this status.
+    pub abort: Option<u16>,
+    /// As what a gRPC caller is told of it, if that does not follow.
+    pub grpc_status: Option<u8>,
+    /// Or their connection is reset; of HTTP/2 their stream.
+    pub reset: bool,
+}

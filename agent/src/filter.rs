@@ -1,0 +1,163 @@
+//! What requests and responses pass between their route and their endpoint: the members of a service's chain, each of which judges a request's
+//! head and says what is changed of it and of its response, or what it is answered here.
+//!
+//! Requests pass the chain in the order of the configuration; each filter sees what those before it have changed. What a filter changes of the
+//! response is done in reverse: the first filter has the last word. A request that a filter answers goes no further, and of that answer the
+//! filters before it change what they would change of any.
+//!
+//! # To add one
+//!
+//! 1. Its words: a variant of [`crate::config::filter::Kind`], read and shown in `config/file/filter.rs`, which also says what is wrong and what
+//!    to write instead.
+//! 2. What it may do with a request, for metrics: [`crate::cluster::Outcome`], and which of them it has, in `Outcome::of`.
+//! 3. The judge: a file here, a type with [`Filter`], and its arm in [`of`]. It gets the head, time and chance as arguments and reads nothing of
+//!    the world. Its table of cases stands at the end of the file.
+//! 4. If heads do not suffice, a [`Duty`]: what the corridor is to do with a body. It is done in `proxy/filtered`, and only for requests whose
+//!    filters ask for it.
+//! 5. A line in the README's table and in `deploy/default.yaml`, and a test with real clients in `tests/filters.rs`.
+
+mod access;
+mod body_limit;
+mod cors;
+mod fault;
+mod headers;
+mod request_id;
+
+pub use self::body_limit::too_long;
+
+use std::{fmt::Debug, time::Duration};
+
+use http::{HeaderName, HeaderValue};
+
+use crate::{
+    cluster::Outcome,
+    config::filter::Kind,
+    route::{Fields, Request},
+};
+
+/// A member of a chain.
+pub trait Filter: Debug {
+    /// What becomes of a request.
+    fn judge(&self, request: &Request<'_>, given: &Given<'_>) -> Verdict;
+}
+
+/// What a judge may ask for.
+#[derive(Clone, Copy)]
+pub struct Given<'g> {
+    /// 64 random bits.
+    pub chance: &'g dyn Fn() -> u64,
+    /// The time since 1970.
+    pub now: &'g dyn Fn() -> Duration,
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// As what it is counted.
+    pub outcome: Outcome,
+    /// What is changed of the request.
+    pub request: Fields,
+    /// What is changed of its response.
+    pub response: Fields,
+    /// It goes on after this.
+    pub wait: Duration,
+    /// It goes no further.
+    pub end: Option<End>,
+    /// What is to be done with a body.
+    pub duty: Option<Duty>,
+}
+
+/// How a request ends here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is answered.
+    Answer(Local),
+    /// Its connection, or its stream, is reset.
+    Reset,
+}
+
+/// An answer of the filter's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// Its status.
+    pub status: u16,
+    /// What a gRPC caller is told, if that does not follow from the status.
+    pub grpc: Option<u8>,
+    /// Why, for a person; may be empty.
+    pub text: String,
+    /// Fields beside the usual ones.
+    pub fields: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What is to be done with a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// A request with more bytes than this is refused.
+    BodyMax(u64),
+}
+
+impl Verdict {
+    /// It goes on as it is.
+    pub fn pass(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            request: Fields::default(),
+            response: Fields::default(),
+            wait: Duration::ZERO,
+            end: None,
+            duty: None,
+        }
+    }
+
+    /// It is answered here.
+    pub fn answer(outcome: Outcome, local: Local) -> Self {
+        Self { end: Some(End::Answer(local)), ..Self::pass(outcome) }
+    }
+
+    /// It is refused, and its client is told why.
+    pub fn refuse(status: u16, why: &str) -> Self {
+        Self::answer(Outcome::Refused, Local::because(status, why))
+    }
+}
+
+impl Local {
+    /// One that says why.
+    pub fn because(status: u16, why: &str) -> Self {
+        Self { status, grpc: None, text: format!("sockway: {why}\n"), fields: Vec::new() }
+    }
+}
+
+/// Of what a filter is configured to do.
+pub fn of(kind: &Kind) -> Box<dyn Filter> {
+    match kind {
+        Kind::Headers(headers) => Box::new(headers::Headers::new(headers)),
+        Kind::RequestId(id) => Box::new(request_id::RequestId::new(id)),
+        Kind::Cors(cors) => Box::new(cors::Cors::new(cors.clone())),
+        Kind::Access(access) => Box::new(access::Access::new(access.clone())),
+        Kind::BodyLimit(bytes_max) => Box::new(body_limit::BodyLimit { bytes_max: *bytes_max }),
+        Kind::Fault(fault) => Box::new(fault::Faulty::new(fault.clone())),
+    }
+}
+
+/// A text as a field's value; what no field can hold is nothing.
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The verdict on a head of HTTP/1, without its empty line, with this chance and at this time.
+    pub fn judged(filter: &dyn Filter, head: &str, chance: u64, now: Duration) -> Verdict {
+        let head = format!("{}\r\nHost: a\r\n\r\n", head.trim_end());
+        let request = Request::of_http1(head.as_bytes(), false, 0);
+        filter.judge(&request, &Given { chance: &|| chance, now: &|| now })
+    }
+
+    /// What is left of a head with nothing but these lines.
+    pub fn changed(fields: &Fields, lines: &str) -> String {
+        let head = fields.of_lines(format!("HTTP/1.1 200 OK\r\n{lines}\r\n").as_bytes());
+        String::from_utf8(head).expect("a text").replace("HTTP/1.1 200 OK\r\n", "").trim_end().replace("\r\n", "|")
+    }
+}

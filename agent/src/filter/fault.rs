@@ -1,0 +1,76 @@
+//! What goes wrong on purpose, to see what becomes of it: delays, failures and resets, of some of the requests.
+
+use super::{End, Filter, Given, Local, Verdict};
+use crate::{cluster::Outcome, config::filter::Fault, route::Request};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Faulty {
+    fault: Fault,
+}
+
+impl Faulty {
+    pub(super) fn new(fault: Fault) -> Self {
+        Self { fault }
+    }
+}
+
+impl Filter for Faulty {
+    fn judge(&self, _: &Request<'_>, given: &Given<'_>) -> Verdict {
+        let fault = &self.fault;
+        // The high word of a product spreads chance evenly.
+        let drawn = ((u128::from((given.chance)()) * 100) >> 64) as u32;
+        if drawn >= fault.percent {
+            return Verdict::pass(Outcome::Passed);
+        }
+        let (outcome, end) = match fault.abort {
+            _ if fault.reset => (Outcome::Reset, Some(End::Reset)),
+            Some(status) => {
+                let local = Local { grpc: fault.grpc_status, ..Local::because(status, "a fault was ordered") };
+                (Outcome::Aborted, Some(End::Answer(local)))
+            }
+            None => (Outcome::Delayed, None),
+        };
+        Verdict { wait: fault.delay, end, ..Verdict::pass(outcome) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::filter::tests::judged;
+
+    #[test]
+    fn each_fault_is_what_was_ordered() {
+        let second = Duration::from_secs(1);
+        let base = || Fault { percent: 100, ..Fault::default() };
+        for (fault, outcome) in [
+            (Fault { delay: second, ..base() }, Outcome::Delayed),
+            (Fault { delay: second, abort: Some(503), grpc_status: Some(13), ..base() }, Outcome::Aborted),
+            (Fault { reset: true, ..base() }, Outcome::Reset),
+            (Fault { percent: 0, reset: true, ..base() }, Outcome::Passed),
+        ] {
+            let verdict = judged(&Faulty::new(fault.clone()), "GET / HTTP/1.1", 0, second);
+            assert_eq!((verdict.outcome, verdict.wait), (outcome, fault.delay), "{fault:?}");
+            let status = match &verdict.end {
+                Some(End::Answer(local)) => Some((local.status, local.grpc)),
+                _ => None,
+            };
+            assert_eq!(status, fault.abort.map(|status| (status, fault.grpc_status)));
+            assert_eq!(verdict.end == Some(End::Reset), outcome == Outcome::Reset);
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_hundred_is_that_part() {
+        let faulty = Faulty::new(Fault { percent: 30, reset: true, ..Fault::default() });
+        let step = u64::MAX / 1000;
+        let hit = (0..1000).filter(|index| {
+            let verdict = judged(&faulty, "GET / HTTP/1.1", index * step, Duration::ZERO);
+            verdict.outcome == Outcome::Reset
+        });
+        assert!((299..=301).contains(&hit.count()));
+    }
+}

@@ -1,0 +1,244 @@
+//! The chain of a service's filters, walked: what they say of a request is done to it in their order, what they say of its response is gathered
+//! for when that comes.
+
+use std::{
+    borrow::Cow,
+    os::fd::BorrowedFd,
+    path::Path,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::request::Parts;
+use tokio::time::sleep;
+
+use super::{Hop, http::Reply};
+use crate::{
+    cluster::{Dialler, FilterState, Service},
+    config::{
+        NamespaceRules,
+        filter::{Access, Kind},
+        route::{Action, CallerMatch, Forward, HeaderChanges, Match, Rewrite, Route},
+    },
+    filter::{self, Duty, End, Filter, Given, Verdict},
+    kernel::{Diallers, Flows, peer_of},
+    route::{Fields, Request, Table},
+};
+
+/// The filters of a service, ready for a worker's requests.
+pub(super) struct Chain {
+    links: Vec<Link>,
+    /// Who finds out who dials, if a filter asks for it.
+    diallers: Option<Diallers>,
+    /// Whether a filter asks for the address that a connection comes from.
+    asks_address: bool,
+}
+
+struct Link {
+    state: Arc<FilterState>,
+    judge: Box<dyn Filter>,
+    /// The requests that it is for, if not all.
+    scope: Option<Scope>,
+}
+
+/// A match as the one route of a table.
+struct Scope {
+    table: Table,
+    route: [Route; 1],
+}
+
+/// A request's head, as far as filters have changed it.
+pub(super) enum Head<'h> {
+    /// Of HTTP/1.
+    Lines(Cow<'h, [u8]>),
+    /// Of HTTP/2.
+    Parts(&'h mut Parts),
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+pub(super) struct Who<'w> {
+    pub is_secure: bool,
+    pub source: u64,
+    pub dialler: Option<&'w Dialler>,
+}
+
+/// What came of walking a chain.
+#[derive(Default)]
+pub(super) struct Passage {
+    /// What is changed of the response.
+    pub response: Fields,
+    /// The longest body that the request may have.
+    pub body_max: Option<u64>,
+    /// It goes no further.
+    pub end: Option<Ended>,
+}
+
+/// How a request ends here.
+pub(super) enum Ended {
+    Reply(Reply),
+    Reset,
+}
+
+impl Chain {
+    /// Of a service; `None` if it has no filter.
+    pub fn new(service: &Service, flows: &Flows) -> Option<Rc<Self>> {
+        let filters = &service.filters;
+        if filters.is_empty() {
+            return None;
+        }
+        let kinds = || filters.iter().map(|state| &state.config.kind);
+        Some(Rc::new(Self {
+            links: filters.iter().map(Link::new).collect(),
+            diallers: diallers(filters, flows),
+            asks_address: kinds().any(|kind| matches!(kind, Kind::Access(access) if asks_address(access))),
+        }))
+    }
+
+    /// Tells more of who dialled, as far as a filter asks for it.
+    pub fn introduce(
+        &self,
+        known: Option<Box<Dialler>>,
+        (accepted, source): (BorrowedFd<'_>, u64),
+        now: Duration,
+    ) -> Option<Box<Dialler>> {
+        if self.diallers.is_none() && !self.asks_address {
+            return known;
+        }
+        let mut dialler = known.unwrap_or_default();
+        if let Some(diallers) = &self.diallers {
+            let seen = diallers.look(accepted, source, now);
+            dialler.namespaces.extend(seen.namespaces);
+            dialler.is_host |= seen.is_host;
+            dialler.cgroup = seen.cgroup.or(dialler.cgroup.take());
+        }
+        dialler.address = if self.asks_address { peer_of(accepted) } else { None };
+        Some(dialler)
+    }
+
+    /// Lets a request pass the filters in their order.
+    pub async fn pass(&self, hop: &Hop, head: &mut Head<'_>, who: Who<'_>) -> Passage {
+        let mut passage = Passage::default();
+        for link in &self.links {
+            let Some(verdict) = head.seen(who, |request| link.judge(hop, request)) else { continue };
+            link.state.count(verdict.outcome);
+            if !verdict.wait.is_zero() {
+                Box::pin(sleep(verdict.wait)).await;
+            }
+            head.change(&verdict.request);
+            passage.response = verdict.response.then(passage.response);
+            if let Some(Duty::BodyMax(bytes)) = verdict.duty {
+                passage.body_max = Some(passage.body_max.map_or(bytes, |least| least.min(bytes)));
+            }
+            passage.end = verdict.end.map(|end| match end {
+                End::Answer(local) => Ended::Reply(Reply::filtered(local)),
+                End::Reset => Ended::Reset,
+            });
+            if passage.end.is_some() {
+                break;
+            }
+        }
+        passage
+    }
+
+    /// A request's body came to be longer than it may be.
+    pub fn refuse_body(&self, bytes_max: u64) -> Reply {
+        let is_meant = |link: &&Link| link.state.config.kind == Kind::BodyLimit(bytes_max);
+        if let Some(link) = self.links.iter().find(is_meant) {
+            link.state.count(crate::cluster::Outcome::Refused);
+        }
+        Reply::filtered(filter::too_long(bytes_max))
+    }
+}
+
+impl Link {
+    fn new(state: &Arc<FilterState>) -> Self {
+        let scope = state.config.matches.as_ref().map(Scope::new);
+        Self { state: Arc::clone(state), judge: filter::of(&state.config.kind), scope }
+    }
+
+    /// What it says of a request, if that is for it.
+    fn judge(&self, hop: &Hop, request: &Request<'_>) -> Option<Verdict> {
+        if self.scope.as_ref().is_some_and(|scope| !scope.has(request)) {
+            return None;
+        }
+        let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Some(self.judge.judge(request, &Given { chance: &|| hop.chance(), now: &now }))
+    }
+}
+
+impl Scope {
+    fn new(matches: &Match) -> Self {
+        let forward = Forward { targets: Vec::new(), canary: None, rewrite: Rewrite::default(), mirror: None };
+        let route = [Route {
+            name: String::new(),
+            matches: matches.clone(),
+            action: Action::Forward(forward),
+            request_headers: HeaderChanges::default(),
+            response_headers: HeaderChanges::default(),
+            timing: None,
+        }];
+        Self { table: Table::new(&route), route }
+    }
+
+    fn has(&self, request: &Request<'_>) -> bool {
+        self.table.find(&self.route, request).is_some()
+    }
+}
+
+impl Head<'_> {
+    fn seen<T>(&self, who: Who<'_>, look: impl FnOnce(&Request<'_>) -> T) -> T {
+        let request = match self {
+            Self::Lines(lines) => Request::of_http1(lines, who.is_secure, who.source),
+            Self::Parts(parts) => Request::of_parts(parts, who.is_secure, who.source),
+        };
+        look(&request.by(who.dialler))
+    }
+
+    fn change(&mut self, fields: &Fields) {
+        if fields.is_empty() {
+            return;
+        }
+        match self {
+            Self::Lines(lines) => *lines = Cow::Owned(fields.of_lines(lines)),
+            Self::Parts(parts) => fields.of_map(&mut parts.headers),
+        }
+    }
+}
+
+fn asks_address(access: &Access) -> bool {
+    access.allow.iter().chain([&access.deny]).any(|callers| !callers.sources.is_empty())
+}
+
+/// What these filters ask of who dials.
+fn diallers(filters: &[Arc<FilterState>], flows: &Flows) -> Option<Diallers> {
+    let of_scope = filters.iter().filter_map(|state| state.config.matches.as_ref()?.caller.as_ref());
+    let of_access = filters.iter().filter_map(|state| match &state.config.kind {
+        Kind::Access(access) => Some(access.allow.iter().chain([&access.deny])),
+        _ => None,
+    });
+    let of_access = of_access.flatten().flat_map(|callers| &callers.callers);
+    let asked: Vec<&CallerMatch> = of_scope.chain(of_access).collect();
+    let only = asked.iter().filter_map(|caller| caller.namespace.clone()).collect();
+    let mount = flows.cgroup_mount().filter(|_| asked.iter().any(|caller| caller.cgroup.is_some()));
+    (!asked.is_empty()).then(|| Diallers::new(NamespaceRules { only, except: Vec::new() }, mount.map(Path::to_owned)))
+}
+
+impl Hop {
+    /// The filters of a service, as this worker has them ready.
+    pub(super) fn chain(&self, service: &Service) -> Option<Rc<Chain>> {
+        if service.filters.is_empty() {
+            return None;
+        }
+        let mut chains = self.chains.borrow_mut();
+        if let Some((config, chain)) = chains.get(&service.id)
+            && Arc::ptr_eq(config, &service.config)
+        {
+            return Some(Rc::clone(chain));
+        }
+        let chain = Chain::new(service, &self.flows)?;
+        chains.insert(service.id, (Arc::clone(&service.config), Rc::clone(&chain)));
+        Some(chain)
+    }
+}

@@ -1,0 +1,119 @@
+//! A request of HTTP/2 to a service with filters.
+
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll};
+
+use h2::{Reason, RecvStream};
+use http::request::Parts;
+
+use super::{Exchange, course::Way};
+use crate::{
+    proxy::{
+        filtered::{Chain, Ended, Head, Passage, Who},
+        http::Reply,
+        http2::Connection,
+        left::Left,
+        mirror::{Ordered, Tap},
+        timing::Time,
+    },
+    record::Counter,
+    route::Fields,
+};
+
+/// What filters have said of a request.
+pub(super) struct Filtered {
+    /// What is changed of an answer of our own; of an endpoint's answer it is changed with what its route changes.
+    fields: Fields,
+    /// The longest body that the request may have, and who says so.
+    body_max: Option<(u64, Rc<Chain>)>,
+}
+
+/// Lets a request pass the filters; no longer than its time is.
+pub(super) async fn pass(
+    connection: &Connection,
+    chain: &Rc<Chain>,
+    parts: &mut Parts,
+    way: &mut Way,
+    time: Option<Time>,
+) {
+    let (is_secure, dialler) = (connection.is_secure, connection.dialler.as_deref());
+    let mut head = Head::Parts(parts);
+    let passed = chain.pass(&connection.hop, &mut head, Who { is_secure, source: connection.source, dialler });
+    let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
+    let Passage { response, body_max, end } = match time {
+        None => passed.await,
+        Some(time) => tokio::time::timeout(time.left(), passed).await.unwrap_or_else(|_| late()),
+    };
+    if !response.is_empty() {
+        let of_route = way.change.take().map(|fields| *fields).unwrap_or_default();
+        way.change = Some(Box::new(of_route.then(response.clone())));
+    }
+    way.end = end.or(way.end.take());
+    let body_max = body_max.map(|most| (most, Rc::clone(chain)));
+    way.filtered = Some(Box::new(Filtered { fields: response, body_max }));
+}
+
+/// What is to see a request's body, if it is copied, or may not have any length.
+pub(super) fn tap(
+    connection: &Connection,
+    ordered: Option<Ordered>,
+    filtered: Option<&Filtered>,
+    (parts, body): (&Parts, &RecvStream),
+) -> Option<Rc<Tap>> {
+    let tap = ordered.map(|ordered| Tap::of_http2(&connection.hop, ordered, parts, connection.source));
+    if let (Some(tap), true) = (&tap, body.is_end_stream()) {
+        tap.piece(&[], true);
+    }
+    let Some((bytes_max, _)) = filtered.and_then(|filtered| filtered.body_max.as_ref()) else { return tap };
+    let tap = tap.unwrap_or_default();
+    if !body.is_end_stream() {
+        tap.measure(*bytes_max, Left::UntilClose);
+    }
+    Some(tap)
+}
+
+/// What a future gives, unless a body that it passes on comes to be longer than it may be.
+pub(super) async fn unless_over<T>(tap: Option<Rc<Tap>>, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let Some(tap) = tap else { return Some(future.await) };
+    // The body is seen while the future is polled: nobody else needs to be waked.
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(given) => Poll::Ready(Some(given)),
+        Poll::Pending if tap.is_over() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+impl Exchange<'_> {
+    /// Ends a request that goes no further.
+    pub(super) fn end(&mut self, ended: &Ended) -> Counter {
+        match ended {
+            Ended::Reply(reply) => self.reply(reply),
+            Ended::Reset => {
+                self.reset(Reason::INTERNAL_ERROR);
+                Counter::Filtered
+            }
+        }
+    }
+
+    /// An answer of our own, with what filters change of it.
+    pub(super) fn told(&self, reply: &Reply) -> Option<Reply> {
+        let filtered = self.filtered.as_ref()?;
+        let mut told = reply.clone();
+        filtered.fields.of_list(&mut told.fields);
+        Some(told)
+    }
+
+    /// The request's body came to be longer than it may be; the endpoint's stream was reset when the exchange was dropped.
+    pub(super) fn body_too_long(&mut self) -> Counter {
+        let said = self.filtered.as_ref().and_then(|filtered| filtered.body_max.clone());
+        let reply = said.map(|(bytes_max, chain)| chain.refuse_body(bytes_max));
+        match reply {
+            Some(reply) if self.down.is_none() => self.reply(&reply),
+            _ => {
+                self.reset(Reason::CANCEL);
+                Counter::Filtered
+            }
+        }
+    }
+}
