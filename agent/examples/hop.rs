@@ -68,6 +68,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             namespaces: Default::default(),
             except: Default::default(),
         },
+        switches: Default::default(),
         services: vec![Arc::new(Service {
             name: "origin".into(),
             address: listen,
@@ -87,6 +88,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             timing: None,
             request_limits: Vec::new(),
             filters: Vec::new(),
+            guard: Default::default(),
             udp_idle_timeout: Duration::from_secs(30),
             endpoint_drain: None,
             routes: Vec::new(),

@@ -9,11 +9,13 @@ mod canary;
 mod dialler;
 mod endpoint;
 mod filter;
+mod guard;
 mod inbound;
 mod index;
 mod keyed;
 mod leaving;
 mod outlier;
+mod phase;
 mod request_limit;
 mod routed;
 mod seen;
@@ -37,9 +39,11 @@ pub use self::{
     dialler::Dialler,
     endpoint::{Endpoint, EndpointState, Latency, Stage},
     filter::{FilterState, Outcome},
+    guard::{BUCKETS_MAX, BreakerState, Count, GuardState, Switch, Switches, Usage},
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
     outlier::{Ejections, Marks, Reason, Tally},
+    phase::{BreakerPhase, BreakerWord},
     request_limit::{LimitPlace, LimitState},
     routed::{MirrorState, RouteState},
     seen::Seen,
@@ -62,6 +66,8 @@ pub struct Snapshot {
     /// Endpoints that take no new connections, and may still have old ones, by service; in the order of the services' ids, because a
     /// reload may leave as many as there are, and all of them are looked for at each scrape.
     pub departures: Vec<Arc<Departure>>,
+    /// What services and routes are degraded by.
+    pub switches: Switches,
     /// In the order of the configuration: the first that covers a port holds.
     pub inbound: Vec<Arc<Inbound>>,
     index: Arc<Index>,
@@ -134,6 +140,8 @@ pub struct Service {
     pub request_limits: Vec<Arc<LimitState>>,
     /// What is known of its filters, in the order of the configuration.
     pub filters: Vec<Arc<FilterState>>,
+    /// What is known of how it is guarded.
+    pub guard: GuardState,
     /// How much all of its endpoints have to do, where somebody goes by that.
     pub load: Arc<AtomicU64>,
     /// How often one of its endpoints went up or down, or came further on its way out.
@@ -168,6 +176,7 @@ impl Snapshot {
     pub fn build(config: &config::Config, previous: &Snapshot) -> Snapshot {
         let known = Known::new(&previous.services);
         let mut next_service_id = previous.next_service_id.max(1);
+        let switches = guard::switches(&config.switches, &previous.switches);
         let mut departures = Vec::new();
         let mut services = Vec::with_capacity(config.services.len());
         let zone_stays = previous.zone == config.zone;
@@ -185,7 +194,7 @@ impl Snapshot {
                 next_service_id += 1;
                 next_service_id - 1
             });
-            let (built, departure) = build_service(service, id, old, previous, config.zone.as_deref());
+            let (built, departure) = build_service(service, id, old, previous, (config.zone.as_deref(), &switches));
             services.push(Arc::new(built));
             departures.extend(departure);
         }
@@ -197,6 +206,7 @@ impl Snapshot {
             generation: previous.generation + 1,
             services,
             departures,
+            switches,
             inbound,
             index,
             zone: config.zone.clone(),
@@ -241,6 +251,11 @@ impl Snapshot {
     /// The services that are not the very same as in `last`.
     pub fn changed_since<'s>(&'s self, last: &Snapshot) -> impl Iterator<Item = &'s Arc<Service>> {
         self.services.iter().filter(|service| !last.by_id(service.id).is_some_and(|last| Arc::ptr_eq(last, service)))
+    }
+
+    /// The switch of this name; to be set and read at any time.
+    pub fn switch(&self, name: &str) -> Option<&Arc<Switch>> {
+        self.switches.get(name)
     }
 
     /// The service of this name.

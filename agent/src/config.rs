@@ -6,6 +6,7 @@ pub mod capture;
 pub mod deadline;
 pub mod file;
 pub mod filter;
+pub mod guard;
 pub mod http;
 pub mod inbound;
 pub mod maps;
@@ -29,6 +30,7 @@ pub use self::{
     deadline::Timing,
     file::ConfigError,
     filter::Filter,
+    guard::Guard,
     http::Http,
     maps::Maps,
     outlier::Outlier,
@@ -61,6 +63,8 @@ pub struct Config {
     pub maps: Maps,
     /// Whose connections are captured.
     pub capture: Capture,
+    /// What services and routes are degraded by: names, and whether they are on.
+    pub switches: BTreeMap<String, bool>,
     /// What programs dial, in the file's order; names are unique, and so are addresses among the services of one IP protocol.
     pub services: Vec<Arc<Service>>,
     /// Whose connections that come in go through the agent, in the file's order; names are unique.
@@ -118,6 +122,8 @@ pub struct Service {
     pub request_limits: Vec<RequestLimit>,
     /// What its requests and responses pass, in the order of requests; names are unique.
     pub filters: Vec<Filter>,
+    /// What keeps it alive when its endpoints fail.
+    pub guard: Guard,
     /// How long connections to an endpoint that is draining, or is listed no more, may go on before they are ended; `None`: for ever.
     pub endpoint_drain: Option<Duration>,
     /// After how long without a datagram a conversation of a UDP service is over, so that its next datagram may go elsewhere.

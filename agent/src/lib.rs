@@ -38,6 +38,7 @@
 //! | [`route`] | the original destination, the snapshot | a service | its service was removed meanwhile: close |
 //! | [`filter`] | a request's head, time and chance | what is changed of it and of its response | an answer of its own |
 //! | [`limit`] | limits, counts, the time | leave to pass, for what comes in | a reason: reset, and counted |
+//! | [`breaker`] | what became of a service's requests, the time | leave to use it | refused, or a fallback |
 //! | [`decode`] | bytes | heads, bodies, ends | malformed: a local reply that says why |
 //! | [`balance`] | weights and usable endpoints, a counter or chance | an endpoint | none is usable: all are |
 //! | [`connect`] | an endpoint | a connection, pooled or new; of HTTP/2 a place on one | it does not accept: the next endpoint |
@@ -54,7 +55,7 @@
 //!
 //! `command` → `node` → `proxy` → hands and judges → `cluster`, `config` → `common`. Hands touch the world and judge nothing: `kernel`
 //! (the only door to eBPF), `ring`, `accept`, `connect`, `forward`, `record`. Judges get bytes, time and chance as arguments and give
-//! values back: `decode`, `route`, `limit`, `balance`, `health`, `retry`, `deadline`, `filter`. A judge imports no hand and no other judge, but that `filter` sees heads through `route`. `cargo xtask check` reads the `use`
+//! values back: `decode`, `route`, `limit`, `breaker`, `balance`, `health`, `retry`, `deadline`, `filter`. A judge imports no hand and no other judge, but that `filter` sees heads through `route`. `cargo xtask check` reads the `use`
 //! lines.
 //!
 //! # Threads
@@ -101,6 +102,8 @@ pub mod route;
 pub mod filter;
 
 pub mod limit;
+
+pub mod breaker;
 
 pub mod balance;
 pub mod deadline;

@@ -3,6 +3,7 @@
 mod admit;
 pub mod auto;
 mod filtered;
+mod guard;
 pub mod http;
 pub mod http2;
 pub mod inbound;
@@ -33,7 +34,7 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
 
 pub(crate) use self::routed::members;
-use self::{admit::Gate, filtered::Chain, routed::Routes};
+use self::{admit::Gate, filtered::Chain, guard::Guard, routed::Routes};
 use crate::{
     balance::Balancer,
     cluster::{CanaryState, Dialler, Service, Shares, Snapshot},
@@ -105,6 +106,8 @@ pub struct Cluster {
     gate: Gate,
     /// What they pass before that, if anything.
     chain: Option<Rc<Chain>>,
+    /// What keeps it alive when its endpoints fail.
+    guard: Option<Rc<Guard>>,
     /// For a connection that came in: the way to the program, which is the service's one endpoint.
     visit: Option<Visit>,
     generation: u64,
@@ -139,6 +142,7 @@ impl Cluster {
             canary: None,
             gate: Gate::of(service),
             chain: None,
+            guard: Guard::of(service),
             visit: None,
             generation,
             shares_version,

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Changes, Departure, Endpoint, EndpointState, Published, Service, Snapshot, Stage, endpoint::level, filter,
-    request_limit, routed,
+    Changes, Departure, Endpoint, EndpointState, GuardState, Published, Service, Snapshot, Stage, Switches,
+    endpoint::level, filter, request_limit, routed,
 };
 use crate::config;
 
@@ -46,7 +46,7 @@ pub(super) fn build_service(
     id: u32,
     old: Option<&Arc<Service>>,
     previous: &Snapshot,
-    zone: Option<&str>,
+    (zone, switches): (Option<&str>, &Switches),
 ) -> (Service, Option<Arc<Departure>>) {
     let changes = old.map(|old| old.changes.clone()).unwrap_or_default();
     let adopted = previous.adopted.endpoints(id, &changes);
@@ -68,6 +68,7 @@ pub(super) fn build_service(
     let limits = old.map_or(&[][..], |old| &old.request_limits);
     let request_limits = request_limit::states(&config.request_limits, limits);
     let filters = filter::states(&config.filters, old.map_or(&[][..], |old| &old.filters));
+    let guard = GuardState::of(&config.guard, old.map(|old| &old.guard), switches);
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);
     let service = Service {
@@ -84,6 +85,7 @@ pub(super) fn build_service(
         routes,
         request_limits,
         filters,
+        guard,
         config,
         changes,
     };

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64, AtomicUsize},
 };
 
-use super::{Changes, Endpoint, Published, Service, filter};
+use super::{Changes, Endpoint, GuardState, Published, Service, filter};
 use crate::config;
 
 /// Ports whose connections come through the agent, with what all workers count of them.
@@ -95,6 +95,7 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 routes: Vec::new(),
                 request_limits: Vec::new(),
                 filters: filter::states(&config.filters, old.map_or(&[][..], |old| &old.service.filters)),
+                guard: GuardState::default(),
                 load: Arc::default(),
                 config: Arc::new(config),
                 changes: Changes::default(),

@@ -102,6 +102,7 @@ struct Answer {
     connects: Connects,
     shortcut: Shortcut,
     capabilities: BTreeMap<String, bool>,
+    switches: BTreeMap<String, bool>,
     services: Vec<Service>,
     inbound: Vec<Inbound>,
     leaving: Vec<Leaving>,
@@ -145,6 +146,7 @@ struct Service {
     address: String,
     protocol: String,
     mode: String,
+    breaker: Option<String>,
     endpoints: Vec<Endpoint>,
     #[serde(default)]
     request_limits: Vec<Limit>,
@@ -201,7 +203,7 @@ fn tell(answer: &Answer) -> String {
          config       generation {}{zone}{refused}{differs}\n\
          serving      {} connections, {} workers, {} network namespaces\n\
          connects     {} balanced in the kernel, {} handed to the agent, {} balanced because the agent was not there\n\
-         shortcut     {} pairs, {} bytes, {} fallbacks\n{}\n",
+         shortcut     {} pairs, {} bytes, {} fallbacks\n{}{}\n",
         answer.instance,
         answer.version,
         answer.pid,
@@ -216,6 +218,7 @@ fn tell(answer: &Answer) -> String {
         shortcut.bytes,
         shortcut.fallbacks,
         lacking(&answer.capabilities),
+        guarded(answer),
     );
     let heading = ["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "ZONE", "PRIORITY", "WEIGHT"];
     let heading = [&heading[..], &["ACTIVE", "TOTAL", "FAILURES", "CONNECT", "P99", "RTT"]].concat();
@@ -255,6 +258,21 @@ fn limit_rows(service: &Service) -> Vec<Vec<String>> {
         words.into_iter().chain(counts).collect()
     };
     service.request_limits.iter().map(row).collect()
+}
+
+/// A line of each breaker that is not closed, and one of the switches that are on.
+fn guarded(answer: &Answer) -> String {
+    let mut text = String::new();
+    for service in &answer.services {
+        if let Some(phase) = service.breaker.as_deref().filter(|phase| *phase != "closed") {
+            let _ = writeln!(text, "breaker      the breaker of {} is {}", service.name, phase.replace('_', "-"));
+        }
+    }
+    let on: Vec<&str> = answer.switches.iter().filter(|(_, on)| **on).map(|(name, _)| name.as_str()).collect();
+    if !on.is_empty() {
+        let _ = writeln!(text, "switches     on: {}", on.join(", "));
+    }
+    text
 }
 
 fn inbound_row(rule: &Inbound) -> Vec<String> {
@@ -302,19 +320,19 @@ fn service_rows(service: &Service) -> Vec<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, atomic::Ordering};
 
     use super::*;
     use crate::{
-        cluster::{Snapshot, Stage},
+        cluster::{BreakerPhase, BreakerWord, Snapshot, Stage},
         config::file,
         record::observed::Observed,
     };
 
     #[test]
     fn what_an_agent_answers_is_printed_as_a_table() {
-        let text = "{zone: east, services: [{name: a, address: 10.0.0.1:80, protocol: http, prefer_zone: on, \
-                    request_limits: [{kind: concurrency, limit: 7}], \
+        let text = "{zone: east, switches: {sale: on, b: off}, services: [{name: a, address: 10.0.0.1:80, protocol: http, \
+                    prefer_zone: on, breaker: hystrix, request_limits: [{kind: concurrency, limit: 7}], \
                     slow_start: {window_ms: 1000}, endpoints: ['10.0.0.2:80', {address: '10.0.0.3:80', priority: 1}, \
                     {address: '10.0.0.4:80', zone: east, weight: 7}, {address: '10.0.0.5:80', zone: west, state: draining}]}]}";
         let config = file::parse(text, "F").expect("a good file");
@@ -324,10 +342,13 @@ mod tests {
         endpoints[0].state.set_ejected(true);
         endpoints[2].state.set_warm_percent(45);
         snapshot.services[0].draining[0].state.set_stage(Stage::Draining);
+        let open = BreakerWord { phase: BreakerPhase::HalfOpen, epoch: 1, started: 1, succeeded: 0, since_ms: 5 };
+        snapshot.services[0].guard.breaker.as_ref().expect("one").phase.store(open.bits(), Ordering::Relaxed);
         let observed = Observed { snapshot, workers: 2, connections: 3, ..Observed::default() };
         let answer = observed.to_json(&config).to_string();
         let told = tell(&serde_json::from_str(&answer).expect("what is answered can be read"));
         assert!(told.contains("3 connections, 2 workers") && told.contains("generation 1, zone east"), "{told}");
+        assert!(told.contains("the breaker of a is half-open\nswitches     on: sale\n"), "{told}");
         let rows: Vec<Vec<&str>> = told.lines().map(|line| line.split_whitespace().collect()).collect();
         for row in [
             &["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "ZONE", "PRIORITY", "WEIGHT", "ACTIVE"][..],

@@ -8,6 +8,7 @@ mod capture;
 mod conflicts;
 mod deadline;
 mod filter;
+mod guard;
 mod http;
 mod inbound;
 mod maps;
@@ -25,6 +26,7 @@ mod tree;
 mod tuning;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::File,
     io::{self, Read},
@@ -176,6 +178,7 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
         "hook_stats",
         "maps",
         "capture",
+        "switches",
         "services",
         "inbound",
     ];
@@ -190,7 +193,8 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
     let hook_stats = section.or("hook_stats", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let maps = section.or("maps", Maps::default, maps::maps, problems);
     let capture = section.or("capture", default_capture, capture, problems);
-    let services = section.or("services", Vec::new, services, problems);
+    let switches = section.or("switches", BTreeMap::new, guard::switches, problems);
+    let services = section.or("services", Vec::new, |field, p| services(field, switches.as_ref(), p), problems);
     let inbound = section.or("inbound", Vec::new, inbound, problems);
     let config = Config {
         instance: instance?,
@@ -202,6 +206,7 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
         hook_stats: hook_stats?,
         maps: maps?,
         capture: capture?,
+        switches: switches?,
         services: services?,
         inbound: inbound?,
     };

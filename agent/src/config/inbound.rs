@@ -92,6 +92,7 @@ impl Inbound {
             timing: None,
             request_limits: Vec::new(),
             filters: self.filters.clone(),
+            guard: Default::default(),
             endpoint_drain: None,
             udp_idle_timeout: Duration::ZERO,
             routes: Vec::new(),

@@ -7,6 +7,7 @@ mod admitted;
 mod apply;
 mod attend;
 mod filtered;
+mod guarded;
 mod http2;
 mod limits;
 mod outgoing;
@@ -38,6 +39,7 @@ pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
 use super::{
     Cluster, Hop, Serving,
+    guard::{Guard, Leave, by},
     mirror::Tap,
     opaque, own_time,
     reach::{Tried, Upstream},
@@ -45,7 +47,7 @@ use super::{
 };
 use crate::{
     cluster::{Dialler, Seen},
-    config::HttpVersion,
+    config::{HttpVersion, guard::Why},
     decode::http1::{Asked, Method, RequestHead},
     kernel::OriginalDst,
     record::{Bytes, Counter},
@@ -85,6 +87,9 @@ struct Connection<'h> {
     clock: Clock,
     /// What filters have said of it.
     filtered: Option<Box<Filtered>>,
+    /// Who guards the request, and what it has of that.
+    guard: Option<Rc<Guard>>,
+    leave: Option<Leave>,
 }
 
 /// How an exchange leaves the connection.
@@ -122,6 +127,8 @@ pub fn serve(
         tap: None,
         clock: Clock::default(),
         filtered: None,
+        guard: None,
+        leave: None,
     });
     Box::pin(async move {
         loop {
@@ -183,6 +190,10 @@ impl Connection<'_> {
         let next = match reply {
             _ if is_reset => self.reset(),
             Some(reply) => self.answer_here(reply, buf, &head).await,
+            None if self.cluster.guard.is_some() => {
+                // Boxed: most services have none.
+                Box::pin(self.guarded(buf, head, (began, is_timed), own)).await
+            }
             None => match self.admitted(&buf, &head, began).await {
                 Ok(_admitted) => {
                     if is_timed {
@@ -207,7 +218,7 @@ impl Connection<'_> {
 
     async fn forward(&mut self, mut buf: Buf, head: RequestHead, own: Option<OwnTime>) -> Next {
         let is_tunnel = head.websocket || head.method == Method::Connect;
-        if self.cluster.service.config.strategy.is_some() && !is_tunnel {
+        if self.keeps() && !is_tunnel {
             // Boxed: most services have none.
             match Box::pin(self.by_strategy(buf, &head)).await {
                 Ok(next) => return next,
@@ -251,24 +262,29 @@ impl Connection<'_> {
         mut tried: Tried,
         mut own: Option<OwnTime>,
     ) -> Next {
-        let limits = self.limits();
+        let limits = Limits::of(&self.cluster);
         let leaves = head.keep_alive && buf.is_empty();
         // What is said if an endpoint did accept, but gave no response.
         let (mut replays, mut mute) = (0, None);
         loop {
-            let reach = self.hop.reach(&self.cluster, &mut tried, replays > 0);
+            let reach = by(self.until(), self.hop.reach(&self.cluster, &mut tried, replays > 0));
             let mut upstream = match self.clock.bound(reach).await {
-                Some(Ok(upstream)) => upstream,
-                Some(Err(why)) => return self.reply(mute.unwrap_or_else(|| Reply::unreached(why)), head, buf).await,
+                Some(Some(Ok(upstream))) => upstream,
+                Some(Some(Err(why))) => {
+                    return self.reply(mute.unwrap_or_else(|| Reply::unreached(why)), head, buf).await;
+                }
+                Some(None) => return self.reply(Reply::guarded(Why::Timeout), head, buf).await,
                 None => return self.reply(Reply::deadline_exceeded(), head, buf).await,
             };
             upstream.stream.reader.arm_on_demand(&self.hop.buffers, MEDIUM);
             let sent_before = upstream.stream.writer.taken();
             upstream.stream.writer.submit(buf, send.clone());
             set_or_clear(&upstream.stream.socket, limits.response, Due::End);
+            let until = self.until();
             let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
             let sent = &mut self.pending;
-            let answered = first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock).await;
+            let answered = first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock);
+            let Some(answered) = by(until, answered).await else { return self.isolated(upstream, head).await };
             let Some((received, response)) = answered else { return self.waits_no_more(upstream, head).await };
             if !matches!(received, Ok(1..)) {
                 self.hop.buffers.give(response);
@@ -298,6 +314,7 @@ impl Connection<'_> {
             let head_sent = Cell::new(false);
             let answer = Answer {
                 change: self.response_change.as_deref(),
+                replaces_errors: self.replaces_errors(),
                 ..answer(self.hop, head, &limits, &uploaded, &head_sent)
             };
             let client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
@@ -332,14 +349,9 @@ impl Connection<'_> {
         (replays == 0 && upstream.never_arrived(sent_before, has_ended).await).then_some(Counter::ReplayedUnseen)
     }
 
-    /// What the messages of the service may take, as of now.
-    fn limits(&self) -> Limits {
-        Limits::of(&self.cluster)
-    }
-
     /// The client left before it had its answer: whatever the endpoint would say, nobody hears it.
     fn left(&self) -> Next {
-        self.hop.slab.count(Counter::RequestAborted);
+        self.tells(Counter::RequestAborted);
         Next::End(Counter::ClientAborted)
     }
 
@@ -357,10 +369,10 @@ impl Connection<'_> {
         };
         upstream.stream.socket.clear_due();
         if let Some(first) = answered.upgraded {
-            self.hop.slab.count(Counter::Upgraded);
+            self.tells(Counter::Upgraded);
             return Next::End(self.upgraded(&mut upstream.stream, buf, first).await);
         }
-        self.hop.slab.count(outcome(answered.status));
+        self.tells(outcome(answered.status));
         if answered.reusable {
             self.hop.keep(upstream);
         } else {
@@ -386,6 +398,7 @@ impl Connection<'_> {
     async fn unanswered(&mut self, unanswered: Unanswered, head: &RequestHead, buf: Buf) -> Next {
         let (counter, end) = match unanswered {
             Unanswered::Bad(bad) => return self.reply(Reply::bad_response(bad), head, buf).await,
+            Unanswered::Unwanted(_) => return self.reply(Reply::server_error(), head, buf).await,
             Unanswered::Late => return self.reply(Reply::late_response(), head, buf).await,
             Unanswered::Over { is_begun: false } => return self.reply(Reply::deadline_exceeded(), head, buf).await,
             Unanswered::ClientGone => return self.left(),
@@ -394,7 +407,7 @@ impl Connection<'_> {
             Unanswered::Broken => (Counter::ResponseAborted, Counter::UpstreamAborted),
             Unanswered::Stalled => (Counter::ResponseStalled, Counter::UpstreamAborted),
         };
-        self.hop.slab.count(counter);
+        self.tells(counter);
         self.abort().await;
         Next::End(end)
     }
@@ -407,8 +420,7 @@ impl Connection<'_> {
 
     /// Answers a request in the endpoint's stead; the connection goes on if the client wants it to.
     async fn reply(&mut self, reply: Reply, head: &RequestHead, buf: Buf) -> Next {
-        let reply = self.told(reply);
-        self.hop.slab.count(reply.counter);
+        let reply = self.told(self.dressed(reply));
         let keep_alive = head.keep_alive && !self.hop.is_draining();
         let says = (!keep_alive || head.is_http10).then_some(keep_alive);
         let bytes = Buf::of(&reply.bytes(says, head.method == Method::Head));
@@ -427,8 +439,7 @@ impl Connection<'_> {
 
     /// Answers a request that is not going to be read to its end, and closes.
     async fn refuse(&mut self, reply: Reply) -> Counter {
-        let reply = self.told(reply);
-        self.hop.slab.count(reply.counter);
+        let reply = self.told(self.dressed(reply));
         let bytes = Buf::of(&reply.bytes(Some(false), false));
         if self.flush().await.is_ok() {
             let range = bytes.range();
@@ -522,6 +533,7 @@ fn answer<'a>(
         head_bytes_max: limits.head_bytes,
         keep_alive: head.keep_alive,
         change: None,
+        replaces_errors: false,
         uploaded,
         head_sent,
     }

@@ -54,6 +54,7 @@ async fn accepted(
         Some(terminate) => tls::accept(hop, &mut downstream, terminate, rule.config.protocol).await?,
     };
     let cluster = Rc::new(Cluster {
+        guard: None,
         service: Arc::clone(&rule.service),
         members: None,
         cursor: Arc::clone(&rule.service.cursor),

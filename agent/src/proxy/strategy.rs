@@ -12,16 +12,23 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::{
     Cluster, Hop,
+    guard::{Keeping, StandingIn, by},
     http::Reply,
     reach::{Tried, Unreached},
-    whole::{Answer, Body, Came, Whole},
+    whole::{Answer, Body, Came, Whole, ask},
 };
 use crate::{
-    config::strategy::{Kind, Strategy},
+    config::{
+        guard::Why,
+        strategy::{Kind, Strategy},
+    },
     record::Counter,
     retry,
+    route::Request,
 };
 
+/// How much of a body is kept for a fallback: what Linkerd keeps.
+const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Says that an answer is the agent's own, and why.
 const TOLD: HeaderName = HeaderName::from_static("x-sockway-cluster");
 /// A message of gRPC with nothing in it: not compressed, 0 bytes long.
@@ -51,9 +58,34 @@ impl Outcome {
 }
 
 /// What becomes of a request; `tried` is what its endpoints are chosen by. Dropped before it is done, it is taken back, but from those who are to
-/// get it in any case.
-pub async fn carry_out(hop: &Rc<Hop>, cluster: &Rc<Cluster>, whole: Rc<Whole>, tried: Tried) -> Outcome {
-    let Some(rules) = &cluster.service.config.strategy else { return Outcome::nobody() };
+/// get it in any case. Whoever guards the service may ask another; then the answer is that one's.
+pub async fn carry_out(
+    hop: &Rc<Hop>,
+    cluster: &Rc<Cluster>,
+    whole: Rc<Whole>,
+    tried: Tried,
+    keeping: &Keeping<'_>,
+) -> (Outcome, Option<StandingIn>) {
+    let until = keeping.leave.and_then(|leave| leave.until);
+    let outcome = by(until, by_rules(hop, cluster, Rc::clone(&whole), tried)).await;
+    let outcome = outcome.unwrap_or_else(|| Outcome::Refused(Reply::guarded(Why::Timeout)));
+    let Some(guard) = keeping.guard else { return (outcome, None) };
+    let Some(why) = guard.why(&outcome) else { return (outcome, None) };
+    let Some((other, place)) = hop.stand_in(guard, why) else { return (outcome, None) };
+    let Ok(again) = whole.to(&other, keeping.client) else { return (outcome, None) };
+    keeping.leave.into_iter().for_each(|leave| leave.came(&outcome));
+    if let Outcome::Answered(answer) = outcome {
+        discard(Ok(answer));
+    }
+    let request = || Request::of_parts(&whole.parts, keeping.is_secure, keeping.source);
+    let tried = Tried::for_request(hop, &other, keeping.source, request);
+    (Outcome::of(ask(Rc::clone(hop), other, tried, Rc::new(again)).await), Some(place))
+}
+
+async fn by_rules(hop: &Rc<Hop>, cluster: &Rc<Cluster>, whole: Rc<Whole>, tried: Tried) -> Outcome {
+    let Some(rules) = &cluster.service.config.strategy else {
+        return Outcome::of(ask(Rc::clone(hop), Rc::clone(cluster), tried, whole).await);
+    };
     match &rules.kind {
         Kind::Broadcast(broadcast) => many::broadcast(hop, cluster, whole, (&tried, rules, broadcast)).await,
         _ => match retry::forks(rules, whole.asked.is_idempotent) {
@@ -63,9 +95,11 @@ pub async fn carry_out(hop: &Rc<Hop>, cluster: &Rc<Cluster>, whole: Rc<Whole>, t
     }
 }
 
-/// Whether a request that cannot be kept goes its way all the same, to one endpoint, once.
-pub fn lets_pass(rules: &Strategy) -> bool {
-    matches!(rules.kind, Kind::Failover(_) | Kind::Failfast | Kind::Failsafe)
+/// How long a body is kept, and whether a request that cannot be kept goes its way all the same, to one endpoint, once.
+pub fn keeps(cluster: &Cluster) -> (usize, bool) {
+    let lets_pass = |rules: &Strategy| matches!(rules.kind, Kind::Failover(_) | Kind::Failfast | Kind::Failsafe);
+    let rules = cluster.service.config.strategy.as_ref();
+    rules.map_or((BODY_BYTES_MAX, true), |rules| (rules.body_bytes_max, lets_pass(rules)))
 }
 
 /// Whether what came has failed.

@@ -74,6 +74,16 @@ impl Whole {
         Ok(Self { parts, body, trailers, asked, time, message, upstream })
     }
 
+    /// The same for another cluster.
+    ///
+    /// # Errors
+    ///
+    /// As [`Whole::new`].
+    pub fn to(&self, cluster: &Cluster, client: HttpVersion) -> Result<Self, BadRequest> {
+        let request = ((self.parts.clone(), self.asked), (self.body.clone(), self.trailers.clone()));
+        Self::new(request.0, request.1, (cluster, client), self.time)
+    }
+
     /// Its fields as of now, for who is asked.
     fn headers(&self) -> HeaderMap {
         let mut headers = self.parts.headers.clone();

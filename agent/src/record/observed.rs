@@ -200,6 +200,7 @@ impl Observed {
                 "joined_bytes": self.kernel_total("joined_bytes_total", None),
             },
             "capabilities": self.capabilities.iter().cloned().collect::<HashMap<String, bool>>(),
+            "switches": self.snapshot.switches.values().map(|it| (it.name().to_owned(), it.is_on())).collect::<std::collections::BTreeMap<String, bool>>(),
             "services": services,
             "inbound": self.snapshot.inbound.iter().map(|rule| inbound_json(rule)).collect::<Vec<Value>>(),
             "leaving": leaving,
@@ -400,6 +401,7 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
         "ejections": service.config.outlier.is_some().then(|| ejections_json(service)),
         "canaries": canaries_json(service),
         "request_limits": limits_json(service),
+        "breaker": service.guard.breaker.as_ref().map(|breaker| breaker.phase().word()),
         "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,
         "endpoints": service.endpoints.iter().map(endpoint_json).collect::<Vec<Value>>(),
     })

@@ -5,6 +5,7 @@
 //! set, and what there is of every endpoint: a hundred thousand of them would keep its registry busy for seconds.
 
 mod filters;
+mod guard;
 mod inbound;
 mod measured;
 mod outlier;
@@ -49,6 +50,7 @@ pub fn render(observed: &Observed) -> String {
         &mut text,
         observed.snapshot.services.iter().chain(observed.snapshot.inbound.iter().map(|rule| &rule.service)),
     );
+    guard::write(&mut text, &observed.snapshot);
     inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);

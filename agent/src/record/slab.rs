@@ -110,6 +110,14 @@ sockway_common::counters! {
     Limited = "requests_total" ["outcome" = "limited"],
     /// Requests that a filter of their service answered or reset.
     Filtered = "requests_total" ["outcome" = "filtered"],
+    /// Requests that were not sent on because their service's breaker is open: 503.
+    CircuitOpen = "requests_total" ["outcome" = "circuit_open"],
+    /// Requests that found no place in their service's isolation: 503.
+    OverConcurrency = "requests_total" ["outcome" = "over_concurrency"],
+    /// Requests whose answer did not begin within the time of their service's isolation: 504.
+    IsolationTimeout = "requests_total" ["outcome" = "isolation_timeout"],
+    /// Requests that are answered here because a switch degrades their service.
+    Degraded = "requests_total" ["outcome" = "degraded"],
     /// Requests refused as malformed: 400.
     Malformed = "requests_total" ["outcome" = "malformed"],
     /// Requests whose head did not come in time: 408.

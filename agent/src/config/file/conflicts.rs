@@ -30,6 +30,8 @@ struct Placed {
     endpoints: Vec<PlacedEndpoint>,
     /// Services that its routes name.
     named: Vec<(Position, String, String)>,
+    /// Services that are to stand in for it.
+    stand_ins: Vec<(Position, String, String)>,
     protocol: Option<Protocol>,
 }
 
@@ -57,6 +59,7 @@ impl Conflicts {
             address: draft.address,
             endpoints: endpoints.collect(),
             named: draft.routes.iter().flat_map(|routes| routes.named.iter().cloned()).collect(),
+            stand_ins: draft.guarded_by.services.clone(),
             protocol: draft.protocol,
         });
     }
@@ -94,7 +97,12 @@ impl Conflicts {
 impl Placed {
     /// Services that routes name and that are not there, or speak no HTTP.
     fn report_named(&self, spoken: &HashMap<&str, Option<Protocol>>, problems: &mut Problems) {
-        for (at, path, name) in &self.named {
+        let own = self.name.as_ref().map(|(_, name)| name);
+        for (at, path, name) in self.stand_ins.iter().filter(|(_, _, name)| Some(name) == own) {
+            let what = format!("\"{name}\" is this service itself; name another");
+            problems.0.push(Problem { at: *at, path: path.clone(), what });
+        }
+        for (at, path, name) in self.named.iter().chain(&self.stand_ins) {
             let what = match spoken.get(name.as_str()) {
                 None => "is no service of this file; write the name of one",
                 Some(Some(Protocol::Tcp | Protocol::Udp)) => {

@@ -341,15 +341,21 @@ fn redirect(field: &Field<'_>, problems: &mut Problems) -> Option<Redirect> {
 fn respond(field: &Field<'_>, problems: &mut Problems) -> Option<Respond> {
     let section = Section::open(field.node, &field.path, &["status", "body"], problems)?;
     let status = section.or("status", || 200, |field, p| field.integer(200..=599, p), problems);
-    let body = section.or("body", String::new, |field, p| field.text(p).map(str::to_owned), problems)?;
-    if let (Some(field), true) = (section.get("body"), body.len() > BODY_BYTES_MAX) {
-        field.refuse(format!("has {} bytes; write at most {BODY_BYTES_MAX}", body.len()), problems);
-    }
+    let body = section.or("body", String::new, body, problems)?;
     let status = status? as u16;
     if let (Some(field), 204 | 205 | 304) = (section.get("body"), status) {
         field.refuse(format!("{status} has no body; remove it"), problems);
     }
     Some(Respond { status, body })
+}
+
+/// The body of an answer.
+pub(super) fn body(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+    let body = field.text(problems)?;
+    if body.len() > BODY_BYTES_MAX {
+        field.refuse(format!("has {} bytes; write at most {BODY_BYTES_MAX}", body.len()), problems);
+    }
+    Some(body.to_owned())
 }
 
 pub(super) fn header_changes(field: &Field<'_>, problems: &mut Problems) -> Option<HeaderChanges> {
@@ -406,7 +412,7 @@ pub(super) fn field_name(text: &str, field: &Field<'_>, problems: &mut Problems)
 }
 
 /// As [`field_name`], of one that may be changed.
-fn own_field_name(text: &str, field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+pub(super) fn own_field_name(text: &str, field: &Field<'_>, problems: &mut Problems) -> Option<String> {
     let name = field_name(text, field, problems)?;
     if OWN_FIELDS.contains(&name.as_str()) {
         let remedy =

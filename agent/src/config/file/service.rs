@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    deadline, filter, http, milliseconds, outlier, policy, probe, request_limit,
+    deadline, filter, guard, http, milliseconds, outlier, policy, probe, request_limit,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     strategy, tls,
@@ -13,7 +13,7 @@ use super::{
     tuning, zone,
 };
 use crate::config::{
-    Endpoint, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, RequestLimit, Route, Service, Shortcut,
+    Endpoint, Guard, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, RequestLimit, Route, Service, Shortcut,
     Strategy, Timing, Tls, filter::Filter, policy::Source,
 };
 
@@ -28,7 +28,11 @@ const UDP_IDLE_TIMEOUT_MS_MAX: u32 = 3_600_000;
 const WEIGHT_MAX: u32 = 65_535;
 const PRIORITY_MAX: u32 = 127; // as many levels as Envoy has
 
-pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Arc<Service>>> {
+pub(super) fn services(
+    field: &Field<'_>,
+    switches: Option<&BTreeMap<String, bool>>,
+    problems: &mut Problems,
+) -> Option<Vec<Arc<Service>>> {
     let items = field.list(problems)?;
     let mut conflicts = Conflicts::default();
     let services = items
@@ -36,6 +40,7 @@ pub(super) fn services(field: &Field<'_>, problems: &mut Problems) -> Option<Vec
         .enumerate()
         .filter_map(|(index, item)| {
             let draft = draft(item, &Path::Item(&field.path, index), problems)?;
+            guard::refuse_unknown_switches(&draft.guarded_by, switches, problems);
             conflicts.add(index, &draft);
             draft.settle().map(Arc::new)
         })
@@ -66,6 +71,9 @@ pub(super) struct Draft {
     timing: Option<Option<Timing>>,
     request_limits: Option<Vec<RequestLimit>>,
     pub(super) filters: Option<Vec<Filter>>,
+    guard: Option<Guard>,
+    /// What that names.
+    pub(super) guarded_by: guard::Named,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
     pub(super) endpoints: Vec<EndpointDraft>,
@@ -110,6 +118,7 @@ impl Draft {
             timing: self.timing?,
             request_limits: self.request_limits?,
             filters: self.filters?,
+            guard: self.guard?,
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
             udp_idle_timeout: milliseconds(self.udp_idle_timeout_ms?),
             endpoints: self.endpoints.into_iter().map(|draft| draft.endpoint).collect(),
@@ -141,7 +150,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "endpoints",
         "routes",
     ];
-    let keys = [&own[..], &deadline::KEYS, &policy::KEYS, &tuning::KEYS].concat();
+    let keys = [&own[..], &deadline::KEYS, &guard::KEYS, &policy::KEYS, &tuning::KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let placed = |field: &Field<'_>| field.node.at;
     let name = section.require("name", "write a name that no other service has", problems);
@@ -186,6 +195,8 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         timing: deadline::timing(&section, problems),
         request_limits: Some(Vec::new()),
         filters: Some(Vec::new()),
+        guard: None,
+        guarded_by: guard::Named::default(),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         udp_idle_timeout_ms: section.or(
             "udp_idle_timeout_ms",
@@ -202,6 +213,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     deadline::refuse_idle(&section, (draft.mode(), protocol), problems);
     draft.filters = filter::filters(&section, draft.mode(), protocol, problems);
     draft.request_limits = request_limit::request_limits(&section, draft.mode(), protocol, problems);
+    draft.guard = guard::guard(&section, (protocol, draft.mode()), &mut draft.guarded_by, problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {
         Some(Mode::Agent) => policy::refuse_in_agent(&section, path, problems),

@@ -2,11 +2,11 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, admin,
-    deadline, filter, http, outlier, probe, request_limit, route, strategy, tls, tuning,
+    deadline, filter, guard, http, outlier, probe, request_limit, route, strategy, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -27,6 +27,7 @@ pub fn show(config: &Config) -> Value {
         "hook_stats": word(&SWITCHES, config.hook_stats),
         "maps": show_maps(&config.maps),
         "capture": show_capture(&config.capture),
+        "switches": config.switches.iter().map(|(name, on)| (name.clone(), json!(word(&SWITCHES, *on)))).collect::<Map<String, Value>>(),
         "services": config.services.iter().map(|service| show_service(service)).collect::<Vec<Value>>(),
         "inbound": config.inbound.iter().map(show_inbound).collect::<Vec<Value>>(),
     })
@@ -117,6 +118,7 @@ pub fn show_service(service: &Service) -> Value {
     if let (Value::Object(shown), Value::Object(policy)) = (&mut shown, show_policy(&service.policy)) {
         shown.extend(policy);
         shown.extend(deadline::show(service.timing.as_ref()));
+        shown.extend(guard::show(&service.guard));
     }
     shown
 }

@@ -94,6 +94,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             namespaces: Default::default(),
             except: Default::default(),
         },
+        switches: Default::default(),
         services: vec![Arc::new(Service {
             name: "origin".into(),
             address,
@@ -113,6 +114,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             timing: None,
             request_limits: Vec::new(),
             filters: Vec::new(),
+            guard: Default::default(),
             udp_idle_timeout: PATIENCE,
             endpoint_drain: None,
             routes: Vec::new(),

@@ -42,7 +42,7 @@ impl Connection<'_> {
     }
 
     /// Waits for its turn.
-    async fn waited(&mut self, wait: Duration, leaves: bool) -> Result<(), Denied> {
+    pub(super) async fn waited(&mut self, wait: Duration, leaves: bool) -> Result<(), Denied> {
         let mut turn = pin!(sleep(wait));
         let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
         poll_fn(|context| match turn.as_mut().poll(context) {
@@ -55,7 +55,7 @@ impl Connection<'_> {
 }
 
 /// Whether a client that ends its side has left: it had said that it would go on, and nothing more is to come of its request.
-fn leaves(buf: &Buf, head: &RequestHead) -> bool {
+pub(super) fn leaves(buf: &Buf, head: &RequestHead) -> bool {
     let here = buf.len() - head.bytes;
     let is_whole = match head.framing {
         Framing::None | Framing::UntilClose => here == 0,

@@ -245,7 +245,7 @@ impl Connection<'_> {
         let head_sent = attempt.head_sent.get();
         let reply = match ended {
             Ended::Answered(status, close) => {
-                self.hop.slab.count(outcome(status));
+                self.tells(outcome(status));
                 if close {
                     return Next::End(self.close(!phase.uploaded.get()).await);
                 }
@@ -255,7 +255,7 @@ impl Connection<'_> {
             Ended::ClientGone => return self.left(),
             Ended::Late(Late::Client) => {
                 self.stream.socket.reset();
-                self.hop.slab.count(Counter::ClientStalled);
+                self.tells(Counter::ClientStalled);
                 return Next::End(Counter::ClientAborted);
             }
             Ended::Bad(bad) => Reply::bad_response(bad),
@@ -281,7 +281,7 @@ impl Connection<'_> {
             Ended::Late(_) => (Counter::ResponseStalled, Counter::UpstreamAborted),
             _ => (Counter::ResponseAborted, Counter::UpstreamAborted),
         };
-        self.hop.slab.count(counter);
+        self.tells(counter);
         self.abort().await;
         Next::End(end)
     }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
+    config::guard::{Respond, Why},
     decode::{grpc, http1::BadRequest},
     filter::Local,
     proxy::reach::Unreached,
@@ -120,6 +121,35 @@ impl Reply {
     pub fn filtered(local: Local) -> Self {
         let Local { status, grpc, text, fields } = local;
         Self { counter: Counter::Filtered, grpc, ..Self::said(status, &text, fields) }
+    }
+
+    /// What is said instead of an answer that is not to be had.
+    pub fn instead(respond: &Respond, counter: Counter) -> Self {
+        let field = |(name, value): &(String, String)| Some((name.parse().ok()?, HeaderValue::from_str(value).ok()?));
+        let fields = respond.headers.iter().filter_map(field).collect();
+        Self { counter, grpc: respond.grpc_status, ..Self::said(respond.status, &respond.body, fields) }
+    }
+
+    /// What a request is told that its service's guard keeps from it.
+    pub fn guarded(why: Why) -> Self {
+        let unavailable = "503 Service Unavailable";
+        match why {
+            Why::CircuitOpen => Self::new(unavailable, "the breaker of the service is open", Counter::CircuitOpen),
+            Why::Concurrency => {
+                let why = "the service has as many requests as it may have at once";
+                Self::new(unavailable, why, Counter::OverConcurrency)
+            }
+            _ => {
+                let why = "the service did not answer in the time that its isolation gives";
+                let reply = Self::new("504 Gateway Timeout", why, Counter::IsolationTimeout);
+                Self { grpc: Some(grpc::code::DEADLINE_EXCEEDED), ..reply }
+            }
+        }
+    }
+
+    /// An endpoint's answer of 5xx that the client is not to see.
+    pub fn server_error() -> Self {
+        Self::new("502 Bad Gateway", "the endpoint answered with an error of its own", Counter::Answered5xx)
     }
 
     /// Of an endpoint of HTTP/2, whose connection or stream ended, with a code if it was reset.

@@ -25,6 +25,8 @@ pub struct Answer<'a> {
     pub keep_alive: bool,
     /// What is changed of its fields.
     pub change: Option<&'a Fields>,
+    /// Whether one of 5xx is not for the client.
+    pub replaces_errors: bool,
     /// Whether the request was sent to its end.
     pub uploaded: &'a Cell<bool>,
     /// Whether any of a final response was sent.
@@ -48,6 +50,8 @@ pub struct Answered {
 pub enum Unanswered {
     /// It is not one, and nothing of it was passed on.
     Bad(BadResponse),
+    /// It is one of 5xx that the client is not to see; nothing of it was passed on.
+    Unwanted(u16),
     /// It broke off.
     Broken,
     /// It did not go on in time; nothing of it was passed on.
@@ -66,6 +70,7 @@ pub enum Unanswered {
 pub fn seen(answered: &Result<Answered, Unanswered>) -> Option<Seen> {
     match answered {
         Ok(answered) => Some(Seen::Answered { status: answered.status, grpc_status: None }),
+        Err(Unanswered::Unwanted(status)) => Some(Seen::Answered { status: *status, grpc_status: None }),
         Err(Unanswered::Bad(_) | Unanswered::Broken) => Some(Seen::NoResponse),
         Err(Unanswered::Late | Unanswered::Stalled | Unanswered::Over { .. }) => Some(Seen::Late),
         Err(Unanswered::ClientGone | Unanswered::ClientStalled) => None,
@@ -89,6 +94,10 @@ impl Answer<'_> {
         for _ in 0..INTERIM_MAX {
             let head;
             (buf, head) = read_head(copy.from, copy.buffers, buf, self.asked, self.head_bytes_max).await?;
+            if self.replaces_errors && head.status >= 500 {
+                copy.buffers.give(buf);
+                return Err(Unanswered::Unwanted(head.status));
+            }
             if head.status >= 200 || head.status == 101 {
                 return self.final_response(copy, buf, head).await;
             }

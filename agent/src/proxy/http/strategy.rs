@@ -20,8 +20,9 @@ use crate::{
         translate,
     },
     proxy::{
+        guard::Keeping,
         reach::Tried,
-        strategy::{Outcome, carry_out, lets_pass},
+        strategy::{Outcome, carry_out, keeps},
         translate::{Outlet, Progress},
         whole::{Answer, Broken, Piece, Whole, within},
     },
@@ -83,8 +84,7 @@ impl Reading {
 impl Connection<'_> {
     /// Does with a request what the service's strategy says; gives back one that is too long to be kept, to go its way as any other.
     pub(super) async fn by_strategy(&mut self, buf: Buf, head: &RequestHead) -> Result<Next, Buf> {
-        let Some(rules) = &self.cluster.service.config.strategy else { return Err(buf) };
-        let (bytes_max, lets_pass) = (rules.body_bytes_max, lets_pass(rules));
+        let (bytes_max, lets_pass) = keeps(&self.cluster);
         let (buf, body, end) = match self.gather(buf, head, bytes_max).await {
             Gathered::Whole(buf, body, end) => (buf, body, end),
             Gathered::TooLong(buf) if lets_pass => return Err(buf),
@@ -183,6 +183,10 @@ impl Connection<'_> {
     }
 
     async fn carried_out(&mut self, whole: Whole, tried: Tried, head: &RequestHead, rest: Buf) -> Next {
+        let (is_secure, source) = (self.stream.is_tls(), self.source);
+        let guard = self.keeper().cloned();
+        let (guard, leave) = (guard.as_ref(), self.leave.as_ref());
+        let keeping = Keeping { guard, leave, client: HttpVersion::Http1, is_secure, source };
         let mut client = Client {
             reader: &mut self.stream.reader,
             socket: &self.stream.socket,
@@ -190,7 +194,7 @@ impl Connection<'_> {
         };
         let outcome = {
             let clock = &mut self.clock;
-            let mut carrying = pin!(carry_out(self.hop, &self.cluster, Rc::new(whole), tried));
+            let mut carrying = pin!(carry_out(self.hop, &self.cluster, Rc::new(whole), tried, &keeping));
             poll_fn(|context| {
                 if clock.poll_over(context).is_ready() {
                     return Poll::Ready(None);
@@ -205,9 +209,12 @@ impl Connection<'_> {
         match outcome {
             None if self.clock.is_over() => self.reply(Reply::deadline_exceeded(), head, rest).await,
             None => self.left(),
-            Some(Outcome::Refused(reply)) => self.reply(reply, head, rest).await,
-            Some(Outcome::Ours(answer, counter)) => self.give(answer, head, rest, Some(counter)).await,
-            Some(Outcome::Answered(answer)) => self.give(answer, head, rest, None).await,
+            Some((Outcome::Refused(reply), _)) => self.reply(reply, head, rest).await,
+            Some((Outcome::Ours(answer, counter), _)) => self.give(answer, head, rest, Some(counter)).await,
+            Some((Outcome::Answered(answer), _)) if self.is_unwanted(&answer) => {
+                self.reply(Reply::server_error(), head, rest).await
+            }
+            Some((Outcome::Answered(answer), _place)) => self.give(answer, head, rest, None).await,
         }
     }
 
@@ -267,15 +274,15 @@ impl Connection<'_> {
         };
         self.hop.slab.count_bytes(Count::DownstreamSent, progress.bytes.get());
         match ended {
-            Ended::Well => self.hop.slab.count(counter.unwrap_or_else(|| outcome(status))),
+            Ended::Well => self.tells(counter.unwrap_or_else(|| outcome(status))),
             Ended::ClientGone => return self.left(),
             Ended::ClientStalled => {
                 self.stream.socket.reset();
-                self.hop.slab.count(Counter::ClientStalled);
+                self.tells(Counter::ClientStalled);
                 return Next::End(Counter::ClientAborted);
             }
             Ended::Off(counter) => {
-                self.hop.slab.count(counter);
+                self.tells(counter);
                 self.abort().await;
                 return Next::End(Counter::UpstreamAborted);
             }

@@ -68,11 +68,14 @@ impl Connection<'_> {
         }
         match ended {
             Ended::Answered(Ok(answered)) if answered.close && !uploaded.get() => {
-                self.hop.slab.count(super::outcome(answered.status));
+                self.tells(super::outcome(answered.status));
                 Next::End(self.close(true).await)
             }
             Ended::Answered(Err(Unanswered::Bad(bad))) if !uploaded.get() => {
                 Next::End(self.refuse(Reply::bad_response(bad)).await)
+            }
+            Ended::Answered(Err(Unanswered::Unwanted(_))) if !uploaded.get() => {
+                Next::End(self.refuse(Reply::server_error()).await)
             }
             Ended::Answered(Err(Unanswered::Late)) if !uploaded.get() => {
                 Next::End(self.refuse(Reply::late_response()).await)
@@ -102,13 +105,13 @@ impl Connection<'_> {
             Ended::TooLong if !head_sent.get() => Next::End(self.refuse(self.body_too_long()).await),
             bad @ (Ended::BadBody(_) | Ended::TooLong) => {
                 let is_bad = matches!(bad, Ended::BadBody(_));
-                self.hop.slab.count(if is_bad { Counter::Malformed } else { Counter::Filtered });
+                self.tells(if is_bad { Counter::Malformed } else { Counter::Filtered });
                 self.abort().await;
                 Next::End(Counter::Refused)
             }
             Ended::ClientGone if stalled && !head_sent.get() => Next::End(self.refuse(Reply::body_timeout()).await),
             Ended::ClientGone if stalled => {
-                self.hop.slab.count(Counter::BodyTimeout);
+                self.tells(Counter::BodyTimeout);
                 self.abort().await;
                 Next::End(Counter::ClientAborted)
             }
@@ -126,8 +129,9 @@ impl Connection<'_> {
         head_sent: &Cell<bool>,
     ) -> (Ended, Option<Buf>) {
         let (hop, limits) = (self.hop, self.limits());
-        let (change, clock) = (self.response_change.as_deref(), &mut self.clock);
-        let answer = Answer { change, ..answer(hop, head, &limits, uploaded, head_sent) };
+        let (change, replaces_errors) = (self.response_change.as_deref(), self.replaces_errors());
+        let clock = &mut self.clock;
+        let answer = Answer { change, replaces_errors, ..answer(hop, head, &limits, uploaded, head_sent) };
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
         let heard = upstream.who().heard();
         let Stream { reader, writer, socket } = &mut upstream.stream;

@@ -2,6 +2,7 @@
 
 mod course;
 mod filtered;
+mod guarded;
 mod http1;
 mod strategy;
 mod timed;
@@ -13,7 +14,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::{Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -21,8 +22,9 @@ use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, ext::Protocol, 
 use http::{HeaderMap, Request, Response, header, request::Parts};
 
 use self::{
-    course::{Way, admitted, way},
+    course::{Way, way},
     filtered::Filtered,
+    guarded::{begun_by, entered},
     timed::time,
 };
 use super::{
@@ -41,8 +43,8 @@ use crate::{
     },
     proxy::{
         Cluster,
-        admit::Admitted,
         filtered::Ended as End,
+        guard::{Entered, Guard, Leave},
         http::{Reply, outcome},
         mirror::Tap,
         own_time,
@@ -66,6 +68,8 @@ enum Ended {
     Unanswered(h2::Error),
     /// What came is no response.
     Bad(BadResponse),
+    /// It was, with a status of 5xx that the client is not to see.
+    Unwanted(u16),
     /// The response broke off.
     Broken(h2::Error),
     /// The client broke off its request, or broke a rule with it.
@@ -79,6 +83,7 @@ impl Ended {
     fn seen(&self) -> Option<Seen> {
         match self {
             Self::Answered(status, grpc_status) => Some(answered(*status, grpc_status.as_ref())),
+            Self::Unwanted(status) => Some(answered(*status, None)),
             Self::Unseen(error) if !error.is_reset() => None,
             Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken(_) => Some(Seen::NoResponse),
             Self::RequestBroken(_) | Self::ClientGone => None,
@@ -118,13 +123,18 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         Box::pin(filtered::pass(&connection, &chain, &mut parts, &mut way, time)).await;
     }
     let Way { cluster, change, ordered, filtered, end, .. } = way;
-    let (wait, admitted, end) = match end {
-        Some(end) => (Duration::ZERO, Admitted::default(), Some(end)),
-        None => match admitted(&connection, &cluster, &parts, began, time.map(|time| time.left())) {
-            Ok((wait, admitted)) => (wait, admitted, None),
-            Err(reply) => (Duration::ZERO, Admitted::default(), Some(End::Reply(reply))),
+    let guard = cluster.guard.clone();
+    let patience = time.map(|time| time.left());
+    let (entered, end) = match end {
+        Some(end) => (Entered::none(&cluster), Some(end)),
+        None => match entered(&connection, &cluster, &parts, began, patience) {
+            Ok(entered) => (entered, None),
+            Err(reply) => (Entered::none(&cluster), Some(End::Reply(reply))),
         },
     };
+    let Entered { cluster, wait, admitted, leave, standing_in } = entered;
+    let guard = if standing_in.is_some() { guard } else { cluster.guard.clone() };
+    let (until, has_begun) = (leave.as_ref().and_then(|leave| leave.until), Rc::<Cell<bool>>::default());
     let ordered = ordered.filter(|_| asked.tunnel.is_none());
     let tap = filtered::tap(&connection, ordered, filtered.as_deref(), (&parts, &body));
     let mut exchange = Exchange {
@@ -140,6 +150,10 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         has_status: false,
         is_open: false,
         awaited: None,
+        guard,
+        leave: leave.map(Rc::new),
+        code: None,
+        has_begun: Rc::clone(&has_begun),
         respond,
     };
     let passed = async {
@@ -150,7 +164,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             return Counter::RequestAborted;
         }
         let (mut parts, mut begun) = (parts, None);
-        if cluster.service.config.strategy.is_some() && asked.tunnel.is_none() {
+        if exchange.keeps() && asked.tunnel.is_none() {
             // Boxed: most services have none.
             match Box::pin(exchange.by_strategy(parts, &mut body)).await {
                 Ok(counter) => return counter,
@@ -164,24 +178,31 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         }
     };
     let spent = (hop.samples_own_time() && asked.tunnel.is_none()).then(Cell::default);
-    let passed = filtered::unless_over(tap, own_time::of(passed, spent.as_ref()));
+    let passed = begun_by(until, &has_begun, own_time::of(passed, spent.as_ref()));
+    let passed = filtered::unless_over(tap, passed);
     let counter = match time.and_then(|time| time.until()) {
         None => Some(passed.await),
         Some(until) => tokio::time::timeout_at(until.into(), passed).await.ok(),
     };
-    let counter = counter.map(|counter| counter.unwrap_or_else(|| exchange.body_too_long()));
+    let is_isolated = counter == Some(Some(None));
+    let counter = counter.and_then(|counter| counter.unwrap_or_else(|| Some(exchange.body_too_long())));
     own_time::observe(&hop.slab, spent);
-    drop(admitted);
     if exchange.excuses_reset(counter) {
         connection.guard.borrow_mut().excuse();
     }
     match counter {
         // It was counted when it was opened.
         Some(_) if exchange.is_open => return,
-        Some(counter) => hop.slab.count(counter),
+        Some(counter) => {
+            hop.slab.count(counter);
+            exchange.tells(counter);
+        }
+        None if is_isolated => exchange.out_of_isolation(),
         None => exchange.too_late(),
     }
     hop.slab.request_duration.observe(began.elapsed());
+    exchange.leave = None;
+    drop((admitted, standing_in));
     body::drain(&mut body).await;
 }
 
@@ -207,6 +228,13 @@ struct Exchange<'c> {
     is_open: bool,
     /// Who is attempted, while the caller's time runs.
     awaited: Option<Who>,
+    /// Who guards the request, and what it has of that.
+    guard: Option<Rc<Guard>>,
+    leave: Option<Rc<Leave>>,
+    /// What a gRPC call ended with.
+    code: Option<u8>,
+    /// Whether a final answer has begun, or somebody else looks at the isolation's clock.
+    has_begun: Rc<Cell<bool>>,
     respond: SendResponse<Bytes>,
 }
 
@@ -235,7 +263,7 @@ impl Exchange<'_> {
             if self.is_too_late() {
                 return self.reply(&Reply::deadline_exceeded());
             }
-            self.awaited = self.time.map(|_| upstream.who().clone());
+            self.awaited = self.is_timed().then(|| upstream.who().clone());
             let ended = self.attempt(&upstream, &parts, body, &held).await;
             self.awaited = None;
             if let Some(seen) = ended.seen() {
@@ -271,6 +299,8 @@ impl Exchange<'_> {
     fn opened(&mut self) {
         let slab = &self.connection.hop.slab;
         slab.count(Counter::Upgraded);
+        self.has_begun.set(true);
+        self.tells(Counter::Upgraded);
         slab.request_duration.observe(self.began.elapsed());
         self.is_open = true;
     }
@@ -353,6 +383,10 @@ impl Exchange<'_> {
         if let Err(bad) = http2::response(status, &mut head.headers) {
             return Ended::Bad(bad);
         }
+        if self.is_unwanted(status, &head.headers) {
+            return Ended::Unwanted(status);
+        }
+        self.has_begun.set(true);
         if let Some(change) = &self.change {
             change.of_map(&mut head.headers);
         }
@@ -404,15 +438,15 @@ impl Exchange<'_> {
     }
 
     fn ended(&mut self, ended: Ended) -> Counter {
-        let slab = &self.connection.hop.slab;
         match ended {
             Ended::Answered(status, grpc_status) => {
                 if self.asked.is_grpc {
                     let code = grpc_status.map_or_else(|| grpc::of_http(status), |value| grpc::status(&value));
-                    slab.count(Counter::of_grpc(code));
+                    self.count_grpc(code);
                 }
                 outcome(status)
             }
+            Ended::Unwanted(_) => self.reply(&Reply::server_error()),
             Ended::Bad(bad) => self.reply(&Reply::bad_response(bad)),
             Ended::Unseen(error) | Ended::Unanswered(error) => {
                 self.reply(&Reply::no_response_because(&error, body::reset_of(&error).map(u32::from)))
@@ -433,19 +467,19 @@ impl Exchange<'_> {
     /// Breaks off: nobody can take what was sent for the whole.
     fn reset(&mut self, reason: Reason) {
         if self.asked.is_grpc {
-            self.connection.hop.slab.count(Counter::of_grpc(grpc::of_reset(reason.into())));
+            self.count_grpc(grpc::of_reset(reason.into()));
         }
         self.respond.send_reset(reason);
     }
 
     /// Answers in the endpoint's stead.
     fn reply(&mut self, reply: &Reply) -> Counter {
-        let told = self.told(reply);
-        let reply = told.as_ref().unwrap_or(reply);
+        let reply = self.dressed(reply);
+        let reply = self.told(&reply).unwrap_or(reply);
         if self.asked.is_grpc {
-            self.connection.hop.slab.count(Counter::of_grpc(reply.grpc_code()));
+            self.count_grpc(reply.grpc_code());
         }
-        reply::send(&mut self.respond, reply, To { is_grpc: self.asked.is_grpc, is_head: self.asked.is_head });
+        reply::send(&mut self.respond, &reply, To { is_grpc: self.asked.is_grpc, is_head: self.asked.is_head });
         reply.counter
     }
 }

@@ -70,7 +70,7 @@ impl Connection<'_> {
             up.send_reset(Reason::PROTOCOL_ERROR);
             return Next::End(self.refuse(Reply::bad_response(bad)).await);
         }
-        self.hop.slab.count(Counter::Upgraded);
+        self.tells(Counter::Upgraded);
         let says = translate::opened_in_http1(&parts, key.as_ref());
         let ends = Ends { from: &mut body, to: &mut up };
         let (out, back) = (Progress::default(), Progress::default());

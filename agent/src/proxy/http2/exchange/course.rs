@@ -1,9 +1,6 @@
-//! What becomes of a request before anybody is asked: its route, and whether it may pass.
+//! What becomes of a request before anybody is asked: its route.
 
-use std::{
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::rc::Rc;
 
 use http::request::Parts;
 
@@ -12,7 +9,6 @@ use crate::{
     config::deadline::Timing,
     proxy::{
         Cluster,
-        admit::Admitted,
         filtered::{Chain, Ended},
         http::Reply,
         http2::Connection,
@@ -69,19 +65,4 @@ fn course(connection: &Connection, home: &Rc<Cluster>, parts: &mut Parts) -> Cou
         },
         course => course,
     }
-}
-
-/// What the service's limits say; nobody waits longer than its time.
-pub(super) fn admitted(
-    connection: &Connection,
-    cluster: &Cluster,
-    parts: &Parts,
-    now: Instant,
-    timeout: Option<Duration>,
-) -> Result<(Duration, Admitted), Reply> {
-    if cluster.gate.is_open() {
-        return Ok((Duration::ZERO, Admitted::default()));
-    }
-    let request = Request::of_parts(parts, connection.is_secure, connection.source);
-    cluster.gate.admit(&request, now, timeout, || connection.hop.chance())
 }

@@ -38,6 +38,8 @@ pub(super) enum Ended {
     Silent(bool),
     /// What came is no response.
     Bad(BadResponse),
+    /// It was, with a status of 5xx that the client is not to see.
+    Unwanted(u16),
     /// The response broke off.
     Broken,
     /// The client broke off its request, or broke a rule with it.
@@ -53,6 +55,7 @@ impl Ended {
     pub(super) fn seen(&self) -> Option<Seen> {
         match self {
             Self::Answered(status, grpc_status, _) => Some(super::answered(*status, grpc_status.as_ref())),
+            Self::Unwanted(status) => Some(super::answered(*status, None)),
             Self::Silent(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
             Self::Late(Late::Response | Late::Rest) => Some(Seen::Late),
             Self::Late(Late::Body | Late::Client) | Self::RequestBroken(_) | Self::ClientGone => None,
@@ -115,7 +118,7 @@ impl Exchange<'_> {
             }
             let sent_before = upstream.stream.writer.taken();
             let outgoing = Outgoing { head: &head, style, begun: &begun };
-            self.awaited = self.time.map(|_| upstream.who().clone());
+            self.awaited = self.is_timed().then(|| upstream.who().clone());
             let ended = self.attempt_http1(&mut upstream, outgoing, body, &limits).await;
             self.awaited = None;
             if let Some(seen) = ended.seen() {
@@ -273,6 +276,10 @@ impl Exchange<'_> {
         phase: &Phase,
     ) -> Result<Ended, Ended> {
         let (buf, mut response) = self.translated(buf, &head)?;
+        if self.is_unwanted(head.status, response.headers()) {
+            return Err(Ended::Unwanted(head.status));
+        }
+        self.has_begun.set(true);
         if let Some(change) = &self.change {
             change.of_map(response.headers_mut());
         }
@@ -300,10 +307,11 @@ impl Exchange<'_> {
             Ended::Answered(status, grpc_status, _) => {
                 if self.asked.is_grpc {
                     let code = grpc_status.map_or_else(|| grpc::of_http(status), |value| grpc::status(&value));
-                    self.connection.hop.slab.count(Counter::of_grpc(code));
+                    self.count_grpc(code);
                 }
                 outcome(status)
             }
+            Ended::Unwanted(_) => self.reply(&Reply::server_error()),
             Ended::Bad(bad) => self.reply(&Reply::bad_response(bad)),
             Ended::Silent(_) => self.reply(&Reply::no_response()),
             Ended::Broken => self.broken_off(Reason::INTERNAL_ERROR, Counter::ResponseAborted),

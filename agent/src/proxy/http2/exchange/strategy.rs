@@ -11,10 +11,11 @@ use crate::{
     config::HttpVersion,
     decode::http2,
     proxy::{
+        guard::Keeping,
         http::{Limits, Reply},
         http2::body::{self, grpc_status},
         reach::Tried,
-        strategy::{Outcome, carry_out, lets_pass},
+        strategy::{Outcome, carry_out, keeps},
         translate::{Gathered, gather, release},
         whole::{Answer, Broken, Piece, Whole, within},
     },
@@ -33,7 +34,6 @@ impl Exchange<'_> {
     /// Does with a request what the service's strategy says; gives back one that is too long to be kept.
     pub(super) async fn by_strategy(&mut self, mut parts: Parts, body: &mut RecvStream) -> Result<Counter, Kept> {
         let cluster = Rc::clone(&self.cluster);
-        let Some(rules) = &cluster.service.config.strategy else { return Err((parts, None)) };
         if !body.is_end_stream() && parts.headers.remove(header::EXPECT).is_some() {
             let mut go_on = Response::new(());
             *go_on.status_mut() = http::StatusCode::CONTINUE;
@@ -41,7 +41,7 @@ impl Exchange<'_> {
             let _ = self.respond.send_informational(go_on);
         }
         let limits = Limits::of(&cluster);
-        let (bytes_max, lets_pass) = (rules.body_bytes_max, lets_pass(rules));
+        let (bytes_max, lets_pass) = keeps(&cluster);
         let patience = if lets_pass { Some(PAUSE) } else { limits.stall };
         let mut all = if body.is_end_stream() { Gathered::nothing() } else { Gathered::default() };
         while all.end.is_none() && all.bytes <= bytes_max {
@@ -77,8 +77,13 @@ impl Exchange<'_> {
             Ok(whole) => whole,
             Err(bad) => return self.reply(&Reply::refused(bad)),
         };
+        let (guard, leave) = (self.keeper().cloned(), self.leave.clone());
+        let keeping =
+            Keeping { guard: guard.as_ref(), leave: leave.as_deref(), client: HttpVersion::Http2, is_secure, source };
+        // Its time is looked at there.
+        self.has_begun.set(true);
         let outcome = {
-            let mut carrying = pin!(carry_out(hop, &cluster, Rc::new(whole), tried));
+            let mut carrying = pin!(carry_out(hop, &cluster, Rc::new(whole), tried, &keeping));
             poll_fn(|context| match carrying.as_mut().poll(context) {
                 Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
                 Poll::Pending => self.respond.poll_reset(context).map(|_| None),
@@ -87,9 +92,14 @@ impl Exchange<'_> {
         };
         match outcome {
             None => Counter::RequestAborted,
-            Some(Outcome::Refused(reply)) => self.reply(&reply),
-            Some(Outcome::Answered(answer)) => self.give(answer, &Limits::of(&cluster)).await,
-            Some(Outcome::Ours(answer, counter)) => match self.give(answer, &Limits::of(&cluster)).await {
+            Some((Outcome::Refused(reply), _)) => self.reply(&reply),
+            Some((Outcome::Answered(answer), _))
+                if self.is_unwanted(answer.parts.status.as_u16(), &answer.parts.headers) =>
+            {
+                self.reply(&Reply::server_error())
+            }
+            Some((Outcome::Answered(answer), _place)) => self.give(answer, &Limits::of(&cluster)).await,
+            Some((Outcome::Ours(answer, counter), _)) => match self.give(answer, &Limits::of(&cluster)).await {
                 Counter::Answered2xx => counter,
                 other => other,
             },
@@ -106,6 +116,7 @@ impl Exchange<'_> {
             parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(bytes));
         }
         let status = parts.status.as_u16();
+        self.has_begun.set(true);
         self.has_status = super::is_grpc(&parts.headers);
         let is_whole = self.asked.is_head || body.is_empty();
         let mut said = grpc_status(&parts.headers);

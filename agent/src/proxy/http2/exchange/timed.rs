@@ -82,12 +82,13 @@ impl Exchange<'_> {
                 self.respond.send_reset(h2::Reason::CANCEL);
             }
             if self.asked.is_grpc {
-                hop.slab.count(Counter::of_grpc(grpc::code::DEADLINE_EXCEEDED));
+                self.count_grpc(grpc::code::DEADLINE_EXCEEDED);
             }
             Counter::DeadlineExceeded
         } else {
             self.reply(&Reply::deadline_exceeded())
         };
+        self.tells(counter);
         hop.slab.count(counter);
     }
 }

@@ -1,0 +1,387 @@
+//! What keeps a service alive when its endpoints fail, around each of its requests: whether a switch degrades it, whether the limits, the
+//! breaker and the isolation let it pass, and what stands in for an answer that is not to be had.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{LazyLock, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use http::{HeaderName, HeaderValue};
+
+use super::{
+    Cluster, Hop,
+    admit::Admitted,
+    http::{Reply, outcome},
+    strategy,
+    whole::Answer,
+};
+use crate::{
+    breaker::{Judge, Outcome, Pass},
+    cluster::{BreakerPhase, BreakerState, GuardState, Seen, Service, Usage},
+    config::{
+        self, HttpVersion,
+        guard::{DegradeTo, Instead, OnOpen, Respond, Why},
+    },
+    record::Counter,
+    route::Request,
+};
+
+const REASON: HeaderName = HeaderName::from_static("x-sockway-reason");
+
+/// What breakers reckon from: all workers see the same time.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn milliseconds(now: Instant) -> u64 {
+    now.saturating_duration_since(*EPOCH).as_millis() as u64
+}
+
+/// How a service is guarded, ready to be asked.
+pub(super) struct Guard {
+    /// Of the service, for the log.
+    name: String,
+    rules: config::Guard,
+    state: GuardState,
+    judge: Option<Judge>,
+}
+
+/// What a request has of a guard; given back when it is dropped.
+pub(super) struct Leave {
+    guard: Rc<Guard>,
+    /// Of the breaker, until it was told how the request went.
+    pass: Cell<Option<Pass>>,
+    has_place: bool,
+    began: Instant,
+    /// When it is given up, if no answer has begun.
+    pub until: Option<Instant>,
+}
+
+/// A request that goes to another service instead; what that took is given back when it is dropped.
+pub(super) struct StandingIn {
+    guard: Rc<Guard>,
+    has_place: bool,
+}
+
+/// Who keeps a request while it is asked for, because somebody else may have to be asked.
+pub(super) struct Keeping<'k> {
+    pub guard: Option<&'k Rc<Guard>>,
+    pub leave: Option<&'k Leave>,
+    /// What the client speaks, whether within TLS, and who that is.
+    pub client: HttpVersion,
+    pub is_secure: bool,
+    pub source: u64,
+}
+
+/// A request that may go on.
+pub(super) struct Entered {
+    /// To whom.
+    pub cluster: Rc<Cluster>,
+    /// After so long.
+    pub wait: Duration,
+    pub admitted: Admitted,
+    pub leave: Option<Leave>,
+    /// Whether that is another service than was asked.
+    pub standing_in: Option<StandingIn>,
+}
+
+impl Entered {
+    /// Nothing is taken for a request that goes to nobody.
+    pub(super) fn none(cluster: &Rc<Cluster>) -> Self {
+        let (wait, admitted) = Default::default();
+        Self { cluster: Rc::clone(cluster), wait, admitted, leave: None, standing_in: None }
+    }
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.tell(Outcome::Unknown);
+        if self.has_place {
+            self.guard.usage().active.give_back();
+        }
+    }
+}
+
+impl Drop for StandingIn {
+    fn drop(&mut self) {
+        if self.has_place {
+            self.guard.usage().standing_in.give_back();
+        }
+    }
+}
+
+impl Leave {
+    /// Takes note of how the request went, for the first that says so.
+    fn tell(&self, outcome: Outcome) {
+        let Some(pass) = self.pass.take() else { return };
+        if let Some((judge, state)) = self.guard.breaker() {
+            let news = judge.tell(state, pass, outcome, milliseconds(Instant::now()));
+            self.guard.turned(news);
+        }
+    }
+
+    /// As [`Leave::tell`], of what the request is counted as.
+    pub fn told(&self, counter: Counter, grpc: Option<u8>) {
+        if self.until.is_some() && matches!(counter, Counter::IsolationTimeout | Counter::ResponseTimeout) {
+            self.guard.usage().timeouts.fetch_add(1, Relaxed);
+        }
+        if self.pass.get().is_none() {
+            return;
+        }
+        let took_ms = self.began.elapsed().as_millis() as u64;
+        self.tell(match (has_failed(counter), grpc) {
+            (Some(false), Some(code)) if is_server_error(code) => Outcome::Failed(took_ms),
+            (Some(true), _) => Outcome::Failed(took_ms),
+            (Some(false), _) => Outcome::Answered(took_ms),
+            (None, _) => Outcome::Unknown,
+        });
+    }
+
+    /// As [`Leave::told`], of what came of asking.
+    pub fn came(&self, came: &strategy::Outcome) {
+        let grpc = |answer: &Answer| match answer.seen() {
+            Seen::Answered { grpc_status, .. } => grpc_status,
+            _ => None,
+        };
+        match came {
+            strategy::Outcome::Refused(reply) => self.told(reply.counter, None),
+            strategy::Outcome::Ours(_, counter) => self.told(*counter, None),
+            strategy::Outcome::Answered(answer) => self.told(outcome(answer.parts.status.as_u16()), grpc(answer)),
+        }
+    }
+
+    /// How long an answer may take yet to begin.
+    pub fn left(&self) -> Option<Duration> {
+        self.until.map(|until| until.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// Whether a status of gRPC says that the server failed.
+fn is_server_error(code: u8) -> bool {
+    Seen::Answered { status: 200, grpc_status: Some(code) }.status().is_some_and(|status| status >= 500)
+}
+
+/// Whether a request that is counted so has failed; `None`: that says nothing of the service.
+fn has_failed(counter: Counter) -> Option<bool> {
+    match counter {
+        Counter::Answered2xx
+        | Counter::Answered3xx
+        | Counter::Answered4xx
+        | Counter::AnsweredOther
+        | Counter::Upgraded => Some(false),
+        Counter::ResponseStalled | Counter::ResponseAborted | Counter::Absorbed | Counter::Deferred => Some(true),
+        counter => match why(counter)? {
+            Why::Timeout | Why::Unreached | Why::NoResponse | Why::ServerError => Some(true),
+            _ => None,
+        },
+    }
+}
+
+/// Why a request that is counted so has no answer of an endpoint that is wanted.
+fn why(counter: Counter) -> Option<Why> {
+    Some(match counter {
+        Counter::CircuitOpen => Why::CircuitOpen,
+        Counter::Limited => Why::Limit,
+        Counter::OverConcurrency => Why::Concurrency,
+        Counter::IsolationTimeout | Counter::ResponseTimeout | Counter::DeadlineExceeded => Why::Timeout,
+        Counter::NoEndpoint | Counter::ConnectTimeout | Counter::EndpointTls => Why::Unreached,
+        Counter::NoResponse | Counter::BadResponse => Why::NoResponse,
+        Counter::Answered5xx => Why::ServerError,
+        Counter::Degraded => Why::Degraded,
+        _ => return None,
+    })
+}
+
+impl Guard {
+    /// Of a service; `None` if it has none.
+    pub(super) fn of(service: &Service) -> Option<Rc<Self>> {
+        let rules = service.config.guard.clone();
+        if rules.is_idle() {
+            return None;
+        }
+        let judge = rules.breaker.as_ref().map(Judge::new);
+        Some(Rc::new(Self { name: service.config.name.clone(), rules, state: service.guard.clone(), judge }))
+    }
+
+    fn usage(&self) -> &Usage {
+        &self.state.usage
+    }
+
+    fn breaker(&self) -> Option<(&Judge, &BreakerState)> {
+        self.judge.as_ref().zip(self.state.breaker.as_deref())
+    }
+
+    fn turned(&self, news: Option<BreakerPhase>) {
+        if let Some(phase) = news {
+            tracing::info!(service = self.name, breaker = phase.word(), "breaker turned");
+        }
+    }
+
+    /// Whether a request may pass.
+    fn enter(self: &Rc<Self>, now: Instant) -> Result<Leave, Why> {
+        let mut pass = None;
+        if let Some((judge, state)) = self.breaker() {
+            let (passed, news) = judge.ask(state, milliseconds(now));
+            self.turned(news);
+            if passed.is_none() {
+                state.short_circuits.fetch_add(1, Relaxed);
+                return Err(Why::CircuitOpen);
+            }
+            pass = passed;
+        }
+        let isolation = self.rules.isolation.as_ref();
+        let until = isolation.and_then(|isolation| Some(now + isolation.timeout?));
+        let most = isolation.and_then(|isolation| isolation.concurrency);
+        let has_place = most.is_some_and(|most| self.usage().active.take(most));
+        let leave = Leave { guard: Rc::clone(self), pass: pass.into(), has_place, began: now, until };
+        if most.is_some() && !has_place {
+            leave.tell(Outcome::Rejected);
+            self.usage().rejected.fetch_add(1, Relaxed);
+            return Err(Why::Concurrency);
+        }
+        Ok(leave)
+    }
+
+    /// Who is asked instead of the service.
+    fn goes_to(&self, why: Why) -> Option<&str> {
+        if why == Why::CircuitOpen {
+            match &self.rules.breaker.as_ref()?.on_open {
+                OnOpen::Cluster(name) => return Some(name),
+                OnOpen::Fail => return None,
+                OnOpen::Fallback => {}
+            }
+        }
+        let fallback = self.rules.fallback.as_ref().filter(|fallback| fallback.on.contains(&why))?;
+        match &fallback.instead {
+            Instead::To(name) => Some(name),
+            Instead::Respond(_) => None,
+        }
+    }
+
+    /// What is said instead of an answer of the agent's own.
+    fn says(&self, why: Why) -> Option<&Respond> {
+        let is_failing = self.rules.breaker.as_ref().is_some_and(|breaker| breaker.on_open != OnOpen::Fallback);
+        if why == Why::CircuitOpen && is_failing {
+            return None;
+        }
+        let fallback = self.rules.fallback.as_ref().filter(|fallback| fallback.on.contains(&why))?;
+        match &fallback.instead {
+            Instead::Respond(respond) => Some(respond),
+            Instead::To(_) => None,
+        }
+    }
+
+    /// Whether answers of 5xx are not for the client.
+    pub(super) fn replaces_errors(&self) -> bool {
+        self.says(Why::ServerError).is_some()
+    }
+
+    /// Whether requests are kept, because another service may have to be asked.
+    pub(super) fn keeps(&self) -> bool {
+        let instead = self.rules.fallback.as_ref().map(|fallback| &fallback.instead);
+        matches!(instead, Some(Instead::To(_)))
+    }
+
+    /// An answer of the agent's own, as the client is told it.
+    pub(super) fn dress(&self, reply: Reply) -> Reply {
+        let Some(why) = why(reply.counter) else { return reply };
+        let mut reply = match self.says(why) {
+            Some(respond) => {
+                self.usage().fallbacks[why as usize].fetch_add(1, Relaxed);
+                Reply::instead(respond, reply.counter)
+            }
+            None => reply,
+        };
+        if self.rules.tells_reason {
+            reply.fields.push((REASON, HeaderValue::from_static(why.word())));
+        }
+        reply
+    }
+
+    /// Why what came of asking is not for the client.
+    pub(super) fn why(&self, outcome: &strategy::Outcome) -> Option<Why> {
+        match outcome {
+            strategy::Outcome::Refused(reply) => why(reply.counter),
+            strategy::Outcome::Answered(answer) if answer.seen().status().is_some_and(|status| status >= 500) => {
+                Some(Why::ServerError)
+            }
+            strategy::Outcome::Answered(_) | strategy::Outcome::Ours(..) => None,
+        }
+    }
+
+    /// What a switch makes of a request.
+    fn degraded(&self, chance: impl FnOnce() -> u64) -> Option<&DegradeTo> {
+        let degrade = self.rules.degrade.as_ref()?;
+        if !self.state.switch.as_ref()?.is_on() {
+            return None;
+        }
+        if let DegradeTo::Shift { percent, .. } = &degrade.to
+            && chance() % 100 >= u64::from(*percent)
+        {
+            return None;
+        }
+        self.usage().degraded.fetch_add(1, Relaxed);
+        Some(&degrade.to)
+    }
+}
+
+impl Hop {
+    /// The cluster of the service of this name, as of now.
+    fn cluster_named(&self, name: &str) -> Option<Rc<Cluster>> {
+        let service = self.snapshot.borrow_mut().load().by_name(name)?.id;
+        self.cluster_of(service)
+    }
+
+    /// Another service that is to answer instead of a guarded one, if there is room for the request there.
+    pub(super) fn stand_in(&self, guard: &Rc<Guard>, why: Why) -> Option<(Rc<Cluster>, StandingIn)> {
+        let cluster = self.cluster_named(guard.goes_to(why)?)?;
+        let most = guard.rules.fallback.as_ref().and_then(|fallback| fallback.concurrency);
+        let usage = guard.usage();
+        if most.is_some_and(|most| !usage.standing_in.take(most)) {
+            usage.fallbacks_rejected.fetch_add(1, Relaxed);
+            return None;
+        }
+        usage.fallbacks[why as usize].fetch_add(1, Relaxed);
+        Some((cluster, StandingIn { guard: Rc::clone(guard), has_place: most.is_some() }))
+    }
+
+    /// Whether a request may go on, and to whom; or what it is told. Who gave a time waits no longer than that.
+    pub(super) fn enter(
+        &self,
+        home: &Rc<Cluster>,
+        request: &Request<'_>,
+        now: Instant,
+        patience: Option<Duration>,
+    ) -> Result<Entered, Reply> {
+        let mut cluster = Rc::clone(home);
+        match home.guard.as_ref().and_then(|guard| guard.degraded(|| self.chance())) {
+            Some(DegradeTo::Respond(respond)) => {
+                return Err(Reply::instead(respond, Counter::Degraded));
+            }
+            // One that was removed meanwhile takes nothing.
+            Some(DegradeTo::Shift { to, .. }) => cluster = self.cluster_named(to).unwrap_or(cluster),
+            None => {}
+        }
+        let mut standing_in = None;
+        loop {
+            let (why, reply) = match cluster.gate.admit(request, now, patience, || self.chance()) {
+                Ok((wait, admitted)) => match cluster.guard.as_ref().map(|guard| guard.enter(now)).transpose() {
+                    Ok(leave) => return Ok(Entered { cluster, wait, admitted, leave, standing_in }),
+                    Err(why) => (why, Reply::guarded(why)),
+                },
+                Err(reply) => (Why::Limit, reply),
+            };
+            let other = cluster.guard.as_ref().filter(|_| standing_in.is_none());
+            let Some((other, place)) = other.and_then(|guard| self.stand_in(guard, why)) else { return Err(reply) };
+            (cluster, standing_in) = (other, Some(place));
+        }
+    }
+}
+
+/// What becomes of a future, unless its time is over before.
+pub(super) async fn by<T>(until: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match until {
+        Some(until) => tokio::time::timeout_at(until.into(), future).await.ok(),
+        None => Some(future.await),
+    }
+}
