@@ -11,6 +11,7 @@ pub mod rollback;
 pub mod run;
 pub mod set;
 pub mod status;
+pub mod switch;
 
 use std::{
     fmt::Display,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use sockway::command::{
-    self, Failure, Which, audit, check, detach, doctor, explain, flows, rollback, run, set, status,
+    self, Failure, Which, audit, check, detach, doctor, explain, flows, rollback, run, set, status, switch,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -47,6 +47,8 @@ enum Command {
     Set(set::Set),
     /// Leave an endpoint out for a while
     Eject(set::Eject),
+    /// Tell the switches that services are degraded by, or turn one
+    Switch(switch::Switch),
     /// Go back to what a generation of the configuration said
     Rollback(rollback::Rollback),
     /// Say what was changed, when and by whom
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Explain(explain) => explain::run(&explain),
         Command::Set(set) => set::run(&set),
         Command::Eject(eject) => set::eject(&eject),
+        Command::Switch(switch) => switch::run(&switch),
         Command::Rollback(rollback) => rollback::run(&rollback),
         Command::Audit(audit) => audit::run(&audit),
         Command::Detach(which) => detach::run(&which),

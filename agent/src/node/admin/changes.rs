@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{
     BODY_BYTES_MAX, Desk, Question, Who,
-    edit::{Edit, How, Item, edit},
+    edit::{self, Edit, How, Item, edit},
     gone, told, v1,
 };
 use crate::{
@@ -39,6 +39,7 @@ pub(super) fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRout
     vec![
         ("/v1/config", &["put"], put(config)),
         ("/v1/rollback/{generation}", &["post"], post(rollback)),
+        ("/v1/switches/{switch}", &["put"], put(turn)),
         ("/v1/services/{service}", &["get", "patch"], get(v1::service).patch(service)),
         (
             "/v1/services/{service}/endpoints/{address}",
@@ -218,16 +219,35 @@ async fn item(
         (_, Ok(said)) => How::Merge(said),
     };
     let wanted = Edit { service, item, how };
-    desk.change(change, who, move |base, config| {
-        let mut document = file::show(config);
-        edit(&mut document, wanted.clone()).map_err(Not::There)?;
-        let text: Arc<str> = format!("{document:#}\n").into();
-        match file::parse(&text, "") {
-            Ok(config) => Ok(Drafted { config: Box::new(config), text, base: Some(base) }),
-            Err(error) => Err(Not::Good(placeless(&error))),
-        }
+    desk.change(change, who, move |base, config| drafted(base, config, |document| edit(document, wanted.clone()))).await
+}
+
+/// Turns a switch.
+async fn turn(
+    State(desk): State<Desk>,
+    Extension(who): Extension<Who>,
+    Path(switch): Path<String>,
+    request: Request,
+) -> Response {
+    let state = match json_body(request).await {
+        Ok(said) => said["state"].clone(),
+        Err(refused) => return refused,
+    };
+    desk.change("switch", who, move |base, config| {
+        drafted(base, config, |document| edit::switch(document, &switch, state.clone()))
     })
     .await
+}
+
+/// The configuration in effect with one change of its document.
+fn drafted(base: u64, config: &Config, change: impl Fn(&mut Value) -> Result<(), String>) -> Result<Drafted, Not> {
+    let mut document = file::show(config);
+    change(&mut document).map_err(Not::There)?;
+    let text: Arc<str> = format!("{document:#}\n").into();
+    match file::parse(&text, "") {
+        Ok(config) => Ok(Drafted { config: Box::new(config), text, base: Some(base) }),
+        Err(error) => Err(Not::Good(placeless(&error))),
+    }
 }
 
 /// What is wrong with a document that nobody wrote: lines and columns of it say nothing.

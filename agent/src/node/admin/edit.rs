@@ -33,6 +33,13 @@ pub enum How {
     Remove,
 }
 
+/// Turns a switch on or off, or says that there is none.
+pub fn switch(document: &mut Value, name: &str, state: Value) -> Result<(), String> {
+    let found = document["switches"].get_mut(name).ok_or_else(|| format!("there is no switch {name}"))?;
+    *found = state;
+    Ok(())
+}
+
 /// There is nothing to change: what is missing.
 pub fn edit(document: &mut Value, edit: Edit) -> Result<(), String> {
     let services = document["services"].as_array_mut().ok_or("there are no services")?;
@@ -151,6 +158,15 @@ mod tests {
             edited("a", None, How::Merge(json!({"connect_timeout_ms": 7, "request_limits": null}))).expect("good");
         assert_eq!((config.services[0].connect_timeout.as_millis(), config.services[0].request_limits.len()), (7, 0));
         assert_eq!(edited("a", endpoint("10.1.0.1:80"), How::Remove).expect("good").services[0].endpoints.len(), 1);
+    }
+
+    #[test]
+    fn a_switch_that_is_there_is_turned() {
+        let mut document = json!({"switches": {"peak": "off"}, "services": []});
+        assert_eq!(switch(&mut document, "peak", json!("on")), Ok(()));
+        assert_eq!(document["switches"], json!({"peak": "on"}));
+        assert_eq!(switch(&mut document, "pek", json!("on")), Err("there is no switch pek".to_owned()));
+        assert_eq!(switch(&mut json!({}), "peak", json!("on")), Err("there is no switch peak".to_owned()));
     }
 
     #[test]

@@ -60,6 +60,7 @@ async fn each_path_answers() {
         ("/v1/generations", "HTTP/1.1 200", "\"generations\":[]"),
         ("/v1/generations/7", "HTTP/1.1 404", "there is no generation 7"),
         ("/v1/generations/7/config", "HTTP/1.1 403", "admin.tokens"),
+        ("/v1/switches", "HTTP/1.1 200", "\"switches\":{"),
         ("/v1/audit", "HTTP/1.1 200", "\"entries\":[]"),
         ("/nothing", "HTTP/1.1 404", ""),
     ] {

@@ -9,7 +9,10 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{Desk, gone, no_service, shown, told};
-use crate::node::history::{Entry, Ledger, Outcome};
+use crate::{
+    config::file,
+    node::history::{Entry, Ledger, Outcome},
+};
 
 pub(super) fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Desk>)> {
     vec![
@@ -17,6 +20,7 @@ pub(super) fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRout
         ("/v1/generations", &["get"], get(generations)),
         ("/v1/generations/{generation}", &["get"], get(generation)),
         ("/v1/generations/{generation}/config", &["get"], get(generation_config)),
+        ("/v1/switches", &["get"], get(switches)),
         ("/v1/audit", &["get"], get(audit)),
     ]
 }
@@ -34,6 +38,14 @@ pub(super) async fn service(State(desk): State<Desk>, Path(name): Path<String>) 
     desk.answer(true, move |(observed, _)| match observed.service_json(&name) {
         Some(service) => axum::Json(service).into_response(),
         None => told(StatusCode::NOT_FOUND, &no_service(&name)),
+    })
+    .await
+}
+
+async fn switches(State(desk): State<Desk>) -> Response {
+    desk.answer(false, |(_, config)| {
+        let switches = Some(file::show(&config)["switches"].take()).filter(Value::is_object);
+        axum::Json(json!({ "switches": switches.unwrap_or_else(|| json!({})) })).into_response()
     })
     .await
 }
