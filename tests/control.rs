@@ -6,13 +6,16 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     process::Output,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 use sockway_tests::{
-    agent::{Agent, run_file, sockway},
+    agent::{Agent, command_of, run_file, sockway},
     answer::{Answer, read_answer},
     config::{Config, Service},
+    peers::Wrk,
+    process::{Process, Room},
     stage::Stage,
     wait,
     web::Web,
@@ -311,6 +314,74 @@ fn a_request_limit_that_is_changed_holds_at_once() {
     let refused = agent.ask("PUT", path, r#"{"kind": "fixed_window", "limit": 0}"#);
     assert_eq!(refused.status, 422);
     assert!(refused.text().contains("services[0].request_limits[0].limit: 0 is out of range"), "{}", refused.text());
+}
+
+/// How many of so many requests are answered so.
+fn answered(stage: &Stage, service: SocketAddr, requests: usize, status: u16) -> usize {
+    let mut session = stage.session(service);
+    (0..requests).filter(|_| session.get("/").expect("an answer").status == status).count()
+}
+
+#[test]
+fn a_fault_that_is_ordered_ends_when_nobody_renews_it_whatever_else_changes() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("a"), stage.address());
+    let agent = Agent::start(&stage.config().service(two(service, &[&web])));
+    let path = "/v1/services/web/fault";
+    let entry = json_of(&agent.ask("PUT", path, r#"{"abort_status": 418, "for_ms": 60000}"#));
+    assert_eq!((entry["generation"].as_u64(), answered(&stage, service, 10, 418)), (Some(1), 10));
+    // A change of the configuration does not end it, and knows nothing of it.
+    assert!(cli(&agent, &["set", "web", "connect_timeout_ms", "777"]).status.success());
+    assert_eq!((agent.generation(), answered(&stage, service, 10, 418)), (2.0, 10));
+    assert!(!agent.admin("/config").text().contains("418"));
+    assert_eq!(json_of(&agent.ask("PUT", path, r#"{"abort_status": 418, "for_ms": 300}"#))["note"], "renewed");
+    wait::until("the lease to run out", wait::SOON, || answered(&stage, service, 1, 200) == 1);
+    assert_eq!(answered(&stage, service, 10, 200), 10);
+    let last = line(&agent, 4);
+    assert_eq!((last["change"].as_str(), last["by"].as_str()), (Some("fault"), Some("agent")));
+    json_of(&agent.ask("PUT", path, r#"{"reset": "on", "percent": 0, "for_ms": 60000}"#));
+    json_of(&agent.ask("DELETE", path, ""));
+    assert_eq!((answered(&stage, service, 10, 200), agent.generation()), (10, 2.0));
+    assert_eq!(agent.ask("PUT", path, r#"{"for_ms": 300}"#).status, 422);
+}
+
+#[test]
+fn a_drill_reports_what_became_of_requests_and_leaves_the_service_as_it_was_also_when_it_is_killed() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("a"), stage.address());
+    let limit = "request_limits: [{ name: all, kind: fixed_window, limit: 1000000, window_ms: 3600000 }]";
+    let agent = Agent::start(&stage.config().service(two(service, &[&web]).set(limit)));
+    let file = agent.config_file().with_file_name("drill.yaml");
+    let plan = "service: web
+before_ms: 1000
+after_ms: 1000
+steps: [{ name: broken, for_ms: 2000, fault: { abort_status: 503, percent: 50 } }]
+";
+    fs::write(&file, plan).expect("writable");
+    let file = file.to_string_lossy().into_owned();
+    let mut load = Wrk::start(Room::of(&stage.clients), service, 4, Duration::from_secs(60));
+    let output = cli(&agent, &["drill", &file, "--json"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let good = |phase: usize| report[phase]["good_percent"].as_f64().expect("requests");
+    assert_eq!(
+        ["before", "broken", "after"].map(|name| json!(name)),
+        [0, 1, 2].map(|place| report[place]["phase"].clone())
+    );
+    assert_eq!(good(0), 100.0);
+    assert!((30.0..70.0).contains(&good(1)) && good(2) > 99.0, "{report:#}");
+    let moved = report[1]["moved"].as_object().expect("what moved");
+    assert!(moved.keys().any(|series| series.contains("limit=\"all\"") && series.contains("passed")), "{report:#}");
+
+    // Killed in the middle.
+    fs::write(&file, plan.replace("for_ms: 2000", "for_ms: 60000").replace("percent: 50", "percent: 100"))
+        .expect("writable");
+    let mut drill = Process::spawn(Room::default(), command_of(&["drill", &file, "--instance", agent.instance()]));
+    wait::until("the fault", wait::SOON, || answered(&stage, service, 1, 503) == 1);
+    drill.kill();
+    wait::until("the agent to take it back", wait::SOON, || answered(&stage, service, 10, 200) == 10);
+    assert!(load.running());
+    assert_eq!(agent.generation(), 1.0);
 }
 
 #[test]

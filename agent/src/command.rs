@@ -5,6 +5,7 @@ pub mod audit;
 pub mod check;
 pub mod detach;
 pub mod doctor;
+pub mod drill;
 pub mod explain;
 pub mod flows;
 pub mod rollback;

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod canary;
 pub mod capture;
 pub mod deadline;
+pub mod drill;
 pub mod file;
 pub mod filter;
 pub mod guard;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use sockway::command::{
-    self, Failure, Which, audit, check, detach, doctor, explain, flows, rollback, run, set, status, switch,
+    self, Failure, Which, audit, check, detach, doctor, drill, explain, flows, rollback, run, set, status, switch,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -49,6 +49,8 @@ enum Command {
     Eject(set::Eject),
     /// Tell the switches that services are degraded by, or turn one
     Switch(switch::Switch),
+    /// Have requests go wrong on purpose, step by step, and report what became of them
+    Drill(drill::Drill),
     /// Go back to what a generation of the configuration said
     Rollback(rollback::Rollback),
     /// Say what was changed, when and by whom
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Set(set) => set::run(&set),
         Command::Eject(eject) => set::eject(&eject),
         Command::Switch(switch) => switch::run(&switch),
+        Command::Drill(drill) => drill::run(&drill),
         Command::Rollback(rollback) => rollback::run(&rollback),
         Command::Audit(audit) => audit::run(&audit),
         Command::Detach(which) => detach::run(&which),

@@ -9,6 +9,7 @@ pub mod canary;
 pub mod change;
 pub mod drain;
 mod error;
+pub mod faults;
 pub mod history;
 mod observe;
 pub mod outlier;
@@ -238,6 +239,7 @@ impl Node {
             News::Retired(Retired::Dead(dead)) => self.end(&dead),
             News::Retired(Retired::Gone) => self.forget_gone(),
             News::Read(read) => self.reload(read, senses),
+            News::Relieved(faults) => self.relieve(faults, senses),
             News::Asked(Question::See(see)) => self.answer(see, senses),
             News::Asked(Question::Change(proposal)) => self.propose(*proposal, senses),
             News::Unbarred(endpoints) => {

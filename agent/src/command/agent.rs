@@ -111,6 +111,11 @@ impl Said {
         Err(Failure::new(code, format!("sockway: {error}")))
     }
 
+    /// The answer as it is.
+    pub fn text(&self) -> &str {
+        &self.body
+    }
+
     /// Takes the answer apart.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod admin;
 mod capture;
 mod conflicts;
 mod deadline;
+mod drill;
 mod filter;
 mod guard;
 mod http;
@@ -49,6 +50,7 @@ use super::{
 };
 
 pub use self::{
+    drill::{lease, plan, show_lease},
     request_limit::show as show_limit,
     section::{Position, Problem},
     show::{balance_word, mode_word, protocol_word, range, shortcut_word, show, show_service},

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::{
     Node, admin,
     bars::Bar,
+    faults::{Faults, Ordered},
     history::{Entry, Record, What, diff::Difference},
     in_zone,
     reload::{self, Read},
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     cluster::Snapshot,
-    config::{Capture, Config},
+    config::{Capture, Config, Mode, Protocol, file, filter::Filter},
     kernel::{self, KernelError},
 };
 
@@ -61,6 +62,13 @@ pub enum Wanted {
         /// How long.
         period: Option<Duration>,
     },
+    /// Something goes wrong with a service for as long as this, or nothing any more.
+    Fault {
+        /// The service's name.
+        service: String,
+        /// What, and how long unless it is renewed.
+        fault: Option<(Box<Filter>, Duration)>,
+    },
 }
 
 /// Why nothing is written down, either.
@@ -86,7 +94,7 @@ impl Node {
             }
             Read::New(config, text) => {
                 let old = Arc::clone(&self.config);
-                match self.take_up(*config, senses) {
+                match self.take_up(*config, true, senses) {
                     Ok(took) => {
                         if let Some(reloader) = &mut senses.reloader {
                             reloader.applied(&self.config, took);
@@ -106,10 +114,11 @@ impl Node {
         self.record("reload", by, None, what, None);
     }
 
-    /// Puts a configuration in effect; how long that took.
-    fn take_up(&mut self, config: Config, senses: &mut Senses) -> Result<Duration, KernelError> {
+    /// Puts a configuration in effect, as a generation of its own if it is news; how long that took.
+    fn take_up(&mut self, config: Config, is_news: bool, senses: &mut Senses) -> Result<Duration, KernelError> {
         let started = Instant::now();
-        let snapshot = self.apply(in_zone(config, self.zone.as_deref()), &mut senses.warmer)?;
+        let config = in_zone(config, self.zone.as_deref());
+        let snapshot = self.apply(config, is_news, &mut senses.warmer, &senses.faults)?;
         let took = started.elapsed();
         tracing::info!(generation = snapshot.generation, services = snapshot.services.len(), "configuration applied");
         self.kernel.tell_lacking(&self.config);
@@ -139,6 +148,12 @@ impl Node {
     /// Does what somebody at the admin endpoint wants, and answers when it is written down.
     pub(super) fn propose(&mut self, proposal: Proposal, senses: &mut Senses) {
         let Proposal { change, by, wanted, told } = proposal;
+        if self.renew(&wanted, senses) {
+            let generation = self.snapshot.load().generation;
+            let entry = Entry { generation, change: change.to_owned(), by, ..Entry::default() };
+            let _ = told.send(Ok(Entry { note: Some("renewed".to_owned()), ..entry })); // who asked may have gone
+            return;
+        }
         let (note, what) = match self.do_wanted(wanted, senses) {
             Ok(done) => done,
             Err(trouble) => {
@@ -166,6 +181,7 @@ impl Node {
             Wanted::Bar { service, endpoint, period } => {
                 self.bar(&service, endpoint, period, senses).map(|what| (None, what))
             }
+            Wanted::Fault { service, fault } => self.fault(&service, fault, senses).map(|what| (None, what)),
         }
     }
 
@@ -181,7 +197,7 @@ impl Node {
             return Err(Trouble::Stale(now));
         }
         let old = Arc::clone(&self.config);
-        if let Err(error) = self.take_up(config, senses) {
+        if let Err(error) = self.take_up(config, true, senses) {
             return Ok((None, What::Refused(error.to_string())));
         }
         let mut note = None;
@@ -194,6 +210,64 @@ impl Node {
             });
         }
         Ok((note, What::Configured { old: Some(old), new: Arc::clone(&self.config), text }))
+    }
+
+    /// Has a fault that is ordered once more go on, if that is what is wanted: nothing changes then.
+    fn renew(&self, wanted: &Wanted, senses: &mut Senses) -> bool {
+        let Wanted::Fault { service, fault: Some((fault, period)) } = wanted else { return false };
+        let ordered = Ordered { service: service.clone(), fault: (**fault).clone() };
+        senses.faults.renew(&ordered, Instant::now() + *period)
+    }
+
+    /// Has something go wrong with a service for a while, or nothing any more.
+    fn fault(
+        &mut self,
+        service: &str,
+        fault: Option<(Box<Filter>, Duration)>,
+        senses: &mut Senses,
+    ) -> Result<What, Trouble> {
+        let Some(found) = self.snapshot.load().by_name(service).cloned() else {
+            return Err(Trouble::Unknown(admin::no_service(service)));
+        };
+        if found.config.mode == Mode::Kernel || matches!(found.config.protocol, Protocol::Tcp | Protocol::Udp) {
+            let what =
+                format!("the requests of service {service} are not seen by the agent: nothing can go wrong with them");
+            return Ok(What::Refused(what));
+        }
+        let new = match fault {
+            Some((fault, period)) => {
+                let told = file::show_lease(&fault, period.as_millis() as u64);
+                let ordered = Ordered { service: service.to_owned(), fault: *fault };
+                senses.faults.begin(ordered, Instant::now() + period);
+                Some(told)
+            }
+            None => {
+                senses.faults.end(service);
+                None
+            }
+        };
+        Ok(match self.take_up(Config::clone(&self.config), false, senses) {
+            Ok(_) => What::Beside(vec![Difference { path: format!("services[{service}] (fault)"), old: None, new }]),
+            Err(error) => {
+                senses.faults.end(service);
+                What::Refused(error.to_string())
+            }
+        })
+    }
+
+    /// Takes faults back that nobody has renewed.
+    pub(super) fn relieve(&mut self, faults: Vec<Ordered>, senses: &mut Senses) {
+        if let Err(error) = self.take_up(Config::clone(&self.config), false, senses) {
+            tracing::error!(%error, "a fault that was ordered goes on");
+            return;
+        }
+        for Ordered { service, fault } in faults {
+            tracing::info!(service, "a fault that was ordered is over: nobody has renewed it");
+            let path = format!("services[{service}] (fault)");
+            let old = Some(file::show_lease(&fault, 0));
+            let what = What::Beside(vec![Difference { path, old, new: None }]);
+            self.record("fault", "agent".to_owned(), Some("nobody has renewed it".to_owned()), what, None);
+        }
     }
 
     /// Leaves an endpoint out for a while, or no longer.
@@ -223,15 +297,26 @@ impl Node {
     }
 
     /// The whole of a new configuration, or nothing of it.
-    fn apply(&mut self, config: Config, warmer: &mut Warmer) -> Result<Arc<Snapshot>, KernelError> {
+    fn apply(
+        &mut self,
+        config: Config,
+        is_news: bool,
+        warmer: &mut Warmer,
+        faults: &Faults,
+    ) -> Result<Arc<Snapshot>, KernelError> {
         let (mut config, kept) = reload::keep_fixed(&self.config, config);
         for key in kept {
             tracing::warn!(key, "cannot change while the agent runs: the old value stays until a restart");
         }
         let old = self.snapshot.load_full();
-        let new = Arc::new(Snapshot::build(&config, &old));
+        let laid = faults.lay_over(&config);
+        let mut new = Snapshot::build(laid.as_ref().unwrap_or(&config), &old);
+        if !is_news {
+            new.generation = old.generation;
+        }
+        let new = Arc::new(new);
         for (said, service) in config.services.iter_mut().zip(&new.services) {
-            if !Arc::ptr_eq(said, &service.config) {
+            if !Arc::ptr_eq(said, &service.config) && !faults.is_of(&said.name) {
                 *said = Arc::clone(&service.config);
             }
         }

@@ -18,6 +18,7 @@ use super::{
     admin::Question,
     bars::Bars,
     canary::Canaries,
+    faults::{Faults, Ordered},
     outlier::{Outliers, Verdict},
     probe::{Changed, Prober},
     processor::Processors,
@@ -67,6 +68,8 @@ pub enum News {
     Read(Read),
     /// Endpoints that somebody had left out for a while may be chosen again; with their services' names.
     Unbarred(Vec<(String, SocketAddr)>),
+    /// Faults that nobody has renewed.
+    Relieved(Vec<Ordered>),
     /// The admin endpoint asks.
     Asked(Question),
     /// A signal says to end; its number.
@@ -98,6 +101,8 @@ pub struct Senses {
     pub warmer: Warmer,
     /// Endpoints that somebody wants left out for a while.
     pub bars: Bars,
+    /// What goes wrong on purpose.
+    pub faults: Faults,
     /// Ends what is connected to endpoints that left.
     pub retirer: Retirer,
     /// Reads the configuration again; absent when it came from no file.
@@ -150,6 +155,7 @@ impl Senses {
             processors,
             warmer: Warmer::default(),
             bars: Bars::default(),
+            faults: Faults::default(),
             retirer,
             reloader,
         })
@@ -173,6 +179,7 @@ impl Senses {
                 () = self.processors.turn() => {}
                 () = self.warmer.changed() => return News::Warmer,
                 over = self.bars.changed() => return News::Unbarred(over),
+                over = self.faults.changed() => return News::Relieved(over),
                 retired = self.retirer.changed() => return News::Retired(retired),
                 read = ended(&mut self.reloader) => {
                     self.follow_files();

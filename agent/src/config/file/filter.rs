@@ -201,7 +201,7 @@ fn callers(field: &Field<'_>, problems: &mut Problems) -> Option<Callers> {
     Some(Callers { sources: sources?, callers: callers? })
 }
 
-fn fault(section: &Section<'_>, problems: &mut Problems) -> Option<Fault> {
+pub(super) fn fault(section: &Section<'_>, problems: &mut Problems) -> Option<Fault> {
     let mut number = |key, default: Option<u32>, range| {
         section.or(key, || default, |field, p| field.integer(range, p).map(Some), problems)
     };

@@ -41,6 +41,7 @@ pub(super) fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRout
         ("/v1/rollback/{generation}", &["post"], post(rollback)),
         ("/v1/switches/{switch}", &["put"], put(turn)),
         ("/v1/services/{service}", &["get", "patch"], get(v1::service).patch(service)),
+        ("/v1/services/{service}/fault", &["put", "delete"], put(fault).delete(no_fault)),
         (
             "/v1/services/{service}/endpoints/{address}",
             &["put", "patch", "delete"],
@@ -271,6 +272,33 @@ async fn eject(
         Some(for_ms @ 1..=EJECT_MS_MAX) => bar(desk, who, service, &address, Some(Duration::from_millis(for_ms))).await,
         _ => told(StatusCode::BAD_REQUEST, &format!("write {{\"for_ms\": N}}, N from 1 to {EJECT_MS_MAX}")),
     }
+}
+
+async fn fault(
+    State(desk): State<Desk>,
+    Extension(Who(by)): Extension<Who>,
+    Path(service): Path<String>,
+    request: Request,
+) -> Response {
+    let text = match body(request, PART_BYTES_MAX).await {
+        Ok(text) => text,
+        Err(refused) => return refused,
+    };
+    let wanted = match file::lease(&text, "(body)") {
+        Ok((fault, period)) => Wanted::Fault { service, fault: Some((Box::new(fault), period)) },
+        Err(error) => Wanted::Bad(error.to_string()),
+    };
+    let _turn = desk.turn.lock().await;
+    answer(desk.propose("fault", by, wanted).await)
+}
+
+async fn no_fault(
+    State(desk): State<Desk>,
+    Extension(Who(by)): Extension<Who>,
+    Path(service): Path<String>,
+) -> Response {
+    let _turn = desk.turn.lock().await;
+    answer(desk.propose("fault", by, Wanted::Fault { service, fault: None }).await)
 }
 
 async fn take_back(

@@ -58,7 +58,7 @@ async fn read(desk: &Desk, tell: impl FnOnce(&Ledger) -> Response + Send + 'stat
 
 /// Whether a change made a generation.
 fn made_one(entry: &Entry) -> bool {
-    entry.outcome == Outcome::Applied && entry.change != "eject"
+    entry.outcome == Outcome::Applied && !["eject", "fault"].contains(&entry.change.as_str())
 }
 
 async fn generations(State(desk): State<Desk>) -> Response {
