@@ -61,6 +61,8 @@ use crate::config;
 pub struct Snapshot {
     /// Counts the configurations that took effect, from 1, those of the agents before this one among them.
     pub generation: u64,
+    /// Counts all that were built, also those of which the configuration knows nothing: what workers keep is of one of them.
+    pub edition: u64,
     /// In the order of the configuration.
     pub services: Vec<Arc<Service>>,
     /// Endpoints that take no new connections, and may still have old ones, by service; in the order of the services' ids, because a
@@ -204,6 +206,7 @@ impl Snapshot {
         let inbound = inbound::build(&config.inbound, &previous.inbound);
         Snapshot {
             generation: previous.generation + 1,
+            edition: previous.edition + 1,
             services,
             departures,
             switches,
@@ -232,6 +235,7 @@ impl Snapshot {
         let kept = |service: &&Arc<Service>| !left_out(service);
         Snapshot {
             generation: self.generation,
+            edition: self.edition,
             services: self.services.iter().filter(kept).map(Arc::clone).collect(),
             departures: self.departures.clone(),
             ..Snapshot::default()

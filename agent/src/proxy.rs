@@ -228,7 +228,7 @@ struct Clusters {
 impl Clusters {
     /// Another snapshot holds.
     fn begin(&mut self, snapshot: &Snapshot) {
-        self.generation = snapshot.generation;
+        self.generation = snapshot.edition;
         self.by_id.clear();
         self.tables.retain(|id, (config, _)| snapshot.by_id(*id).is_some_and(|it| Arc::ptr_eq(&it.config, config)));
     }
@@ -285,7 +285,7 @@ impl Hop {
         let mut cache = self.snapshot.borrow_mut();
         let snapshot = cache.load();
         let mut clusters = self.clusters.borrow_mut();
-        if clusters.generation != snapshot.generation {
+        if clusters.generation != snapshot.edition {
             clusters.begin(snapshot);
         }
         if let Some(cluster) = clusters.by_id.get(&service).filter(|cluster| cluster.has_its_shares()) {
@@ -293,7 +293,7 @@ impl Hop {
         }
         let service = route(snapshot, service, dialled)?;
         let routes = Routes::new(service, snapshot, &self.flows, || clusters.table(service));
-        let cluster = Rc::new(Cluster::new(service, snapshot.generation, routes, self.chain(service)));
+        let cluster = Rc::new(Cluster::new(service, snapshot.edition, routes, self.chain(service)));
         clusters.by_id.insert(service.id, Rc::clone(&cluster));
         Some(cluster)
     }
@@ -309,7 +309,7 @@ impl Hop {
         if cluster.visit.is_some() {
             return;
         }
-        let generation = self.snapshot.borrow_mut().load().generation;
+        let generation = self.snapshot.borrow_mut().load().edition;
         if (cluster.generation != generation || !cluster.has_its_shares())
             && let Some(current) = self.cluster(cluster.service.id, cluster.service.config.address)
         {

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::{adaptive::Adaptive, keyed::Keyed};
-use crate::config::RequestLimit;
+use crate::config::{RequestLimit, request_limit::Kind};
 
 /// What is known of one limit.
 #[derive(Debug)]
@@ -69,6 +69,20 @@ impl LimitState {
     /// What is measured, if the limit follows that.
     pub fn adaptive(&self) -> Option<&Adaptive> {
         if let Known::Adaptive(adaptive) = &self.known { Some(adaptive) } else { None }
+    }
+
+    /// How many requests are on their way, where that is what is limited.
+    pub fn open(&self) -> Option<u64> {
+        match (&self.known, &self.config.kind) {
+            (Known::Adaptive(adaptive), kind) if !matches!(kind, Kind::Admission { .. }) => {
+                Some(adaptive.open.load(Relaxed))
+            }
+            (Known::Together(word), Kind::Concurrency { .. }) => match word.load(Relaxed) {
+                UNBORN => Some(0),
+                open => Some(open),
+            },
+            _ => None,
+        }
     }
 
     /// What is known there.

@@ -157,8 +157,9 @@ struct Service {
 struct Limit {
     name: String,
     kind: String,
-    #[serde(default)]
-    limit: Value,
+    limit: Option<u64>,
+    found: Option<u64>,
+    open: Option<u64>,
     passed: u64,
     waited: u64,
     refused: u64,
@@ -228,7 +229,8 @@ fn tell(answer: &Answer) -> String {
     text.push_str(&table(&rows));
     let limits: Vec<Vec<String>> = answer.services.iter().flat_map(limit_rows).collect();
     if !limits.is_empty() {
-        let heading = ["LIMITED", "NAME", "KIND", "LIMIT", "PASSED", "WAITED", "REFUSED"].map(str::to_owned).to_vec();
+        let heading =
+            ["LIMITED", "NAME", "KIND", "LIMIT", "OPEN", "PASSED", "WAITED", "REFUSED"].map(str::to_owned).to_vec();
         let rows: Vec<Vec<String>> = [heading].into_iter().chain(limits).collect();
         let _ = write!(text, "\n{}", table(&rows));
     }
@@ -253,9 +255,11 @@ fn lacking(capabilities: &BTreeMap<String, bool>) -> String {
 
 fn limit_rows(service: &Service) -> Vec<Vec<String>> {
     let row = |limit: &Limit| {
-        let words = [service.name.clone(), limit.name.clone(), limit.kind.clone(), limit.limit.to_string()];
+        let words = [&service.name, &limit.name, &limit.kind].map(String::clone);
+        let known = [limit.found.or(limit.limit), limit.open];
+        let known = known.map(|number| number.map_or("-".to_owned(), |number| number.to_string()));
         let counts = [limit.passed, limit.waited, limit.refused].map(|count| count.to_string());
-        words.into_iter().chain(counts).collect()
+        words.into_iter().chain(known).chain(counts).collect()
     };
     service.request_limits.iter().map(row).collect()
 }
@@ -353,7 +357,7 @@ mod tests {
         for row in [
             &["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "ZONE", "PRIORITY", "WEIGHT", "ACTIVE"][..],
             &["a", "10.0.0.1:80", "agent", "http", "10.0.0.2:80", "EJECTED", "-", "0", "1", "0"],
-            &["a", "concurrency", "concurrency", "7", "0", "0", "0"],
+            &["a", "concurrency", "concurrency", "7", "0", "0", "0", "0"],
             &["10.0.0.3:80", "DOWN", "-", "1", "1", "0"],
             &["10.0.0.4:80", "warms", "45%", "east", "0", "7", "0"],
             &["a", "10.0.0.5:80", "draining", "west", "0", "1", "0"],

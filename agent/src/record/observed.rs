@@ -18,7 +18,7 @@ use sockway_common::{
 
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
-    cluster::{CanaryStage, Endpoint, Inbound, Leaving, LimitState, Reason, RouteState, Service, Snapshot},
+    cluster::{Adaptive, CanaryStage, Endpoint, Inbound, Leaving, LimitState, Reason, RouteState, Service, Snapshot},
     config::{self, Config, Route, file},
     kernel::{Fill, HookTime},
 };
@@ -383,6 +383,8 @@ fn limits_json(service: &Service) -> Vec<Value> {
         for (name, count) in [("passed", &state.passed), ("waited", &state.waited), ("refused", &state.refused)] {
             shown[name] = json!(count.load(Ordering::Relaxed));
         }
+        shown["open"] = json!(state.open());
+        shown["found"] = json!(state.adaptive().and_then(Adaptive::limit));
         shown
     };
     service.request_limits.iter().map(limit).collect()
