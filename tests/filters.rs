@@ -12,11 +12,18 @@ use sockway_tests::{
     process::Room,
     stage::Stage,
     translation::HTTP2,
+    wait,
     web::Web,
 };
 
 const GRPC: [&str; 6] =
     ["--header", "content-type: application/grpc", "--header", "te: trailers", "--data-binary", "x"];
+/// A key set, and a token that its key has signed: {"sub":"ann"}.
+const KEYS: &str = r#"{"keys":[{"kty":"RSA","kid":"r","e":"AQAB","n":"nWpzyhoeSog8h08e1OnuG705YGZvNt6b2uxXE6JaldYEmCCOq03rZHzRoTJBNCV-m-ZZkCBaewTDYYt42dC9NYuLjimK8NM664tGFuV3L8axNnB4bzW1uocr3L1wrZkBddqqMIY0-DNedFMU_HPMqG3iBmeqUHZXMzxSkp5Zk94EfiQnayHl5SKct3KBJHpADQ7r3SKjKGmBIA9aWG4ipS6OmiJ1oZW8a65--d9Z2oSMhh_rq-r0NH7U-WbnQUczFXBRw2ZSVNbgCD3vSXorIEfT8JxvBwZx_RieRaQ0ajMTecSIYZH6vQhTkN8r5EI5jUB8O_zM5eT0G7tWwEsRww"}]}"#;
+const TOKEN: &str = "eyJhbGciOiJSUzI1NiIsImtpZCI6InIifQ.eyJzdWIiOiJhbm4ifQ.GrIgKY5IVdtLgWC6mb0zRZ1lA93DAfkMmesFJxWttKmkyi\
+    hcMpaafAV1kL1pNXkNP7gwMHvVpVBgmGvi58D_MQ6KSeVoHjm7kmfrfaJggwISGMZMDpZr8zXwMzJaSi4YC-2vjzVNnWC3bFOXsl\
+    edjv4JqNo-R6E01OOXYXYXuMofAMq1FgV48kBnTwIAnsbafbymrAL6N217tSq6YTwwA1bIjMWHsaNmg-tgs3e7ljYIwsV9hoPYoQ\
+    AaTEHJM54vkfmGMzC0vUMsGrkmIscP-wIES7ayzkHzOFTIKMs8_baHcryz6AH4i6hGmSMoMxZ8bivodOrIvxXShssq9ppXHQ";
 const BOTH: [&[&str]; 2] = [&[], &[HTTP2]];
 
 /// Two services with the same filters: one of HTTP/1, and one of HTTP/2 whose endpoint speaks HTTP/1.
@@ -167,7 +174,8 @@ fn a_body_that_is_too_long_is_refused_by_its_length_and_as_it_comes() {
         std::fs::write(&path, vec![b'x'; bytes]).expect("a file");
         format!("@{}", path.display())
     };
-    let (fits, long) = (file("fits", 100_000), file("long", 3_000_000));
+    // No longer than what is read of a refused request, so that the refusal is heard.
+    let (fits, long) = (file("fits", 100_000), file("long", 800_000));
     let chunked = ["--header", "transfer-encoding: chunked", "--header", "expect:", "--data-binary"];
     let whole = ["--header", "expect:", "--data-binary"];
     for (index, kinds) in
@@ -216,4 +224,129 @@ fn faults_happen_to_those_they_are_ordered_for() {
         assert_eq!(counted(&agent, filter, outcome), count, "{filter}");
     }
     assert_eq!(counted(&agent, "never", "passed"), 4.0);
+}
+
+/// A folder that is gone with the test.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+#[test]
+fn who_has_a_key_may_ask_until_the_file_lists_it_no_more() {
+    let folder = folder();
+    let keys = folder.path().join("keys");
+    // Of `one` and `two`.
+    std::fs::write(&keys, "# ours\nann: one\nbob: two\n").expect("a file");
+    let filter = format!("{{ kind: api_key, keys_file: {}, forward_as: x-client }}", keys.display());
+    let Some(pair) = Pair::of(&filter) else { return };
+    let agent = Agent::start(&pair.config);
+    let ask =
+        |key: &str| pair.ask("/request", &["--header", &format!("x-api-key: {key}"), "--header", "x-client: eve"]);
+    for answer in ask("two") {
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert_eq!((status(head), field(body, "x-client"), field(body, "x-api-key")), ("200", Some("bob"), None));
+    }
+    for answer in ask("three") {
+        assert_eq!((status(&answer), field(&answer, "www-authenticate")), ("401", Some("apikey")), "{answer}");
+    }
+    let call = pair.ask_one(1, "/", &GRPC);
+    assert_eq!(field(&call, "grpc-status"), Some("16"), "{call}");
+    assert_eq!((counted(&agent, "api_key", "accepted"), counted(&agent, "api_key", "refused")), (2.0, 3.0));
+    std::fs::write(&keys, "ann: one\n").expect("a file");
+    wait::until("bob's key to be gone", wait::SOON, || ask("two").iter().all(|answer| status(answer) == "401"));
+    assert_eq!(ask("one").each_ref().map(|answer| status(answer)), ["200", "200"]);
+}
+
+#[test]
+fn who_has_a_password_may_ask_however_it_is_kept() {
+    let filter = "{ kind: basic, realm: Ours, forward_as: x-user, users: { \
+                  ann: $2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW, \
+                  bob: '{SHA}rXguzax3D8brmmLkT5CHP7l/sms=' } }";
+    let Some(pair) = Pair::of(filter) else { return };
+    let _agent = Agent::start(&pair.config);
+    // bcrypt is worked out for the first, and known for the second.
+    for user in ["ann:U*U", "ann:U*U", "bob:two"] {
+        for answer in pair.ask("/request", &["--user", user]) {
+            let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+            assert_eq!((status(&answer), field(body, "x-user")), ("200", user.split(':').next()), "{answer}");
+            assert_eq!(field(body, "authorization"), None, "{answer}");
+        }
+    }
+    for user in ["ann:two", "bob:U*U", "eve:two"] {
+        for answer in pair.ask("/", &["--user", user]) {
+            let challenge = field(&answer, "www-authenticate");
+            assert_eq!(
+                (status(&answer), challenge),
+                ("401", Some("basic realm=\"ours\", charset=\"utf-8\"")),
+                "{answer}"
+            );
+        }
+    }
+    assert_eq!(pair.web.requests(), 6, "no endpoint hears of who is refused");
+}
+
+#[test]
+fn who_has_a_signed_token_may_ask() {
+    let folder = folder();
+    let keys = folder.path().join("jwks.json");
+    std::fs::write(&keys, KEYS).expect("a file");
+    let filter = format!("{{ kind: jwt, jwks_file: {}, claims: {{ sub: x-user }} }}", keys.display());
+    let Some(pair) = Pair::of(&filter) else { return };
+    let agent = Agent::start(&pair.config);
+    for answer in pair.ask("/request", &["--header", &format!("authorization: Bearer {TOKEN}")]) {
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert_eq!((status(&answer), field(body, "x-user"), field(body, "authorization")), ("200", Some("ann"), None));
+    }
+    let forged = TOKEN.replacen("eyJzdWIiOiJhbm4ifQ", "eyJzdWIiOiJldmUifQ", 1);
+    for (said, challenge) in
+        [("x-a: b".to_owned(), "bearer"), (format!("authorization: Bearer {forged}"), "bearer error=\"invalid_token\"")]
+    {
+        for answer in pair.ask("/", &["--header", &said]) {
+            assert_eq!((status(&answer), field(&answer, "www-authenticate")), ("401", Some(challenge)), "{answer}");
+        }
+        let call = pair.ask_one(1, "/", &[&GRPC[..], &["--header", &said]].concat());
+        assert_eq!(field(&call, "grpc-status"), Some("16"), "{call}");
+    }
+    assert_eq!((counted(&agent, "jwt", "accepted"), counted(&agent, "jwt", "refused")), (2.0, 6.0));
+}
+
+#[test]
+fn another_service_says_who_may_ask() {
+    let filters = "{ kind: external_auth, name: decides, to: auth, path_prefix: /status, match: { path: { regex: '/[0-9]+' } } }, \
+                   { kind: external_auth, name: tells, to: auth, copy: [x-origin], match: { path: /request } }, \
+                   { kind: external_auth, name: closed, to: auth, timeout_ms: 100, match: { path: /gate } }, \
+                   { kind: external_auth, name: open, to: gone, fail: open, match: { path: /echo } }";
+    let Some(pair) = Pair::of(filters) else { return };
+    let auth = pair.stage.web("auth");
+    let [service, gone, nobody] = [(); 3].map(|()| pair.stage.address());
+    let config = pair.config.clone().service(Service::http("auth", service).to(auth.address()));
+    let agent = Agent::start(&config.service(Service::http("gone", gone).to(nobody)));
+    for answer in pair.ask("/403", &[]) {
+        assert_eq!((status(&answer), pair.web.requests()), ("403", 0), "{answer}");
+    }
+    let call = pair.ask_one(1, "/401", &GRPC);
+    assert_eq!(field(&call, "grpc-status"), Some("16"), "{call}");
+    for answer in pair.ask("/500", &[]) {
+        assert_eq!((status(&answer), pair.web.requests()), ("503", 0), "who is broken has not refused: {answer}");
+    }
+    pair.ask("/204", &[]);
+    assert_eq!(pair.web.requests(), 2);
+    for answer in pair.ask("/request", &["--header", "x-origin: forged", "--request", "PUT"]) {
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(body.starts_with("put /request "), "{answer}");
+        assert_eq!(field(body, "x-origin"), Some("auth"), "{answer}");
+    }
+    for (path, expected) in [("/gate", "503"), ("/echo", "200")] {
+        assert_eq!(pair.ask(path, &[]).each_ref().map(|answer| status(answer)), [expected, expected], "{path}");
+    }
+    for (filter, outcome, count) in [
+        ("decides", "refused", 3.0),
+        ("decides", "failed", 2.0),
+        ("decides", "accepted", 2.0),
+        ("tells", "accepted", 2.0),
+        ("closed", "failed", 2.0),
+        ("open", "failed", 2.0),
+    ] {
+        assert_eq!(counted(&agent, filter, outcome), count, "{filter}");
+    }
 }

@@ -12,22 +12,31 @@
 //! 2. What it may do with a request, for metrics: [`crate::cluster::Outcome`], and which of them it has, in `Outcome::of`.
 //! 3. The judge: a file here, a type with [`Filter`], and its arm in [`of`]. It gets the head, time and chance as arguments and reads nothing of
 //!    the world. Its table of cases stands at the end of the file.
+//!    What takes longer than a worker may wait, a password's hash for example, it gives back as [`Work`].
 //! 4. If heads do not suffice, a [`Duty`]: what the corridor is to do with a body. It is done in `proxy/filtered`, and only for requests whose
 //!    filters ask for it.
 //! 5. A line in the README's table and in `deploy/default.yaml`, and a test with real clients in `tests/filters.rs`.
 
 mod access;
+mod api_key;
+mod basic;
 mod body_limit;
 mod cors;
+mod external_auth;
 mod fault;
 mod headers;
+mod jwt;
 mod request_id;
 
 pub use self::body_limit::too_long;
 
-use std::{fmt::Debug, time::Duration};
+use std::{
+    fmt::{self, Debug},
+    time::Duration,
+};
 
 use http::{HeaderName, HeaderValue};
+use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use crate::{
     cluster::Outcome,
@@ -39,6 +48,20 @@ use crate::{
 pub trait Filter: Debug {
     /// What becomes of a request.
     fn judge(&self, request: &Request<'_>, given: &Given<'_>) -> Verdict;
+
+    /// What becomes of one that another service was asked about; `None`: it has not answered.
+    fn heard(&self, _answered: Option<Answered>) -> Verdict {
+        Verdict::pass(Outcome::Passed)
+    }
+}
+
+/// What another service has answered.
+#[derive(Debug)]
+pub struct Answered {
+    /// Its head.
+    pub head: http::response::Parts,
+    /// The beginning of its body.
+    pub body: Vec<u8>,
 }
 
 /// What a judge may ask for.
@@ -51,7 +74,7 @@ pub struct Given<'g> {
 }
 
 /// What becomes of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Verdict {
     /// As what it is counted.
     pub outcome: Outcome,
@@ -65,6 +88,31 @@ pub struct Verdict {
     pub end: Option<End>,
     /// What is to be done with a body.
     pub duty: Option<Duty>,
+    /// What takes so long to work out that no worker waits for it; its verdict stands for this one.
+    pub work: Option<Work>,
+    /// What another service is asked, as the head of a request of HTTP/1; what is made of its answer stands for this one.
+    pub question: Option<Vec<u8>>,
+}
+
+/// The rest of a judgement, to be worked out beside the workers.
+pub struct Work(Box<dyn FnOnce() -> Verdict + Send>);
+
+impl Work {
+    /// Of what gives the verdict.
+    pub fn new(work: impl FnOnce() -> Verdict + Send + 'static) -> Self {
+        Self(Box::new(work))
+    }
+
+    /// Works it out.
+    pub fn done(self) -> Verdict {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Work")
+    }
 }
 
 /// How a request ends here.
@@ -106,6 +154,8 @@ impl Verdict {
             wait: Duration::ZERO,
             end: None,
             duty: None,
+            work: None,
+            question: None,
         }
     }
 
@@ -135,8 +185,24 @@ pub fn of(kind: &Kind) -> Box<dyn Filter> {
         Kind::Cors(cors) => Box::new(cors::Cors::new(cors.clone())),
         Kind::Access(access) => Box::new(access::Access::new(access.clone())),
         Kind::BodyLimit(bytes_max) => Box::new(body_limit::BodyLimit { bytes_max: *bytes_max }),
+        Kind::ApiKey(key) => Box::new(api_key::ApiKey::new(key.clone())),
+        Kind::Basic(basic) => Box::new(basic::Basic::new(basic.clone())),
+        Kind::Jwt(jwt) => Box::new(jwt::Jwt::new(jwt.clone())),
+        Kind::External(external) => Box::new(external_auth::ExternalAuth::new(external.clone())),
         Kind::Fault(fault) => Box::new(fault::Faulty::new(fault.clone())),
     }
+}
+
+/// SHA-256 of these, one behind the other.
+fn digest(parts: &[&[u8]]) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    parts.iter().for_each(|part| context.update(part));
+    context.finish().as_ref().try_into().unwrap_or_default()
+}
+
+/// SHA-1, in which some files have passwords.
+fn sha1(bytes: &[u8]) -> [u8; 20] {
+    ring::digest::digest(&SHA1_FOR_LEGACY_USE_ONLY, bytes).as_ref().try_into().unwrap_or_default()
 }
 
 /// A text as a field's value; what no field can hold is nothing.

@@ -32,12 +32,25 @@ pub enum Outcome {
     Aborted,
     /// Reset it on purpose.
     Reset,
+    /// Knew who asks.
+    Accepted,
+    /// Could not find that out.
+    Failed,
 }
 
 impl Outcome {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] =
-        [Self::Passed, Self::Changed, Self::Refused, Self::Preflight, Self::Delayed, Self::Aborted, Self::Reset];
+    pub const ALL: [Self; 9] = [
+        Self::Passed,
+        Self::Changed,
+        Self::Refused,
+        Self::Preflight,
+        Self::Delayed,
+        Self::Aborted,
+        Self::Reset,
+        Self::Accepted,
+        Self::Failed,
+    ];
 
     /// What metrics call it.
     pub fn word(self) -> &'static str {
@@ -49,6 +62,8 @@ impl Outcome {
             Self::Delayed => "delayed",
             Self::Aborted => "aborted",
             Self::Reset => "reset",
+            Self::Accepted => "accepted",
+            Self::Failed => "failed",
         }
     }
 
@@ -59,6 +74,8 @@ impl Outcome {
             Kind::RequestId(_) => &[Self::Passed, Self::Changed],
             Kind::Cors(_) => &[Self::Passed, Self::Changed, Self::Preflight, Self::Refused],
             Kind::Access(_) | Kind::BodyLimit(_) => &[Self::Passed, Self::Refused],
+            Kind::ApiKey(_) | Kind::Basic(_) | Kind::Jwt(_) => &[Self::Accepted, Self::Refused],
+            Kind::External(_) => &[Self::Accepted, Self::Refused, Self::Failed],
             Kind::Fault(_) => &[Self::Passed, Self::Delayed, Self::Aborted, Self::Reset],
         }
     }

@@ -1,7 +1,10 @@
 //! What requests and responses of a service pass on their way: an ordered chain, each member with its own words.
 
+pub mod identity;
+
 use std::time::Duration;
 
+use self::identity::{ApiKey, Basic, Jwt};
 use super::{
     capture::Cidr,
     route::{CallerMatch, Expression, HeaderChanges, Match},
@@ -48,6 +51,14 @@ pub enum Kind {
     BodyLimit(u64),
     /// What goes wrong on purpose.
     Fault(Fault),
+    /// Who has a key may ask.
+    ApiKey(ApiKey),
+    /// Who has a name and a password may ask.
+    Basic(Basic),
+    /// Who has a signed token may ask.
+    Jwt(Jwt),
+    /// Another service says who may ask.
+    External(External),
 }
 
 impl Kind {
@@ -60,6 +71,10 @@ impl Kind {
             Self::Access(_) => "access",
             Self::BodyLimit(_) => "body_limit",
             Self::Fault(_) => "fault",
+            Self::ApiKey(_) => "api_key",
+            Self::Basic(_) => "basic",
+            Self::Jwt(_) => "jwt",
+            Self::External(_) => "external_auth",
         }
     }
 }
@@ -147,4 +162,21 @@ pub struct Fault {
     pub grpc_status: Option<u8>,
     /// Or their connection is reset; of HTTP/2 their stream.
     pub reset: bool,
+}
+
+/// Who says who may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// The service that is asked.
+    pub to: String,
+    /// What stands before the request's own path; may be empty.
+    pub path_prefix: String,
+    /// Fields of the request that are passed on, in lower case.
+    pub forwarded: Vec<String>,
+    /// Fields of the answer that the request has when it goes on, in lower case; a client's own are taken away.
+    pub copied: Vec<String>,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Whether a request passes that nobody has answered for.
+    pub fails_open: bool,
 }

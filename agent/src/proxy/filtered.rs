@@ -1,12 +1,17 @@
 //! The chain of a service's filters, walked: what they say of a request is done to it in their order, what they say of its response is gathered
 //! for when that comes.
 
+mod asked;
+
 use std::{
     borrow::Cow,
     os::fd::BorrowedFd,
     path::Path,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -118,10 +123,11 @@ impl Chain {
     }
 
     /// Lets a request pass the filters in their order.
-    pub async fn pass(&self, hop: &Hop, head: &mut Head<'_>, who: Who<'_>) -> Passage {
+    pub async fn pass(&self, hop: &Rc<Hop>, head: &mut Head<'_>, who: Who<'_>) -> Passage {
         let mut passage = Passage::default();
         for link in &self.links {
             let Some(verdict) = head.seen(who, |request| link.judge(hop, request)) else { continue };
+            let verdict = link.answered(hop, worked_out(verdict).await).await;
             link.state.count(verdict.outcome);
             if !verdict.wait.is_zero() {
                 Box::pin(sleep(verdict.wait)).await;
@@ -156,6 +162,16 @@ impl Link {
     fn new(state: &Arc<FilterState>) -> Self {
         let scope = state.config.matches.as_ref().map(Scope::new);
         Self { state: Arc::clone(state), judge: filter::of(&state.config.kind), scope }
+    }
+
+    /// The verdict that stands for this one, if another service is to be asked.
+    async fn answered(&self, hop: &Rc<Hop>, verdict: Verdict) -> Verdict {
+        let (Some(question), Kind::External(external)) = (&verdict.question, &self.state.config.kind) else {
+            return verdict;
+        };
+        // Boxed: it is a whole exchange of its own.
+        let answer = Box::pin(asked::answer(hop, &external.to, question, external.timeout)).await;
+        self.judge.heard(answer)
     }
 
     /// What it says of a request, if that is for it.
@@ -209,6 +225,34 @@ impl Head<'_> {
 
 fn asks_address(access: &Access) -> bool {
     access.allow.iter().chain([&access.deny]).any(|callers| !callers.sources.is_empty())
+}
+
+/// Most judgements that are worked out at once, node-wide: each takes a processor for a tenth of a second, so more than these only wait.
+const WORKING_MAX: usize = 64;
+static WORKING: AtomicUsize = AtomicUsize::new(0);
+
+/// A place among those that are worked out, given back by dropping it.
+struct Place;
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        WORKING.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The verdict that stands for this one, if that is to be worked out.
+async fn worked_out(mut verdict: Verdict) -> Verdict {
+    let Some(work) = verdict.work.take() else { return verdict };
+    let place = Place;
+    if WORKING.fetch_add(1, Relaxed) >= WORKING_MAX {
+        return Verdict::refuse(503, "too many ask at once who they are");
+    }
+    // The place is held until the work is done, also when nobody waits for it any more.
+    let done = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work.done()
+    });
+    done.await.unwrap_or_else(|_| Verdict::refuse(503, "who asks could not be found out"))
 }
 
 /// What these filters ask of who dials.

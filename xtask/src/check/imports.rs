@@ -48,8 +48,8 @@ const RING: &[&str] = &[
     "kernel/source",
     "kernel/sockets",
 ];
-/// What a person wrote, and what the admin address and the run-time file show.
-const SERDE: &[&str] = &["config/file", "node", "record/observed", "command"];
+/// What a person wrote, what a token claims, and what the admin address and the run-time file show.
+const SERDE: &[&str] = &["config/file", "filter/jwt", "node", "record/observed", "command"];
 
 pub fn check(source: &Source) -> Vec<Finding> {
     let mut findings = rooms(source);

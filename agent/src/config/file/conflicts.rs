@@ -28,7 +28,7 @@ struct Placed {
     name: Option<(Position, String)>,
     address: Option<(Position, SocketAddr)>,
     endpoints: Vec<PlacedEndpoint>,
-    /// Services that its routes name.
+    /// Services that its routes and filters name.
     named: Vec<(Position, String, String)>,
     /// Services that are to stand in for it.
     stand_ins: Vec<(Position, String, String)>,
@@ -58,7 +58,7 @@ impl Conflicts {
             name: draft.name.clone(),
             address: draft.address,
             endpoints: endpoints.collect(),
-            named: draft.routes.iter().flat_map(|routes| routes.named.iter().cloned()).collect(),
+            named: draft.routes.iter().flat_map(|routes| &routes.named).chain(&draft.named).cloned().collect(),
             stand_ins: draft.guarded_by.services.clone(),
             protocol: draft.protocol,
         });
@@ -95,7 +95,7 @@ impl Conflicts {
 }
 
 impl Placed {
-    /// Services that routes name and that are not there, or speak no HTTP.
+    /// Services that routes and filters name and that are not there, or speak no HTTP.
     fn report_named(&self, spoken: &HashMap<&str, Option<Protocol>>, problems: &mut Problems) {
         let own = self.name.as_ref().map(|(_, name)| name);
         for (at, path, name) in self.stand_ins.iter().filter(|(_, _, name)| Some(name) == own) {

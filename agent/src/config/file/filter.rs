@@ -1,5 +1,6 @@
 //! What requests and responses of a service pass: its key `filters`.
 
+mod identity;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -8,13 +9,13 @@ use std::{collections::HashSet, time::Duration};
 
 use http::HeaderValue;
 
-pub(super) use self::show::show_all;
+pub(super) use self::{identity::FILES, show::show_all};
 use super::{
     SWITCHES,
     capture::{cidr, each},
     milliseconds,
     route::{caller, expression, field_name, header_changes, matches, method},
-    section::{Field, Path, Problems, Section, shown},
+    section::{Field, Path, Position, Problems, Section, shown},
     service::service_name,
     tree::Value,
 };
@@ -34,20 +35,28 @@ const VERSIONS: [(&str, bool); 2] = [("v4", false), ("v7", true)];
 const COMMON: [&str; 3] = ["kind", "name", "match"];
 
 /// The filters, and what each needs to know beside what all do.
-const KINDS: [(&str, &[&str]); 6] = [
+const KINDS: [(&str, &[&str]); 10] = [
     ("headers", &["request", "response"]),
     ("request_id", &["header", "uuid", "keep", "respond"]),
     ("cors", &["origins", "methods", "headers", "expose", "credentials", "max_age_s"]),
     ("access", &["allow", "deny"]),
     ("body_limit", &["bytes_max"]),
     ("fault", &["percent", "delay_ms", "abort_status", "grpc_status", "reset"]),
+    ("api_key", identity::API_KEY),
+    ("basic", identity::BASIC),
+    ("jwt", identity::JWT),
+    ("external_auth", identity::EXTERNAL),
 ];
 
-/// Reads the key of a service if it is there.
+/// Services that are named, each with its place.
+pub(super) type Named = Vec<(Position, String, String)>;
+
+/// Reads the key of a service if it is there; notes the services that it names.
 pub(super) fn filters(
     section: &Section<'_>,
     mode: Option<Mode>,
     protocol: Option<Protocol>,
+    named: &mut Named,
     problems: &mut Problems,
 ) -> Option<Vec<Filter>> {
     let Some(field) = section.get("filters") else { return Some(Vec::new()) };
@@ -64,7 +73,7 @@ pub(super) fn filters(
     let mut names = HashSet::new();
     let filter = |(index, node)| {
         let field = Field { node, path: Path::Item(&field.path, index) };
-        let filter = filter(&field, problems)?;
+        let filter = filter(&field, named, problems)?;
         if !names.insert(filter.name.clone()) {
             let what = format!("another filter of the service is named {}; write a name for each", filter.name);
             field.refuse(what, problems);
@@ -75,7 +84,7 @@ pub(super) fn filters(
     filters.into_iter().collect()
 }
 
-fn filter(field: &Field<'_>, problems: &mut Problems) -> Option<Filter> {
+fn filter(field: &Field<'_>, named: &mut Named, problems: &mut Problems) -> Option<Filter> {
     let all: Vec<&str> = COMMON.into_iter().chain(KINDS.iter().flat_map(|(_, keys)| keys.iter().copied())).collect();
     let section = Section::open(field.node, &field.path, &all, problems)?;
     let words = KINDS.map(|kind| (kind.0, kind));
@@ -98,6 +107,10 @@ fn filter(field: &Field<'_>, problems: &mut Problems) -> Option<Filter> {
             let most = section.require("bytes_max", "write how many bytes a body may have", problems)?;
             most.integer(0..=BYTES_MAX, problems).map(|bytes| Kind::BodyLimit(bytes.into()))
         }
+        "api_key" => identity::api_key(&section, problems).map(Kind::ApiKey),
+        "basic" => identity::basic(&section, problems).map(Kind::Basic),
+        "jwt" => identity::jwt(&section, problems).map(Kind::Jwt),
+        "external_auth" => identity::external(&section, named, problems).map(Kind::External),
         _ => fault(&section, problems).map(Kind::Fault),
     };
     Some(Filter { name: name?, matches: matches?, kind: kind? })

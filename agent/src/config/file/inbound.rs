@@ -6,7 +6,7 @@ use super::{
     capture::{cidr, each, namespaces, port},
     filter, http, milliseconds,
     policy::{KEYS_OF_A_TAKE, take},
-    section::{Field, Path, Position, Problems, Section},
+    section::{Field, Path, Position, Problem, Problems, Section},
     service::{CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS_MAX, service_name},
     tls,
 };
@@ -72,7 +72,12 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
     );
     let limits = section.or("limits", Limits::default, limits, problems);
     let sources = sources(&section, problems);
-    let filters = filter::filters(&section, None, protocol, problems);
+    let mut named = Vec::new();
+    let filters = filter::filters(&section, None, protocol, &mut named, problems);
+    for (at, path, _) in named {
+        let what = "asks another service, and only a service's filters do; remove it".to_owned();
+        problems.0.push(Problem { at, path, what });
+    }
     Some(Inbound {
         name: name?,
         ports: ports?,

@@ -74,6 +74,8 @@ pub(super) struct Draft {
     guard: Option<Guard>,
     /// What that names.
     pub(super) guarded_by: guard::Named,
+    /// Services that its filters name.
+    pub(super) named: filter::Named,
     pub(super) endpoint_drain_ms: Option<Option<u32>>,
     pub(super) udp_idle_timeout_ms: Option<u32>,
     pub(super) endpoints: Vec<EndpointDraft>,
@@ -197,6 +199,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         filters: Some(Vec::new()),
         guard: None,
         guarded_by: guard::Named::default(),
+        named: Vec::new(),
         endpoint_drain_ms: section.or("endpoint_drain_ms", || Some(ENDPOINT_DRAIN_MS), endpoint_drain, problems),
         udp_idle_timeout_ms: section.or(
             "udp_idle_timeout_ms",
@@ -211,7 +214,9 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
     draft.strategy = strategy::strategy(&section, (protocol, draft.mode()), problems);
     deadline::refuse_idle(&section, (draft.mode(), protocol), problems);
-    draft.filters = filter::filters(&section, draft.mode(), protocol, problems);
+    let mut named = Vec::new();
+    draft.filters = filter::filters(&section, draft.mode(), protocol, &mut named, problems);
+    draft.named = named;
     draft.request_limits = request_limit::request_limits(&section, draft.mode(), protocol, problems);
     draft.guard = guard::guard(&section, (protocol, draft.mode()), &mut draft.guarded_by, problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);

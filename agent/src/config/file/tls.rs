@@ -13,6 +13,7 @@ use rustls::pki_types::ServerName;
 use serde_json::{Value as Json, json};
 
 use super::{
+    filter::FILES,
     milliseconds,
     section::{Field, Path, Problems, Section, shown},
     tree::{self, Node, Value},
@@ -182,7 +183,7 @@ pub fn bytes(path: &FilePath) -> io::Result<Vec<u8>> {
 /// The files that a configuration names, whatever else is wrong with it.
 pub fn files(text: &str) -> Vec<PathBuf> {
     // A file of ten thousand services is not read twice for nothing.
-    if !text.contains("tls") {
+    if !text.contains("tls") && !FILES.iter().any(|key| text.contains(key)) {
         return Vec::new();
     }
     let Ok(root) = tree::grow(text) else { return Vec::new() };
@@ -191,7 +192,12 @@ pub fn files(text: &str) -> Vec<PathBuf> {
         _ => None,
     });
     let mut files = Vec::new();
-    for tls in listed.flatten().filter_map(|item| node(item, "tls")) {
+    let items: Vec<&Node> = listed.flatten().collect();
+    for filters in items.iter().filter_map(|item| value(item, "filters")) {
+        let Value::List(filters) = filters else { continue };
+        filters.iter().for_each(|filter| FILES.iter().for_each(|key| add(filter, key, &mut files)));
+    }
+    for tls in items.iter().filter_map(|item| node(item, "tls")) {
         if let Some(Value::List(pairs)) = node(tls, "terminate").and_then(|terminate| value(terminate, "certificates"))
         {
             pairs.iter().for_each(|pair| add_pair(pair, &mut files));

@@ -2,10 +2,13 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::super::{
-    SWITCHES,
-    route::{show_caller, show_changes, show_match},
-    show::{milliseconds, texts, word},
+use super::{
+    super::{
+        SWITCHES,
+        route::{show_caller, show_changes, show_match},
+        show::{milliseconds, texts, word},
+    },
+    identity::{show_api_key, show_basic, show_external, show_jwt},
 };
 use crate::config::filter::{Access, Callers, Cors, Fault, Filter, Kind, Origin, RequestId};
 
@@ -28,6 +31,10 @@ fn show(filter: &Filter) -> Json {
         Kind::Access(access) => show_access(access),
         Kind::BodyLimit(bytes) => json!({ "bytes_max": bytes }),
         Kind::Fault(fault) => show_fault(fault),
+        Kind::ApiKey(key) => show_api_key(key),
+        Kind::Basic(basic) => show_basic(basic),
+        Kind::Jwt(jwt) => show_jwt(jwt),
+        Kind::External(external) => show_external(external),
     };
     if let (Json::Object(shown), Json::Object(of_kind)) = (&mut shown, of_kind) {
         shown.extend(of_kind.into_iter().filter(|(_, value)| !value.is_null()));

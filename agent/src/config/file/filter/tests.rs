@@ -21,6 +21,9 @@ fn each_kind_is_read_and_shown_again() {
         "kind: body_limit, bytes_max: 1000",
         "kind: fault, percent: 5, delay_ms: 100, abort_status: 503, grpc_status: 14, match: {headers: {x-fault: on1}}",
         "kind: fault, reset: on",
+        "kind: api_key, query: key, keys: {ann: one}, forward_as: X-Client, forward: on",
+        "kind: external_auth, to: a, path_prefix: /x/, headers: [A], copy: [X-B], timeout_ms: 5, fail: open",
+        "kind: basic, users: {ann: '{SHA}2jmj7l5rSw0yVb/vlWAYkK/YBwk='}",
     ] {
         let config = read(&format!("filters: [{{{filter}}}]")).unwrap_or_else(|why| panic!("{filter}: {why}"));
         let shown = file::show(&config).to_string();
@@ -47,6 +50,14 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         ("filters: [{kind: fault}]", "nothing goes wrong"),
         ("filters: [{kind: fault, reset: on, abort_status: 503}]", "goes wrong in one way"),
         ("filters: [{kind: fault, reset: on, grpc_status: 14}]", "is told with abort_status"),
+        ("filters: [{kind: api_key}]", "services[0].filters[0].keys: is missing"),
+        ("filters: [{kind: api_key, header: a, query: b, keys: {a: b}}]", "a key is said in one place"),
+        ("filters: [{kind: api_key, keys_file: /none/there}]", "keys_file: /none/there cannot be read"),
+        ("filters: [{kind: basic, users: {ann: plain}}]", "services[0].filters[0].users.ann: is no hash that is known"),
+        ("filters: [{kind: external_auth}]", "services[0].filters[0].to: is missing"),
+        ("filters: [{kind: external_auth, to: b}]", "services[0].filters[0].to: \"b\" is no service of this file"),
+        ("filters: [{kind: external_auth, to: a, path_prefix: x}]", "is no path; begin it with /"),
+        ("filters: [{kind: jwt}]", "services[0].filters[0].jwks_file: is missing"),
         ("filters: [{kind: request_id}, {kind: request_id}]", "another filter of the service is named request_id"),
         ("mode: kernel, filters: [{kind: request_id}]", "services[0].filters: look at requests"),
     ] {
