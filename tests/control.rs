@@ -408,3 +408,20 @@ fn a_whole_configuration_takes_effect_or_is_refused_with_its_line() {
     assert_eq!(agent.ask("PUT", "/v1/nothing", "").status, 404);
     assert_eq!(json_of(&agent.ask("GET", "/openapi.json", ""))["openapi"], "3.1.0");
 }
+
+#[test]
+fn a_switch_that_is_turned_degrades_a_service_at_once_and_is_a_generation() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("a"), stage.address());
+    let degraded = two(service, &[&web]).set("degrade: { switch: peak, respond: { status: 503 } }");
+    let agent = Agent::start(&stage.config().set("switches: { peak: off }").service(degraded));
+    assert_eq!(answered(&stage, service, 5, 200), 5);
+    assert!(said(&cli(&agent, &["switch"])).contains("peak    off"));
+    let output = cli(&agent, &["switch", "peak", "on"]);
+    assert!(said(&output).contains("switches.peak: off -> on"), "{}", said(&output));
+    assert_eq!((answered(&stage, service, 5, 503), agent.generation()), (5, 2.0));
+    assert_eq!(json_of(&agent.admin("/v1/switches"))["switches"]["peak"], "on");
+    assert!(cli(&agent, &["rollback", "1"]).status.success());
+    assert_eq!(answered(&stage, service, 5, 200), 5);
+    assert_eq!(cli(&agent, &["switch", "pek", "on"]).status.code(), Some(64));
+}
