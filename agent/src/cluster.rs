@@ -48,7 +48,7 @@ pub use self::{
     routed::{MirrorState, RouteState},
     seen::Seen,
     shares::{Published, Shares},
-    strategy::{Effort, Efforts, Place},
+    strategy::{Cause, Effort, Efforts, Place},
 };
 use self::{
     build::{Known, build_service, is_same},

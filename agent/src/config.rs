@@ -16,6 +16,7 @@ pub mod pattern;
 pub mod policy;
 pub mod probe;
 pub mod request_limit;
+pub mod retry;
 pub mod route;
 pub mod strategy;
 pub mod tls;

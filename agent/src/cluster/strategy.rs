@@ -15,6 +15,8 @@ pub struct Efforts {
     retrying: AtomicU64,
     /// Requests that wait to be sent again.
     waiting: AtomicU64,
+    /// How often requests were sent again, for each reason.
+    retries: [AtomicU64; Cause::ALL.len()],
     /// How often each thing was done.
     done: [AtomicU64; Effort::ALL.len()],
 }
@@ -72,10 +74,88 @@ impl Effort {
     }
 }
 
+/// Why a request is sent again: how an attempt has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// No connection came about.
+    ConnectFailure,
+    /// Nobody can have processed it, as the endpoint says or its connection shows.
+    RefusedStream,
+    /// No answer came, or none that is one.
+    Reset,
+    /// None came in time.
+    Late,
+    /// 502, 503 or 504.
+    GatewayError,
+    /// Another status from 500 on.
+    ServerError,
+    /// A status from 400 on.
+    ClientError,
+    /// A status below that.
+    Status,
+    /// A code of gRPC that was named.
+    Grpc,
+    /// It has not failed: another is asked because it takes long.
+    Hedged,
+}
+
+impl Cause {
+    /// Each once.
+    pub const ALL: [Self; 10] = [
+        Self::ConnectFailure,
+        Self::RefusedStream,
+        Self::Reset,
+        Self::Late,
+        Self::GatewayError,
+        Self::ServerError,
+        Self::ClientError,
+        Self::Status,
+        Self::Grpc,
+        Self::Hedged,
+    ];
+
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::ConnectFailure => "connect_failure",
+            Self::RefusedStream => "refused_stream",
+            Self::Reset => "reset",
+            Self::Late => "late",
+            Self::GatewayError => "gateway_error",
+            Self::ServerError => "5xx",
+            Self::ClientError => "4xx",
+            Self::Status => "status",
+            Self::Grpc => "grpc",
+            Self::Hedged => "hedged",
+        }
+    }
+
+    /// Of an answer with this status.
+    pub fn of_status(status: u16) -> Self {
+        match status {
+            502..=504 => Self::GatewayError,
+            500.. => Self::ServerError,
+            400.. => Self::ClientError,
+            _ => Self::Status,
+        }
+    }
+}
+
 impl Efforts {
     /// One more.
     pub fn count(&self, effort: Effort) {
         self.done[effort as usize].fetch_add(1, Relaxed);
+    }
+
+    /// One more that is sent again.
+    pub fn retried(&self, reason: Cause) {
+        self.count(Effort::Retried);
+        self.retries[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// How many were, for this reason.
+    pub fn retries(&self, reason: Cause) -> u64 {
+        self.retries[reason as usize].load(Relaxed)
     }
 
     /// How many there were.

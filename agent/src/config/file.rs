@@ -17,6 +17,7 @@ mod outlier;
 mod policy;
 mod probe;
 mod request_limit;
+mod retry;
 mod route;
 mod section;
 mod service;

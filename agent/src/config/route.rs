@@ -1,10 +1,10 @@
 //! Where the requests of a service go: by what their heads say, to another service, to some of the endpoints, or to nobody.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::{canary::Canary, capture::NamespaceName, deadline::Timing, pattern::Pattern};
+use super::{canary::Canary, capture::NamespaceName, deadline::Timing, pattern::Pattern, strategy::Strategy};
 
 /// Most routes of one service.
 pub const ROUTES_MAX: usize = 10_000;
@@ -22,6 +22,8 @@ pub struct Route {
     pub action: Action,
     /// How long it may take, and what becomes of what its caller says of that; what is not said, its service says.
     pub timing: Option<Timing>,
+    /// What becomes of failures; `None`: what its service says.
+    pub strategy: Option<Arc<Strategy>>,
     /// What is changed of the request's fields before it is passed on.
     pub request_headers: HeaderChanges,
     /// What is changed of the response's fields, also of one that the agent gives.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
+use super::retry::Retry;
+
 /// What a service does with a request and the answers to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Strategy {
@@ -18,8 +20,8 @@ pub struct Strategy {
 /// Which strategy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Another endpoint is asked, so many times at most.
-    Failover(u32),
+    /// Another endpoint is asked.
+    Failover(Box<Retry>),
     /// One endpoint is asked, once.
     Failfast,
     /// A failure is answered as if nothing were the matter.

@@ -194,6 +194,7 @@ impl Scope {
             request_headers: HeaderChanges::default(),
             response_headers: HeaderChanges::default(),
             timing: None,
+            strategy: None,
         }];
         Self { table: Table::new(&route), route }
     }

@@ -21,7 +21,7 @@ use crate::{
     breaker::{Judge, Outcome, Pass},
     cluster::{BreakerPhase, BreakerState, GuardState, Seen, Service, Usage},
     config::{
-        self, HttpVersion,
+        self, HttpVersion, Strategy,
         guard::{DegradeTo, Instead, OnOpen, Respond, Why},
     },
     record::Counter,
@@ -65,6 +65,8 @@ pub(super) struct StandingIn {
 
 /// Who keeps a request while it is asked for, because somebody else may have to be asked.
 pub(super) struct Keeping<'k> {
+    /// What is done about failures.
+    pub rules: Option<&'k Strategy>,
     pub guard: Option<&'k Rc<Guard>>,
     pub leave: Option<&'k Leave>,
     /// What the client speaks, whether within TLS, and who that is.

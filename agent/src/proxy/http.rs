@@ -20,8 +20,8 @@ mod streaming;
 mod timed;
 
 use std::{
-    cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::pin, rc::Rc, time::Duration,
-    time::Instant,
+    cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::pin, rc::Rc, sync::Arc,
+    time::Duration, time::Instant,
 };
 
 use admitted::Denied;
@@ -47,7 +47,7 @@ use super::{
 };
 use crate::{
     cluster::{Dialler, Seen},
-    config::{HttpVersion, guard::Why},
+    config::{HttpVersion, Strategy, guard::Why},
     decode::http1::{Asked, Method, RequestHead},
     kernel::OriginalDst,
     record::{Bytes, Counter},
@@ -83,6 +83,8 @@ struct Connection<'h> {
     response_change: Option<Box<Fields>>,
     /// What sees the request's body, if it is copied.
     tap: Option<Rc<Tap>>,
+    /// What its route says of failures.
+    strategy: Option<Arc<Strategy>>,
     /// Rings when the time of the request that is on its way is over.
     clock: Clock,
     /// What filters have said of it.
@@ -125,6 +127,7 @@ pub fn serve(
         was_asked,
         response_change: None,
         tap: None,
+        strategy: None,
         clock: Clock::default(),
         filtered: None,
         guard: None,
@@ -210,7 +213,7 @@ impl Connection<'_> {
         }
         if home.is_some() || chain.is_some() {
             self.cluster = home.unwrap_or_else(|| Rc::clone(&self.cluster));
-            (self.response_change, self.tap, self.filtered) = (None, None, None);
+            (self.response_change, self.tap, self.filtered, self.strategy) = (None, None, None, None);
         }
         self.hop.slab.request_duration.observe(began.elapsed());
         next

@@ -157,12 +157,23 @@ pub struct Tried {
     is_early: bool,
     /// The one that is to be tried, if only one is.
     only: Option<usize>,
+    /// Which attempt at the request this is.
+    pub turn: Turn,
+}
+
+/// Which of several attempts at a request one is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turn {
+    /// From 1, if the endpoint is told; else 0.
+    pub nth: u32,
+    /// How long its answer may take to begin; `None`: as long as the service allows.
+    pub patience: Option<Duration>,
 }
 
 impl Tried {
     /// None yet.
     pub fn by(source: u64) -> Self {
-        Self { indexes: Vec::new(), source, key: None, cost: 1, is_early: false, only: None }
+        Self { indexes: Vec::new(), source, key: None, cost: 1, is_early: false, only: None, turn: Turn::default() }
     }
 
     /// None yet, for a connection that is dialled before anybody knows what is asked.

@@ -19,7 +19,7 @@ use super::{Cluster, Hop, http::Reply, mirror::Ordered};
 use crate::{
     cluster::{CanaryState, Dialler, MirrorState, RouteState, Service, Snapshot},
     config::{
-        NamespaceRules, Route,
+        NamespaceRules, Route, Strategy,
         deadline::Timing,
         route::{Action, CallerMatch, Fallback, Forward, Target},
     },
@@ -91,6 +91,8 @@ pub(super) struct Onward {
     pub change: Option<Change>,
     /// What is changed of its response.
     pub response: Option<Box<Fields>>,
+    /// What the route says of failures.
+    pub strategy: Option<Arc<Strategy>>,
     /// What the route says of its time.
     pub timing: Option<Timing>,
     /// Who gets a copy.
@@ -238,7 +240,8 @@ impl Hop {
         let cluster = cluster.unwrap_or_else(|| Rc::new(home.nobody()));
         let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
         let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
-        Ok(Onward { cluster, change, response, timing: taken.route.timing, mirror })
+        let strategy = taken.route.strategy.clone();
+        Ok(Onward { cluster, change, response, strategy, timing: taken.route.timing, mirror })
     }
 
     /// Whether this request is copied, and to whom.

@@ -1,6 +1,7 @@
 //! Carries out what a service does with a request whose endpoint fails, or that several endpoints are to get. What follows what is
 //! [`crate::retry`]'s to say.
 
+mod attempts;
 mod failback;
 mod many;
 mod one;
@@ -15,9 +16,10 @@ use super::{
     guard::{Keeping, StandingIn, by},
     http::Reply,
     reach::{Tried, Unreached},
-    whole::{Answer, Body, Came, Whole, ask},
+    whole::{Answer, Body, Came, Missed, Whole, ask},
 };
 use crate::{
+    cluster::Cause,
     config::{
         guard::Why,
         strategy::{Kind, Strategy},
@@ -67,7 +69,7 @@ pub async fn carry_out(
     keeping: &Keeping<'_>,
 ) -> (Outcome, Option<StandingIn>) {
     let until = keeping.leave.and_then(|leave| leave.until);
-    let outcome = by(until, by_rules(hop, cluster, Rc::clone(&whole), tried)).await;
+    let outcome = by(until, by_rules(hop, cluster, Rc::clone(&whole), (tried, keeping.rules))).await;
     let outcome = outcome.unwrap_or_else(|| Outcome::Refused(Reply::guarded(Why::Timeout)));
     let Some(guard) = keeping.guard else { return (outcome, None) };
     let Some(why) = guard.why(&outcome) else { return (outcome, None) };
@@ -82,8 +84,13 @@ pub async fn carry_out(
     (Outcome::of(ask(Rc::clone(hop), other, tried, Rc::new(again)).await), Some(place))
 }
 
-async fn by_rules(hop: &Rc<Hop>, cluster: &Rc<Cluster>, whole: Rc<Whole>, tried: Tried) -> Outcome {
-    let Some(rules) = &cluster.service.config.strategy else {
+async fn by_rules(
+    hop: &Rc<Hop>,
+    cluster: &Rc<Cluster>,
+    whole: Rc<Whole>,
+    (tried, rules): (Tried, Option<&Strategy>),
+) -> Outcome {
+    let Some(rules) = rules else {
         return Outcome::of(ask(Rc::clone(hop), Rc::clone(cluster), tried, whole).await);
     };
     match &rules.kind {
@@ -96,15 +103,20 @@ async fn by_rules(hop: &Rc<Hop>, cluster: &Rc<Cluster>, whole: Rc<Whole>, tried:
 }
 
 /// How long a body is kept, and whether a request that cannot be kept goes its way all the same, to one endpoint, once.
-pub fn keeps(cluster: &Cluster) -> (usize, bool) {
+pub fn keeps(rules: Option<&Strategy>) -> (usize, bool) {
     let lets_pass = |rules: &Strategy| matches!(rules.kind, Kind::Failover(_) | Kind::Failfast | Kind::Failsafe);
-    let rules = cluster.service.config.strategy.as_ref();
     rules.map_or((BODY_BYTES_MAX, true), |rules| (rules.body_bytes_max, lets_pass(rules)))
 }
 
-/// Whether what came has failed.
+/// Why what came has failed, if it has.
+fn failed(rules: &Strategy, came: &Came) -> Option<Cause> {
+    let is_unprocessed = came.as_ref().is_err_and(Missed::is_unprocessed);
+    retry::failed(rules, came.as_ref().map_or_else(Missed::seen, Answer::seen), is_unprocessed)
+}
+
+/// Whether it has.
 fn has_failed(rules: &Strategy, came: &Came) -> bool {
-    retry::has_failed(rules, came.as_ref().map_or_else(|missed| missed.seen(), Answer::seen))
+    failed(rules, came).is_some()
 }
 
 /// An answer that nothing stands in, but that it is the agent's own. A gRPC call is told that it went well.

@@ -9,7 +9,7 @@ mod http2;
 use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, header, request, response};
+use http::{HeaderMap, HeaderName, HeaderValue, header, request, response};
 use tokio::time::timeout;
 
 pub use self::body::{Body, Broken, Piece};
@@ -30,6 +30,11 @@ use crate::{
     },
 };
 
+/// Which attempt at a request this is (Envoy's).
+const ATTEMPT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+/// How many attempts there were before (gRFC A6).
+const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+const GRPC_STATUS: &str = "grpc-status";
 /// How much of an answer is read that nobody wants, so that its connection can be used again.
 const UNWANTED_BYTES_MAX: usize = 64 * 1024;
 
@@ -84,9 +89,15 @@ impl Whole {
         Self::new(request.0, request.1, (cluster, client), self.time)
     }
 
-    /// Its fields as of now, for who is asked.
-    fn headers(&self) -> HeaderMap {
+    /// Its fields as of now, for who is asked as the `nth`.
+    fn headers(&self, nth: u32) -> HeaderMap {
         let mut headers = self.parts.headers.clone();
+        if nth > 0 {
+            headers.insert(ATTEMPT, HeaderValue::from(nth));
+        }
+        if nth > 1 && self.asked.is_grpc {
+            headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(nth - 1));
+        }
         // Who is asked when the caller waits no more has as long as the caller gave.
         if let Some(time) = self.time.filter(|time| !time.is_over()) {
             time.tell(&mut headers);
@@ -95,12 +106,12 @@ impl Whole {
     }
 
     /// All of it as of now, for an endpoint of HTTP/1.
-    fn message(&self) -> Bytes {
-        if self.time.is_none() {
+    fn message(&self, nth: u32) -> Bytes {
+        if self.time.is_none() && nth == 0 {
             return self.message.clone();
         }
         let mut parts = self.parts.clone();
-        parts.headers = self.headers();
+        parts.headers = self.headers(nth);
         // It had a form when it came.
         in_http1(&parts, &self.body, &self.trailers).unwrap_or_else(|_| self.message.clone())
     }
@@ -133,8 +144,18 @@ pub struct Answer {
 impl Answer {
     /// What its head says of the endpoint.
     pub fn seen(&self) -> Seen {
-        let grpc_status = self.parts.headers.get("grpc-status").map(|value| grpc::status(value.as_bytes()));
+        let in_trailers = || self.body.ready_trailers()?.get(GRPC_STATUS);
+        let value = self.parts.headers.get(GRPC_STATUS).or_else(in_trailers);
+        let grpc_status = value.map(|value| grpc::status(value.as_bytes()));
         Seen::Answered { status: self.parts.status.as_u16(), grpc_status }
+    }
+
+    /// Of gRPC: what stands behind an empty body, if it is there already, is known.
+    pub async fn settled(self) -> Self {
+        if self.parts.headers.contains_key(GRPC_STATUS) {
+            return self;
+        }
+        Self { body: self.body.settled().await, ..self }
     }
 
     /// Nobody wants it: a short one is read to its end, the others are given up.
@@ -210,8 +231,6 @@ pub async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>)
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]

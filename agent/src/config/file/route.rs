@@ -7,14 +7,17 @@ mod show;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use http::{HeaderName, HeaderValue, Method};
 
 pub(super) use self::matching::{caller, matches, show as show_match, show_caller};
 pub(super) use self::show::{show, show_changes};
 use super::{
-    SWITCHES, deadline,
+    SWITCHES, deadline, retry,
     section::{Field, Path, Position, Problems, Section, shown},
     service::service_name,
     tree::{Key, Node, Value},
@@ -89,13 +92,14 @@ fn route(
     problems: &mut Problems,
 ) -> Option<Route> {
     let own = ["name", "match", "split", "canary", "rewrite", "mirror", "redirect", "respond"];
-    let own = [&own[..], &["request_headers", "response_headers"], &deadline::KEYS].concat();
+    let own = [&own[..], &["request_headers", "response_headers"], &["retry"], &deadline::KEYS].concat();
     let keys = [&own[..], &TARGET_KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let name = section.or("name", || format!("route-{}", index + 1), service_name, problems);
     let found = section.or("match", Match::default, matches, problems);
     let action = action(&section, named, problems);
     let timing = deadline::timing(&section, problems);
+    let strategy = section.or("retry", || None, |field, p| retry::retry(field, p).map(Arc::new).map(Some), problems);
     let request_headers = section.or("request_headers", HeaderChanges::default, header_changes, problems);
     let response_headers = section.or("response_headers", HeaderChanges::default, header_changes, problems);
     let route = Route {
@@ -103,6 +107,7 @@ fn route(
         matches: found?,
         action: action?,
         timing: timing?,
+        strategy: strategy?,
         request_headers: request_headers?,
         response_headers: response_headers?,
     };
@@ -111,7 +116,7 @@ fn route(
         if let Some(field) = section.get("request_headers") {
             field.refuse("changes a request that is passed on, and this one is answered; remove it", problems);
         }
-        for field in deadline::KEYS.iter().filter_map(|key| section.get(key)) {
+        for field in deadline::KEYS.iter().chain(&["retry"]).filter_map(|key| section.get(key)) {
             field.refuse("is of a request that is passed on, and this one is answered; remove it", problems);
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    deadline, filter, guard, http, milliseconds, outlier, policy, probe, request_limit,
+    deadline, filter, guard, http, milliseconds, outlier, policy, probe, request_limit, retry,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     strategy, tls,
@@ -145,6 +145,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "probe",
         "outlier",
         "cluster",
+        "retry",
         "request_limits",
         "filters",
         "endpoint_drain_ms",
@@ -212,7 +213,9 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     };
     draft.probe = probe::probe(&section, protocol, draft.tls.as_ref(), problems);
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
-    draft.strategy = strategy::strategy(&section, (protocol, draft.mode()), problems);
+    let retry = retry::of_service(&section, (protocol, draft.mode()), problems);
+    let strategy = strategy::strategy(&section, (protocol, draft.mode()), problems);
+    draft.strategy = retry.zip(strategy).map(|(retry, strategy)| retry.or(strategy));
     deadline::refuse_idle(&section, (draft.mode(), protocol), problems);
     let mut named = Vec::new();
     draft.filters = filter::filters(&section, draft.mode(), protocol, &mut named, problems);

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, admin,
-    deadline, filter, guard, http, outlier, probe, request_limit, route, strategy, tls, tuning,
+    deadline, filter, guard, http, outlier, probe, request_limit, retry, route, strategy, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -106,7 +106,8 @@ pub fn show_service(service: &Service) -> Value {
         "probe_interval_ms": service.probe_interval.map(milliseconds),
         "probe": service.probe.as_ref().map(probe::show),
         "outlier": service.outlier.as_ref().map(outlier::show),
-        "cluster": service.strategy.as_ref().map(strategy::show),
+        "cluster": service.strategy.as_ref().filter(|it| retry::show(it).is_none()).map(strategy::show),
+        "retry": service.strategy.as_ref().and_then(retry::show),
         "request_limits": (!service.request_limits.is_empty())
             .then(|| service.request_limits.iter().map(request_limit::show).collect::<Vec<Value>>()),
         "filters": filter::show_all(&service.filters),

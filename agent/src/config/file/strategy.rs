@@ -11,6 +11,7 @@ use super::{
 };
 use crate::config::{
     Mode, Protocol,
+    retry::Retry,
     strategy::{Aggregate, Broadcast, Failback, Kind, Strategy},
 };
 
@@ -98,7 +99,7 @@ fn read(word: Word, section: &Section<'_>, problems: &mut Problems) -> Option<St
     refuse_foreign(word, section, problems);
     let mut number = |key, default, most| section.or(key, || default, |field, p| field.integer(1..=most, p), problems);
     let kind = match word {
-        Word::Failover => Kind::Failover(number("retries", RETRIES, RETRIES_MAX)?),
+        Word::Failover => Kind::Failover(Box::new(Retry::failover(number("retries", RETRIES, RETRIES_MAX)?))),
         Word::Failfast => Kind::Failfast,
         Word::Failsafe => Kind::Failsafe,
         Word::Failback => Kind::Failback(Failback {
@@ -140,6 +141,7 @@ fn refuse_foreign(word: Word, section: &Section<'_>, problems: &mut Problems) {
 /// The word that a file uses for a strategy.
 pub fn strategy_word(strategy: &Strategy) -> &'static str {
     let word = match &strategy.kind {
+        Kind::Failover(retry) if retry.tells => return "retry",
         Kind::Failover(_) => Word::Failover,
         Kind::Failfast => Word::Failfast,
         Kind::Failsafe => Word::Failsafe,
@@ -163,7 +165,7 @@ pub(super) fn show(strategy: &Strategy) -> Json {
         shown["non_idempotent"] = json!(if strategy.non_idempotent { "on" } else { "off" });
     }
     match &strategy.kind {
-        Kind::Failover(retries) => shown["retries"] = json!(retries),
+        Kind::Failover(retry) => shown["retries"] = json!(retry.attempts),
         Kind::Forking(forks) => shown["forks"] = json!(forks),
         Kind::Failback(rules) => {
             shown["retries"] = json!(rules.retries);
@@ -198,11 +200,12 @@ mod tests {
     fn strategies_have_dubbos_defaults_and_are_shown_again() {
         let failback =
             |retries| Kind::Failback(Failback { retries, interval: milliseconds(FAILBACK_INTERVAL_MS), tasks: 100 });
+        let failover = |retries| Kind::Failover(Box::new(Retry::failover(retries)));
         let broadcast = |subset, aggregate| Kind::Broadcast(Broadcast { subset, aggregate });
         let labels: BTreeMap<String, String> = [("v".to_owned(), "1".to_owned())].into();
         for (keys, word, kind) in [
-            ("cluster: failover", "failover", Kind::Failover(2)),
-            ("cluster: {strategy: failover, retries: 4, non_idempotent: on}", "failover", Kind::Failover(4)),
+            ("cluster: failover", "failover", failover(2)),
+            ("cluster: {strategy: failover, retries: 4, non_idempotent: on}", "failover", failover(4)),
             ("cluster: failfast", "failfast", Kind::Failfast),
             ("cluster: {strategy: failsafe, failed_status: [500, 502-504]}", "failsafe", Kind::Failsafe),
             ("cluster: failback", "failback", failback(3)),

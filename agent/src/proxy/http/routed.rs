@@ -47,6 +47,7 @@ impl Connection<'_> {
             (buf, head) = self.with_lines(&changed, buf, head);
         }
         self.response_change = onward.response;
+        self.strategy = onward.strategy;
         if let Some(ordered) = onward.mirror.filter(|_| head.method != Method::Connect && !head.websocket) {
             self.tap = Some(self.tapped(ordered, &buf, &head));
         }

@@ -13,7 +13,7 @@ use super::{
     reply::Reply,
 };
 use crate::{
-    config::HttpVersion,
+    config::{HttpVersion, Strategy},
     decode::{
         chunked::{BadChunk, Decoder, Event},
         http1::{Framing, Method, RequestHead},
@@ -84,7 +84,9 @@ impl Reading {
 impl Connection<'_> {
     /// Does with a request what the service's strategy says; gives back one that is too long to be kept, to go its way as any other.
     pub(super) async fn by_strategy(&mut self, buf: Buf, head: &RequestHead) -> Result<Next, Buf> {
-        let (bytes_max, lets_pass) = keeps(&self.cluster);
+        let (cluster, of_route) = (Rc::clone(&self.cluster), self.strategy.take());
+        let rules = of_route.as_deref().or(cluster.service.config.strategy.as_ref());
+        let (bytes_max, lets_pass) = keeps(rules);
         let (buf, body, end) = match self.gather(buf, head, bytes_max).await {
             Gathered::Whole(buf, body, end) => (buf, body, end),
             Gathered::TooLong(buf) if lets_pass => return Err(buf),
@@ -94,7 +96,7 @@ impl Connection<'_> {
         self.hop.slab.count_bytes(Count::DownstreamReceived, end);
         let rest = self.hop.buffers.holding(&buf.bytes()[end..]);
         Ok(match self.whole(buf, head, body) {
-            Ok((whole, tried)) => self.carried_out(whole, tried, head, rest).await,
+            Ok((whole, tried)) => self.carried_out(whole, (tried, rules), head, rest).await,
             Err(reply) => Next::End(self.refuse(reply).await),
         })
     }
@@ -182,11 +184,17 @@ impl Connection<'_> {
         }
     }
 
-    async fn carried_out(&mut self, whole: Whole, tried: Tried, head: &RequestHead, rest: Buf) -> Next {
+    async fn carried_out(
+        &mut self,
+        whole: Whole,
+        (tried, rules): (Tried, Option<&Strategy>),
+        head: &RequestHead,
+        rest: Buf,
+    ) -> Next {
         let (is_secure, source) = (self.stream.is_tls(), self.source);
         let guard = self.keeper().cloned();
         let (guard, leave) = (guard.as_ref(), self.leave.as_ref());
-        let keeping = Keeping { guard, leave, client: HttpVersion::Http1, is_secure, source };
+        let keeping = Keeping { rules, guard, leave, client: HttpVersion::Http1, is_secure, source };
         let mut client = Client {
             reader: &mut self.stream.reader,
             socket: &self.stream.socket,

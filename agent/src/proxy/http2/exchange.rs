@@ -13,6 +13,7 @@ use std::{
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Poll, ready},
     time::Instant,
 };
@@ -35,7 +36,7 @@ use super::{
 };
 use crate::{
     cluster::Seen,
-    config::HttpVersion,
+    config::{HttpVersion, Strategy},
     decode::{
         grpc,
         http1::BadResponse,
@@ -122,7 +123,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         // Boxed: most services have none.
         Box::pin(filtered::pass(&connection, &chain, &mut parts, &mut way, time)).await;
     }
-    let Way { cluster, change, ordered, filtered, end, .. } = way;
+    let Way { cluster, change, strategy, ordered, filtered, end, .. } = way;
     let guard = cluster.guard.clone();
     let patience = time.map(|time| time.left());
     let (entered, end) = match end {
@@ -146,6 +147,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         asked,
         began,
         time,
+        strategy,
         down: None,
         has_status: false,
         is_open: false,
@@ -220,6 +222,8 @@ struct Exchange<'c> {
     filtered: Option<Box<Filtered>>,
     /// How long it may take.
     time: Option<Time>,
+    /// What its route says of failures.
+    strategy: Option<Arc<Strategy>>,
     /// Where the rest of a final response goes, when its head was sent.
     down: Option<SendStream<Bytes>>,
     /// Whether that response is gRPC's, of which no part is taken for the whole without a status.

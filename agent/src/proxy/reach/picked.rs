@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Tried;
+use super::{Tried, Turn};
 use crate::{
     config,
     proxy::{Cluster, Hop},
@@ -12,6 +12,11 @@ impl Tried {
     /// As for the same request, of which only this endpoint is to be tried.
     pub fn at(&self, endpoint: usize) -> Self {
         Self { indexes: Vec::new(), only: Some(endpoint), ..*self }
+    }
+
+    /// The same, as one of several attempts.
+    pub fn in_turn(self, turn: Turn) -> Self {
+        Self { turn, ..self }
     }
 
     /// As for the same request, for which none was tried.

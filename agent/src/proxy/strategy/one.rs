@@ -1,17 +1,18 @@
 //! One endpoint at a time.
 
-use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
+use std::rc::Rc;
 
 use http::{HeaderValue, StatusCode};
+use tokio::time::sleep;
 
-use super::{Outcome, discard, empty, failback, has_failed};
+use super::{Outcome, attempts::Attempts, discard, empty, failback, failed};
 use crate::{
-    cluster::{Effort, Place, Service},
-    config::strategy::Strategy,
+    cluster::Effort,
+    config::strategy::{Kind, Strategy},
     proxy::{
         Cluster, Hop,
         reach::Tried,
-        whole::{Missed, Whole, ask},
+        whole::{Answer, Missed, Whole},
     },
     record::Counter,
     retry::{self, Failure, Next},
@@ -22,51 +23,53 @@ pub(super) async fn ask_one(
     hop: &Rc<Hop>,
     cluster: &Rc<Cluster>,
     whole: Rc<Whole>,
-    (mut tried, rules): (Tried, &Strategy),
+    (tried, rules): (Tried, &Strategy),
 ) -> Outcome {
     let efforts = &cluster.service.efforts;
-    let Some(mut endpoint) = hop.pick(cluster, &mut tried) else { return Outcome::nobody() };
-    let (mut retries, mut _place) = (0, None);
+    let mut attempts = Attempts::new(hop, cluster, &whole, (tried, rules));
+    let Some(endpoint) = attempts.pick() else { return Outcome::nobody() };
+    attempts.begin(endpoint);
+    let mut retries = 0;
     loop {
-        let came = ask(Rc::clone(hop), Rc::clone(cluster), tried.at(endpoint), Rc::clone(&whole)).await;
-        if !has_failed(rules, &came) {
-            return Outcome::of(came);
-        }
+        let Some(came) = attempts.came().await else { return Outcome::nobody() };
+        let came = match came {
+            Ok(answer) if whole.asked.is_grpc => Ok(Answer::settled(answer).await),
+            came => came,
+        };
+        let Some(reason) = failed(rules, &came) else { return Outcome::of(came) };
         let is_unprocessed = came.as_ref().is_err_and(Missed::is_unprocessed);
-        let failure = Failure { is_idempotent: whole.asked.is_idempotent, is_unprocessed, retries };
-        match retry::next(rules, failure) {
-            Next::Give => return Outcome::of(came),
-            Next::Again => {
-                _place = None;
-                let Some(place) = place(&cluster.service) else {
-                    efforts.count(Effort::OverBudget);
+        let failure = Failure { reason, is_idempotent: whole.asked.is_idempotent, is_unprocessed, retries };
+        match (retry::next(rules, failure), &rules.kind) {
+            (Next::Again, Kind::Failover(again)) => {
+                attempts.give_back();
+                let Some(pause) = attempts.pause(&came) else { return Outcome::of(came) };
+                if !attempts.take_place(again.budget) {
                     return Outcome::of(came);
-                };
-                let Some(next) = hop.pick(cluster, &mut tried) else { return Outcome::of(came) };
-                (endpoint, _place, retries) = (next, Some(place), retries + 1);
-                efforts.count(Effort::Retried);
+                }
+                let Some(endpoint) = attempts.pick() else { return Outcome::of(came) };
+                retries += 1;
+                efforts.retried(reason);
                 discard(came);
+                if !pause.is_zero() {
+                    sleep(pause).await;
+                }
+                attempts.begin(endpoint);
             }
-            Next::Absorb => {
+            (Next::Absorb, _) => {
                 efforts.count(Effort::Absorbed);
                 discard(came);
                 let told = HeaderValue::from_static("failsafe");
                 return Outcome::Ours(empty(&whole, StatusCode::OK, told), Counter::Absorbed);
             }
-            Next::Defer => {
-                if !failback::defer(hop, cluster, &whole, &tried) {
+            (Next::Defer, _) => {
+                if !failback::defer(hop, cluster, &whole, attempts.tried()) {
                     return Outcome::of(came);
                 }
                 discard(came);
                 let told = HeaderValue::from_static("failback");
                 return Outcome::Ours(empty(&whole, StatusCode::ACCEPTED, told), Counter::Deferred);
             }
+            (Next::Give | Next::Again, _) => return Outcome::of(came),
         }
     }
-}
-
-/// A place among the retries, if the service's budget has one.
-fn place(service: &Service) -> Option<Place> {
-    let in_flight = service.endpoints.iter().map(|endpoint| u64::from(endpoint.state.active.load(Relaxed))).sum();
-    service.efforts.retry(|retrying| retry::is_within_budget(retrying, in_flight))
 }

@@ -11,6 +11,8 @@ use super::{http1::FromHttp1, http2::FromHttp2};
 pub enum Body {
     /// All of it, and what stands behind it.
     Ready(Bytes, HeaderMap),
+    /// What was taken of another, and that.
+    Begun(Result<Bytes, Broken>, Box<Self>),
     /// As it comes from an endpoint of HTTP/1.
     Http1(Box<FromHttp1>),
     /// As it comes from one of HTTP/2.
@@ -40,6 +42,7 @@ impl Body {
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Ready(bytes, trailers) => bytes.is_empty() && trailers.is_empty(),
+            Self::Begun(..) => false,
             Self::Http1(body) => body.is_empty(),
             Self::Http2(body) => body.is_empty(),
         }
@@ -54,8 +57,33 @@ impl Body {
         match self {
             Self::Ready(bytes, trailers) if bytes.is_empty() => Ok(Piece::End(mem::take(trailers))),
             Self::Ready(bytes, _) => Ok(Piece::Data(mem::take(bytes))),
+            Self::Begun(..) => {
+                let Self::Begun(begun, rest) = mem::replace(self, Self::Ready(Bytes::new(), HeaderMap::new())) else {
+                    return Err(Broken::Off);
+                };
+                *self = *rest;
+                begun.map(Piece::Data)
+            }
             Self::Http1(body) => body.next().await,
             Self::Http2(body) => body.next().await,
+        }
+    }
+
+    /// The same, of which the end is known if it is there already and nothing stands before it.
+    pub async fn settled(mut self) -> Self {
+        match self.next_now().await {
+            None => self,
+            Some(Ok(Piece::End(trailers))) => Self::Ready(Bytes::new(), trailers),
+            Some(Ok(Piece::Data(data))) => Self::Begun(Ok(data), Box::new(self)),
+            Some(Err(broken)) => Self::Begun(Err(broken), Box::new(self)),
+        }
+    }
+
+    /// What stands behind an empty body, if that is known.
+    pub fn ready_trailers(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Ready(bytes, trailers) if bytes.is_empty() => Some(trailers),
+            _ => None,
         }
     }
 
@@ -73,7 +101,7 @@ impl Body {
     pub fn ready_bytes(&self) -> Option<usize> {
         match self {
             Self::Ready(bytes, trailers) => trailers.is_empty().then_some(bytes.len()),
-            Self::Http1(_) | Self::Http2(_) => None,
+            Self::Begun(..) | Self::Http1(_) | Self::Http2(_) => None,
         }
     }
 }
@@ -82,6 +110,7 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ready(..) => "Ready",
+            Self::Begun(..) => "Begun",
             Self::Http1(_) => "Http1",
             Self::Http2(_) => "Http2",
         })

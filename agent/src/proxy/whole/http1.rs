@@ -8,6 +8,7 @@ use http::{HeaderMap, Response};
 use super::{
     Answer, Body, Missed, Whole,
     body::{Broken, Piece},
+    within,
 };
 use crate::{
     cluster::Seen,
@@ -38,12 +39,16 @@ pub(super) async fn ask(
         let mut upstream = hop.reach(cluster, &mut tried, fresh).await.map_err(Missed::Unreached)?;
         upstream.stream.reader.arm_on_demand(&hop.buffers, MEDIUM);
         let sent_before = upstream.stream.writer.taken();
-        let buf = Buf::of(&whole.message());
+        let buf = Buf::of(&whole.message(tried.turn.nth));
         let range = buf.range();
         hop.slab.count_bytes(Count::UpstreamSent, range.len());
         upstream.stream.writer.submit(buf, range);
         set_or_clear(&upstream.stream.socket, limits.response, Due::End);
-        let (received, buf) = first_bytes(&mut upstream.stream, &hop.buffers).await;
+        let first = first_bytes(&mut upstream.stream, &hop.buffers);
+        let Some((received, buf)) = within(tried.turn.patience, first).await else {
+            upstream.who().report(hop, Seen::Late);
+            return Err(Missed::Late);
+        };
         if let Ok(bytes @ 1..) = received {
             hop.slab.count_bytes(Count::UpstreamReceived, bytes);
             upstream.who().heard().now();

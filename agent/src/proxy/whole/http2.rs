@@ -36,7 +36,8 @@ pub(super) async fn ask(
     let mut replays = 0;
     loop {
         let shared = hop.reach_shared(cluster, &mut tried).await.map_err(Missed::Unreached)?;
-        let Failed { error, was_sent } = match attempt(&shared, whole, limits.response).await {
+        let limit = limits.response.into_iter().chain(tried.turn.patience).min();
+        let Failed { error, was_sent } = match attempt(&shared, (whole, tried.turn.nth), limit).await {
             Some(Ok(response)) => return answer(hop, shared, response, limits.stall),
             Some(Err(failed)) => failed,
             None => {
@@ -69,11 +70,11 @@ struct Failed {
 /// Sends it, and waits for the head of the response; `None`: that did not come in time.
 async fn attempt(
     shared: &Shared,
-    whole: &Whole,
+    (whole, nth): (&Whole, u32),
     limit: Option<Duration>,
 ) -> Option<Result<Response<RecvStream>, Failed>> {
     let is_bare = whole.body.is_empty() && whole.trailers.is_empty();
-    let (mut response, mut up) = match shared.seat.send(head(whole), is_bare) {
+    let (mut response, mut up) = match shared.seat.send(head(whole, nth), is_bare) {
         Ok(sent) => sent,
         Err(error) => return Some(Err(Failed { error, was_sent: false })),
     };
@@ -102,12 +103,12 @@ fn poll_response(
     Pin::new(response).poll(context)
 }
 
-fn head(whole: &Whole) -> Request<()> {
+fn head(whole: &Whole, nth: u32) -> Request<()> {
     let mut request = Request::new(());
     *request.method_mut() = whole.parts.method.clone();
     *request.uri_mut() = whole.parts.uri.clone();
     *request.version_mut() = http::Version::HTTP_2;
-    *request.headers_mut() = whole.headers();
+    *request.headers_mut() = whole.headers(nth);
     request
 }
 

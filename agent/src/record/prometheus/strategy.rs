@@ -3,7 +3,7 @@
 use std::{fmt::Write, sync::Arc};
 
 use crate::{
-    cluster::{Effort, Service},
+    cluster::{Cause, Effort, Service},
     config::{
         file::strategy_word,
         strategy::{Kind, Strategy},
@@ -26,6 +26,7 @@ pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
         }
         text.push('\n');
     }
+    write_retries(text, services);
     let mut waiting = of().filter(|(_, strategy)| matches!(strategy.kind, Kind::Failback(_))).peekable();
     if waiting.peek().is_some() {
         let name = "sockway_cluster_waiting";
@@ -35,6 +36,28 @@ pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
         }
         text.push('\n');
     }
+}
+
+/// Of services that retry, or have a route that does.
+fn write_retries(text: &mut String, services: &[Arc<Service>]) {
+    let retries = |strategy: &Strategy| matches!(strategy.kind, Kind::Failover(_));
+    let is_one = |service: &&Arc<Service>| {
+        service.config.strategy.as_ref().is_some_and(retries)
+            || Cause::ALL.iter().any(|reason| service.efforts.retries(*reason) > 0)
+    };
+    let mut of = services.iter().filter(is_one).peekable();
+    if of.peek().is_none() {
+        return;
+    }
+    let name = "sockway_retries_total";
+    let _ = writeln!(text, "# HELP {name} Requests that were sent again, by the reason.\n# TYPE {name} counter");
+    for service in of {
+        for reason in Cause::ALL {
+            let (of, word, count) = (&service.config.name, reason.word(), service.efforts.retries(reason));
+            let _ = writeln!(text, "{name}{{service=\"{of}\",reason=\"{word}\"}} {count}");
+        }
+    }
+    text.push('\n');
 }
 
 /// Whether a strategy ever does this.
@@ -68,14 +91,16 @@ mod tests {
         };
         let first = snapshot(", cluster: failover", &Snapshot::default());
         first.services[0].efforts.count(Effort::Retried);
-        let line = "{service=\"a\",strategy=\"failover\",effort=\"retried\"} 1\n";
+        let line = "{service=\"a\",strategy=\"failover\",effort=\"retried\"} ";
         assert!(told(&first).contains(line) && !told(&first).contains("waiting"));
         let none = snapshot("", &first);
         assert_eq!(told(&none), "");
+        first.services[0].efforts.retried(Cause::Late);
+        assert!(told(&none).contains("sockway_retries_total{service=\"a\",reason=\"late\"} 1\n"), "of its routes");
         let again = snapshot(", cluster: failover", &none);
         assert!(told(&again).contains(line), "{}", told(&again));
         assert!(
-            told(&snapshot(", cluster: failback", &again)).ends_with("sockway_cluster_waiting{service=\"a\"} 0\n\n")
+            told(&snapshot(", cluster: failback", &again)).contains("sockway_cluster_waiting{service=\"a\"} 0\n\n")
         );
     }
 }

@@ -8,7 +8,15 @@ use crate::config::route::{Action, Expression, HeaderChanges, Respond};
 fn route(matches: Match) -> Route {
     let action = Action::Respond(Respond { status: 200, body: String::new() });
     let none = HeaderChanges::default;
-    Route { name: String::new(), matches, action, timing: None, request_headers: none(), response_headers: none() }
+    Route {
+        name: String::new(),
+        matches,
+        action,
+        timing: None,
+        strategy: None,
+        request_headers: none(),
+        response_headers: none(),
+    }
 }
 
 fn routes(matches: impl IntoIterator<Item = Match>) -> Vec<Route> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{FALLBACKS, SWITCHES, canary, deadline, matching, mirror};
+use super::{FALLBACKS, SWITCHES, canary, deadline, matching, mirror, retry};
 use crate::config::route::{Action, Fallback, HeaderChanges, PathChange, Redirect, Rewrite, Route, Target, Template};
 
 /// As it would be written.
@@ -42,6 +42,8 @@ pub fn show(route: &Route) -> Value {
         }
     }
     shown.append(&mut deadline::show(route.timing.as_ref()));
+    let again = route.strategy.as_deref().and_then(retry::show);
+    shown.extend(again.map(|retry| ("retry".to_owned(), retry)));
     for (key, changes) in [("request_headers", &route.request_headers), ("response_headers", &route.response_headers)] {
         if !changes.is_empty() {
             shown.insert(key.into(), show_changes(changes));

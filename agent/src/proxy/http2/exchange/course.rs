@@ -1,12 +1,12 @@
 //! What becomes of a request before anybody is asked: its route.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use http::request::Parts;
 
 use super::filtered::Filtered;
 use crate::{
-    config::deadline::Timing,
+    config::{Strategy, deadline::Timing},
     proxy::{
         Cluster,
         filtered::{Chain, Ended},
@@ -26,6 +26,8 @@ pub(super) struct Way {
     pub change: Option<Box<Fields>>,
     /// How long it may take, if its route says so.
     pub timing: Option<Timing>,
+    /// What its route says of failures.
+    pub strategy: Option<Arc<Strategy>>,
     /// Who gets a copy.
     pub ordered: Option<Ordered>,
     /// What filters have said of it.
@@ -39,12 +41,13 @@ pub(super) fn way(connection: &Connection, parts: &mut Parts) -> (Way, Option<Rc
     let home = connection.cluster();
     let chain = home.chain.clone();
     let course = course(connection, &home, parts);
-    let straight = Way { cluster: home, change: None, timing: None, ordered: None, filtered: None, end: None };
+    let straight =
+        Way { cluster: home, change: None, timing: None, strategy: None, ordered: None, filtered: None, end: None };
     let way = match course {
         Course::Straight => straight,
         Course::On(onward) => {
-            let Onward { cluster, response: change, timing, mirror: ordered, .. } = onward;
-            Way { cluster, change, timing, ordered, ..straight }
+            let Onward { cluster, response: change, timing, strategy, mirror: ordered, .. } = onward;
+            Way { cluster, change, timing, strategy, ordered, ..straight }
         }
         Course::Answered(reply) => Way { end: Some(Ended::Reply(reply)), ..straight },
     };

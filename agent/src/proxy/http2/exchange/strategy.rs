@@ -8,7 +8,7 @@ use http::{HeaderValue, Response, header, request::Parts};
 
 use super::{Ended, Exchange};
 use crate::{
-    config::HttpVersion,
+    config::{HttpVersion, Strategy},
     decode::http2,
     proxy::{
         guard::Keeping,
@@ -34,6 +34,8 @@ impl Exchange<'_> {
     /// Does with a request what the service's strategy says; gives back one that is too long to be kept.
     pub(super) async fn by_strategy(&mut self, mut parts: Parts, body: &mut RecvStream) -> Result<Counter, Kept> {
         let cluster = Rc::clone(&self.cluster);
+        let of_route = self.strategy.take();
+        let rules = of_route.as_deref().or(cluster.service.config.strategy.as_ref());
         if !body.is_end_stream() && parts.headers.remove(header::EXPECT).is_some() {
             let mut go_on = Response::new(());
             *go_on.status_mut() = http::StatusCode::CONTINUE;
@@ -41,7 +43,7 @@ impl Exchange<'_> {
             let _ = self.respond.send_informational(go_on);
         }
         let limits = Limits::of(&cluster);
-        let (bytes_max, lets_pass) = keeps(&cluster);
+        let (bytes_max, lets_pass) = keeps(rules);
         let patience = if lets_pass { Some(PAUSE) } else { limits.stall };
         let mut all = if body.is_end_stream() { Gathered::nothing() } else { Gathered::default() };
         while all.end.is_none() && all.bytes <= bytes_max {
@@ -60,10 +62,10 @@ impl Exchange<'_> {
             all.tell(tap);
             tap.stop_if_over().await;
         }
-        Ok(self.carried_out(parts, all).await)
+        Ok(self.carried_out(parts, all, rules).await)
     }
 
-    async fn carried_out(&mut self, parts: Parts, body: Gathered) -> Counter {
+    async fn carried_out(&mut self, parts: Parts, body: Gathered, rules: Option<&Strategy>) -> Counter {
         let cluster = Rc::clone(&self.cluster);
         let (source, is_secure) = (self.connection.source, self.connection.is_secure);
         let hop = &self.connection.hop;
@@ -78,8 +80,14 @@ impl Exchange<'_> {
             Err(bad) => return self.reply(&Reply::refused(bad)),
         };
         let (guard, leave) = (self.keeper().cloned(), self.leave.clone());
-        let keeping =
-            Keeping { guard: guard.as_ref(), leave: leave.as_deref(), client: HttpVersion::Http2, is_secure, source };
+        let keeping = Keeping {
+            rules,
+            guard: guard.as_ref(),
+            leave: leave.as_deref(),
+            client: HttpVersion::Http2,
+            is_secure,
+            source,
+        };
         // Its time is looked at there.
         self.has_begun.set(true);
         let outcome = {
