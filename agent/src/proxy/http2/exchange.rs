@@ -135,7 +135,8 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     };
     let Entered { cluster, wait, admitted, leave, standing_in } = entered;
     let guard = if standing_in.is_some() { guard } else { cluster.guard.clone() };
-    let (until, has_begun) = (leave.as_ref().and_then(|leave| leave.until), Rc::<Cell<bool>>::default());
+    let until = leave.as_ref().and_then(|leave| leave.until);
+    let has_begun = until.map(|_| Rc::<Cell<bool>>::default());
     let ordered = ordered.filter(|_| asked.tunnel.is_none());
     let tap = filtered::tap(&connection, ordered, filtered.as_deref(), (&parts, &body));
     let mut exchange = Exchange {
@@ -155,7 +156,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         guard,
         leave: leave.map(Rc::new),
         code: None,
-        has_begun: Rc::clone(&has_begun),
+        has_begun: has_begun.clone(),
         respond,
     };
     let passed = async {
@@ -180,7 +181,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         }
     };
     let spent = (hop.samples_own_time() && asked.tunnel.is_none()).then(Cell::default);
-    let passed = begun_by(until, &has_begun, own_time::of(passed, spent.as_ref()));
+    let passed = begun_by(until.zip(has_begun.as_deref()), own_time::of(passed, spent.as_ref()));
     let passed = filtered::unless_over(tap, passed);
     let counter = match time.and_then(|time| time.until()) {
         None => Some(passed.await),
@@ -238,7 +239,7 @@ struct Exchange<'c> {
     /// What a gRPC call ended with.
     code: Option<u8>,
     /// Whether a final answer has begun, or somebody else looks at the isolation's clock.
-    has_begun: Rc<Cell<bool>>,
+    has_begun: Option<Rc<Cell<bool>>>,
     respond: SendResponse<Bytes>,
 }
 
@@ -303,7 +304,7 @@ impl Exchange<'_> {
     fn opened(&mut self) {
         let slab = &self.connection.hop.slab;
         slab.count(Counter::Upgraded);
-        self.has_begun.set(true);
+        self.begins();
         self.tells(Counter::Upgraded);
         slab.request_duration.observe(self.began.elapsed());
         self.is_open = true;
@@ -390,7 +391,7 @@ impl Exchange<'_> {
         if self.is_unwanted(status, &head.headers) {
             return Ended::Unwanted(status);
         }
-        self.has_begun.set(true);
+        self.begins();
         if let Some(change) = &self.change {
             change.of_map(&mut head.headers);
         }

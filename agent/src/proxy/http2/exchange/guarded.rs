@@ -33,17 +33,16 @@ pub(super) fn entered(
     now: Instant,
     timeout: Option<Duration>,
 ) -> Result<Entered, Reply> {
+    if cluster.guard.is_none() && cluster.gate.is_open() {
+        return Ok(Entered::none(cluster));
+    }
     let request = Request::of_parts(parts, connection.is_secure, connection.source);
     connection.hop.enter(cluster, &request, now, timeout)
 }
 
 /// What becomes of a request, unless its time is over before its answer begins.
-pub(super) async fn begun_by<T>(
-    until: Option<Instant>,
-    has_begun: &Cell<bool>,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    let Some(until) = until else { return Some(future.await) };
+pub(super) async fn begun_by<T>(until: Option<(Instant, &Cell<bool>)>, future: impl Future<Output = T>) -> Option<T> {
+    let Some((until, has_begun)) = until else { return Some(future.await) };
     let mut future = pin!(future);
     let mut timer = pin!(tokio::time::sleep_until(until.into()));
     poll_fn(|context| {
@@ -59,6 +58,13 @@ pub(super) async fn begun_by<T>(
 }
 
 impl Exchange<'_> {
+    /// Its time to an answer is not looked at any more.
+    pub(super) fn begins(&self) {
+        if let Some(has_begun) = &self.has_begun {
+            has_begun.set(true);
+        }
+    }
+
     /// Whether somebody must be told if the request is given up.
     pub(super) fn is_timed(&self) -> bool {
         self.time.is_some() || self.leave.as_ref().is_some_and(|leave| leave.until.is_some())

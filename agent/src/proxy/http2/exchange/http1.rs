@@ -279,7 +279,7 @@ impl Exchange<'_> {
         if self.is_unwanted(head.status, response.headers()) {
             return Err(Ended::Unwanted(head.status));
         }
-        self.has_begun.set(true);
+        self.begins();
         if let Some(change) = &self.change {
             change.of_map(response.headers_mut());
         }

@@ -89,7 +89,7 @@ impl Exchange<'_> {
             source,
         };
         // Its time is looked at there.
-        self.has_begun.set(true);
+        self.begins();
         let outcome = {
             let mut carrying = pin!(carry_out(hop, &cluster, Rc::new(whole), tried, &keeping));
             poll_fn(|context| match carrying.as_mut().poll(context) {
@@ -124,7 +124,7 @@ impl Exchange<'_> {
             parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(bytes));
         }
         let status = parts.status.as_u16();
-        self.has_begun.set(true);
+        self.begins();
         self.has_status = super::is_grpc(&parts.headers);
         let is_whole = self.asked.is_head || body.is_empty();
         let mut said = grpc_status(&parts.headers);
