@@ -22,7 +22,7 @@ pub enum Judge {
 pub struct Sample {
     /// Now, in nanoseconds.
     pub now_ns: u64,
-    /// When it was sent, and when its answer began; `None`: it never was sent.
+    /// When it was sent, and when its answer began or was waited for no more; `None`: that says nothing, as how soon somebody fails.
     pub asked_and_answered_ns: Option<(u64, u64)>,
     /// Whether it was one, and said that all is well.
     pub has_succeeded: bool,

@@ -76,7 +76,7 @@ impl Gate {
         self.measures
     }
 
-    /// Takes up what became of an attempt. If it was sent: how long ago, and how long that was before its answer began.
+    /// Takes up what became of an attempt. If its time says something: how long ago it was sent, and how long before its answer began.
     pub(super) fn seen(&self, sent: Option<(Duration, Duration)>, has_succeeded: bool, chance: impl Fn() -> u64) {
         let now_ns = now_ns(Instant::now());
         let asked_and_answered_ns = sent.map(|(ago, took)| {

@@ -249,7 +249,9 @@ impl Hop {
             canary.count(has_failed(seen), is_slow);
         }
         if cluster.gate.measures() {
-            let sent = waited.map(|waited| (waited.age(), waited.took()));
+            // How soon somebody fails says nothing of how much he gets done; that he is late does.
+            let says = !has_failed(seen) || seen == Seen::Late;
+            let sent = waited.filter(|_| says).map(|waited| (waited.age(), waited.took()));
             cluster.gate.seen(sent, !has_failed(seen), || self.chance());
         }
         if let (Some(rules), Some(marks)) = (&service.config.outlier, found.state.marks()) {
