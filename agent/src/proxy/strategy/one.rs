@@ -1,13 +1,13 @@
 //! One endpoint at a time.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use http::{HeaderValue, StatusCode};
 use tokio::time::sleep;
 
 use super::{Outcome, attempts::Attempts, discard, empty, failback, failed};
 use crate::{
-    cluster::Effort,
+    cluster::{Cause, Effort},
     config::strategy::{Kind, Strategy},
     proxy::{
         Cluster, Hop,
@@ -42,8 +42,11 @@ pub(super) async fn ask_one(
         match (retry::next(rules, failure), &rules.kind) {
             (Next::Again, Kind::Failover(again)) => {
                 attempts.give_back();
-                let Some(pause) = attempts.pause(&came) else { return Outcome::of(came) };
-                if !attempts.take_place(again.budget) {
+                // Who accepts nothing has no work of it, and another need not wait for him to recover.
+                let is_sent = reason != Cause::ConnectFailure;
+                let pause = if is_sent { attempts.pause(&came) } else { Some(Duration::ZERO) };
+                let Some(pause) = pause else { return Outcome::of(came) };
+                if is_sent && !attempts.take_place(again.budget) {
                     return Outcome::of(came);
                 }
                 let Some(endpoint) = attempts.pick() else { return Outcome::of(came) };
