@@ -27,7 +27,12 @@ use tokio::{
 };
 
 use self::door::{Door, Peer, Socket};
-use super::{NodeError, change::Proposal, history::Reader, runfile};
+use super::{
+    NodeError,
+    change::Proposal,
+    history::{Reader, diff::hide},
+    runfile,
+};
 use crate::{
     config::Config,
     record::{observed::Observed, prometheus},
@@ -218,7 +223,7 @@ async fn ready(State(desk): State<Desk>) -> Response {
 }
 
 async fn config(State(desk): State<Desk>) -> Response {
-    desk.answer(false, |(observed, config)| axum::Json(observed.config_json(&config)).into_response()).await
+    desk.answer(false, |(observed, config)| axum::Json(hide(observed.config_json(&config))).into_response()).await
 }
 
 async fn status(State(desk): State<Desk>) -> Response {

@@ -14,8 +14,8 @@ use crate::config::{Config, Service, file};
 pub const DIFFERENCES_MAX: usize = 200;
 /// Characters of a value that are told.
 const VALUE_CHARS_MAX: usize = 400;
-/// Keys whose values are nobody's to read.
-const HIDDEN: [&str; 6] = ["sha256", "password", "secret", "token", "key", "keys"];
+/// Keys whose values are nobody's to read, nor what is below them.
+const HIDDEN: [&str; 7] = ["sha256", "password", "secret", "token", "key", "keys", "users"];
 
 /// One key of which something else is said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +45,8 @@ impl Differences {
             self.more += 1;
             return;
         }
-        let is_hidden = HIDDEN.contains(&path.rsplit('.').next().unwrap_or_default());
-        let told = |value: &Value| if is_hidden { "(hidden)".into() } else { short(hide(value.clone())) };
+        let is_hidden = path.split('.').any(|key| HIDDEN.contains(&key));
+        let told = |value: &Value| short(if is_hidden { hide_all(value.clone()) } else { hide(value.clone()) });
         self.told.push(Difference { path: path.to_owned(), old: old.map(told), new: new.map(told) });
     }
 
@@ -107,12 +107,22 @@ pub fn hide(mut value: Value) -> Value {
     match &mut value {
         Value::Object(object) => {
             for (key, value) in object {
-                let hidden = HIDDEN.contains(&key.as_str()) && !value.is_null() && !value.is_object();
-                *value = if hidden { "(hidden)".into() } else { hide(value.take()) };
+                let hide = if HIDDEN.contains(&key.as_str()) { hide_all } else { hide };
+                *value = hide(value.take());
             }
         }
         Value::Array(items) => items.iter_mut().for_each(|item| *item = hide(item.take())),
         _ => {}
+    }
+    value
+}
+
+/// Nothing of it but its names.
+fn hide_all(mut value: Value) -> Value {
+    match &mut value {
+        Value::Null => {}
+        Value::Object(object) => object.values_mut().for_each(|value| *value = hide_all(value.take())),
+        _ => value = "(hidden)".into(),
     }
     value
 }
@@ -201,7 +211,18 @@ mod tests {
         let with = |text: &str| file::parse(text, "F").expect("a good file");
         let tokens = with(&format!("admin: {{tokens: [{{name: ops, sha256: {digest}}}]}}"));
         let other = with(&format!("admin: {{tokens: [{{name: ops, sha256: {}}}]}}", digest.replace('a', "c")));
-        for (old, new) in [(&with(""), &tokens), (&tokens, &other), (&tokens, &with(""))] {
+        let filtered = |filters: &str| {
+            let service = service("a", 1, "'10.1.0.1:80'").replace('}', &format!(", filters: [{filters}]}}"));
+            config(5, &service)
+        };
+        let one = filtered(&format!("{{kind: api_key, header: x-key, keys: {{ann: 'sha256:{digest}'}}}}"));
+        let two = filtered(&format!(
+            "{{kind: api_key, header: x-key, keys: {{ann: 'sha256:{}'}}}}",
+            digest.replace('a', "c")
+        ));
+        for (old, new) in
+            [(&with(""), &tokens), (&tokens, &other), (&tokens, &with("")), (&filtered(""), &one), (&one, &two)]
+        {
             let told = serde_json::to_string(&between(old, new).told).expect("JSON");
             assert!(told.contains("(hidden)") && !told.contains("abab") && !told.contains("cbcb"), "{told}");
         }
