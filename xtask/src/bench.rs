@@ -11,6 +11,7 @@ mod host;
 mod interrupt;
 mod load;
 mod namespace;
+pub mod night;
 mod part;
 mod process;
 mod report;
@@ -100,6 +101,12 @@ pub struct Bench {
 }
 
 impl Bench {
+    /// For a measurement that is no scenario: of every way, one round.
+    fn of(directory: PathBuf, sockway: PathBuf, envoy: PathBuf, cores: usize) -> Self {
+        let (ways, placement) = (Vec::new(), None);
+        Self { rounds: 1, round: Duration::from_secs(1), cores, directory, sockway, envoy, ways, placement }
+    }
+
     /// Whether the user wants to see this way.
     pub fn wants(&self, way: &str) -> bool {
         self.ways.is_empty() || !way::ALL.contains(&way) || self.ways.iter().any(|name| name == way)

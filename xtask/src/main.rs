@@ -69,6 +69,8 @@ enum Command {
     },
     /// Measure against the programs that do the same
     Bench(bench::Args),
+    /// Have one endpoint die, one become slow and one fail, under three times the load, with Sockway, with Envoy and without
+    BadNight(bench::night::Args),
     /// Try every path on the running kernel with every way to use a socket, every byte and every end checked
     Torture(torture::Args),
     /// Search for bytes that a decoder does not hold up to (libFuzzer; needs a C++ compiler)
@@ -100,20 +102,31 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check { rules: true } => check::rules(),
         Command::Check { rules: false } => check::run(),
         Command::Bench(args) => measure(args),
+        Command::BadNight(args) => bad_night(args),
         Command::Torture(args) => torture::run(args),
         Command::Fuzz(args) => fuzz::run(&args),
     }
 }
 
 fn measure(args: bench::Args) -> Result<ExitCode> {
+    prepare("bench", args.agent.is_none())?;
+    bench::run(args)
+}
+
+fn bad_night(args: bench::night::Args) -> Result<ExitCode> {
+    prepare("bad-night", args.agent.is_none())?;
+    bench::night::run(args)
+}
+
+/// Sets up what is measured with, and becomes root.
+fn prepare(command: &str, builds: bool) -> Result<()> {
     if !root::is_prepared() {
         setup::ready(&[setup::Group::Bench])?;
-        if args.agent.is_none() {
+        if builds {
             build::release()?;
         }
     }
-    root::elevate("bench captures connections and makes network namespaces")?;
-    bench::run(args)
+    root::elevate(&format!("{command} captures connections and makes network namespaces"))
 }
 
 fn success((): ()) -> ExitCode {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    dial, hold,
+    dial, hold, night,
     process::{Place, Process},
     tcp, watch,
 };
@@ -29,6 +29,8 @@ pub fn play(words: &[String]) -> Result<()> {
         ["hold"] => hold::hold(),
         ["stream"] => tcp::drive(),
         ["watch"] => watch::watch(),
+        ["crowd"] => night::crowd::drive(),
+        ["endpoint", address, places, takes_ms] => night::endpoint::serve(address, places, takes_ms),
         ["accept", address] => dial::accept(&listen(address)?),
         ["say", address, word] => watch::say(&listen(address)?, word),
         ["serve", address] => tcp::serve(&listen(address)?),
@@ -36,7 +38,8 @@ pub fn play(words: &[String]) -> Result<()> {
     }
 }
 
-fn listen(address: &str) -> Result<TcpListener> {
+/// Listens at an address that may just have been left.
+pub fn listen(address: &str) -> Result<TcpListener> {
     let address: SocketAddr = address.parse()?;
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -62,7 +65,12 @@ pub struct Worker {
 impl Worker {
     /// Starts it in its place.
     pub fn start(name: &str, place: &Place) -> Result<Self> {
-        let (process, orders, answers) = Process::converse(&mut itself(&[name])?, place)?;
+        Self::start_with(&[name], place)
+    }
+
+    /// The same with words of its own.
+    pub fn start_with(words: &[&str], place: &Place) -> Result<Self> {
+        let (process, orders, answers) = Process::converse(&mut itself(words)?, place)?;
         Ok(Self { orders, answers: BufReader::new(answers), process })
     }
 
