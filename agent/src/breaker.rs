@@ -9,17 +9,17 @@
 //! rounded, and both compared with "at least"; one try for each time of rest. Slow calls, ratios and counts of errors are also Sentinel-Go's
 //! circuit breakers.
 
-mod window;
-
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use crate::{
-    cluster::{BreakerPhase as Phase, BreakerState, BreakerWord as Word},
+    cluster::{BreakerPhase as Phase, BreakerState, BreakerWord as Word, Rolling},
     config::guard::{Breaker, Kind, Over},
 };
 
 /// The window of [`Kind::Rate`].
 const SECOND_MS: u64 = 1_000;
+/// Of a stretch of the window, requests; the bad ones have as many.
+const COUNT_BITS: u32 = 24;
 
 /// Decides by a breaker's rules.
 #[derive(Clone, Debug)]
@@ -35,9 +35,9 @@ pub struct Judge {
 #[derive(Clone, Copy, Debug)]
 enum Opens {
     /// So many percent are bad.
-    Ratio { percent: u64, requests: u64, span: window::Span, slow_ms: Option<u64> },
+    Ratio { percent: u64, requests: u64, span: Rolling, slow_ms: Option<u64> },
     /// So many are.
-    Count { errors: u64, requests: u64, span: window::Span },
+    Count { errors: u64, requests: u64, span: Rolling },
     /// So many in a row are.
     Row(u64),
     /// More than so many come in a second.
@@ -67,7 +67,8 @@ impl Judge {
     /// Of these rules.
     pub fn new(rules: &Breaker) -> Self {
         let milliseconds = |time: std::time::Duration| time.as_millis() as u64;
-        let of = |over: &Over| (u64::from(over.requests), window::Span::new(milliseconds(over.window), over.buckets));
+        let of =
+            |over: &Over| (u64::from(over.requests), Rolling::new(milliseconds(over.window), over.buckets, COUNT_BITS));
         let kind = match &rules.kind {
             Kind::ErrorRatio { percent, over } => {
                 let (requests, span) = of(over);
@@ -122,8 +123,8 @@ impl Judge {
 
     fn closed(&self, state: &BreakerState, at: Word, now_ms: u64) -> (Option<Pass>, Option<Phase>) {
         if let Opens::Rate(limit) = self.kind {
-            let span = window::Span::new(SECOND_MS, 1);
-            if span.add(&state.counts, now_ms, false).0 > limit {
+            let span = Rolling::new(SECOND_MS, 1, COUNT_BITS);
+            if count(span, state, now_ms, false).0 > limit {
                 let opens = self.turn(state, at, Word::turned(at, Phase::Open, now_ms));
                 return (None, opens.then_some(Phase::Open));
             }
@@ -181,11 +182,11 @@ impl Judge {
     fn counted(&self, state: &BreakerState, is_bad: bool, now_ms: u64) -> bool {
         match self.kind {
             Opens::Ratio { percent, requests, span, .. } => {
-                let (all, bad) = span.add(&state.counts, now_ms, is_bad);
+                let (all, bad) = count(span, state, now_ms, is_bad);
                 all >= requests && (200 * bad + all) / (2 * all) >= percent
             }
             Opens::Count { errors, requests, span } => {
-                let (all, bad) = span.add(&state.counts, now_ms, is_bad);
+                let (all, bad) = count(span, state, now_ms, is_bad);
                 all >= requests && bad >= errors
             }
             Opens::Row(failures) if is_bad => state.counts[0].fetch_add(1, AcqRel) + 1 >= failures,
@@ -212,6 +213,12 @@ impl Judge {
         }
         is_turned
     }
+}
+
+/// Counts a request; gives how many there are in the window, and how many of those are bad.
+fn count(span: Rolling, state: &BreakerState, now_ms: u64, is_bad: bool) -> (u64, u64) {
+    span.add(&state.counts, now_ms, 1, is_bad.into());
+    span.sums(&state.counts, now_ms)
 }
 
 /// Nothing was counted. While a breaker is not closed, nothing is.

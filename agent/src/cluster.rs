@@ -17,6 +17,7 @@ mod leaving;
 mod outlier;
 mod phase;
 mod request_limit;
+mod rolling;
 mod routed;
 mod seen;
 mod shares;
@@ -45,6 +46,7 @@ pub use self::{
     outlier::{Ejections, Marks, Reason, Tally},
     phase::{BreakerPhase, BreakerWord},
     request_limit::{LimitPlace, LimitState},
+    rolling::Rolling,
     routed::{MirrorState, RouteState},
     seen::Seen,
     shares::{Published, Shares},

@@ -8,7 +8,6 @@ mod admission;
 pub mod bbr;
 mod gradient;
 pub mod request;
-mod rolling;
 mod warm_up;
 mod window;
 

@@ -4,9 +4,9 @@
 //! `max(0, (n - succeeded / threshold) / (n + 1)) ^ (1 / aggression)`, up to a most. With what was refused counted as asked for it is the
 //! throttling of clients of "Site Reliability Engineering" (Beyer et al., 2016), chapter 21, with `K = 1 / threshold`.
 
-use super::{request::Verdict, rolling::Rolling};
+use super::request::Verdict;
 use crate::{
-    cluster::adaptive::Rolled,
+    cluster::{Rolling, adaptive::Rolled},
     config::request_limit::{Admission as Rules, Kind},
 };
 
@@ -24,7 +24,7 @@ impl Admission {
     pub fn of(kind: &Kind) -> Option<Self> {
         match *kind {
             Kind::Admission { rules, stretches } => {
-                Some(Self { rules, rolling: Rolling::new(rules.window, stretches, COUNT_BITS) })
+                Some(Self { rules, rolling: Rolling::new(rules.window.as_nanos() as u64, stretches, COUNT_BITS) })
             }
             _ => None,
         }

@@ -5,8 +5,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{request::Verdict, rolling::Rolling};
-use crate::{cluster::adaptive::Bbr as Known, config::request_limit::Kind};
+use super::request::Verdict;
+use crate::{
+    cluster::{Rolling, adaptive::Bbr as Known},
+    config::request_limit::Kind,
+};
 
 /// After a first refusal it goes on looking for so long, also when the processor is busy no more.
 const COOLING_NS: u64 = 1_000_000_000;
@@ -18,6 +21,8 @@ const UNIT_NS: u64 = 10_000;
 #[derive(Clone, Copy, Debug)]
 pub struct Bbr {
     rolling: Rolling,
+    /// Stretches.
+    per_second: f64,
     busy_permille: u32,
 }
 
@@ -26,7 +31,9 @@ impl Bbr {
     pub fn of(kind: &Kind) -> Option<Self> {
         match *kind {
             Kind::Bbr { window, stretches, busy_percent } => {
-                Some(Self { rolling: Rolling::new(window, stretches, COUNT_BITS), busy_permille: busy_percent * 10 })
+                let rolling = Rolling::new(window.as_nanos() as u64, stretches, COUNT_BITS);
+                let per_second = f64::from(stretches) / window.as_secs_f64();
+                Some(Self { rolling, per_second, busy_permille: busy_percent * 10 })
             }
             _ => None,
         }
@@ -56,7 +63,7 @@ impl Bbr {
             least_ms = least_ms.min((stretch.second * UNIT_NS) as f64 / stretch.first.max(1) as f64 / 1e6);
         }
         let least_ms = if least_ms.is_finite() { least_ms.ceil().max(1.0) } else { 1.0 };
-        (most as f64 * least_ms * self.rolling.per_second() / 1_000.0 + 0.5) as u64
+        (most as f64 * least_ms * self.per_second / 1_000.0 + 0.5) as u64
     }
 
     fn refuses(&self, open: u64, known: &Known, now_ns: u64) -> bool {

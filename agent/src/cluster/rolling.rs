@@ -1,19 +1,20 @@
 //! Two counts of each of the last stretches of time, in one word a stretch: a ring in which each new stretch takes the place of the oldest.
-//!
-//! The stretches are numbered; a word keeps the last 16 bits of the number. What was left alone for exactly 65 536 stretches is taken for new.
+//! Time is in whatever unit the user keeps to. The stretches are numbered; a word keeps the last 16 bits of the number. What was left alone for exactly 65 536 stretches is taken for new.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Relaxed},
 };
 
 /// Bits of the number.
 const NUMBER: u32 = 16;
 
 /// How the words are read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rolling {
-    stretch_ns: u64,
+    /// How long a stretch is.
+    stretch: u64,
+    stretches: u64,
     /// Bits of the first count; the second has the others.
     first: u32,
 }
@@ -31,19 +32,15 @@ pub struct Stretch {
 
 impl Rolling {
     /// Of a window in so many stretches, with this many bits for the first count, of 48.
-    pub fn new(window: Duration, stretches: u32, first: u32) -> Self {
-        Self { stretch_ns: (window.as_nanos() as u64 / u64::from(stretches.max(1))).max(1), first }
+    pub fn new(window: u64, stretches: u32, first: u32) -> Self {
+        let stretches = u64::from(stretches.max(1));
+        Self { stretch: window.div_ceil(stretches).max(1), stretches, first }
     }
 
-    /// How many of them are in a second.
-    pub fn per_second(&self) -> f64 {
-        1e9 / self.stretch_ns as f64
-    }
-
-    /// Adds to the counts of now. A count that is full stays so.
-    pub fn add(&self, words: &[AtomicU64], now_ns: u64, first: u64, second: u64) {
-        let number = now_ns / self.stretch_ns;
-        let word = &words[(number % words.len() as u64) as usize];
+    /// Adds to the counts of now, in as many words as there are stretches. A count that is full stays so.
+    pub fn add(&self, words: &[AtomicU64], now: u64, first: u64, second: u64) {
+        let number = now / self.stretch;
+        let word = &words[(number % self.stretches) as usize];
         let added = |known| {
             let before = self.read(known, number).filter(|stretch| stretch.age == 0);
             let (was_first, was_second) = before.map_or((0, 0), |stretch| (stretch.first, stretch.second));
@@ -52,18 +49,19 @@ impl Rolling {
             Some((number & 0xffff) << (64 - NUMBER) | first << self.second_bits() | second)
         };
         // It always gives one.
-        let _ = word.fetch_update(Relaxed, Relaxed, added);
+        let _ = word.fetch_update(AcqRel, Relaxed, added);
     }
 
     /// Those of the window that ends now.
-    pub fn window(&self, words: &[AtomicU64], now_ns: u64) -> impl Iterator<Item = Stretch> {
-        let (number, length) = (now_ns / self.stretch_ns, words.len() as u64);
-        words.iter().filter_map(move |word| self.read(word.load(Relaxed), number).filter(|it| it.age < length))
+    pub fn window(&self, words: &[AtomicU64], now: u64) -> impl Iterator<Item = Stretch> {
+        let number = now / self.stretch;
+        let words = words.iter().take(self.stretches as usize);
+        words.filter_map(move |word| self.read(word.load(Relaxed), number).filter(|it| it.age < self.stretches))
     }
 
     /// Both counts of all of it.
-    pub fn sums(&self, words: &[AtomicU64], now_ns: u64) -> (u64, u64) {
-        self.window(words, now_ns).fold((0, 0), |sum, stretch| (sum.0 + stretch.first, sum.1 + stretch.second))
+    pub fn sums(&self, words: &[AtomicU64], now: u64) -> (u64, u64) {
+        self.window(words, now).fold((0, 0), |sum, stretch| (sum.0 + stretch.first, sum.1 + stretch.second))
     }
 
     fn second_bits(&self) -> u32 {
@@ -85,6 +83,8 @@ impl Rolling {
 mod tests {
     use std::thread;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn words(stretches: usize) -> Vec<AtomicU64> {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_window_forgets_what_is_older_than_itself() {
-        let (rolling, words) = (Rolling::new(Duration::from_secs(10), 10, 24), words(10));
+        let (rolling, words) = (Rolling::new(10_000_000_000, 10, 24), words(10));
         let at = |second: u64| second * 1_000_000_000;
         (5..20).for_each(|second| rolling.add(&words, at(second), 2, 1));
         assert_eq!(rolling.sums(&words, at(19)), (20, 10));
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_count_that_is_full_spills_into_no_other() {
-        let (rolling, words) = (Rolling::new(Duration::from_secs(1), 1, 20), words(1));
+        let (rolling, words) = (Rolling::new(1_000_000_000, 1, 20), words(1));
         rolling.add(&words, 5, u64::from(u32::MAX), 3);
         assert_eq!(rolling.sums(&words, 5), ((1 << 20) - 1, 3));
         rolling.add(&words, 5, 1, 1 << 40);
@@ -114,12 +114,31 @@ mod tests {
 
     #[test]
     fn threads_that_count_at_once_lose_nothing() {
-        let (rolling, words) = (Rolling::new(Duration::from_secs(10), 10, 24), words(10));
+        let (rolling, words) = (Rolling::new(10_000_000_000, 10, 24), words(10));
         let count = || (0..50_000).for_each(|at| rolling.add(&words, at * 100_000, 1, 2));
         thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(count))));
         let (first, second) = rolling.sums(&words, 5_000_000_000);
         assert!(first <= 200_000 && second == 2 * first, "{first} {second}");
         // Threads that have fallen behind by the whole window take a stretch back to where they are: at the end of a run that may cost some.
         assert!(first > 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_has_no_less_than_what_is_in_it_and_no_more_than_its_stretches(
+            gaps in prop::collection::vec((0..700_u64, any::<bool>()), 1..200),
+        ) {
+            let (rolling, words) = (Rolling::new(1_000, 10, 24), words(10));
+            let (mut now, mut all) = (50_000, Vec::new());
+            for (gap, is_bad) in gaps {
+                now += gap;
+                all.push((now, is_bad));
+                rolling.add(&words, now, 1, is_bad.into());
+                let begins = (now / 100 - 9) * 100;
+                let within: Vec<_> = all.iter().filter(|(at, _)| *at >= begins).collect();
+                let bad = within.iter().filter(|(_, is_bad)| *is_bad).count();
+                prop_assert_eq!(rolling.sums(&words, now), (within.len() as u64, bad as u64));
+            }
+        }
     }
 }
