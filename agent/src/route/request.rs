@@ -3,6 +3,7 @@
 use std::iter;
 
 use http::{HeaderMap, header, request::Parts, uri::PathAndQuery};
+use memchr::memchr;
 
 use crate::cluster::Dialler;
 
@@ -39,7 +40,7 @@ enum Fields<'r> {
 impl<'r> Request<'r> {
     /// Of HTTP/1: the bytes of a head that was read without complaint, from the first of its request line on.
     pub fn of_http1(head: &'r [u8], is_secure: bool, caller: u64) -> Self {
-        let end = head.iter().position(|byte| *byte == b'\n').map_or(head.len(), |end| end + 1);
+        let end = memchr(b'\n', head).map_or(head.len(), |end| end + 1);
         let (line, lines) = head.split_at(end);
         let mut parts = line.split(|byte| *byte == b' ');
         let (method, target) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -143,7 +144,7 @@ impl<'r> Fields<'r> {
         let mut left = lines;
         let of_lines = iter::from_fn(move || {
             while !left.is_empty() {
-                let end = left.iter().position(|byte| *byte == b'\n').map_or(left.len(), |end| end + 1);
+                let end = memchr(b'\n', left).map_or(left.len(), |end| end + 1);
                 let (line, rest) = left.split_at(end);
                 left = rest;
                 if let Some(value) = value_of(line, name.as_bytes()) {
