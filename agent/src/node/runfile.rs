@@ -114,11 +114,14 @@ pub fn find(directory: &Path, instance: &str) -> Option<Running> {
     }
 }
 
-/// Removes the file of an agent that did not live to do it.
+/// Removes the file and the socket of an agent that did not live to do it.
 pub fn remove_dead(directory: &Path, instance: &str) {
-    if path(directory, instance).exists() {
+    let socket = socket(directory, instance);
+    if path(directory, instance).exists() || socket.exists() {
         // Taken and dropped: a living agent's is not to be had.
-        let _ = Runfile::take(directory, instance);
+        if let Ok(_taken) = Runfile::take(directory, instance) {
+            let _ = fs::remove_file(&socket);
+        }
     }
 }
 
@@ -184,11 +187,16 @@ mod tests {
     fn a_dead_agents_file_is_removed_and_a_living_ones_is_not() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("a.json"), "{}").expect("writable");
+        ["a.sock", "b.sock", "c.sock"]
+            .iter()
+            .for_each(|name| fs::write(directory.path().join(name), "").expect("writable"));
         let _living = Runfile::take(directory.path(), "b").expect("free");
         for instance in ["a", "b", "c"] {
             remove_dead(directory.path(), instance);
         }
         let left = ["a", "b", "c"].map(|instance| path(directory.path(), instance).exists());
+        assert_eq!(left, [false, true, false]);
+        let left = ["a", "b", "c"].map(|instance| socket(directory.path(), instance).exists());
         assert_eq!(left, [false, true, false]);
     }
 }

@@ -183,6 +183,10 @@ fn detach(binary: &std::path::Path, config: &std::path::Path) -> Result<()> {
     let output = Command::new(binary).arg("detach").arg("--config").arg(config).output().context("sockway detach")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "sockway detach: {}", said.trim());
+    // Its history; the file has the instance's name.
+    if let Some(instance) = config.file_stem() {
+        let _ = fs::remove_dir_all(std::path::Path::new("/var/lib/sockway").join(instance));
+    }
     Ok(())
 }
 

@@ -120,10 +120,11 @@ impl Stage {
     pub fn strike(&self) -> Result<()> {
         let agents = self.mount.join(format!("sockway-agent-{}", self.instance()));
         let detached = if agent_binary().is_file() { self.detach() } else { Ok(()) };
-        // A killed agent leaves its run-time files.
-        for end in ["json", "lock"] {
+        // A killed agent leaves its run-time files, and any its history.
+        for end in ["json", "sock"] {
             let _ = fs::remove_file(format!("/run/sockway/{}.{end}", self.instance()));
         }
+        let _ = fs::remove_dir_all(Path::new("/var/lib/sockway").join(self.instance()));
         let steps = [
             detached,
             empty_and_remove(&self.cgroup()),
