@@ -80,6 +80,7 @@
 #![deny(unsafe_code)]
 
 // Words.
+pub mod chance;
 pub mod cluster;
 pub mod config;
 

@@ -9,6 +9,7 @@ pub mod aggregate;
 use std::time::Duration;
 
 use crate::{
+    chance::part_of,
     cluster::{Cause, Seen},
     config::{
         retry::{BackOff, Budget, Failures},
@@ -98,14 +99,14 @@ pub fn is_within_budget(budget: Budget, retrying: u64, in_flight: u64) -> bool {
 /// Envoy's fully jittered back-off.
 pub fn pause(rules: BackOff, nth: u32, chance: u64) -> Duration {
     let factor = 2_u32.checked_pow(nth).map_or(u32::MAX, |power| power - 1);
-    part(rules.base.saturating_mul(factor).min(rules.max), chance)
+    part_of(rules.base.saturating_mul(factor).min(rules.max), chance)
 }
 
 /// How long is waited where an answer says when to come again, in whole seconds: that, and up to half as much (Envoy's). `None`: it says no
 /// such time, or one that is too far off.
 pub fn pause_told(value: &[u8], chance: u64) -> Option<Duration> {
     let told = Duration::from_secs(number(value)?);
-    (told <= TOLD_MAX).then(|| told + part(told / 2, chance))
+    (told <= TOLD_MAX).then(|| told + part_of(told / 2, chance))
 }
 
 /// How long a gRPC server wants to be left alone (`grpc-retry-pushback-ms`); `None`: for ever, which anything that is no time means, too (gRFC
@@ -117,12 +118,6 @@ pub fn push_back(value: &[u8]) -> Option<Duration> {
 fn number(value: &[u8]) -> Option<u64> {
     let text = str::from_utf8(value.trim_ascii()).ok()?;
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
-}
-
-/// A random part of a time: the high word of a product spreads chance evenly.
-fn part(of: Duration, chance: u64) -> Duration {
-    let nanos = of.as_nanos().min(u128::from(u64::MAX));
-    Duration::from_nanos(((nanos * u128::from(chance)) >> 64) as u64)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The least of a few drawn at random, or of all: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.
 
 use super::ASKS_MAX;
-use crate::config::tuning::Among;
+use crate::{chance::below, config::tuning::Among};
 
 /// The number below `count` that costs least of those drawn, which `may` be taken. Of those that cost the same, any; of all that may,
 /// where chance does not find one.
@@ -70,15 +70,4 @@ fn of_all(
         best = Some((number, cost));
     }
     best.map(|(number, _)| number)
-}
-
-/// 64 random bits as a number below `count`: D. Lemire, "Fast Random Integer Generation in an Interval", 2019, without its correction,
-/// which so few numbers do not need.
-pub fn below(count: usize, chance: u64) -> usize {
-    ((u128::from(chance) * count as u128) >> 64) as usize
-}
-
-/// 64 random bits as a part of one.
-pub fn part(chance: u64) -> f64 {
-    (chance >> 11) as f64 / (1_u64 << 53) as f64
 }

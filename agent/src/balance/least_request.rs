@@ -3,10 +3,13 @@
 //! chances, which need no queue that all workers would have to lock.
 
 use super::{
-    among::{below, least, part},
+    among::least,
     weighted_random::{self, Column},
 };
-use crate::config::tuning::LeastRequest;
+use crate::{
+    chance::{below, part},
+    config::tuning::LeastRequest,
+};
 
 /// Of so many endpoints the shares are exact. Of more, so many are drawn by weight, and of these one by what it has to do: choosing takes
 /// no longer however many there are.
@@ -38,7 +41,7 @@ impl Fewest {
         let count = self.weights.len();
         match &self.columns {
             None => {
-                let draw = || below(count, chance());
+                let draw = || below(count as u64, chance()) as usize;
                 least(self.rules.of, count, draw, may, &chance, |number| load(number) as f64)
             }
             Some(columns) if count > DRAWN_MAX => {

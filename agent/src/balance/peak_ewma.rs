@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use super::{
-    among::{below, least},
+    among::least,
     weighted_random::{self, Column},
 };
-use crate::config::tuning::PeakEwma;
+use crate::{chance::below, config::tuning::PeakEwma};
 
 /// A moment: nanoseconds of a clock that all workers share.
 pub type Nanos = u64;
@@ -112,7 +112,7 @@ impl Fastest {
         let count = self.weights.len();
         let draw = || match &self.columns {
             Some(columns) => weighted_random::pick(columns, chance()).unwrap_or(0),
-            None => below(count, chance()),
+            None => below(count as u64, chance()) as usize,
         };
         least(self.rules.of, count, draw, may, &chance, cost)
     }

@@ -6,6 +6,7 @@
 
 use super::request::Verdict;
 use crate::{
+    chance::part,
     cluster::{Rolling, adaptive::Rolled},
     config::request_limit::{Admission as Rules, Kind},
 };
@@ -34,8 +35,7 @@ impl Admission {
     pub fn ask(&self, known: &Rolled, now_ns: u64, chance: u64) -> Verdict {
         let (asked, succeeded) = self.rolling.sums(&known.0, now_ns);
         let refused = self.refused(asked, succeeded);
-        // Of 2^53 a float knows each.
-        if refused <= 0.0 || (chance >> 11) as f64 / (1_u64 << 53) as f64 >= refused {
+        if refused <= 0.0 || part(chance) >= refused {
             return Verdict::After(0);
         }
         if self.rules.counts_refused {

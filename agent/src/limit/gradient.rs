@@ -13,6 +13,7 @@ use std::{
 
 use super::request::Verdict;
 use crate::{
+    chance::below,
     cluster::adaptive::{Gradient as Known, LATENCIES},
     config::request_limit::{Gradient as Rules, Kind},
 };
@@ -129,8 +130,7 @@ impl Gradient {
     /// Until it is measured again: not at the same time as others who began with this one.
     fn apart_ns(&self, chance: u64) -> u64 {
         let interval_ns = self.rules.measured_interval.as_nanos() as u64;
-        let jitter_ns = u128::from(interval_ns) * u128::from(self.rules.jitter_percent) / 100;
-        interval_ns + ((u128::from(chance) * jitter_ns) >> 64) as u64
+        interval_ns + below(interval_ns * u64::from(self.rules.jitter_percent) / 100, chance)
     }
 
     /// The percentile of the answers since it was asked for last, if there were any.

@@ -17,6 +17,7 @@ use http::{HeaderName, HeaderValue, header};
 
 use super::{Cluster, Hop, http::Reply, mirror::Ordered};
 use crate::{
+    chance::below,
     cluster::{CanaryState, Dialler, MirrorState, RouteState, Service, Snapshot},
     config::{
         NamespaceRules, Route, Strategy,
@@ -201,12 +202,6 @@ impl Split {
             is_here
         })
     }
-}
-
-/// A number below this, by 64 random bits: the high word of a product spreads chance evenly (D. Lemire, "Fast random integer generation in an
-/// interval", 2019).
-fn below(bound: u64, chance: u64) -> u64 {
-    ((u128::from(chance) * u128::from(bound)) >> 64) as u64
 }
 
 impl Hop {

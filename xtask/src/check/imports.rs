@@ -6,7 +6,7 @@ use super::{
 };
 
 /// What the configuration and the cluster are called: everybody may know them.
-const WORDS: &[&str] = &["config", "cluster"];
+const WORDS: &[&str] = &["config", "cluster", "chance"];
 /// Rooms that decide, and touch nothing.
 pub const JUDGES: &[&str] =
     &["sniff", "decode", "route", "filter", "limit", "breaker", "balance", "retry", "deadline", "health"];

@@ -75,10 +75,10 @@ mod tests {
             SocketAddr::from(([127, 0, 0, 1], listener.local_addr().expect("an address").port()))
         };
         let elsewhere = SocketAddr::from(([192, 0, 2, 1], at(&any).port()));
-        let found = match listening_cgroups(&[at(&exact), at(&any), elsewhere]) {
-            Ok(found) if !found.is_empty() => found,
-            other => return eprintln!("skipped: namespaces cannot be visited: {other:?}"),
-        };
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root visits namespaces");
+        }
+        let found = listening_cgroups(&[at(&exact), at(&any), elsewhere]).expect("root visits namespaces");
         assert_eq!(found.get(&at(&exact)), Some(&vec![own]));
         assert_eq!(found.get(&at(&any)), Some(&vec![own]));
         assert_eq!(found.get(&elsewhere), None);
