@@ -255,7 +255,13 @@ fn weights_and_draining_endpoints_change_what_traffic_does() {
     }
     let last = line(&agent, 6);
     assert_eq!((last["outcome"].as_str(), last["generation"].as_u64()), (Some("refused"), Some(5)));
-    assert_eq!(agent.generation(), 5.0);
+    let metrics = agent.metrics();
+    let counted = |change, by, result| {
+        metrics.get("sockway_config_changes_total", &[("change", change), ("by", by), ("result", result)])
+    };
+    assert_eq!((metrics.get("sockway_config_generation", &[]), counted("start", "file", "applied")), (5.0, 1.0));
+    assert_eq!((counted("endpoint", "socket", "applied"), counted("service", "socket", "refused")), (4.0, 1.0));
+    assert_eq!(metrics.get("sockway_config_changes_total", &[]), 6.0, "what is not there is no change");
 }
 
 #[test]

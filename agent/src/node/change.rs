@@ -134,7 +134,7 @@ impl Node {
     }
 
     pub(super) fn record(
-        &self,
+        &mut self,
         change: &'static str,
         by: String,
         note: Option<String>,

@@ -5,6 +5,7 @@ pub mod diff;
 mod ledger;
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -19,7 +20,10 @@ use tokio::{
 
 use self::diff::{Difference, Differences};
 pub use self::ledger::{KEPT, Ledger};
-use crate::config::{Config, file};
+use crate::{
+    config::{Config, file},
+    record::observed::Changes,
+};
 
 /// Changes that wait to be written: a disk that takes so long is broken.
 const WAITING_MAX: usize = 64;
@@ -105,6 +109,8 @@ pub struct History {
     ledger: Arc<Mutex<Ledger>>,
     tell: mpsc::Sender<(SystemTime, Record)>,
     writing: JoinHandle<()>,
+    /// How many there were, by what was changed, by whom, and what came of it.
+    counts: BTreeMap<[&'static str; 3], u64>,
 }
 
 /// Who wants to read what was written; reads and parses files, never on the main thread.
@@ -124,7 +130,7 @@ impl History {
         let ledger = Arc::new(Mutex::new(Ledger::open(path, bytes_max.into())));
         let (tell, hear) = mpsc::channel(WAITING_MAX);
         let writing = tokio::spawn(write(hear, Reader(Arc::clone(&ledger))));
-        Self { ledger, tell, writing }
+        Self { ledger, tell, writing, counts: BTreeMap::new() }
     }
 
     /// For who wants to read.
@@ -133,10 +139,18 @@ impl History {
     }
 
     /// Tells of a change that was made, or refused, just now.
-    pub fn add(&self, record: Record) {
+    pub fn add(&mut self, record: Record) {
+        let result = if matches!(record.what, What::Refused(_)) { "refused" } else { "applied" };
+        *self.counts.entry([record.change, kind_of(&record.by), result]).or_default() += 1;
         if let Err(error) = self.tell.try_send((SystemTime::now(), record)) {
             tracing::error!(%error, "a change is not written down");
         }
+    }
+
+    /// How many were told of since the agent started.
+    pub fn counts(&self) -> Vec<Changes> {
+        let counts = self.counts.iter();
+        counts.map(|([change, by, result], count)| Changes { change, by, result, count: *count }).collect()
     }
 
     /// Waits until all is written.
@@ -146,6 +160,12 @@ impl History {
             tracing::error!("the last changes are not written down: the disk takes too long");
         }
     }
+}
+
+/// What kind of somebody this is: metrics name nobody.
+fn kind_of(by: &str) -> &'static str {
+    let word = by.split([' ', ',']).next();
+    ["file", "socket", "token"].into_iter().find(|kind| word == Some(kind)).unwrap_or("agent")
 }
 
 async fn write(mut records: mpsc::Receiver<(SystemTime, Record)>, reader: Reader) {
@@ -220,6 +240,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn changes_are_counted_by_what_was_changed_by_which_kind_of_somebody_and_what_came_of_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut history = History::open(directory.path().join("audit.jsonl"), 1 << 20);
+        let refused = || What::Refused("no".to_owned());
+        let beside = || What::Beside(Vec::new());
+        for (change, by, what) in [
+            ("reload", "file /etc/sockway.yaml", refused()),
+            ("reload", "file /etc/filet.yaml", refused()),
+            ("endpoint", "socket, user 0", beside()),
+            ("endpoint", "socket", beside()),
+            ("endpoint", "token socket", beside()),
+            ("fault", "agent", beside()),
+            ("start", file::DEFAULT_NAME, beside()),
+        ] {
+            history.add(Record { generation: 1, change, by: by.to_owned(), note: None, what, told: None });
+        }
+        let counted: Vec<_> = history.counts().iter().map(|it| (it.change, it.by, it.result, it.count)).collect();
+        history.close().await;
+        assert_eq!(
+            counted,
+            [
+                ("endpoint", "socket", "applied", 2),
+                ("endpoint", "token", "applied", 1),
+                ("fault", "agent", "applied", 1),
+                ("reload", "file", "refused", 2),
+                ("start", "agent", "applied", 1),
+            ]
+        );
+    }
+
+    #[tokio::test]
     async fn changes_are_written_in_order_and_a_start_is_compared_with_what_was_before() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("audit.jsonl");
@@ -231,12 +282,12 @@ mod tests {
         };
         let record =
             |generation, change, what| Record { generation, change, by: "F".into(), note: None, what, told: None };
-        let history = History::open(path.clone(), 1 << 20);
+        let mut history = History::open(path.clone(), 1 << 20);
         history.add(record(1, "start", configured(None, "drain_timeout_ms: 5")));
         history.add(record(2, "reload", configured(Some("drain_timeout_ms: 5"), "drain_timeout_ms: 6")));
         history.add(record(2, "reload", What::Refused("F:1:1: no".into())));
         history.close().await;
-        let history = History::open(path, 1 << 20);
+        let mut history = History::open(path, 1 << 20);
         assert_eq!(history.reader().ledger().last(), 2);
         history.add(record(3, "start", configured(None, "drain_timeout_ms: 7")));
         let reader = history.reader();

@@ -31,6 +31,7 @@ impl Node {
             snapshot: self.snapshot.load_full(),
             reloads: senses.reloader.as_ref().map(Reloader::counts).unwrap_or_default(),
             probes: senses.prober.results(),
+            changes: self.history.counts(),
             differs_from_file: self.differs_from_file,
             ..Observed::default()
         };

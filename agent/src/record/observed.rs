@@ -38,6 +38,8 @@ pub struct Observed {
     pub snapshot: Arc<Snapshot>,
     /// How often the configuration was read again.
     pub reloads: Reloads,
+    /// How often something was changed, by whomever.
+    pub changes: Vec<Changes>,
     /// Whether something else is in effect than the configuration's file says.
     pub differs_from_file: bool,
     /// How often endpoints were probed.
@@ -81,6 +83,19 @@ pub struct Reloads {
     pub read_time: Duration,
     /// How long it took to put that in force once it was read, in the kernel half too.
     pub apply_time: Duration,
+}
+
+/// How often something of one kind was changed by one kind of somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// What: `start`, `reload`, `config`, `endpoint`, `eject`, …
+    pub change: &'static str,
+    /// By the `file`, by the `socket`, by a `token`, by the `agent` itself.
+    pub by: &'static str,
+    /// `applied` or `refused`.
+    pub result: &'static str,
+    /// How often.
+    pub count: u64,
 }
 
 /// How probes ended, since the start.

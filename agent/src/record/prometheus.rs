@@ -22,7 +22,7 @@ use metrics::{Label, counter, describe_counter, describe_gauge, gauge, with_loca
 use metrics_exporter_prometheus::PrometheusBuilder;
 use sockway_common::{join::ShortcutStats, service::EndpointStats};
 
-use super::observed::{Histogram, Observed, Total};
+use super::observed::{Changes, Histogram, Observed, Total};
 use crate::cluster::{Endpoint, EndpointState};
 
 /// Content type of [`render`]'s text.
@@ -125,6 +125,15 @@ fn reloads(observed: &Observed) {
     counter!("sockway_config_reloads_total", "result" => "applied").absolute(reloads.applied);
     counter!("sockway_config_reloads_total", "result" => "refused").absolute(reloads.refused);
     counter!("sockway_config_reloads_total", "result" => "unchanged").absolute(reloads.unchanged);
+    if !observed.changes.is_empty() {
+        describe_counter!(
+            "sockway_config_changes_total",
+            "Changes that were made or refused, as the audit log has them: what was changed, who asked for it, and what came of it."
+        );
+    }
+    for Changes { change, by, result, count } in &observed.changes {
+        counter!("sockway_config_changes_total", "change" => *change, "by" => *by, "result" => *result).absolute(*count);
+    }
 }
 
 /// Sets each total; the help of a family with several members says what each member is.
@@ -307,6 +316,7 @@ mod tests {
             workers: 2,
             connections: 3,
             namespaces: 4,
+            changes: vec![Changes { change: "endpoint", by: "token", result: "refused", count: 8 }],
             capabilities: vec![("fionread".into(), false), ("splice".into(), true)],
             kernel_totals: counter::ALL.iter().enumerate().map(total).collect(),
             latencies: vec![
@@ -390,6 +400,7 @@ mod tests {
             ("sockway_config_generation", 1.0),
             ("sockway_config_last_reload_success", 1.0),
             ("sockway_config_reloads_total{result=\"applied\"}", 0.0),
+            ("sockway_config_changes_total{change=\"endpoint\",by=\"token\",result=\"refused\"}", 8.0),
             ("sockway_kernel_capability{name=\"fionread\"}", 0.0),
             ("sockway_kernel_capability{name=\"splice\"}", 1.0),
             ("sockway_kernel_connects_total{verdict=\"own\"}", 1.0),
