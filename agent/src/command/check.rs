@@ -1,5 +1,7 @@
 //! `sockway check FILE`: is it good, and what does it mean?
 
+mod requests;
+
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
@@ -75,6 +77,9 @@ fn describe(config: &Config, path: &Path) -> String {
     for (service, running) in config.services.iter().zip(&snapshot.services) {
         describe_service(&mut text, service);
         describe_policy(&mut text, service, config.zone.as_deref());
+        for line in requests::lines(service, &config.switches) {
+            let _ = writeln!(text, "    {line}");
+        }
         describe_endpoints(&mut text, service, running);
         if config.capture.except.covers(service.address) {
             let _ = writeln!(text, "    never captured: capture.except names its port or address");
