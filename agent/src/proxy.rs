@@ -14,6 +14,8 @@ mod own_time;
 mod reach;
 mod routed;
 mod strategy;
+#[cfg(test)]
+mod textbook;
 mod timing;
 mod tls;
 mod translate;

@@ -15,6 +15,7 @@ mod inbound;
 mod maps;
 mod outlier;
 mod policy;
+mod preset;
 mod probe;
 mod request_limit;
 mod retry;

@@ -132,7 +132,8 @@ fn reloads(observed: &Observed) {
         );
     }
     for Changes { change, by, result, count } in &observed.changes {
-        counter!("sockway_config_changes_total", "change" => *change, "by" => *by, "result" => *result).absolute(*count);
+        counter!("sockway_config_changes_total", "change" => *change, "by" => *by, "result" => *result)
+            .absolute(*count);
     }
 }
 

@@ -69,6 +69,8 @@ pub(super) struct Section<'t> {
     pub(super) at: Position,
     pub(super) path: &'t Path<'t>,
     entries: &'t [(Key, Node)],
+    /// What it says where it does not say a key at all.
+    usual: &'t [(Key, Node)],
 }
 
 impl<'t> Section<'t> {
@@ -97,17 +99,22 @@ impl<'t> Section<'t> {
                 problems.note(key.at, &Path::Key(path, &shown(&key.text)), unknown(&key.text, known));
             }
         }
-        Some(Section { at: node.at, path, entries })
+        Some(Section { at: node.at, path, entries, usual: &[] })
     }
 
     /// A value that stands for a mapping of which nothing else is said.
     pub(super) fn alone(field: &'t Field<'t>) -> Section<'t> {
-        Section { at: field.node.at, path: &field.path, entries: &[] }
+        Section { at: field.node.at, path: &field.path, entries: &[], usual: &[] }
+    }
+
+    /// The same, with what it says where it does not say a key at all.
+    pub(super) fn over(self, usual: &'t [(Key, Node)]) -> Section<'t> {
+        Section { usual, ..self }
     }
 
     /// The value of `key`, unless it is absent or empty.
     pub(super) fn get(&self, key: &'t str) -> Option<Field<'t>> {
-        let (_, node) = self.entries.iter().find(|(found, _)| found.text == key)?;
+        let (_, node) = self.entries.iter().chain(self.usual).find(|(found, _)| found.text == key)?;
         (!matches!(node.value, Value::Null)).then_some(Field { node, path: Path::Key(self.path, key) })
     }
 

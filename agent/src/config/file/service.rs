@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    deadline, filter, guard, http, milliseconds, outlier, policy, probe, request_limit, retry,
+    deadline, filter, guard, http, milliseconds, outlier, policy, preset, probe, request_limit, retry,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     strategy, tls,
@@ -132,6 +132,7 @@ impl Draft {
 fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft> {
     let own = [
         "name",
+        "preset",
         "address",
         "protocol",
         "upstream_protocol",
@@ -155,12 +156,15 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     ];
     let keys = [&own[..], &deadline::KEYS, &guard::KEYS, &policy::KEYS, &tuning::KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
+    let preset = preset::entries(&section, problems);
+    let section = section.over(preset.as_deref().unwrap_or_default());
+    let weight = preset.as_ref().map(|_| preset::TEXTBOOK_WEIGHT);
     let placed = |field: &Field<'_>| field.node.at;
     let name = section.require("name", "write a name that no other service has", problems);
     let address = section.require("address", "write the IP:PORT that programs dial", problems);
     let protocol = section.require("protocol", "write tcp, http, http2, udp or auto", problems);
     let endpoints = section.require("endpoints", "list at least one IP:PORT", problems);
-    let read = endpoints.map(|field| endpoint_drafts(&field, problems)).unwrap_or_default();
+    let read = endpoints.map(|field| endpoint_drafts(&field, weight, problems)).unwrap_or_default();
     let protocol = protocol.and_then(|field| field.choice(&PROTOCOLS, problems));
     refuse_foreign_keys(&section, protocol, problems);
     let mut draft = Draft {
@@ -358,7 +362,8 @@ fn dialled_address(field: &Field<'_>, problems: &mut Problems) -> Option<SocketA
     None
 }
 
-fn endpoint_drafts(field: &Field<'_>, problems: &mut Problems) -> Vec<EndpointDraft> {
+/// The endpoints; `weight` is what those have of which none is said, or 0.
+fn endpoint_drafts(field: &Field<'_>, weight: Option<u32>, problems: &mut Problems) -> Vec<EndpointDraft> {
     let Some(items) = field.list(problems) else { return Vec::new() };
     if items.is_empty() {
         field.refuse("has no endpoint; list at least one IP:PORT", problems);
@@ -366,15 +371,21 @@ fn endpoint_drafts(field: &Field<'_>, problems: &mut Problems) -> Vec<EndpointDr
     let mut drafts = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
         let field = Field { node: item, path: Path::Item(&field.path, index) };
-        drafts.extend(endpoint_draft(&field, index, problems));
+        drafts.extend(endpoint_draft(&field, index, weight, problems));
     }
     drafts
 }
 
-fn endpoint_draft(field: &Field<'_>, index: usize, problems: &mut Problems) -> Option<EndpointDraft> {
+fn endpoint_draft(
+    field: &Field<'_>,
+    index: usize,
+    usual_weight: Option<u32>,
+    problems: &mut Problems,
+) -> Option<EndpointDraft> {
     if let Value::Text(_) = field.node.value {
         let address = dialled_address(field, problems)?;
-        return Some(EndpointDraft { at: field.node.at, index, short: true, endpoint: Endpoint::at(address) });
+        let endpoint = Endpoint { weight: usual_weight.unwrap_or(1), ..Endpoint::at(address) };
+        return Some(EndpointDraft { at: field.node.at, index, short: true, endpoint });
     }
     let section = Section::open(
         field.node,
@@ -382,7 +393,8 @@ fn endpoint_draft(field: &Field<'_>, index: usize, problems: &mut Problems) -> O
         &["address", "weight", "priority", "zone", "labels", "state"],
         problems,
     )?;
-    let weight = section.or("weight", || 1, |field, p| field.integer(1..=WEIGHT_MAX, p), problems);
+    let least = if usual_weight.is_some() { 0 } else { 1 };
+    let weight = section.or("weight", || 0, |field, p| field.integer(least..=WEIGHT_MAX, p), problems);
     let priority = section.or("priority", || 0, |field, p| field.integer(0..=PRIORITY_MAX, p), problems);
     let zone = section.or("zone", || None, |field, p| zone(field, p).map(Some), problems);
     let labels = section.or("labels", BTreeMap::new, route::labels, problems);
@@ -392,7 +404,7 @@ fn endpoint_draft(field: &Field<'_>, index: usize, problems: &mut Problems) -> O
     // What is wrong is already noted: the address still takes part in the search for conflicts.
     let endpoint = Endpoint {
         address,
-        weight: weight.unwrap_or(1),
+        weight: weight.filter(|weight| *weight > 0).or(usual_weight).unwrap_or(1),
         priority: priority.unwrap_or(0) as u8,
         zone: zone.flatten(),
         labels: labels.unwrap_or_default(),
