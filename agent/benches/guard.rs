@@ -5,7 +5,7 @@ use divan::{AllocProfiler, Bencher, black_box};
 use sockway::{
     breaker::{self, Outcome},
     cluster::BreakerState,
-    config::{Service, file},
+    config::{Service, deadline::Carrier, file},
     deadline,
     limit::request,
     route::Request,
@@ -43,7 +43,7 @@ fn limit_breaker_and_deadline(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         now_ns += APART_NS;
         let request = Request::of_http1(black_box(HEAD), false, 0);
-        let budget = deadline::budget(timing, false, |name| request.header(name));
+        let budget = deadline::budget(timing, false, &request.first_of(&Carrier::NAMES));
         let verdict = limit.ask(&word, now_ns, u64::MAX);
         assert!(matches!(verdict, request::Verdict::After(0)));
         let (pass, _) = judge.ask(&state, now_ns / 1_000_000);

@@ -15,6 +15,7 @@ mod index;
 mod keyed;
 mod leaving;
 mod outlier;
+pub mod pace;
 mod phase;
 mod request_limit;
 mod rolling;
@@ -44,6 +45,7 @@ pub use self::{
     inbound::{Inbound, InboundState, Refused},
     leaving::{Departure, Leaving},
     outlier::{Ejections, Marks, Reason, Tally},
+    pace::Pace,
     phase::{BreakerPhase, BreakerWord},
     request_limit::{LimitPlace, LimitState},
     rolling::Rolling,
@@ -146,6 +148,8 @@ pub struct Service {
     pub filters: Vec<Arc<FilterState>>,
     /// What is known of how it is guarded.
     pub guard: GuardState,
+    /// How long its requests take, where its timeout follows that; outlives a reload.
+    pub pace: Option<Pace>,
     /// How much all of its endpoints have to do, where somebody goes by that.
     pub load: Arc<AtomicU64>,
     /// How often one of its endpoints went up or down, or came further on its way out.
@@ -161,6 +165,13 @@ impl Service {
     /// What programs dial: the address, and the number of the IP protocol.
     pub fn dialled(&self) -> (SocketAddr, u8) {
         (self.config.address, self.config.protocol.transport())
+    }
+
+    /// How long its requests take, and those of its routes by name, where a timeout follows that.
+    pub fn paces(&self) -> impl Iterator<Item = (Option<&str>, &Pace)> {
+        let routes = self.config.routes.iter().zip(&self.routes);
+        let of_routes = routes.filter_map(|(route, state)| Some((Some(route.name.as_str()), state.pace.as_ref()?)));
+        self.pace.iter().map(|pace| (None, pace)).chain(of_routes)
     }
 
     /// Connections that it may have at once, if that is limited.

@@ -3,6 +3,8 @@
 //! Comes in: the rules, and the fields as they stand. Goes out: how long the request may take from when it came, and the fields in which the
 //! endpoint is told what is left of that. Only durations are believed: nobody's clock but our own is looked at.
 
+pub mod auto;
+
 use std::time::Duration;
 
 use crate::config::deadline::{Carrier, Carriers, Timing};
@@ -18,14 +20,17 @@ pub struct Budget {
     pub replaced: Carriers,
 }
 
-/// What is said of a request's time; `None`: nothing. `said` gives the value of a field by its name.
+/// The values of a request's fields, by [`Carrier::ALL`].
+pub type Said<'v> = [Option<&'v [u8]>; Carrier::ALL.len()];
+
+/// What is said of a request's time; `None`: nothing.
 ///
 /// The smallest time holds. What is left is told in the fields that it came in, and in gRPC's own to who is called by gRPC; where it came in
 /// none, in Envoy's.
-pub fn budget<'v>(timing: Timing, is_grpc: bool, said: impl Fn(&'static str) -> Option<&'v [u8]>) -> Option<Budget> {
+pub fn budget(timing: Timing, is_grpc: bool, said: &Said<'_>) -> Option<Budget> {
     let Some(rules) = timing.deadline else {
         let told = Carriers::default().and(Carrier::Grpc);
-        let caller = said(Carrier::Grpc.name()).filter(|_| is_grpc).and_then(|value| read(Carrier::Grpc, value));
+        let caller = said[Carrier::Grpc as usize].filter(|_| is_grpc).and_then(|value| read(Carrier::Grpc, value));
         let told = if caller.is_some() { told } else { Carriers::default() };
         let time = least(timing.timeout, caller)?;
         return Some(Budget { time, told, replaced: told });
@@ -33,7 +38,7 @@ pub fn budget<'v>(timing: Timing, is_grpc: bool, said: impl Fn(&'static str) -> 
     let minded = if is_grpc { rules.accept.and(Carrier::Grpc) } else { rules.accept };
     let (mut caller, mut came) = (None, Carriers::default());
     for carrier in Carrier::ALL.into_iter().filter(|carrier| rules.reset || minded.has(*carrier)) {
-        let Some(value) = said(carrier.name()) else { continue };
+        let Some(value) = said[carrier as usize] else { continue };
         if rules.reset {
             came = came.and(carrier);
         } else if let Some(time) = read(carrier, value) {
@@ -123,7 +128,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::deadline::Deadline;
+    use crate::config::deadline::{Auto, Deadline};
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -206,9 +211,9 @@ mod tests {
 
     /// A caller's fields, and what they come to.
     fn judged(timing: Timing, is_grpc: bool, fields: &[(Carrier, &'static str)]) -> Option<Budget> {
-        budget(timing, is_grpc, |name| {
-            fields.iter().find(|(carrier, _)| carrier.name() == name).map(|(_, value)| value.as_bytes())
-        })
+        let mut said = Said::default();
+        fields.iter().for_each(|(carrier, value)| said[*carrier as usize] = Some(value.as_bytes()));
+        budget(timing, is_grpc, &said)
     }
 
     #[test]
@@ -272,17 +277,20 @@ mod tests {
                 Some(Budget { time: Duration::MAX, told: of(&[]), replaced: of(&[Grpc]) }),
             ),
         ] {
-            let timing = Timing { timeout: timeout.map(MS), deadline };
+            let timing = Timing { timeout: timeout.map(MS), deadline, ..Timing::default() };
             assert_eq!(judged(timing, is_grpc, fields), expected, "{timing:?} {is_grpc} {fields:?}");
         }
     }
 
     #[test]
     fn a_route_says_more_than_its_service() {
-        let service = Timing { timeout: Some(MS(5)), deadline: Some(Deadline::default()) };
-        let route = Timing { timeout: Some(MS(7)), deadline: None };
+        let service = Timing { timeout: Some(MS(5)), deadline: Some(Deadline::default()), auto: None };
+        let route = Timing { timeout: Some(MS(7)), ..Timing::default() };
         assert_eq!(route.or(Some(service)), Timing { timeout: Some(MS(7)), ..service });
         assert_eq!(route.or(None), route);
         assert_eq!(Timing::default().or(Some(service)), service);
+        let auto = Timing { auto: Some(Auto { factor: 3, min: MS(1) }), ..service };
+        assert_eq!(route.or(Some(auto)), Timing { timeout: Some(MS(7)), ..service }, "a timeout is not followed by halves");
+        assert_eq!(Timing { timeout: None, ..route }.or(Some(auto)), auto);
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Changes, Departure, Endpoint, EndpointState, GuardState, Published, Service, Snapshot, Stage, Switches,
+    Changes, Departure, Endpoint, EndpointState, GuardState, Pace, Published, Service, Snapshot, Stage, Switches,
     endpoint::level, filter, request_limit, routed,
 };
 use crate::config;
@@ -69,6 +69,7 @@ pub(super) fn build_service(
     let request_limits = request_limit::states(&config.request_limits, limits);
     let filters = filter::states(&config.filters, old.map_or(&[][..], |old| &old.filters));
     let guard = GuardState::of(&config.guard, old.map(|old| &old.guard), switches);
+    let pace = Pace::of(config.timing.as_ref(), old.and_then(|old| old.pace.as_ref()));
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);
     let service = Service {
@@ -86,6 +87,7 @@ pub(super) fn build_service(
         request_limits,
         filters,
         guard,
+        pace,
         config,
         changes,
     };

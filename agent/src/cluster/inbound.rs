@@ -83,6 +83,7 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 state: old.map(|old| Arc::clone(&old.service.endpoints[0].state)).unwrap_or_default(),
             };
             let service = Service {
+                pace: None,
                 ejections: Arc::default(),
                 efforts: Arc::default(),
                 id: old.map_or_else(&mut fresh_id, |old| old.service.id),

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::CanaryState;
+use super::{CanaryState, Pace};
 use crate::config::{
     Route,
     route::{Action, Forward},
@@ -25,6 +25,8 @@ pub struct RouteState {
     pub canary: Option<Arc<CanaryState>>,
     /// Of the copies of its requests, if there are any.
     pub mirror: Option<Arc<MirrorState>>,
+    /// How long its requests take, where its timeout follows that.
+    pub pace: Option<Pace>,
 }
 
 /// What became of the copies of a route's requests.
@@ -53,6 +55,7 @@ pub(super) fn states(routes: &[Route], before: Option<(&[Route], &[RouteState])>
         let Action::Forward(Forward { targets, canary, mirror, .. }) = &route.action else {
             return RouteState { requests: state.requests, ..RouteState::default() };
         };
+        state.pace = Pace::of(route.timing.as_ref(), state.pace.as_ref());
         state.cursors.resize_with(targets.len(), Arc::default);
         state.mirror = mirror.as_ref().map(|_| state.mirror.unwrap_or_default());
         state.canary = canary.as_ref().map(|rules| {

@@ -150,6 +150,15 @@ struct Service {
     endpoints: Vec<Endpoint>,
     #[serde(default)]
     request_limits: Vec<Limit>,
+    timeouts: Option<Vec<Timeout>>,
+}
+
+/// A timeout that follows how long requests take.
+#[derive(Debug, Deserialize)]
+struct Timeout {
+    route: Option<String>,
+    timeout_ms: f64,
+    p99_ms: Option<f64>,
 }
 
 /// A request limit, and what it decided.
@@ -264,12 +273,19 @@ fn limit_rows(service: &Service) -> Vec<Vec<String>> {
     service.request_limits.iter().map(row).collect()
 }
 
-/// A line of each breaker that is not closed, and one of the switches that are on.
+/// A line of each breaker that is not closed and of each timeout that is found, and one of the switches that are on.
 fn guarded(answer: &Answer) -> String {
     let mut text = String::new();
     for service in &answer.services {
         if let Some(phase) = service.breaker.as_deref().filter(|phase| *phase != "closed") {
             let _ = writeln!(text, "breaker      the breaker of {} is {}", service.name, phase.replace('_', "-"));
+        }
+    }
+    for service in &answer.services {
+        for Timeout { route, timeout_ms, p99_ms } in service.timeouts.iter().flatten() {
+            let whose = route.as_ref().map_or(service.name.clone(), |route| format!("{}, route {route},", service.name));
+            let why = p99_ms.map_or("too few requests yet".to_owned(), |p99| format!("p99 {p99:.1} ms"));
+            let _ = writeln!(text, "timeout      {whose} gives up after {timeout_ms:.0} ms ({why})");
         }
     }
     let on: Vec<&str> = answer.switches.iter().filter(|(_, on)| **on).map(|(name, _)| name.as_str()).collect();

@@ -5,8 +5,11 @@ use std::time::Duration;
 /// What a service, or a route, says of time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
-    /// From a request's first byte to its answer's last, retries and waiting included; `None`: as long as the caller waits.
+    /// From a request's first byte to its answer's last, retries and waiting included; `None`: as long as the caller waits. Of one that
+    /// follows how long requests take, the most.
     pub timeout: Option<Duration>,
+    /// How it follows that, if it does.
+    pub auto: Option<Auto>,
     /// What becomes of what the caller says; `None`: only gRPC's own field is minded, of gRPC calls.
     pub deadline: Option<Deadline>,
 }
@@ -15,8 +18,18 @@ impl Timing {
     /// What a route says before what its service does.
     pub fn or(self, service: Option<Self>) -> Self {
         let service = service.unwrap_or_default();
-        Self { timeout: self.timeout.or(service.timeout), deadline: self.deadline.or(service.deadline) }
+        let of_time = if self.timeout.is_some() { self } else { service };
+        Self { timeout: of_time.timeout, auto: of_time.auto, deadline: self.deadline.or(service.deadline) }
     }
+}
+
+/// How a timeout follows how long requests take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Auto {
+    /// So many times what 99 of a hundred take at most; at least 1.
+    pub factor: u32,
+    /// No less than this.
+    pub min: Duration,
 }
 
 /// What becomes of what the caller says.
@@ -55,15 +68,18 @@ impl Carrier {
     /// Each once.
     pub const ALL: [Self; 5] = [Self::Grpc, Self::EnvoyExpected, Self::EnvoyUpstream, Self::Mosn, Self::GoMicro];
 
+    /// The fields' names, in lower case, by [`Self::ALL`].
+    pub const NAMES: [&str; 5] = [
+        "grpc-timeout",
+        "x-envoy-expected-rq-timeout-ms",
+        "x-envoy-upstream-rq-timeout-ms",
+        "x-mosn-global-timeout",
+        "timeout",
+    ];
+
     /// The field's name, in lower case.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Grpc => "grpc-timeout",
-            Self::EnvoyExpected => "x-envoy-expected-rq-timeout-ms",
-            Self::EnvoyUpstream => "x-envoy-upstream-rq-timeout-ms",
-            Self::Mosn => "x-mosn-global-timeout",
-            Self::GoMicro => "timeout",
-        }
+        Self::NAMES[self as usize]
     }
 }
 

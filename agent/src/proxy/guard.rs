@@ -159,7 +159,7 @@ impl Leave {
 }
 
 /// Whether a status of gRPC says that the server failed.
-fn is_server_error(code: u8) -> bool {
+pub(super) fn is_server_error(code: u8) -> bool {
     Seen::Answered { status: 200, grpc_status: Some(code) }.status().is_some_and(|status| status >= 500)
 }
 

@@ -15,13 +15,12 @@ use std::{
 
 use http::{HeaderName, HeaderValue, header};
 
-use super::{Cluster, Hop, http::Reply, mirror::Ordered};
+use super::{Cluster, Hop, http::Reply, mirror::Ordered, timing::Ruled};
 use crate::{
     chance::below,
     cluster::{CanaryState, Dialler, MirrorState, RouteState, Service, Snapshot},
     config::{
         NamespaceRules, Route, Strategy,
-        deadline::Timing,
         route::{Action, CallerMatch, Fallback, Forward, Target},
     },
     kernel::{Diallers, Flows},
@@ -95,7 +94,7 @@ pub(super) struct Onward {
     /// What the route says of failures.
     pub strategy: Option<Arc<Strategy>>,
     /// What the route says of its time.
-    pub timing: Option<Timing>,
+    pub timing: Option<Ruled>,
     /// Who gets a copy.
     pub mirror: Option<Ordered>,
 }
@@ -213,7 +212,10 @@ impl Hop {
         service.routes[index].requests.fetch_add(1, Relaxed);
         let taken = Taken { route: &service.config.routes[index], request };
         let course = match &taken.route.action {
-            Action::Forward(_) => self.onward(home, &routes.goals[index], &taken).map(Course::On),
+            Action::Forward(_) => {
+                let ruled = Ruled::by(taken.route, &service.routes[index]);
+                self.onward(home, &routes.goals[index], &taken).map(|onward| Course::On(Onward { timing: ruled, ..onward }))
+            }
             Action::Redirect(redirect) => taken.location(redirect).and_then(|location| {
                 let location = HeaderValue::from_bytes(&location).map_err(|_| Unfit)?;
                 answered(&taken, redirect.status, "", vec![(header::LOCATION, location)])
@@ -236,7 +238,7 @@ impl Hop {
         let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
         let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
         let strategy = taken.route.strategy.clone();
-        Ok(Onward { cluster, change, response, strategy, timing: taken.route.timing, mirror })
+        Ok(Onward { cluster, change, response, strategy, timing: None, mirror })
     }
 
     /// Whether this request is copied, and to whom.

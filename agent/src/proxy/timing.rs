@@ -1,6 +1,7 @@
 //! A request's time, as it runs: what is left of it, who is told, and what happens when it is over.
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     pin::{Pin, pin},
     task::{Context, Poll},
@@ -10,11 +11,76 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Sleep, sleep_until};
 
+use super::guard::is_server_error;
 use crate::{
-    config::deadline::{Carrier, Timing},
-    deadline::{self, Budget},
+    cluster::{Pace, RouteState, Service},
+    config::{
+        Route,
+        deadline::{Carrier, Timing},
+    },
+    deadline::{
+        self, Budget,
+        auto::{Sample, learnt},
+    },
+    decode::grpc,
+    record::Counter,
     route::Request,
 };
+
+/// What is asked of a head: whether it is of gRPC, and who says how long it waits.
+const ASKED: [&str; 1 + Carrier::NAMES.len()] = {
+    let [grpc, expected, upstream, mosn, micro] = Carrier::NAMES;
+    ["content-type", grpc, expected, upstream, mosn, micro]
+};
+
+/// What is said of the time of requests, and what is known of how long they take, where that is followed.
+#[derive(Clone, Debug)]
+pub struct Ruled {
+    /// What is said.
+    pub timing: Timing,
+    /// What is known.
+    pub pace: Option<Pace>,
+}
+
+impl Ruled {
+    /// By a route.
+    pub fn by(route: &Route, state: &RouteState) -> Option<Self> {
+        route.timing.map(|timing| Self { timing, pace: state.pace.clone() })
+    }
+
+    /// By a route first, and by its service where that says nothing; with the timeout as it is now.
+    pub fn of(route: Option<Self>, service: &Service) -> Option<Self> {
+        let of_service = service.config.timing;
+        let mut ruled = match route {
+            None => Self { timing: of_service?, pace: service.pace.clone() },
+            Some(route) if route.timing.timeout.is_some() => Self { timing: route.timing.or(of_service), ..route },
+            Some(route) => Self { timing: route.timing.or(of_service), pace: service.pace.clone() },
+        };
+        if let Some(pace) = &ruled.pace {
+            ruled.timing.timeout = Some(pace.timeout());
+        }
+        Some(ruled)
+    }
+}
+
+/// Takes note of how long a request took that began then, and is counted as this.
+pub fn learn(pace: &Pace, began: Instant, counter: Counter, grpc: Option<u8>) {
+    let took = began.elapsed();
+    let sample = match counter {
+        // Who fails fast is not fast.
+        _ if grpc.is_some_and(is_server_error) => return,
+        Counter::Answered2xx | Counter::Answered3xx | Counter::Answered4xx | Counter::AnsweredOther => {
+            Sample::Took(took)
+        }
+        Counter::DeadlineExceeded
+        | Counter::ResponseTimeout
+        | Counter::IsolationTimeout
+        | Counter::ResponseStalled
+        | Counter::RequestAborted => Sample::GivenUp(took),
+        _ => return,
+    };
+    pace.learn(|known| learnt(known, sample));
+}
 
 /// A request's time.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +92,10 @@ pub struct Time {
 impl Time {
     /// Of a request that came at this moment, by what its service or route says and what stands in its head; `None`: nobody waits for less
     /// than for ever.
-    pub fn of(timing: Timing, is_grpc: bool, request: &Request<'_>, began: Instant) -> Option<Self> {
-        deadline::budget(timing, is_grpc, |name| request.header(name)).map(|budget| Self { budget, began })
+    pub fn of(timing: Timing, request: &Request<'_>, began: Instant) -> Option<Self> {
+        let [kind, said @ ..] = request.first_of(&ASKED);
+        let is_grpc = kind.is_some_and(grpc::is_grpc);
+        deadline::budget(timing, is_grpc, &said).map(|budget| Self { budget, began })
     }
 
     /// All of it.
@@ -78,20 +146,29 @@ impl Time {
 }
 
 /// Rings when a request's time is over; one that was not set never does.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Clock(Option<Running>);
 
-#[derive(Debug)]
 struct Running {
     time: Time,
+    pace: Cell<Option<Pace>>,
     rings: Option<Pin<Box<Sleep>>>,
 }
 
 impl Clock {
-    /// Of a request that is on its way.
-    pub fn of(time: Time) -> Self {
+    /// Of a request that is on its way; how long it takes is learnt from.
+    pub fn of(time: Time, pace: Option<Pace>) -> Self {
         let rings = time.until().map(|until| Box::pin(sleep_until(until.into())));
-        Self(Some(Running { time, rings }))
+        Self(Some(Running { time, pace: pace.into(), rings }))
+    }
+
+    /// The request is counted as this; what is said first holds.
+    pub fn told(&self, counter: Counter) {
+        if let Some(Running { time, pace, .. }) = &self.0
+            && let Some(pace) = pace.take()
+        {
+            learn(&pace, time.began, counter, None);
+        }
     }
 
     /// The time that runs.

@@ -18,7 +18,7 @@ use sockway_common::{
 
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
-    cluster::{Adaptive, CanaryStage, Endpoint, Inbound, Leaving, LimitState, Reason, RouteState, Service, Snapshot},
+    cluster::{Adaptive, CanaryStage, Endpoint, Inbound, Leaving, LimitState, Pace, Reason, RouteState, Service, Snapshot},
     config::{self, Config, Route, file},
     kernel::{Fill, HookTime},
 };
@@ -391,6 +391,16 @@ fn canaries_json(service: &Service) -> Option<Vec<Value>> {
     (!canaries.is_empty()).then_some(canaries)
 }
 
+/// What its timeouts, and those of its routes, have come to where they follow how long requests take; nothing if none does.
+fn timeouts_json(service: &Service) -> Option<Vec<Value>> {
+    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+    let timeout = |(route, pace): (Option<&str>, &Pace)| {
+        json!({ "route": route, "timeout_ms": millis(pace.timeout()), "p99_ms": pace.p99().map(millis) })
+    };
+    let timeouts: Vec<Value> = service.paces().map(timeout).collect();
+    (!timeouts.is_empty()).then_some(timeouts)
+}
+
 /// What its request limits say, and what they decided.
 fn limits_json(service: &Service) -> Vec<Value> {
     let limit = |state: &Arc<LimitState>| {
@@ -417,6 +427,7 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
         "cluster": service.config.strategy.as_ref().map(file::strategy_word),
         "ejections": service.config.outlier.is_some().then(|| ejections_json(service)),
         "canaries": canaries_json(service),
+        "timeouts": timeouts_json(service),
         "request_limits": limits_json(service),
         "breaker": service.guard.breaker.as_ref().map(|breaker| breaker.phase().word()),
         "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,

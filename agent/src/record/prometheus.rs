@@ -12,6 +12,7 @@ mod outlier;
 mod request_limits;
 mod routes;
 mod strategy;
+mod timeouts;
 
 use std::{
     fmt::{Display, Write},
@@ -51,6 +52,7 @@ pub fn render(observed: &Observed) -> String {
         observed.snapshot.services.iter().chain(observed.snapshot.inbound.iter().map(|rule| &rule.service)),
     );
     guard::write(&mut text, &observed.snapshot);
+    timeouts::write(&mut text, &observed.snapshot.services);
     inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);

@@ -100,6 +100,31 @@ impl<'r> Request<'r> {
         self.headers(name).next()
     }
 
+    /// The first value of each of these names, which are in lower case: one pass over the head for all of them.
+    pub fn first_of<const N: usize>(&self, names: &[&str; N]) -> [Option<&'r [u8]>; N] {
+        let mut found = [None; N];
+        match self.fields {
+            Fields::Lines(mut left) => {
+                while !left.is_empty() {
+                    let end = memchr(b'\n', left).map_or(left.len(), |end| end + 1);
+                    let (line, rest) = left.split_at(end);
+                    left = rest;
+                    for (found, name) in found.iter_mut().zip(names).filter(|(found, _)| found.is_none()) {
+                        *found = value_of(line, name.as_bytes());
+                    }
+                }
+            }
+            Fields::Map(map) => {
+                for (key, value) in map {
+                    for (found, name) in found.iter_mut().zip(names).filter(|(found, _)| found.is_none()) {
+                        *found = (key.as_str() == *name).then(|| value.as_bytes());
+                    }
+                }
+            }
+        }
+        found
+    }
+
     /// The values of the cookies of this name, in their order (RFC 6265 section 5.4).
     pub fn cookies(&self, name: &'r str) -> impl Iterator<Item = &'r [u8]> + use<'r> {
         let crumbs = self.headers(header::COOKIE.as_str()).flat_map(|value| value.split(|byte| *byte == b';'));
@@ -217,6 +242,8 @@ mod tests {
             assert_eq!((request.path, request.query), (&b"/api/order/7"[..], Some(&b"a=1&b=&c&a=2"[..])));
             assert_eq!(request.headers("x-team").collect::<Vec<_>>(), [b"red".as_slice(), b"blue"]);
             assert_eq!(request.header("absent"), None);
+            let first = request.first_of(&["x-teams", "x-tea", "x-team", "x-team"]);
+            assert_eq!(first, [Some(&b"no"[..]), None, Some(b"red"), Some(b"red")]);
             let cookies = ["a", "session", "b", "c"].map(|name| request.cookie(name));
             assert_eq!(cookies, [Some(&b"1"[..]), Some(b"x=y"), Some(b"2"), None]);
             assert_eq!(request.parameters("a").collect::<Vec<_>>(), [b"1".as_slice(), b"2"]);

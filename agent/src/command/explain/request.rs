@@ -27,6 +27,8 @@ struct States {
     up: HashMap<(String, String), bool>,
     /// What of a hundred requests canaries get, by the names of their services and routes.
     canaries: HashMap<(String, String), u32>,
+    /// What timeouts have come to in milliseconds, by the names of their services and routes, a service's own by none.
+    timeouts: HashMap<(String, String), f64>,
 }
 
 impl States {
@@ -102,6 +104,8 @@ fn configuration(args: &Args) -> Result<(Config, States), Failure> {
         states.up.extend(list(&service, "endpoints").into_iter().map(up));
         let canary = |it: Value| (key(&it, "route"), it["percent"].as_u64().map_or(0, |percent| percent as u32));
         states.canaries.extend(list(&service, "canaries").into_iter().map(canary));
+        let timeout = |it: Value| (key(&it, "route"), it["timeout_ms"].as_f64().unwrap_or_default());
+        states.timeouts.extend(list(&service, "timeouts").into_iter().map(timeout));
     }
     Ok((config, states))
 }
@@ -171,6 +175,8 @@ fn explain(
             }
         },
     };
+    let passed_on = taken.is_none_or(|index| matches!(routes[index].action, Action::Forward(_)));
+    let timeout = passed_on.then(|| timeout((service, snapshot), taken.map(|index| &routes[index]), states)).flatten();
     let mirrored = taken.and_then(|index| mirror(&routes[index])).map(|mirror| {
         let mut shown = candidates(&mirror.target);
         shown["percent"] = json!(mirror.percent);
@@ -186,6 +192,7 @@ fn explain(
         "others": others.map(|(_, route)| json!({ "route": route.name, "why": why_not(route, &request) })).collect::<Vec<_>>(),
         "targets": targets,
         "mirror": mirrored,
+        "timeout": timeout,
     }))
 }
 
@@ -199,6 +206,25 @@ fn percents(forward: &Forward, canary: Option<u32>) -> Vec<f64> {
         }
         None => forward.targets.iter().map(|target| f64::from(target.weight) * 100.0 / f64::from(sum)).collect(),
     }
+}
+
+/// How long a request may take that takes this route, in words: as the route says, or the service that it goes to, the first of several.
+fn timeout((home, snapshot): (&Service, &Snapshot), route: Option<&Route>, states: &States) -> Option<String> {
+    let of_route = route.and_then(|route| Some((route, route.timing.filter(|timing| timing.timeout.is_some())?)));
+    let to = route.and_then(|route| match &route.action {
+        Action::Forward(forward) => snapshot.by_name(forward.targets.first()?.to.as_deref()?),
+        Action::Redirect(_) | Action::Respond(_) => None,
+    });
+    let asked = to.map_or(home, AsRef::as_ref);
+    let (of, timing) = match of_route {
+        Some((route, timing)) => ((&home.config.name, route.name.as_str()), timing),
+        None => ((&asked.config.name, ""), asked.config.timing?),
+    };
+    let max = timing.timeout?.as_millis();
+    let Some(auto) = timing.auto else { return Some(format!("{max} ms")) };
+    let now = states.timeouts.get(&(of.0.clone(), of.1.to_owned()));
+    let now = now.map_or("found by the agent".to_owned(), |millis| format!("{millis:.0} ms now"));
+    Some(format!("{now}: {} × p99, from {} to {max} ms", auto.factor, auto.min.as_millis()))
 }
 
 /// Who gets copies of what takes a route.
@@ -275,6 +301,9 @@ fn tell(answer: &Value) -> String {
     let route = answer["route"].as_str().unwrap_or("none matches");
     line("route", &format!("{route} (of {})", answer["routes"]));
     line("request", &word(&answer["action"]));
+    if let Some(timeout) = answer["timeout"].as_str() {
+        line("timeout", timeout);
+    }
     let copied = answer.get("mirror").filter(|mirror| !mirror.is_null()).map(|mirror| ("copied to", mirror.clone()));
     for (name, target) in list(&answer["targets"]).into_iter().map(|target| ("to", target)).chain(copied) {
         let percent = target["percent"].as_f64().map(|percent| format!("{percent:.1} % ")).unwrap_or_default();
@@ -311,9 +340,10 @@ mod tests {
   - { name: team, match: { path: { prefix: /api }, headers: { x-team: red } }, subset: { v: none } }
   - { name: old, match: { path: /old }, redirect: { path: /new } }
   - { name: shadowed, match: { path: /shadowed }, mirror: { to: b, percent: 5 } }
-  - { name: tried, match: { path: /tried }, canary: { to: b } }
+  - { name: tried, match: { path: /tried }, canary: { to: b }, timeout: { auto: {} } }
   - { name: begun, match: { path: /begun }, canary: { to: b } }
-- { name: b, address: 10.0.0.4:80, protocol: http, cluster: failfast, endpoints: [10.0.0.5:80] }
+  - { name: sent, match: { path: /sent }, to: b }
+- { name: b, address: 10.0.0.4:80, protocol: http, cluster: failfast, timeout_ms: 70, endpoints: [10.0.0.5:80] }
 ";
 
     fn told(text: &str, fields: &[&str]) -> String {
@@ -324,6 +354,7 @@ mod tests {
         let states = States {
             up: [(key("b", "10.0.0.5:80"), false)].into_iter().collect(),
             canaries: [(key("orders", "tried"), 25)].into_iter().collect(),
+            timeouts: [(key("orders", "tried"), 812.4)].into_iter().collect(),
         };
         tell(
             &explain(&snapshot.services[0], &snapshot, parts, &states, None)
@@ -334,7 +365,7 @@ mod tests {
     #[test]
     fn a_requests_way_is_told_and_why_no_other() {
         let expected = "service      orders, 10.0.0.1:80
-route        api (of 6)
+route        api (of 7)
 request      passed on as GET http://orders/v2/1?x
 to           75.0 % orders, round_robin: 10.0.0.2:80
 to           25.0 % b, round_robin, failfast: 10.0.0.5:80 (down)
@@ -343,14 +374,17 @@ not          old: its path does not match
 not          shadowed: its path does not match
 not          tried: its path does not match
 not          begun: its path does not match
+not          sent: its path does not match
 ";
         assert_eq!(told("http://orders/api/1?x", &[]), expected);
         let told_red = told("GET http://orders/api/1", &["X-Team: red"]);
-        assert!(told_red.contains("route        team (of 6)\n"), "{told_red}");
+        assert!(told_red.contains("route        team (of 7)\n"), "{told_red}");
         assert!(told_red.contains("to           100.0 % orders, round_robin: nobody: 503\n"), "{told_red}");
         assert!(told_red.contains("not          api: matches, and is less specific or comes later\n"), "{told_red}");
         assert!(told("http://orders/tried", &[]).contains("to           25.0 % b, "));
+        assert!(told("http://orders/tried", &[]).contains("timeout      812 ms now: 3 × p99, from 250 to 15000 ms\n"));
         assert!(told("http://orders/begun", &[]).contains("to           5.0 % b, "));
+        assert!(told("http://orders/sent", &[]).contains("timeout      70 ms\n"));
         let copied = "copied to    5.0 % b, round_robin, failfast: 10.0.0.5:80 (down)\n";
         assert!(told("http://orders/shadowed", &[]).contains(copied));
         assert!(told("http://orders/old", &[]).contains("request      redirected: 302 http://orders/new\n"));

@@ -62,6 +62,7 @@ impl Connection<'_> {
     /// Counts a request; whoever guards it learns how it went.
     pub(super) fn tells(&self, counter: Counter) {
         self.hop.slab.count(counter);
+        self.clock.told(counter);
         if let Some(leave) = &self.leave {
             leave.told(counter, None);
         }

@@ -4,12 +4,12 @@ use std::{mem, rc::Rc};
 
 use super::{Connection, Next, Rest, apply, reply::Reply};
 use crate::{
-    config::deadline::Timing,
     decode::http1::{Method, RequestHead},
     proxy::{
         Cluster,
         mirror::{Ordered, Tap},
         routed::{Course, Onward},
+        timing::Ruled,
     },
     ring::Buf,
     route::Request,
@@ -22,7 +22,7 @@ pub(super) struct Passed {
     /// The client's own cluster, if another stands in its place now.
     pub home: Option<Rc<Cluster>>,
     /// What the route says of its time.
-    pub timing: Option<Timing>,
+    pub timing: Option<Ruled>,
     /// What it is answered here.
     pub reply: Option<Reply>,
 }

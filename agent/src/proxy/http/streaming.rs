@@ -85,7 +85,7 @@ impl Connection<'_> {
                 self.after(upstream, answered, head, rest).await
             }
             Ended::Over if head_sent.get() => {
-                self.hop.slab.count(Counter::DeadlineExceeded);
+                self.tells(Counter::DeadlineExceeded);
                 self.abort().await;
                 Next::End(Counter::UpstreamAborted)
             }

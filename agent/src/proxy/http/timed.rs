@@ -5,14 +5,10 @@ use std::time::Instant;
 use super::{Connection, Next, reply::Reply, take_back};
 use crate::{
     cluster::Seen,
-    config::deadline::Timing,
-    decode::{
-        grpc,
-        http1::{Method, RequestHead},
-    },
+    decode::http1::{Method, RequestHead},
     proxy::{
         reach::Upstream,
-        timing::{Clock, Time},
+        timing::{Clock, Ruled, Time},
     },
     ring::Buf,
     route::Request,
@@ -22,19 +18,17 @@ impl Connection<'_> {
     /// Sets the clock of a request, if its route or its service says so; who comes when its time is over is told at once.
     pub(super) fn set_clock(
         &mut self,
-        of_route: Option<Timing>,
+        of_route: Option<Ruled>,
         (buf, head): (&Buf, &RequestHead),
         began: Instant,
     ) -> Result<(), Reply> {
-        let of_service = self.cluster.service.config.timing;
-        let Some(timing) = of_route.map(|timing| timing.or(of_service)).or(of_service) else { return Ok(()) };
+        let Some(Ruled { timing, pace }) = Ruled::of(of_route, &self.cluster.service) else { return Ok(()) };
         if head.websocket || head.method == Method::Connect {
             return Ok(());
         }
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
-        let is_grpc = request.header("content-type").is_some_and(grpc::is_grpc);
-        let Some(time) = Time::of(timing, is_grpc, &request, began) else { return Ok(()) };
-        self.clock = Clock::of(time);
+        let Some(time) = Time::of(timing, &request, began) else { return Ok(()) };
+        self.clock = Clock::of(time, pace);
         if time.is_over() { Err(Reply::deadline_exceeded()) } else { Ok(()) }
     }
 

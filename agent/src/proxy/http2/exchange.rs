@@ -35,7 +35,7 @@ use super::{
     reply::{self, To},
 };
 use crate::{
-    cluster::Seen,
+    cluster::{Pace, Seen},
     config::{HttpVersion, Strategy},
     decode::{
         grpc,
@@ -115,7 +115,10 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         }
     };
     let (mut way, chain) = way(&connection, &mut parts);
-    let time = time(&connection, (&way.cluster, way.timing), (&parts, asked), began).filter(|_| way.end.is_none());
+    let (time, pace) = match way.end {
+        None => time(&connection, (&way.cluster, way.timing.take()), (&parts, asked), began),
+        Some(_) => (None, None),
+    };
     if time.is_some_and(|time| time.is_over()) {
         way.end = Some(End::Reply(Reply::deadline_exceeded()));
     }
@@ -148,6 +151,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         asked,
         began,
         time,
+        pace: pace.into(),
         strategy,
         down: None,
         has_status: false,
@@ -223,6 +227,8 @@ struct Exchange<'c> {
     filtered: Option<Box<Filtered>>,
     /// How long it may take.
     time: Option<Time>,
+    /// Who learns from how long it does, until told.
+    pace: Cell<Option<Pace>>,
     /// What its route says of failures.
     strategy: Option<Arc<Strategy>>,
     /// Where the rest of a final response goes, when its head was sent.

@@ -6,7 +6,7 @@ use http::request::Parts;
 
 use super::filtered::Filtered;
 use crate::{
-    config::{Strategy, deadline::Timing},
+    config::Strategy,
     proxy::{
         Cluster,
         filtered::{Chain, Ended},
@@ -14,6 +14,7 @@ use crate::{
         http2::Connection,
         mirror::Ordered,
         routed::{Course, Onward},
+        timing::Ruled,
     },
     route::{Fields, Request},
 };
@@ -25,7 +26,7 @@ pub(super) struct Way {
     /// What is changed of its response.
     pub change: Option<Box<Fields>>,
     /// How long it may take, if its route says so.
-    pub timing: Option<Timing>,
+    pub timing: Option<Ruled>,
     /// What its route says of failures.
     pub strategy: Option<Arc<Strategy>>,
     /// Who gets a copy.

@@ -20,6 +20,7 @@ use crate::{
         guard::{Entered, Guard},
         http::Reply,
         http2::{Connection, body::grpc_status},
+        timing::learn,
     },
     record::Counter,
     route::Request,
@@ -78,6 +79,9 @@ impl Exchange<'_> {
 
     /// Whoever guards it learns how the request went.
     pub(super) fn tells(&self, counter: Counter) {
+        if let Some(pace) = self.pace.take() {
+            learn(&pace, self.began, counter, self.code);
+        }
         if let Some(leave) = &self.leave {
             leave.told(counter, self.code);
         }

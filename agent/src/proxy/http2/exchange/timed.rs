@@ -11,14 +11,13 @@ use http::request::Parts;
 
 use super::Exchange;
 use crate::{
-    cluster::Seen,
-    config::deadline::Timing,
+    cluster::{Pace, Seen},
     decode::{grpc, http2::Asked},
     proxy::{
         Cluster,
         http::Reply,
         http2::{Connection, reply},
-        timing::Time,
+        timing::{Ruled, Time},
     },
     record::Counter,
     route::Request,
@@ -27,20 +26,20 @@ use crate::{
 /// Who waits for so long before a request is taken back has wanted its answer: Envoy's bound for premature resets.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a request may take; a tunnel may take for ever.
+/// How long a request may take, a tunnel may take for ever; and who learns from how long it does.
 pub(super) fn time(
     connection: &Connection,
-    (cluster, of_route): (&Cluster, Option<Timing>),
+    (cluster, of_route): (&Cluster, Option<Ruled>),
     (parts, asked): (&Parts, Asked),
     began: Instant,
-) -> Option<Time> {
-    let of_service = cluster.service.config.timing;
-    let timing = of_route.map(|timing| timing.or(of_service)).or(of_service);
-    if asked.tunnel.is_some() || (timing.is_none() && !asked.is_grpc) {
-        return None;
+) -> (Option<Time>, Option<Pace>) {
+    let ruled = Ruled::of(of_route, &cluster.service);
+    if asked.tunnel.is_some() || (ruled.is_none() && !asked.is_grpc) {
+        return (None, None);
     }
     let request = Request::of_parts(parts, connection.is_secure, connection.source);
-    Time::of(timing.unwrap_or_default(), asked.is_grpc, &request, began)
+    let timing = ruled.as_ref().map(|ruled| ruled.timing).unwrap_or_default();
+    (Time::of(timing, &request, began), ruled.and_then(|ruled| ruled.pace))
 }
 
 impl Exchange<'_> {
