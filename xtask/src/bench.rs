@@ -67,7 +67,7 @@ pub struct Args {
     /// A figure below its goal is a failure
     #[arg(long)]
     strict: bool,
-    /// Only these ways: direct, direct-2core, sockway, sockway+shortcut, sockway+joined, sockway+policies, nginx, haproxy, envoy
+    /// Only these ways: direct, direct-2core, sockway, sockway+shortcut, sockway+joined, sockway+policies, sockway+choosing, nginx, haproxy, envoy
     #[arg(long = "way", value_name = "NAME", num_args = 1.., value_parser = way::ALL)]
     ways: Vec<String>,
     /// Only this placement: free or pinned

@@ -31,6 +31,19 @@ pub struct Load {
     pub traffic: Traffic,
     /// The ways that make sense here.
     pub ways: &'static [&'static str],
+    /// Sockway's ways beside the plain one and the one with the shortcut.
+    pub extra: &'static [Extra],
+}
+
+/// A service of the agent that differs from the plain one in its keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Extra {
+    /// As which way it is measured.
+    pub way: &'static str,
+    /// What the client dials.
+    pub address: &'static str,
+    /// Its keys, each with a comma behind it.
+    pub keys: &'static str,
 }
 
 /// How long each way is used before the first round.
@@ -42,9 +55,6 @@ const CAPTURE: Duration = Duration::from_secs(15);
 /// Sockway's ways are services of one agent: they differ in their shortcut and their policies only.
 const PLAIN: &str = "127.66.0.1:80";
 const SHORTCUT: &str = "127.66.0.2:80";
-const POLICIES: &str = "127.66.0.3:80";
-/// All of them are looked at for each connection; none of them ever says no.
-const KEYS: &str = "affinity_timeout_ms: 600000, limits: { connections: 100000, connections_per_second: 1000000 }, ";
 
 impl Load {
     /// Measures every way in both placements.
@@ -64,6 +74,10 @@ impl Load {
         Ok(())
     }
 
+    fn extra(&self, way: &str) -> Option<&Extra> {
+        self.extra.iter().find(|extra| extra.way == way)
+    }
+
     fn plan(&self, stand: &Stand, origin: &str) -> Plan {
         let service = |name: &str, address: &str, shortcut, keys| Service {
             name: name.into(),
@@ -74,9 +88,7 @@ impl Load {
             keys,
         };
         let mut services = vec![service("plain", PLAIN, false, ""), service("shortcut", SHORTCUT, true, "")];
-        if self.ways.contains(&way::SOCKWAY_POLICIES) {
-            services.push(service("policies", POLICIES, false, KEYS));
-        }
+        services.extend(self.extra.iter().map(|extra| service(name(extra.way), extra.address, false, extra.keys)));
         Plan {
             instance: "bench".into(),
             workers: 1,
@@ -85,6 +97,11 @@ impl Load {
             services,
         }
     }
+}
+
+/// What a service is called that is measured as this way.
+fn name(way: &'static str) -> &'static str {
+    way.strip_prefix("sockway+").unwrap_or(way)
 }
 
 /// The processes of a scenario in one placement. The agent goes before the origin it forwards to.
@@ -154,10 +171,10 @@ impl Cast {
             way::DIRECT => Ok(part(&origin[0], None)),
             way::DIRECT_2CORE => Ok(part(&origin[1], None)),
             _ if way::is_sockway(way) => {
-                let (address, path) = match way {
-                    way::SOCKWAY => (PLAIN, Path::Tcp),
-                    way::SOCKWAY_POLICIES => (POLICIES, Path::Tcp),
-                    way::SOCKWAY_JOINED => (SHORTCUT, Path::Joined),
+                let (address, path) = match (way, load.extra(way)) {
+                    (_, Some(extra)) => (extra.address, Path::Tcp),
+                    (way::SOCKWAY, _) => (PLAIN, Path::Tcp),
+                    (way::SOCKWAY_JOINED, _) => (SHORTCUT, Path::Joined),
                     _ => (SHORTCUT, Path::Shortcut),
                 };
                 let part = part(address, Some(Witness { forward: load.forward, path }));

@@ -5,6 +5,7 @@ mod idle;
 mod l4;
 mod l7_h1;
 mod l7_h2;
+mod policies;
 mod rest;
 mod scale;
 mod tcp;
@@ -46,7 +47,7 @@ impl How {
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Scenario; 16] = [
+pub const ALL: [Scenario; 17] = [
     l4::FLAT,
     l4::PODS,
     l7_h1::FLAT,
@@ -55,6 +56,7 @@ pub const ALL: [Scenario; 16] = [
     l7_h1::LONG,
     l7_h1::LATENCY,
     l7_h1::CONNECTIONS,
+    policies::SCENARIO,
     l7_h2::MANY,
     l7_h2::ONE,
     l7_h2::GRPC,

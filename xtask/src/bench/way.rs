@@ -22,8 +22,10 @@ pub const SOCKWAY: &str = "sockway";
 pub const SOCKWAY_SHORTCUT: &str = "sockway+shortcut";
 /// Through Sockway, the shortcut on, and the agent out of the way once it has nothing more to decide.
 pub const SOCKWAY_JOINED: &str = "sockway+joined";
-/// Through Sockway, the shortcut off, with what the kernel half can do besides balancing: affinity and limits, which never bind here.
+/// Through Sockway, the shortcut off, with everything that the scenario's service can have, none of which ever binds here.
 pub const SOCKWAY_POLICIES: &str = "sockway+policies";
+/// Through Sockway, the shortcut off, with what chooses an endpoint.
+pub const SOCKWAY_CHOOSING: &str = "sockway+choosing";
 /// Through nginx.
 pub const NGINX: &str = "nginx";
 /// Through HAProxy.
@@ -32,8 +34,18 @@ pub const HAPROXY: &str = "haproxy";
 pub const ENVOY: &str = "envoy";
 
 /// Every way, in the order of the reports.
-pub const ALL: [&str; 9] =
-    [DIRECT, DIRECT_2CORE, SOCKWAY, SOCKWAY_SHORTCUT, SOCKWAY_JOINED, SOCKWAY_POLICIES, NGINX, HAPROXY, ENVOY];
+pub const ALL: [&str; 10] = [
+    DIRECT,
+    DIRECT_2CORE,
+    SOCKWAY,
+    SOCKWAY_SHORTCUT,
+    SOCKWAY_JOINED,
+    SOCKWAY_POLICIES,
+    SOCKWAY_CHOOSING,
+    NGINX,
+    HAPROXY,
+    ENVOY,
+];
 
 /// Whether it is one of Sockway's.
 pub fn is_sockway(way: &str) -> bool {

@@ -4,7 +4,7 @@ use super::{
     super::{
         agent::Forward,
         goal::{Against, Bound, Goal},
-        load::Load,
+        load::{Extra, Load},
         namespace::Layout,
         sample::{Figure, Placement},
         traffic::Traffic,
@@ -13,12 +13,16 @@ use super::{
     How, Scenario,
 };
 
+/// What the kernel half can do besides balancing: affinity and limits. All of it is looked at for each connection; none ever says no.
+const KEYS: &str = "affinity_timeout_ms: 600000, limits: { connections: 100000, connections_per_second: 1000000 }, ";
+
 /// Without proxies: those would be another thing to measure (`tcp`).
 const LOAD: Load = Load {
     forward: Forward::Kernel,
     layout: Layout::Flat,
     traffic: Traffic::Http { body: "1k", connections: 32, anew: false },
     ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::SOCKWAY_POLICIES, way::SOCKWAY_SHORTCUT],
+    extra: &[Extra { way: way::SOCKWAY_POLICIES, address: "127.66.0.3:80", keys: KEYS }],
 };
 
 /// In one namespace.

@@ -20,6 +20,7 @@ const LOAD: Load = Load {
     layout: Layout::Flat,
     traffic: Traffic::Http { body: "1k", connections: 32, anew: false },
     ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::SOCKWAY_SHORTCUT, way::NGINX, way::HAPROXY, way::ENVOY],
+    extra: &[],
 };
 
 /// What makes sense where the shortcut is no question.

@@ -18,6 +18,7 @@ const LOAD: Load = Load {
     layout: Layout::Flat,
     traffic: Traffic::Http2 { body: "1k", connections: 4, streams: 32 },
     ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::NGINX, way::HAPROXY, way::ENVOY],
+    extra: &[],
 };
 
 /// Many streams at once.

@@ -19,6 +19,7 @@ const LOAD: Load = Load {
     layout: Layout::Flat,
     traffic: Traffic::Tcp,
     ways: &[way::DIRECT, way::DIRECT_2CORE, way::SOCKWAY, way::SOCKWAY_JOINED, way::NGINX, way::HAPROXY, way::ENVOY],
+    extra: &[],
 };
 
 /// The proxies that the relay has to beat.
