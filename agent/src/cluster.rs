@@ -49,7 +49,7 @@ pub use self::{
     phase::{BreakerPhase, BreakerWord},
     request_limit::{LimitPlace, LimitState},
     rolling::Rolling,
-    routed::{MirrorState, RouteState},
+    routed::{MirrorState, OneWayState, RouteState},
     seen::Seen,
     shares::{Published, Shares},
     strategy::{Cause, Effort, Efforts, Place},

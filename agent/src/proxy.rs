@@ -9,6 +9,7 @@ pub mod http2;
 pub mod inbound;
 mod left;
 mod mirror;
+mod one_way;
 pub mod opaque;
 mod own_time;
 mod reach;

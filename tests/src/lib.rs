@@ -9,6 +9,7 @@
 //! - [`origin`], [`web`], [`datagram`]: endpoints that say their name, in threads of the test;
 //! - [`peers`]: real programs: curl, python3, wrk, nginx, nghttpd, redis; [`databases`]: those that keep data;
 //! - [`frames`]: one side of an HTTP/2 connection, frame by frame; [`tls`]: certificates, and either side of a TLS connection;
+//! - [`slow`]: an endpoint that takes its time;
 //! - [`pod`]: a program in a namespace of its own, and a client outside;
 //! - [`pair`]: two sockets joined by the shortcut;
 //! - [`torture`]: connections used in every way, on every path;
@@ -40,6 +41,7 @@ pub mod pins;
 pub mod pod;
 pub mod process;
 pub mod refused;
+pub mod slow;
 pub mod socket;
 pub mod stage;
 pub mod tls;

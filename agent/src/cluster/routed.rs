@@ -27,6 +27,23 @@ pub struct RouteState {
     pub mirror: Option<Arc<MirrorState>>,
     /// How long its requests take, where its timeout follows that.
     pub pace: Option<Pace>,
+    /// Of its requests, if nobody waits for answers.
+    pub one_way: Option<Arc<OneWayState>>,
+}
+
+/// What became of requests whose answers nobody waits for.
+#[derive(Debug, Default)]
+pub struct OneWayState {
+    /// All of their bytes were written.
+    pub sent: AtomicU64,
+    /// Nobody took them, or not all of them; or their clients broke off.
+    pub failed: AtomicU64,
+    /// They were refused: too many were taken and not yet written.
+    pub busy: AtomicU64,
+    /// Those that are.
+    pub taken: AtomicU32,
+    /// Answers that are being read and dropped.
+    pub dropping: AtomicU32,
 }
 
 /// What became of the copies of a route's requests.
@@ -55,6 +72,7 @@ pub(super) fn states(routes: &[Route], before: Option<(&[Route], &[RouteState])>
         let Action::Forward(Forward { targets, canary, mirror, .. }) = &route.action else {
             return RouteState { requests: state.requests, ..RouteState::default() };
         };
+        state.one_way = route.one_way.then(|| state.one_way.unwrap_or_default());
         state.pace = Pace::of(route.timing.as_ref(), state.pace.as_ref());
         state.cursors.resize_with(targets.len(), Arc::default);
         state.mirror = mirror.as_ref().map(|_| state.mirror.unwrap_or_default());

@@ -24,6 +24,8 @@ pub struct Route {
     pub timing: Option<Timing>,
     /// What becomes of failures; `None`: what its service says.
     pub strategy: Option<Arc<Strategy>>,
+    /// Whether nobody waits for an answer.
+    pub one_way: bool,
     /// What is changed of the request's fields before it is passed on.
     pub request_headers: HeaderChanges,
     /// What is changed of the response's fields, also of one that the agent gives.

@@ -195,6 +195,7 @@ impl Scope {
             response_headers: HeaderChanges::default(),
             timing: None,
             strategy: None,
+            one_way: false,
         }];
         Self { table: Table::new(&route), route }
     }

@@ -41,12 +41,12 @@ use super::{
     Cluster, Hop, Serving,
     guard::{Guard, Leave, by},
     mirror::Tap,
-    opaque, own_time,
+    one_way, opaque, own_time,
     reach::{Tried, Upstream},
     timing::Clock,
 };
 use crate::{
-    cluster::{Dialler, Seen},
+    cluster::{Dialler, OneWayState, Seen},
     config::{HttpVersion, Strategy, guard::Why},
     decode::http1::{Asked, Method, RequestHead},
     kernel::OriginalDst,
@@ -85,6 +85,8 @@ struct Connection<'h> {
     tap: Option<Rc<Tap>>,
     /// What its route says of failures.
     strategy: Option<Arc<Strategy>>,
+    /// Who counts the request, if nobody waits for its answer.
+    one_way: Option<Arc<OneWayState>>,
     /// Rings when the time of the request that is on its way is over.
     clock: Clock,
     /// What filters have said of it.
@@ -128,6 +130,7 @@ pub fn serve(
         response_change: None,
         tap: None,
         strategy: None,
+        one_way: None,
         clock: Clock::default(),
         filtered: None,
         guard: None,
@@ -214,6 +217,9 @@ impl Connection<'_> {
         if home.is_some() || chain.is_some() {
             self.cluster = home.unwrap_or_else(|| Rc::clone(&self.cluster));
             (self.response_change, self.tap, self.filtered, self.strategy) = (None, None, None, None);
+            if let Some(state) = self.one_way.take() {
+                one_way::was_lost(&state);
+            }
         }
         self.hop.slab.request_duration.observe(began.elapsed());
         next

@@ -7,6 +7,7 @@ mod timed;
 
 use std::{
     cell::Cell,
+    mem,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -50,12 +51,22 @@ impl Upstream {
     pub fn who(&self) -> &Who {
         &self.lease.who
     }
+
+    /// It is not counted as in use any more: nobody waits for what it is used for.
+    pub(super) fn counts_no_more(&mut self) {
+        self.lease.give_back();
+    }
 }
 
 impl Shared {
     /// The one that is attempted.
     pub fn who(&self) -> &Who {
         &self.lease.who
+    }
+
+    /// As [`Upstream::counts_no_more`].
+    pub(super) fn counts_no_more(&mut self) {
+        self.lease.give_back();
     }
 }
 
@@ -76,6 +87,11 @@ impl Who {
         hop.report(&self.cluster, self.endpoint, seen, self.waited.as_deref());
     }
 
+    /// Whose endpoint that is.
+    pub fn cluster(&self) -> &Rc<Cluster> {
+        &self.cluster
+    }
+
     /// To be told when the answer begins.
     pub fn heard(&self) -> Heard {
         Heard { timed: self.timed.clone(), waited: self.waited.clone() }
@@ -93,6 +109,7 @@ struct Lease {
     surplus: u32,
     /// What it counts in the service's, where somebody goes by that.
     of_all: u64,
+    is_out: bool,
 }
 
 impl Lease {
@@ -110,12 +127,16 @@ impl Lease {
         }
         let timed = Timed::begin(service, chosen).map(Rc::new);
         let waited = cluster.goes_by_latency().then(|| Rc::new(Waited::begin()));
-        Self { who: Who { cluster: Rc::clone(cluster), endpoint, timed, waited }, surplus, of_all }
+        let who = Who { cluster: Rc::clone(cluster), endpoint, timed, waited };
+        Self { who, surplus, of_all, is_out: true }
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
+impl Lease {
+    fn give_back(&mut self) {
+        if !mem::take(&mut self.is_out) {
+            return;
+        }
         let state = &self.who.endpoint().state;
         state.active.fetch_sub(1, Relaxed);
         if self.surplus > 0 {
@@ -124,6 +145,12 @@ impl Drop for Lease {
         if self.of_all > 0 {
             self.who.cluster.service.load.fetch_sub(self.of_all, Relaxed);
         }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 

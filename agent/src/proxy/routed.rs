@@ -18,7 +18,7 @@ use http::{HeaderName, HeaderValue, header};
 use super::{Cluster, Hop, http::Reply, mirror::Ordered, timing::Ruled};
 use crate::{
     chance::below,
-    cluster::{CanaryState, Dialler, MirrorState, RouteState, Service, Snapshot},
+    cluster::{CanaryState, Dialler, MirrorState, OneWayState, RouteState, Service, Snapshot},
     config::{
         NamespaceRules, Route, Strategy,
         route::{Action, CallerMatch, Fallback, Forward, Target},
@@ -97,6 +97,8 @@ pub(super) struct Onward {
     pub timing: Option<Ruled>,
     /// Who gets a copy.
     pub mirror: Option<Ordered>,
+    /// Who counts it, if nobody waits for its answer.
+    pub one_way: Option<Arc<OneWayState>>,
 }
 
 impl Routes {
@@ -213,8 +215,10 @@ impl Hop {
         let taken = Taken { route: &service.config.routes[index], request };
         let course = match &taken.route.action {
             Action::Forward(_) => {
-                let ruled = Ruled::by(taken.route, &service.routes[index]);
-                self.onward(home, &routes.goals[index], &taken).map(|onward| Course::On(Onward { timing: ruled, ..onward }))
+                let state = &service.routes[index];
+                let (timing, one_way) = (Ruled::by(taken.route, state), state.one_way.clone());
+                let onward = self.onward(home, &routes.goals[index], &taken);
+                onward.map(|onward| Course::On(Onward { timing, one_way, ..onward }))
             }
             Action::Redirect(redirect) => taken.location(redirect).and_then(|location| {
                 let location = HeaderValue::from_bytes(&location).map_err(|_| Unfit)?;
@@ -238,7 +242,7 @@ impl Hop {
         let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
         let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
         let strategy = taken.route.strategy.clone();
-        Ok(Onward { cluster, change, response, strategy, timing: None, mirror })
+        Ok(Onward { cluster, change, response, strategy, timing: None, mirror, one_way: None })
     }
 
     /// Whether this request is copied, and to whom.

@@ -120,10 +120,10 @@ fn has_failed(rules: &Strategy, came: &Came) -> bool {
 }
 
 /// An answer that nothing stands in, but that it is the agent's own. A gRPC call is told that it went well.
-fn empty(whole: &Whole, status: StatusCode, told: HeaderValue) -> Answer {
+pub(super) fn empty(is_grpc: bool, status: StatusCode, told: HeaderValue) -> Answer {
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.headers.insert(TOLD, told);
-    if !whole.asked.is_grpc {
+    if !is_grpc {
         parts.status = status;
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         return Answer { parts, body: Body::Ready(Bytes::new(), HeaderMap::new()) };

@@ -6,13 +6,14 @@ mod body;
 mod http1;
 mod http2;
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header, request, response};
 use tokio::time::timeout;
 
 pub use self::body::{Body, Broken, Piece};
+pub(super) use self::http1::drop_answer;
 use super::{
     Cluster, Hop,
     http::Reply,
@@ -20,7 +21,7 @@ use super::{
     timing::Time,
 };
 use crate::{
-    cluster::Seen,
+    cluster::{OneWayState, Seen},
     config::HttpVersion,
     decode::{
         grpc,
@@ -218,6 +219,19 @@ pub async fn ask(hop: Rc<Hop>, cluster: Rc<Cluster>, tried: Tried, whole: Rc<Who
     match whole.upstream {
         HttpVersion::Http1 => http1::ask(&hop, &cluster, tried, &whole).await,
         HttpVersion::Http2 => http2::ask(&hop, &cluster, tried, &whole).await,
+    }
+}
+
+/// Sends it, once; whether all of it was written. Its answer is read and dropped.
+pub(super) async fn send(
+    hop: &Rc<Hop>,
+    cluster: &Rc<Cluster>,
+    tried: Tried,
+    (whole, state): (&Whole, &Arc<OneWayState>),
+) -> bool {
+    match whole.upstream {
+        HttpVersion::Http1 => http1::send(hop, cluster, tried, (whole, state)).await,
+        HttpVersion::Http2 => http2::send(hop, cluster, tried, (whole, state)).await,
     }
 }
 

@@ -104,6 +104,8 @@ sockway_common::counters! {
     Absorbed = "requests_total" ["outcome" = "failsafe"],
     /// Requests that failed, and are sent again later: `cluster: failback`.
     Deferred = "requests_total" ["outcome" = "failback"],
+    /// Requests that were taken, and whose answers nobody waits for: 202.
+    OneWay = "requests_total" ["outcome" = "one_way"],
     /// Requests whose body is longer than what several endpoints are sent: 413.
     BodyTooLarge = "requests_total" ["outcome" = "body_too_large"],
     /// Requests that a limit of their service refused: 429 unless it says otherwise.

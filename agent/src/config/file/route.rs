@@ -92,7 +92,7 @@ fn route(
     problems: &mut Problems,
 ) -> Option<Route> {
     let own = ["name", "match", "split", "canary", "rewrite", "mirror", "redirect", "respond"];
-    let own = [&own[..], &["request_headers", "response_headers"], &["retry"], &deadline::KEYS].concat();
+    let own = [&own[..], &["request_headers", "response_headers"], &["retry", "one_way"], &deadline::KEYS].concat();
     let keys = [&own[..], &TARGET_KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let name = section.or("name", || format!("route-{}", index + 1), service_name, problems);
@@ -100,6 +100,7 @@ fn route(
     let action = action(&section, named, problems);
     let timing = deadline::timing(&section, problems);
     let strategy = section.or("retry", || None, |field, p| retry::retry(field, p).map(Arc::new).map(Some), problems);
+    let one_way = section.or("one_way", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let request_headers = section.or("request_headers", HeaderChanges::default, header_changes, problems);
     let response_headers = section.or("response_headers", HeaderChanges::default, header_changes, problems);
     let route = Route {
@@ -108,15 +109,21 @@ fn route(
         action: action?,
         timing: timing?,
         strategy: strategy?,
+        one_way: one_way?,
         request_headers: request_headers?,
         response_headers: response_headers?,
     };
     refuse_unknown_captures(&route, &section, problems);
+    if route.one_way {
+        for field in ["retry", "timeout_ms", "timeout"].iter().filter_map(|key| section.get(key)) {
+            field.refuse("says what becomes of an answer, and with one_way: on nobody waits for one; remove it", problems);
+        }
+    }
     if matches!(route.action, Action::Redirect(_) | Action::Respond(_)) {
         if let Some(field) = section.get("request_headers") {
             field.refuse("changes a request that is passed on, and this one is answered; remove it", problems);
         }
-        for field in deadline::KEYS.iter().chain(&["retry"]).filter_map(|key| section.get(key)) {
+        for field in deadline::KEYS.iter().chain(&["retry", "one_way"]).filter_map(|key| section.get(key)) {
             field.refuse("is of a request that is passed on, and this one is answered; remove it", problems);
         }
     }

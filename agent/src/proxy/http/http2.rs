@@ -21,6 +21,7 @@ use crate::{
         Hop,
         http2::body,
         mirror::Tap,
+        one_way,
         reach::{Heard, Shared, Tried},
         translate::{Gathered, Inlet, Late, Outlet, Phase, Progress, gather, while_moving},
     },
@@ -36,6 +37,8 @@ const REPLAYS_MAX: usize = 2;
 enum Ended {
     /// Answered to the end, with this status; whether the client was told that the connection ends here.
     Answered(u16, bool),
+    /// All of the request is sent, and nobody waits for its response, which is to be read all the same.
+    Sent(Option<ResponseFuture>),
     /// The endpoint has certainly not seen the request: its connection was going away, or the stream was refused.
     Unseen(h2::Error),
     /// No response came.
@@ -64,7 +67,7 @@ impl Ended {
             Self::Unseen(error) if !error.is_reset() => None,
             Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
             Self::Late(Late::Response | Late::Rest) | Self::Over => Some(Seen::Late),
-            Self::Late(Late::Body | Late::Client) | Self::BadBody(_) | Self::TooLong | Self::ClientGone => None,
+            Self::Sent(_) | Self::Late(Late::Body | Late::Client) | Self::BadBody(_) | Self::TooLong | Self::ClientGone => None,
         }
     }
 }
@@ -138,6 +141,7 @@ impl Connection<'_> {
             }
             let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !attempt.head_sent.get();
             let (is_unseen, error) = match ended {
+                Ended::Sent(response) => return self.sent_http2((upstream, response), &head, buf).await,
                 Ended::Unseen(error) => (true, error),
                 Ended::Unanswered(error) => (false, error),
                 ended => return self.after_http2(ended, &attempt, &head, buf).await,
@@ -189,7 +193,7 @@ impl Connection<'_> {
         };
         let hop = self.hop;
         let Stream { reader, writer, socket } = &mut self.stream;
-        let clock = &mut self.clock;
+        let (clock, is_one_way) = (&mut self.clock, self.one_way.is_some());
         let mut rest = None;
         let ended = {
             let change = self.response_change.as_deref();
@@ -208,6 +212,9 @@ impl Connection<'_> {
                         Ok(behind) => {
                             phase.uploaded.set(true);
                             rest = behind;
+                            if is_one_way {
+                                return Poll::Ready(Ended::Sent(None));
+                            }
                         }
                         // It does not read on; perhaps it has answered already.
                         Err(forward::Broken::Sending(_)) => {}
@@ -218,7 +225,9 @@ impl Connection<'_> {
                 if tap.is_some_and(Tap::is_over) {
                     return Poll::Ready(Ended::TooLong);
                 }
-                if let Poll::Ready(ended) = download.as_mut().poll(context) {
+                if !(is_one_way && client.is_none())
+                    && let Poll::Ready(ended) = download.as_mut().poll(context)
+                {
                     return Poll::Ready(ended);
                 }
                 if clock.poll_over(context).is_ready() {
@@ -232,11 +241,26 @@ impl Connection<'_> {
             let state = || ((phase.up.bytes.get(), phase.down.bytes.get()), phase.limit(limits));
             while_moving(both, state).await.unwrap_or_else(|| Ended::Late(phase.late()))
         };
-        if !phase.uploaded.get() || !matches!(ended, Ended::Answered(..)) {
+        if !phase.uploaded.get() || !matches!(ended, Ended::Answered(..) | Ended::Sent(_)) {
             up.send_reset(if matches!(ended, Ended::Bad(_)) { Reason::PROTOCOL_ERROR } else { Reason::CANCEL });
         }
         hop.slab.count_bytes(Count::DownstreamSent, phase.down.bytes.get());
+        let ended = if let Ended::Sent(_) = ended { Ended::Sent(Some(response)) } else { ended };
         (ended, rest)
+    }
+
+    /// Answers a request that was streamed to an endpoint whose response nobody waits for.
+    async fn sent_http2(
+        &mut self,
+        (upstream, response): (Shared, Option<ResponseFuture>),
+        head: &RequestHead,
+        buf: Buf,
+    ) -> Next {
+        if let Some((state, response)) = self.one_way.take().zip(response) {
+            one_way::was_sent(&state);
+            one_way::drop_response(upstream, response, &state);
+        }
+        self.give(one_way::taken(false), head, buf, Some(Counter::OneWay)).await
     }
 
     /// What follows when the endpoint has answered, or failed to. `buf` holds what came behind the request.
@@ -252,7 +276,7 @@ impl Connection<'_> {
                 self.put_back(buf);
                 return Next::Request;
             }
-            Ended::ClientGone => return self.left(),
+            Ended::ClientGone | Ended::Sent(_) => return self.left(),
             Ended::Late(Late::Client) => {
                 self.stream.socket.reset();
                 self.tells(Counter::ClientStalled);

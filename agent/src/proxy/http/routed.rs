@@ -48,7 +48,9 @@ impl Connection<'_> {
         }
         self.response_change = onward.response;
         self.strategy = onward.strategy;
-        if let Some(ordered) = onward.mirror.filter(|_| head.method != Method::Connect && !head.websocket) {
+        let is_tunnel = head.method == Method::Connect || head.websocket;
+        self.one_way = onward.one_way.filter(|_| !is_tunnel);
+        if let Some(ordered) = onward.mirror.filter(|_| !is_tunnel) {
             self.tap = Some(self.tapped(ordered, &buf, &head));
         }
         let home = Some(mem::replace(&mut self.cluster, onward.cluster));
@@ -67,6 +69,8 @@ impl Connection<'_> {
 
     /// Answers a request that goes to nobody. Of a body that is not all there nobody knows where the next request begins.
     pub(super) async fn answer_here(&mut self, reply: Reply, buf: Buf, head: &RequestHead) -> Next {
+        // It was never taken.
+        self.one_way = None;
         match self.outgoing(buf, head) {
             Ok(outgoing) if matches!(outgoing.rest, Rest::None) => self.reply(reply, head, outgoing.buf).await,
             Ok(_) => Next::End(self.refuse(reply).await),

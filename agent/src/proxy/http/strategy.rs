@@ -1,6 +1,6 @@
 //! A request of HTTP/1 to a service with a strategy: it is received whole, and what comes of it is passed on.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -13,6 +13,7 @@ use super::{
     reply::Reply,
 };
 use crate::{
+    cluster::OneWayState,
     config::{HttpVersion, Strategy},
     decode::{
         chunked::{BadChunk, Decoder, Event},
@@ -21,6 +22,7 @@ use crate::{
     },
     proxy::{
         guard::Keeping,
+        one_way,
         reach::Tried,
         strategy::{Outcome, carry_out, keeps},
         translate::{Outlet, Progress},
@@ -86,19 +88,43 @@ impl Connection<'_> {
     pub(super) async fn by_strategy(&mut self, buf: Buf, head: &RequestHead) -> Result<Next, Buf> {
         let (cluster, of_route) = (Rc::clone(&self.cluster), self.strategy.take());
         let rules = of_route.as_deref().or(cluster.service.config.strategy.as_ref());
-        let (bytes_max, lets_pass) = keeps(rules);
+        let one_way = self.one_way.clone();
+        let (bytes_max, lets_pass) = keeps(rules.filter(|_| one_way.is_none()));
         let (buf, body, end) = match self.gather(buf, head, bytes_max).await {
             Gathered::Whole(buf, body, end) => (buf, body, end),
-            Gathered::TooLong(buf) if lets_pass => return Err(buf),
+            Gathered::TooLong(buf) if lets_pass => {
+                // What an endpoint says before its answer is for nobody.
+                if one_way.is_some() && head.expects_continue && buf.len() == head.bytes {
+                    self.say_go_on().await;
+                }
+                return Err(buf);
+            }
             Gathered::TooLong(_) => return Ok(Next::End(self.refuse(Reply::body_too_large(bytes_max)).await)),
             Gathered::Over(next) => return Ok(next),
         };
         self.hop.slab.count_bytes(Count::DownstreamReceived, end);
         let rest = self.hop.buffers.holding(&buf.bytes()[end..]);
-        Ok(match self.whole(buf, head, body) {
-            Ok((whole, tried)) => self.carried_out(whole, (tried, rules), head, rest).await,
-            Err(reply) => Next::End(self.refuse(reply).await),
+        Ok(match (self.whole(buf, head, body), one_way) {
+            (Ok(request), Some(state)) => self.sent_off(request, &state, head, rest).await,
+            (Ok((whole, tried)), None) => self.carried_out(whole, (tried, rules), head, rest).await,
+            (Err(reply), _) => Next::End(self.refuse(reply).await),
         })
+    }
+
+    /// Answers a request that is all there, and sends it.
+    async fn sent_off(
+        &mut self,
+        request: (Whole, Tried),
+        state: &Arc<OneWayState>,
+        head: &RequestHead,
+        rest: Buf,
+    ) -> Next {
+        let is_grpc = request.0.asked.is_grpc;
+        self.one_way = None;
+        match one_way::send(self.hop, &self.cluster, request, state) {
+            Ok(()) => self.give(one_way::taken(is_grpc), head, rest, Some(Counter::OneWay)).await,
+            Err(reply) => self.reply(reply, head, rest).await,
+        }
     }
 
     fn whole(&self, buf: Buf, head: &RequestHead, body: Body) -> Result<(Whole, Tried), Reply> {
@@ -227,7 +253,7 @@ impl Connection<'_> {
     }
 
     /// Passes an answer on.
-    async fn give(&mut self, answer: Answer, head: &RequestHead, rest: Buf, counter: Option<Counter>) -> Next {
+    pub(super) async fn give(&mut self, answer: Answer, head: &RequestHead, rest: Buf, counter: Option<Counter>) -> Next {
         let Answer { mut parts, mut body } = answer;
         if let Some(change) = &self.response_change {
             change.of_map(&mut parts.headers);

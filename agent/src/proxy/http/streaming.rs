@@ -10,10 +10,14 @@ use super::{
 };
 use crate::{
     cluster::Seen,
-    decode::{chunked::Style, http1::RequestHead},
+    decode::{
+        chunked::Style,
+        http1::{Method, RequestHead},
+    },
     forward::{Broken, Copy, Told},
     proxy::{
         mirror::Tap,
+        one_way,
         reach::{Tried, Upstream},
     },
     record::{Bytes, Counter},
@@ -24,6 +28,8 @@ use crate::{
 enum Ended {
     /// The response did, whole or not.
     Answered(Result<Answered, Unanswered>),
+    /// All of the request is sent, and nobody waits for a response.
+    Sent,
     /// The endpoint ended without one.
     NoResponse,
     /// The client's body is malformed.
@@ -43,7 +49,7 @@ fn seen(ended: &Ended, is_late: bool) -> Option<Seen> {
         Ended::NoResponse if is_late => Some(Seen::Late),
         Ended::Over => Some(Seen::Late),
         Ended::NoResponse => Some(Seen::NoResponse),
-        Ended::BadBody(_) | Ended::TooLong | Ended::ClientGone => None,
+        Ended::Sent | Ended::BadBody(_) | Ended::TooLong | Ended::ClientGone => None,
     }
 }
 
@@ -67,6 +73,14 @@ impl Connection<'_> {
             upstream.who().report(self.hop, seen);
         }
         match ended {
+            Ended::Sent => {
+                if let Some(state) = self.one_way.take() {
+                    one_way::was_sent(&state);
+                    one_way::drop_answer(self.hop, upstream, head.method == Method::Head, &state);
+                }
+                let rest = rest.unwrap_or_else(|| self.hop.buffers.holding(&[]));
+                self.give(one_way::taken(false), head, rest, Some(Counter::OneWay)).await
+            }
             Ended::Answered(Ok(answered)) if answered.close && !uploaded.get() => {
                 self.tells(super::outcome(answered.status));
                 Next::End(self.close(true).await)
@@ -130,7 +144,7 @@ impl Connection<'_> {
     ) -> (Ended, Option<Buf>) {
         let (hop, limits) = (self.hop, self.limits());
         let (change, replaces_errors) = (self.response_change.as_deref(), self.replaces_errors());
-        let clock = &mut self.clock;
+        let (clock, is_one_way) = (&mut self.clock, self.one_way.is_some());
         let answer = Answer { change, replaces_errors, ..answer(hop, head, &limits, uploaded, head_sent) };
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
         let heard = upstream.who().heard();
@@ -171,6 +185,9 @@ impl Connection<'_> {
                     Ok(behind) => {
                         uploaded.set(true);
                         rest = behind;
+                        if is_one_way {
+                            return Poll::Ready(Ended::Sent);
+                        }
                     }
                     // It does not read on; perhaps it has answered already.
                     Err(Broken::Sending(_)) => {}
@@ -181,7 +198,10 @@ impl Connection<'_> {
             if is_over() {
                 return Poll::Ready(Ended::TooLong);
             }
-            if let Poll::Ready(ended) = download.as_mut().poll(context) {
+            // Of an answer that nobody waits for nothing is read before the request is sent.
+            if !(is_one_way && client.is_none())
+                && let Poll::Ready(ended) = download.as_mut().poll(context)
+            {
                 return Poll::Ready(ended);
             }
             let progress = (up.get(), down.get(), client.is_some(), is_answering.get());

@@ -35,7 +35,7 @@ use super::{
     reply::{self, To},
 };
 use crate::{
-    cluster::{Pace, Seen},
+    cluster::{OneWayState, Pace, Seen},
     config::{HttpVersion, Strategy},
     decode::{
         grpc,
@@ -48,7 +48,7 @@ use crate::{
         guard::{Entered, Guard, Leave},
         http::{Reply, outcome},
         mirror::Tap,
-        own_time,
+        one_way, own_time,
         reach::{Heard, Shared, Tried, Who},
         timing::Time,
         translate::Gathered,
@@ -63,6 +63,8 @@ const REPLAYS_MAX: usize = 2;
 enum Ended {
     /// It was, with this status, and this value of `grpc-status`.
     Answered(u16, Option<Bytes>),
+    /// All of it is sent, and nobody waits for its response, which is to be read all the same.
+    Sent(Option<ResponseFuture>),
     /// The endpoint has certainly not seen it: its connection was going away, or the stream was refused.
     Unseen(h2::Error),
     /// No response came.
@@ -87,7 +89,7 @@ impl Ended {
             Self::Unwanted(status) => Some(answered(*status, None)),
             Self::Unseen(error) if !error.is_reset() => None,
             Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken(_) => Some(Seen::NoResponse),
-            Self::RequestBroken(_) | Self::ClientGone => None,
+            Self::Sent(_) | Self::RequestBroken(_) | Self::ClientGone => None,
         }
     }
 }
@@ -126,7 +128,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         // Boxed: most services have none.
         Box::pin(filtered::pass(&connection, &chain, &mut parts, &mut way, time)).await;
     }
-    let Way { cluster, change, strategy, ordered, filtered, end, .. } = way;
+    let Way { cluster, change, strategy, one_way, ordered, filtered, end, .. } = way;
     let guard = cluster.guard.clone();
     let patience = time.map(|time| time.left());
     let (entered, end) = match end {
@@ -153,6 +155,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         time,
         pace: pace.into(),
         strategy,
+        one_way: one_way.filter(|_| asked.tunnel.is_none()),
         down: None,
         has_status: false,
         is_open: false,
@@ -165,6 +168,8 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     };
     let passed = async {
         if let Some(end) = end {
+            // It was never taken.
+            exchange.one_way = None;
             return exchange.end(&end);
         }
         if !wait.is_zero() && !exchange.waits(wait).await {
@@ -191,6 +196,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         None => Some(passed.await),
         Some(until) => tokio::time::timeout_at(until.into(), passed).await.ok(),
     };
+    if let Some(state) = exchange.one_way.take() {
+        one_way::was_lost(&state);
+    }
     let is_isolated = counter == Some(Some(None));
     let counter = counter.and_then(|counter| counter.unwrap_or_else(|| Some(exchange.body_too_long())));
     own_time::observe(&hop.slab, spent);
@@ -231,6 +239,8 @@ struct Exchange<'c> {
     pace: Cell<Option<Pace>>,
     /// What its route says of failures.
     strategy: Option<Arc<Strategy>>,
+    /// Who counts it, if nobody waits for its answer.
+    one_way: Option<Arc<OneWayState>>,
     /// Where the rest of a final response goes, when its head was sent.
     down: Option<SendStream<Bytes>>,
     /// Whether that response is gRPC's, of which no part is taken for the whole without a status.
@@ -277,6 +287,9 @@ impl Exchange<'_> {
             self.awaited = self.is_timed().then(|| upstream.who().clone());
             let ended = self.attempt(&upstream, &parts, body, &held).await;
             self.awaited = None;
+            if let Ended::Sent(response) = ended {
+                return self.sent((upstream, response)).await;
+            }
             if let Some(seen) = ended.seen() {
                 upstream.who().report(hop, seen);
             }
@@ -330,6 +343,7 @@ impl Exchange<'_> {
         };
         let mut is_uploading = !is_whole;
         let is_open = Cell::new(false);
+        let is_one_way = self.one_way.is_some();
         let ended = {
             let mut upload = pin!(body::pass_on(body, &mut up, held));
             let mut download = pin!(self.download(&mut response, &is_open, held, upstream.who().heard()));
@@ -341,6 +355,12 @@ impl Exchange<'_> {
                     if let Err(Broken::From(error)) = uploaded {
                         return Poll::Ready(Ended::RequestBroken(error));
                     }
+                    if is_one_way && uploaded.is_ok() {
+                        return Poll::Ready(Ended::Sent(None));
+                    }
+                }
+                if is_one_way && is_uploading {
+                    return Poll::Pending;
                 }
                 if answered.is_none() {
                     answered = Some(ready!(download.as_mut().poll(context)));
@@ -353,10 +373,10 @@ impl Exchange<'_> {
             })
             .await
         };
-        if is_uploading || !matches!(ended, Ended::Answered(..)) {
+        if is_uploading || !matches!(ended, Ended::Answered(..) | Ended::Sent(_)) {
             up.send_reset(farewell(&ended));
         }
-        ended
+        if let Ended::Sent(_) = ended { Ended::Sent(Some(response)) } else { ended }
     }
 
     /// The request's head, as it is passed on now.
@@ -471,7 +491,7 @@ impl Exchange<'_> {
                 self.reset(error.reason().unwrap_or(Reason::CANCEL));
                 Counter::RequestAborted
             }
-            Ended::ClientGone => Counter::RequestAborted,
+            Ended::ClientGone | Ended::Sent(_) => Counter::RequestAborted,
         }
     }
 

@@ -62,7 +62,7 @@ pub(super) async fn ask_one(
                 efforts.count(Effort::Absorbed);
                 discard(came);
                 let told = HeaderValue::from_static("failsafe");
-                return Outcome::Ours(empty(&whole, StatusCode::OK, told), Counter::Absorbed);
+                return Outcome::Ours(empty(whole.asked.is_grpc, StatusCode::OK, told), Counter::Absorbed);
             }
             (Next::Defer, _) => {
                 if !failback::defer(hop, cluster, &whole, attempts.tried()) {
@@ -70,7 +70,7 @@ pub(super) async fn ask_one(
                 }
                 discard(came);
                 let told = HeaderValue::from_static("failback");
-                return Outcome::Ours(empty(&whole, StatusCode::ACCEPTED, told), Counter::Deferred);
+                return Outcome::Ours(empty(whole.asked.is_grpc, StatusCode::ACCEPTED, told), Counter::Deferred);
             }
             (Next::Give | Next::Again, _) => return Outcome::of(came),
         }

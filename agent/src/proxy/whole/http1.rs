@@ -1,6 +1,6 @@
 //! To an endpoint of HTTP/1.
 
-use std::{future::poll_fn, io, mem, net::Shutdown, rc::Rc, task::Poll, time::Duration};
+use std::{future::poll_fn, io, mem, net::Shutdown, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
@@ -11,7 +11,7 @@ use super::{
     within,
 };
 use crate::{
-    cluster::Seen,
+    cluster::{OneWayState, Seen},
     decode::{
         chunked::Event,
         http1::{Asked, BadResponse, ResponseHead},
@@ -21,6 +21,7 @@ use crate::{
         Cluster, Hop,
         http::{INTERIM_MAX, Limits, NoResponse, apply_edits, read_head, set_or_clear},
         left::Left,
+        one_way,
         reach::{Tried, Upstream},
     },
     record::{Bytes as Count, Counter},
@@ -53,7 +54,7 @@ pub(super) async fn ask(
             hop.slab.count_bytes(Count::UpstreamReceived, bytes);
             upstream.who().heard().now();
             let who = upstream.who().clone();
-            return answer(hop, upstream, buf, (whole, &limits)).await.inspect_err(|missed| {
+            return answer(hop, upstream, buf, (whole.asked.is_head, &limits)).await.inspect_err(|missed| {
                 who.report(hop, missed.seen());
             });
         }
@@ -71,6 +72,43 @@ pub(super) async fn ask(
         }
         hop.slab.count(if whole.asked.is_idempotent { Counter::Replayed } else { Counter::ReplayedUnseen });
         fresh = true;
+    }
+}
+
+/// Sends it, once; whether all of it was written.
+pub(super) async fn send(
+    hop: &Rc<Hop>,
+    cluster: &Rc<Cluster>,
+    mut tried: Tried,
+    (whole, state): (&Whole, &Arc<OneWayState>),
+) -> bool {
+    let Ok(mut upstream) = hop.reach(cluster, &mut tried, false).await else { return false };
+    upstream.stream.reader.arm_on_demand(&hop.buffers, MEDIUM);
+    let buf = Buf::of(&whole.message(0));
+    let range = buf.range();
+    hop.slab.count_bytes(Count::UpstreamSent, range.len());
+    set_or_clear(&upstream.stream.socket, Limits::of(cluster).stall, Due::End);
+    upstream.stream.writer.submit(buf, range);
+    let (result, buf) = upstream.stream.writer.sent().await;
+    hop.buffers.give(buf);
+    if result.is_err() {
+        upstream.who().report(hop, Seen::NoResponse);
+        return false;
+    }
+    one_way::drop_answer(hop, upstream, whole.asked.is_head, state);
+    true
+}
+
+/// Reads an answer that nobody wants, so that its connection can carry another request; no longer than this.
+pub(in crate::proxy) async fn drop_answer(hop: &Rc<Hop>, mut upstream: Upstream, is_head: bool, patience: Duration) {
+    upstream.stream.socket.set_due(patience, Due::End);
+    let (received, buf) = upstream.stream.reader.received().await;
+    if !matches!(received, Ok(1..)) {
+        return hop.buffers.give(buf);
+    }
+    let limits = Limits::of(upstream.who().cluster());
+    if let Ok(answer) = answer(hop, upstream, buf, (is_head, &limits)).await {
+        answer.discard().await;
     }
 }
 
@@ -96,10 +134,10 @@ async fn answer(
     hop: &Rc<Hop>,
     mut upstream: Upstream,
     mut buf: Buf,
-    (whole, limits): (&Whole, &Limits),
+    (is_head, limits): (bool, &Limits),
 ) -> Result<Answer, Missed> {
     let asked = Asked {
-        head: whole.asked.is_head,
+        head: is_head,
         websocket: false,
         http10: false,
         connect: false,

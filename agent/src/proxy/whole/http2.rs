@@ -1,6 +1,6 @@
 //! To an endpoint of HTTP/2.
 
-use std::{future::poll_fn, pin::Pin, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::Pin, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::ResponseFuture};
@@ -12,12 +12,13 @@ use super::{
     within,
 };
 use crate::{
-    cluster::Seen,
+    cluster::{OneWayState, Seen},
     decode::{grpc, http2},
     proxy::{
         Cluster, Hop,
         http::Limits,
         http2::body::{self, capacity, grpc_status},
+        one_way,
         reach::{Shared, Tried},
     },
     record::Counter,
@@ -59,6 +60,23 @@ pub(super) async fn ask(
         hop.slab.count(Counter::Replayed);
         replays += 1;
     }
+}
+
+/// Sends it, once; whether all of it was taken for its connection.
+pub(super) async fn send(
+    hop: &Rc<Hop>,
+    cluster: &Rc<Cluster>,
+    mut tried: Tried,
+    (whole, state): (&Whole, &Arc<OneWayState>),
+) -> bool {
+    let Ok(shared) = hop.reach_shared(cluster, &mut tried).await else { return false };
+    let is_bare = whole.body.is_empty() && whole.trailers.is_empty();
+    let Ok((response, mut up)) = shared.seat.send(head(whole, 0), is_bare) else { return false };
+    let is_sent = is_bare || matches!(within(Limits::of(cluster).stall, upload(&mut up, whole)).await, Some(Ok(())));
+    if is_sent {
+        one_way::drop_response(shared, response, state);
+    }
+    is_sent
 }
 
 /// Why there is no response.

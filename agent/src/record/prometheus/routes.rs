@@ -26,6 +26,7 @@ pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
     }
     text.push('\n');
     write_mirrored(text, services);
+    write_one_way(text, services);
     write_canaries(text, services);
 }
 
@@ -54,6 +55,24 @@ fn write_canaries(text: &mut String, services: &[Arc<Service>]) {
             let _ = writeln!(text, "{name}{{{labels}}} {}", read(canary));
         }
         text.push('\n');
+    }
+}
+
+/// What became of requests whose answers nobody waits for.
+fn write_one_way(text: &mut String, services: &[Arc<Service>]) {
+    let (name, mut lines) = ("sockway_oneway_total", String::new());
+    for service in services {
+        for (route, state) in service.config.routes.iter().zip(&service.routes) {
+            let Some(state) = &state.one_way else { continue };
+            for (result, count) in [("sent", &state.sent), ("failed", &state.failed), ("busy", &state.busy)] {
+                let (of, route, count) = (&service.config.name, &route.name, count.load(Relaxed));
+                let _ = writeln!(lines, "{name}{{service=\"{of}\",route=\"{route}\",result=\"{result}\"}} {count}");
+            }
+        }
+    }
+    if !lines.is_empty() {
+        let help = "Requests whose answers nobody waits for, by what became of them.";
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{lines}\n");
     }
 }
 

@@ -14,6 +14,7 @@ fn route(matches: Match) -> Route {
         action,
         timing: None,
         strategy: None,
+        one_way: false,
         request_headers: none(),
         response_headers: none(),
     }

@@ -44,6 +44,9 @@ pub fn show(route: &Route) -> Value {
     shown.append(&mut deadline::show(route.timing.as_ref()));
     let again = route.strategy.as_deref().and_then(retry::show);
     shown.extend(again.map(|retry| ("retry".to_owned(), retry)));
+    if route.one_way {
+        shown.insert("one_way".into(), json!("on"));
+    }
     for (key, changes) in [("request_headers", &route.request_headers), ("response_headers", &route.response_headers)] {
         if !changes.is_empty() {
             shown.insert(key.into(), show_changes(changes));

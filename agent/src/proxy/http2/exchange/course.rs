@@ -6,6 +6,7 @@ use http::request::Parts;
 
 use super::filtered::Filtered;
 use crate::{
+    cluster::OneWayState,
     config::Strategy,
     proxy::{
         Cluster,
@@ -29,6 +30,8 @@ pub(super) struct Way {
     pub timing: Option<Ruled>,
     /// What its route says of failures.
     pub strategy: Option<Arc<Strategy>>,
+    /// Who counts it, if nobody waits for its answer.
+    pub one_way: Option<Arc<OneWayState>>,
     /// Who gets a copy.
     pub ordered: Option<Ordered>,
     /// What filters have said of it.
@@ -43,12 +46,12 @@ pub(super) fn way(connection: &Connection, parts: &mut Parts) -> (Way, Option<Rc
     let chain = home.chain.clone();
     let course = course(connection, &home, parts);
     let straight =
-        Way { cluster: home, change: None, timing: None, strategy: None, ordered: None, filtered: None, end: None };
+        Way { cluster: home, change: None, timing: None, strategy: None, one_way: None, ordered: None, filtered: None, end: None };
     let way = match course {
         Course::Straight => straight,
         Course::On(onward) => {
-            let Onward { cluster, response: change, timing, strategy, mirror: ordered, .. } = onward;
-            Way { cluster, change, timing, strategy, ordered, ..straight }
+            let Onward { cluster, response: change, timing, strategy, mirror: ordered, one_way, .. } = onward;
+            Way { cluster, change, timing, strategy, one_way, ordered, ..straight }
         }
         Course::Answered(reply) => Way { end: Some(Ended::Reply(reply)), ..straight },
     };

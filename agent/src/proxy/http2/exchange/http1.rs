@@ -34,6 +34,8 @@ const REPLAYS_MAX: usize = 2;
 pub(super) enum Ended {
     /// It was, with this status, and this value of `grpc-status`; whether the connection can carry another request.
     Answered(u16, Option<Bytes>, bool),
+    /// All of it is sent, and nobody waits for its response.
+    Sent,
     /// No byte of a response came; whether the endpoint has ended the connection, and not reset it.
     Silent(bool),
     /// What came is no response.
@@ -58,7 +60,7 @@ impl Ended {
             Self::Unwanted(status) => Some(super::answered(*status, None)),
             Self::Silent(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
             Self::Late(Late::Response | Late::Rest) => Some(Seen::Late),
-            Self::Late(Late::Body | Late::Client) | Self::RequestBroken(_) | Self::ClientGone => None,
+            Self::Sent | Self::Late(Late::Body | Late::Client) | Self::RequestBroken(_) | Self::ClientGone => None,
         }
     }
 }
@@ -124,6 +126,9 @@ impl Exchange<'_> {
             if let Some(seen) = ended.seen() {
                 upstream.who().report(hop, seen);
             }
+            if let Ended::Sent = ended {
+                return self.sent_to_http1(upstream).await;
+            }
             let Ended::Silent(has_ended) = ended else {
                 if let Ended::Answered(_, _, true) = ended {
                     hop.keep(upstream);
@@ -176,7 +181,10 @@ impl Exchange<'_> {
         let heard = upstream.who().heard();
         let Stream { reader, writer, .. } = &mut upstream.stream;
         let phase = Phase::default();
-        let tap = self.tap.clone();
+        let (tap, is_one_way) = (self.tap.clone(), self.one_way.is_some());
+        if is_one_way {
+            reader.arm_on_demand(&hop.buffers, MEDIUM);
+        }
         let mut outlet = Outlet { to: writer, buffers: &hop.buffers, progress: &phase.up, tap: tap.as_deref() };
         let ended = {
             let mut upload = pin!(outlet.send(outgoing.head, outgoing.style, outgoing.begun, body));
@@ -186,13 +194,14 @@ impl Exchange<'_> {
                 if is_uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(context) {
                     is_uploading = false;
                     match uploaded {
+                        Ok(_) if is_one_way => return Poll::Ready(Ended::Sent),
                         Ok(_) => phase.uploaded.set(true),
                         Err(body::Broken::From(error)) => return Poll::Ready(Ended::RequestBroken(error)),
                         // Who reads no more of a request may have answered it already: the response tells.
                         Err(body::Broken::To) => {}
                     }
                 }
-                download.as_mut().poll(context)
+                if is_one_way && is_uploading { Poll::Pending } else { download.as_mut().poll(context) }
             });
             let state = || ((phase.up.bytes.get(), phase.down.bytes.get()), phase.limit(limits));
             while_moving(both, state).await.unwrap_or_else(|| Ended::Late(phase.late()))
@@ -319,7 +328,7 @@ impl Exchange<'_> {
                 // Who broke a rule is told by the library already.
                 self.broken_off(error.reason().unwrap_or(Reason::CANCEL), Counter::RequestAborted)
             }
-            Ended::ClientGone => Counter::RequestAborted,
+            Ended::ClientGone | Ended::Sent => Counter::RequestAborted,
             Ended::Late(Late::Body) => self.reply(&Reply::body_timeout()),
             Ended::Late(Late::Response) => self.reply(&Reply::late_response()),
             Ended::Late(Late::Rest) if self.down.is_none() => self.reply(&Reply::late_response()),

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
 use http::{HeaderValue, Response, header, request::Parts};
 
 use super::{Ended, Exchange};
@@ -14,7 +14,8 @@ use crate::{
         guard::Keeping,
         http::{Limits, Reply},
         http2::body::{self, grpc_status},
-        reach::Tried,
+        one_way,
+        reach::{Shared, Tried, Upstream},
         strategy::{Outcome, carry_out, keeps},
         translate::{Gathered, gather, release},
         whole::{Answer, Broken, Piece, Whole, within},
@@ -43,7 +44,7 @@ impl Exchange<'_> {
             let _ = self.respond.send_informational(go_on);
         }
         let limits = Limits::of(&cluster);
-        let (bytes_max, lets_pass) = keeps(rules);
+        let (bytes_max, lets_pass) = keeps(rules.filter(|_| self.one_way.is_none()));
         let patience = if lets_pass { Some(PAUSE) } else { limits.stall };
         let mut all = if body.is_end_stream() { Gathered::nothing() } else { Gathered::default() };
         while all.end.is_none() && all.bytes <= bytes_max {
@@ -79,6 +80,12 @@ impl Exchange<'_> {
             Ok(whole) => whole,
             Err(bad) => return self.reply(&Reply::refused(bad)),
         };
+        if let Some(state) = self.one_way.take() {
+            return match one_way::send(hop, &cluster, (whole, tried), &state) {
+                Ok(()) => self.taken().await,
+                Err(reply) => self.reply(&reply),
+            };
+        }
         let (guard, leave) = (self.keeper().cloned(), self.leave.clone());
         let keeping = Keeping {
             rules,
@@ -112,6 +119,33 @@ impl Exchange<'_> {
                 other => other,
             },
         }
+    }
+
+    /// Answers a request that nobody waits for to be answered.
+    async fn taken(&mut self) -> Counter {
+        let limits = Limits::of(&self.cluster);
+        match self.give(one_way::taken(self.asked.is_grpc), &limits).await {
+            Counter::Answered2xx => Counter::OneWay,
+            other => other,
+        }
+    }
+
+    /// One that was streamed to its endpoint, all of it.
+    pub(super) async fn sent(&mut self, (upstream, response): (Shared, Option<ResponseFuture>)) -> Counter {
+        if let Some((state, response)) = self.one_way.take().zip(response) {
+            one_way::was_sent(&state);
+            one_way::drop_response(upstream, response, &state);
+        }
+        self.taken().await
+    }
+
+    /// The same to an endpoint of HTTP/1.
+    pub(super) async fn sent_to_http1(&mut self, upstream: Upstream) -> Counter {
+        if let Some(state) = self.one_way.take() {
+            one_way::was_sent(&state);
+            one_way::drop_answer(&self.connection.hop, upstream, self.asked.is_head, &state);
+        }
+        self.taken().await
     }
 
     /// Passes an answer on.
