@@ -2,22 +2,20 @@
 //! becomes of the work of a client that went away.
 
 use std::{
-    io::{BufReader, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     process::Command,
-    sync::{Arc, Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use sockway_tests::{
-    agent::Agent,
-    answer::{Head, Session, read_body, read_head},
+    agent::{Agent, sockway},
+    answer::{Head, Session},
     cgroup::Cgroup,
     config::Service,
-    origin::Origin,
     peers,
     process::{Process, Room},
+    slow::Slow,
     stage::{Stage, tell},
     translation::HTTP2,
     wait,
@@ -25,64 +23,6 @@ use sockway_tests::{
 };
 
 const LEFT: &str = "x-envoy-expected-rq-timeout-ms";
-
-/// An endpoint that keeps when it was asked what, answers `/after/MS` after so long and `/half` by half, and tells when a connection ends
-/// while it works.
-struct Slow {
-    origin: Origin,
-    asked: Arc<Mutex<Vec<(Instant, Head)>>>,
-    cut: mpsc::Receiver<Instant>,
-}
-
-impl Slow {
-    fn start(stage: &Stage) -> Self {
-        let asked = Arc::<Mutex<Vec<(Instant, Head)>>>::default();
-        let (tell, cut) = mpsc::channel();
-        let kept = Arc::clone(&asked);
-        let listener = stage.origin().listen(stage.address()).expect("a free address");
-        let origin = Origin::start(listener, move |mut stream: &TcpStream, _| {
-            let mut reader = BufReader::new(stream);
-            while let Some(head) = read_head(&mut reader)? {
-                read_body(&mut reader, &head, false)?;
-                let path = head.word(1).to_owned();
-                kept.lock().expect("no thread panics with it").push((Instant::now(), head));
-                let millis = path.strip_prefix("/after/").and_then(|millis| millis.parse().ok()).unwrap_or(0);
-                if path == "/half" {
-                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")?;
-                }
-                if millis > 0 || path == "/half" {
-                    let patience = if millis > 0 { Duration::from_millis(millis) } else { wait::SOON };
-                    stream.set_read_timeout(Some(patience))?;
-                    if matches!(stream.peek(&mut [0]), Ok(0)) {
-                        let _ = tell.send(Instant::now());
-                        return Ok(());
-                    }
-                    stream.set_read_timeout(None)?;
-                }
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")?;
-            }
-            Ok(())
-        });
-        Self { origin, asked, cut }
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.origin.address()
-    }
-
-    fn asked(&self) -> Vec<(Instant, Head)> {
-        self.asked.lock().expect("no thread panics with it").clone()
-    }
-
-    fn is_asked(&self, times: usize) {
-        wait::until("the endpoint to be asked", wait::SOON, || self.asked().len() >= times);
-    }
-
-    #[track_caller]
-    fn is_cut(&self) {
-        self.cut.recv_timeout(wait::SOON).expect("the endpoint learns that nobody waits for it");
-    }
-}
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -128,12 +68,11 @@ fn through_three_agents_no_work_begins_behind_the_budget_and_the_last_sees_what_
     for _ in 0..3 {
         assert_eq!(stage.session(first).get("/warm").unwrap().status, 200);
     }
-    let mut errors = Vec::new();
-    for _ in 0..5 {
-        let before = slow.asked().len();
+    // Ten ask at once: when each began, what it was told, and how long that took.
+    let burst = |service: SocketAddr| -> Vec<(Instant, u16, Duration)> {
         let asking: Vec<_> = (0..10)
             .map(|turn| {
-                let mut session = stage.session(first);
+                let mut session = stage.session(service);
                 let ask = move || {
                     let began = Instant::now();
                     (began, session.get(&format!("/{turn}")).expect("an answer").status, began.elapsed())
@@ -141,16 +80,25 @@ fn through_three_agents_no_work_begins_behind_the_budget_and_the_last_sees_what_
                 thread::spawn(ask)
             })
             .collect();
-        let told: Vec<_> = asking.into_iter().map(|asking| asking.join().expect("a client")).collect();
+        asking.into_iter().map(|asking| asking.join().expect("a client")).collect()
+    };
+    let turn = |head: &Head| -> usize { head.word(1)[1..].parse().expect("a turn") };
+    let (mut errors, mut noise) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        // What this machine, as busy as it is, takes to carry a request from a client to a server that reads it.
+        let before = slow.asked().len();
+        let told = burst(slow.address());
+        noise.extend(slow.asked().split_off(before).iter().map(|(at, head)| *at - told[turn(head)].0));
+        let before = slow.asked().len();
+        let told = burst(first);
         let asked = slow.asked().split_off(before);
         let good = told.iter().filter(|(_, status, _)| *status == 200).count();
         assert!((2..10).contains(&good), "{told:?}");
         assert!(asked.len() <= good + 1, "{} asked, {good} answered: {told:?}", asked.len());
         assert!(told.iter().all(|(_, status, _)| [200, 429, 504].contains(status)), "{told:?}");
         for (at, head) in asked {
-            let turn: usize = head.word(1)[1..].parse().expect("a turn");
             let left: u64 = head.get(LEFT).expect("what is left").parse().expect("a number");
-            let spent = at - told[turn].0;
+            let spent = at - told[turn(&head)].0;
             // What a busy machine takes to carry a request from one agent to the next, neither of them sees.
             assert!(spent < millis(400), "work begins {spent:?} after it was asked for");
             assert!(left + spent.as_millis() as u64 <= 400, "{left} ms are left after {spent:?}");
@@ -160,13 +108,14 @@ fn through_three_agents_no_work_begins_behind_the_budget_and_the_last_sees_what_
         thread::sleep(millis(300));
     }
     errors.sort();
+    noise.sort();
+    let (median, noise) = (errors[errors.len() / 2], noise[noise.len() / 2]);
     tell(&format!(
-        "what is left is told to within {:?} at the median, {:?} at the 90th of a hundred",
-        { errors[errors.len() / 2] },
+        "what is left is told to within {median:?} at the median, {:?} at the 90th of a hundred; to carry a request takes {noise:?}",
         errors[errors.len() * 9 / 10]
     ));
-    // On a busy machine the others are late by what lies between a client's clock and its agent's, which no agent sees.
-    assert!(errors[errors.len() / 4] <= millis(5), "{errors:?}");
+    // What lies between one's clock and the next one's no agent sees: four times the way from who sends to who reads.
+    assert!(median <= millis(5) + noise * 4, "{errors:?}, noise {noise:?}");
     drop(agents);
 }
 
@@ -292,6 +241,44 @@ fn a_route_has_a_time_of_its_own() {
     let _agent = Agent::start(&stage.config().service(with));
     assert!(curl(&stage, service, "/after/700", &[]).starts_with("http/1.1 504"));
     assert!(curl(&stage, service, "/after/400", &[]).starts_with("http/1.1 200"));
+}
+
+#[test]
+fn a_timeout_that_is_found_follows_a_server_that_slows_down() {
+    let Some(stage) = Stage::set() else { return };
+    let (slow, services) = (Slow::start(&stage), [stage.address(), stage.address()]);
+    let auto = "timeout: { auto: { factor: 3, min_ms: 20, max_ms: 9000 } }";
+    let routed = format!("routes: [{{ name: slow, match: {{ path: {{ prefix: /after }} }}, {auto} }}]");
+    let web = Service::http("web", services[0]).set(auto).to(slow.address());
+    let rpc = Service::http2("rpc", services[1]).set("upstream_protocol: http1").set(&routed).to(slow.address());
+    let agent = Agent::start(&stage.config().service(web).service(rpc));
+    for (service, http, name, route) in [(services[0], &[][..], "web", ""), (services[1], &[HTTP2], "rpc", "slow")] {
+        let timeout = || agent.metric("sockway_timeout_auto_seconds", &[("service", name), ("route", route)]);
+        let many = |times: u32| {
+            let url = format!("http://{service}/after/10");
+            if http.is_empty() {
+                let mut session = stage.session(service);
+                (0..times).for_each(|_| assert_eq!(session.get("/after/10").expect("an answer").status, 200));
+            } else {
+                peers::h2load(Room::of(&stage.clients), times, 2, 2, &url);
+            }
+        };
+        // Until enough is known, nobody is given up.
+        many(99);
+        assert_eq!(timeout(), 9.0, "{name}");
+        many(50);
+        let found = timeout();
+        assert!((0.02..9.0).contains(&found), "{name}: {found}");
+        // A busy machine makes a longer one, not another rule.
+        let later = format!("/after/{}", (found * 2000.0) as u64 + 1);
+        assert!(curl(&stage, service, &later, http).contains(" 504"), "{name}: {found}");
+        let asked = (1..=80).find(|_| curl(&stage, service, &later, http).contains(" 200"));
+        assert!(asked.is_some_and(|asked| asked > 1), "{name}: {asked:?} of {found}, now {}", timeout());
+        assert!(timeout() > found * 2.0);
+        let told = sockway(&["status", "--instance", agent.instance()]);
+        let told = String::from_utf8_lossy(&told.stdout);
+        assert!(told.contains(&format!("timeout      {name}")) && told.contains("(p99 "), "{told}");
+    }
 }
 
 #[test]
