@@ -48,6 +48,7 @@ fn every_key_is_read_and_shown_as_it_was() {
         "{ subset: { version: v1 }, canary: { subset: { version: v2 } } }",
         "{ canary: { to: b, steps: [1, 100], interval_ms: 100, guard: { error_percent: 0, latency_ms: 7, \
          latency_percentile: 95, requests_min: 1 } }, mirror: { to: b } }",
+        "{ to: b, one_way: on, deadline: { forward: off } }",
         "{ mirror: { subset: { version: v2 }, subset_fallback: any_endpoint } }",
         "{ rewrite: { regex: { pattern: '^/v[0-9]+', substitution: '' } } }",
         "{ respond: { status: 418, body: 'teapot {' }, response_headers: { set: { x: '{{}}' } } }",
@@ -119,6 +120,9 @@ fn what_is_wrong_is_told_with_its_place() {
         ("{ split: [{ weight: 1 }], to: b }", "routes[0].to: stands beside split"),
         ("{ subset_fallback: any_endpoint }", "routes[0].subset_fallback: says who else takes what is for a subset"),
         ("{ subset: { a: b }, subset_fallback: default_subset }", "routes[0].default_subset: is missing"),
+        ("{ one_way: on, retry: {} }", "routes[0].retry: says what becomes of an answer, and with one_way: on"),
+        ("{ one_way: on, timeout_ms: auto }", "routes[0].timeout_ms: says what becomes of an answer"),
+        ("{ one_way: on, respond: { status: 200 } }", "routes[0].one_way: is of a request that is passed on"),
         ("{ name: x }\n      - { name: x }", "another route is called \"x\""),
     ] {
         let error = parse(&file(route), "F").expect_err(route).to_string();
