@@ -73,7 +73,8 @@ fn who_waits_for_no_answer_is_told_at_once_and_its_endpoint_works_on() {
 fn an_answer_that_is_dropped_leaves_its_connection_to_the_next() {
     let Some(stage) = Stage::set() else { return };
     let (slow, service) = (Slow::start(&stage), stage.address());
-    let config = stage.config().set("workers: 1").service(Service::http("web", service).set(ONE_WAY).to(slow.address()));
+    let config =
+        stage.config().set("workers: 1").service(Service::http("web", service).set(ONE_WAY).to(slow.address()));
     let agent = Agent::start(&config);
     let mut session = stage.session(service);
     wait::until("a connection to carry another request", wait::SOON, || {

@@ -290,7 +290,11 @@ mod tests {
         assert_eq!(route.or(None), route);
         assert_eq!(Timing::default().or(Some(service)), service);
         let auto = Timing { auto: Some(Auto { factor: 3, min: MS(1) }), ..service };
-        assert_eq!(route.or(Some(auto)), Timing { timeout: Some(MS(7)), ..service }, "a timeout is not followed by halves");
+        assert_eq!(
+            route.or(Some(auto)),
+            Timing { timeout: Some(MS(7)), ..service },
+            "a timeout is not followed by halves"
+        );
         assert_eq!(Timing { timeout: None, ..route }.or(Some(auto)), auto);
     }
 }

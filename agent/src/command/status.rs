@@ -283,7 +283,8 @@ fn guarded(answer: &Answer) -> String {
     }
     for service in &answer.services {
         for Timeout { route, timeout_ms, p99_ms } in service.timeouts.iter().flatten() {
-            let whose = route.as_ref().map_or(service.name.clone(), |route| format!("{}, route {route},", service.name));
+            let whose =
+                route.as_ref().map_or(service.name.clone(), |route| format!("{}, route {route},", service.name));
             let why = p99_ms.map_or("too few requests yet".to_owned(), |p99| format!("p99 {p99:.1} ms"));
             let _ = writeln!(text, "timeout      {whose} gives up after {timeout_ms:.0} ms ({why})");
         }

@@ -61,9 +61,8 @@ mod tests {
     };
 
     fn pace(keys: &str) -> Pace {
-        let text = format!(
-            "services: [{{name: a, address: 10.0.0.1:80, protocol: http, endpoints: [10.0.0.2:80], {keys}}}]"
-        );
+        let text =
+            format!("services: [{{name: a, address: 10.0.0.1:80, protocol: http, endpoints: [10.0.0.2:80], {keys}}}]");
         let config = file::parse(&text, "F").expect("a good file");
         Snapshot::build(&config, &Snapshot::default()).services[0].pace.clone().expect("a pace")
     }

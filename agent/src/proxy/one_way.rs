@@ -14,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use h2::client::ResponseFuture;
 use http::{HeaderValue, StatusCode};
 
 use super::{
@@ -103,20 +102,12 @@ pub(super) fn drop_answer(hop: &Rc<Hop>, mut upstream: Upstream, is_head: bool, 
     });
 }
 
-/// The same of HTTP/2: to let go of the stream would take the request back.
-pub(super) fn drop_response(mut shared: Shared, response: ResponseFuture, state: &Arc<OneWayState>) {
+/// The same of HTTP/2, by who reads it: to let go of the stream would take the request back.
+pub(super) fn drop_response(mut shared: Shared, reading: impl Future<Output = ()> + 'static, state: &Arc<OneWayState>) {
     shared.counts_no_more();
     let Some(place) = Place::take(state, |state| &state.dropping, DROPPED_MAX) else { return };
     spawn(async move {
-        let read = async {
-            let Ok(response) = response.await else { return };
-            let mut body = response.into_body();
-            while let Some(Ok(piece)) = body.data().await {
-                // Fails only if the stream is over, and then nothing is owed.
-                let _ = body.flow_control().release_capacity(piece.len());
-            }
-        };
-        let _ = tokio::time::timeout(PATIENCE, read).await;
+        let _ = tokio::time::timeout(PATIENCE, reading).await;
         drop((place, shared));
     });
 }

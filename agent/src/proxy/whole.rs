@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header, request, response};
 use tokio::time::timeout;
 
 pub use self::body::{Body, Broken, Piece};
-pub(super) use self::http1::drop_answer;
+pub(super) use self::{http1::drop_answer, http2::read_away};
 use super::{
     Cluster, Hop,
     http::Reply,

@@ -18,7 +18,9 @@ use sockway_common::{
 
 use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
-    cluster::{Adaptive, CanaryStage, Endpoint, Inbound, Leaving, LimitState, Pace, Reason, RouteState, Service, Snapshot},
+    cluster::{
+        Adaptive, CanaryStage, Endpoint, Inbound, Leaving, LimitState, Pace, Reason, RouteState, Service, Snapshot,
+    },
     config::{self, Config, Route, file},
     kernel::{Fill, HookTime},
 };
@@ -394,9 +396,7 @@ fn canaries_json(service: &Service) -> Option<Vec<Value>> {
 /// What its timeouts, and those of its routes, have come to where they follow how long requests take; nothing if none does.
 fn timeouts_json(service: &Service) -> Option<Vec<Value>> {
     let millis = |time: Duration| time.as_secs_f64() * 1e3;
-    let timeout = |(route, pace): (Option<&str>, &Pace)| {
-        json!({ "route": route, "timeout_ms": millis(pace.timeout()), "p99_ms": pace.p99().map(millis) })
-    };
+    let timeout = |(route, pace): (Option<&str>, &Pace)| json!({ "route": route, "timeout_ms": millis(pace.timeout()), "p99_ms": pace.p99().map(millis) });
     let timeouts: Vec<Value> = service.paces().map(timeout).collect();
     (!timeouts.is_empty()).then_some(timeouts)
 }

@@ -116,7 +116,10 @@ fn route(
     refuse_unknown_captures(&route, &section, problems);
     if route.one_way {
         for field in ["retry", "timeout_ms", "timeout"].iter().filter_map(|key| section.get(key)) {
-            field.refuse("says what becomes of an answer, and with one_way: on nobody waits for one; remove it", problems);
+            field.refuse(
+                "says what becomes of an answer, and with one_way: on nobody waits for one; remove it",
+                problems,
+            );
         }
     }
     if matches!(route.action, Action::Redirect(_) | Action::Respond(_)) {

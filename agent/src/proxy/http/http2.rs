@@ -24,6 +24,7 @@ use crate::{
         one_way,
         reach::{Heard, Shared, Tried},
         translate::{Gathered, Inlet, Late, Outlet, Phase, Progress, gather, while_moving},
+        whole,
     },
     record::{Bytes as Count, Counter},
     ring::{Buf, Buffers, Reader, Stream, Writer},
@@ -67,7 +68,11 @@ impl Ended {
             Self::Unseen(error) if !error.is_reset() => None,
             Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
             Self::Late(Late::Response | Late::Rest) | Self::Over => Some(Seen::Late),
-            Self::Sent(_) | Self::Late(Late::Body | Late::Client) | Self::BadBody(_) | Self::TooLong | Self::ClientGone => None,
+            Self::Sent(_)
+            | Self::Late(Late::Body | Late::Client)
+            | Self::BadBody(_)
+            | Self::TooLong
+            | Self::ClientGone => None,
         }
     }
 }
@@ -258,7 +263,7 @@ impl Connection<'_> {
     ) -> Next {
         if let Some((state, response)) = self.one_way.take().zip(response) {
             one_way::was_sent(&state);
-            one_way::drop_response(upstream, response, &state);
+            one_way::drop_response(upstream, whole::read_away(response), &state);
         }
         self.give(one_way::taken(false), head, buf, Some(Counter::OneWay)).await
     }

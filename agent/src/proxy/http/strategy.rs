@@ -253,7 +253,13 @@ impl Connection<'_> {
     }
 
     /// Passes an answer on.
-    pub(super) async fn give(&mut self, answer: Answer, head: &RequestHead, rest: Buf, counter: Option<Counter>) -> Next {
+    pub(super) async fn give(
+        &mut self,
+        answer: Answer,
+        head: &RequestHead,
+        rest: Buf,
+        counter: Option<Counter>,
+    ) -> Next {
         let Answer { mut parts, mut body } = answer;
         if let Some(change) = &self.response_change {
             change.of_map(&mut parts.headers);

@@ -136,13 +136,8 @@ async fn answer(
     mut buf: Buf,
     (is_head, limits): (bool, &Limits),
 ) -> Result<Answer, Missed> {
-    let asked = Asked {
-        head: is_head,
-        websocket: false,
-        http10: false,
-        connect: false,
-        fields_max: limits.head_fields,
-    };
+    let asked =
+        Asked { head: is_head, websocket: false, http10: false, connect: false, fields_max: limits.head_fields };
     for _ in 0..INTERIM_MAX {
         let Stream { reader, socket, .. } = &mut upstream.stream;
         let read = read_head(reader, &hop.buffers, buf, asked, limits.head_bytes).await;

@@ -74,9 +74,19 @@ pub(super) async fn send(
     let Ok((response, mut up)) = shared.seat.send(head(whole, 0), is_bare) else { return false };
     let is_sent = is_bare || matches!(within(Limits::of(cluster).stall, upload(&mut up, whole)).await, Some(Ok(())));
     if is_sent {
-        one_way::drop_response(shared, response, state);
+        one_way::drop_response(shared, read_away(response), state);
     }
     is_sent
+}
+
+/// Reads a response that nobody wants.
+pub(in crate::proxy) async fn read_away(response: ResponseFuture) {
+    let Ok(response) = response.await else { return };
+    let mut body = response.into_body();
+    while let Some(Ok(piece)) = body.data().await {
+        // Fails only if the stream is over, and then nothing is owed.
+        let _ = body.flow_control().release_capacity(piece.len());
+    }
 }
 
 /// Why there is no response.

@@ -45,8 +45,16 @@ pub(super) fn way(connection: &Connection, parts: &mut Parts) -> (Way, Option<Rc
     let home = connection.cluster();
     let chain = home.chain.clone();
     let course = course(connection, &home, parts);
-    let straight =
-        Way { cluster: home, change: None, timing: None, strategy: None, one_way: None, ordered: None, filtered: None, end: None };
+    let straight = Way {
+        cluster: home,
+        change: None,
+        timing: None,
+        strategy: None,
+        one_way: None,
+        ordered: None,
+        filtered: None,
+        end: None,
+    };
     let way = match course {
         Course::Straight => straight,
         Course::On(onward) => {

@@ -116,7 +116,10 @@ impl Exchange<'_> {
 
     /// Whether a request is received whole before it is passed on.
     pub(super) fn keeps(&self) -> bool {
-        self.one_way.is_some() || self.strategy.is_some() || self.cluster.service.config.strategy.is_some() || self.keeper().is_some()
+        self.one_way.is_some()
+            || self.strategy.is_some()
+            || self.cluster.service.config.strategy.is_some()
+            || self.keeper().is_some()
     }
 
     /// Who may have to ask somebody else.

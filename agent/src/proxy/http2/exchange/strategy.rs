@@ -18,7 +18,7 @@ use crate::{
         reach::{Shared, Tried, Upstream},
         strategy::{Outcome, carry_out, keeps},
         translate::{Gathered, gather, release},
-        whole::{Answer, Broken, Piece, Whole, within},
+        whole::{self, Answer, Broken, Piece, Whole, within},
     },
     record::Counter,
     route,
@@ -134,7 +134,7 @@ impl Exchange<'_> {
     pub(super) async fn sent(&mut self, (upstream, response): (Shared, Option<ResponseFuture>)) -> Counter {
         if let Some((state, response)) = self.one_way.take().zip(response) {
             one_way::was_sent(&state);
-            one_way::drop_response(upstream, response, &state);
+            one_way::drop_response(upstream, whole::read_away(response), &state);
         }
         self.taken().await
     }
