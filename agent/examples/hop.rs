@@ -87,6 +87,7 @@ fn config(listen: SocketAddr, origins: &[SocketAddr], protocol: Protocol) -> Con
             strategy: None,
             timing: None,
             request_limits: Vec::new(),
+            pending: None,
             filters: Vec::new(),
             guard: Default::default(),
             udp_idle_timeout: Duration::from_secs(30),

@@ -16,6 +16,7 @@ mod keyed;
 mod leaving;
 mod outlier;
 pub mod pace;
+mod pending;
 mod phase;
 mod request_limit;
 mod rolling;
@@ -46,6 +47,7 @@ pub use self::{
     leaving::{Departure, Leaving},
     outlier::{Ejections, Marks, Reason, Tally},
     pace::Pace,
+    pending::{Line, PendingState, Unserved, Waiting},
     phase::{BreakerPhase, BreakerWord},
     request_limit::{LimitPlace, LimitState},
     rolling::Rolling,
@@ -144,6 +146,8 @@ pub struct Service {
     pub routes: Vec<RouteState>,
     /// What is known of its request limits, in the order of the configuration.
     pub request_limits: Vec<Arc<LimitState>>,
+    /// Its requests that wait for room, if they may; outlives a reload.
+    pub pending: Option<Arc<PendingState>>,
     /// What is known of its filters, in the order of the configuration.
     pub filters: Vec<Arc<FilterState>>,
     /// What is known of how it is guarded.

@@ -13,6 +13,7 @@ pub mod inbound;
 pub mod maps;
 pub mod outlier;
 pub mod pattern;
+pub mod pending;
 pub mod policy;
 pub mod probe;
 pub mod request_limit;
@@ -36,6 +37,7 @@ pub use self::{
     http::Http,
     maps::Maps,
     outlier::Outlier,
+    pending::Pending,
     policy::{Balance, Policy},
     probe::Probe,
     request_limit::RequestLimit,
@@ -122,6 +124,8 @@ pub struct Service {
     pub timing: Option<Timing>,
     /// How many requests it takes; one passes when all of these let it.
     pub request_limits: Vec<RequestLimit>,
+    /// How many requests wait until there is room for them; `None`: they are refused.
+    pub pending: Option<Pending>,
     /// What its requests and responses pass, in the order of requests; names are unique.
     pub filters: Vec<Filter>,
     /// What keeps it alive when its endpoints fail.

@@ -7,6 +7,7 @@ pub mod adaptive;
 mod admission;
 pub mod bbr;
 mod gradient;
+pub mod pending;
 pub mod request;
 mod warm_up;
 mod window;

@@ -12,6 +12,7 @@ mod mirror;
 mod one_way;
 pub mod opaque;
 mod own_time;
+mod pending;
 mod reach;
 mod routed;
 mod strategy;
@@ -37,7 +38,7 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
 
 pub(crate) use self::routed::members;
-use self::{admit::Gate, filtered::Chain, guard::Guard, routed::Routes};
+use self::{admit::Gate, filtered::Chain, guard::Guard, pending::Line, routed::Routes};
 use crate::{
     balance::Balancer,
     cluster::{CanaryState, Dialler, Service, Shares, Snapshot},
@@ -111,6 +112,8 @@ pub struct Cluster {
     chain: Option<Rc<Chain>>,
     /// What keeps it alive when its endpoints fail.
     guard: Option<Rc<Guard>>,
+    /// Where requests wait until there is room for them.
+    line: Option<Rc<Line>>,
     /// For a connection that came in: the way to the program, which is the service's one endpoint.
     visit: Option<Visit>,
     generation: u64,
@@ -146,6 +149,7 @@ impl Cluster {
             gate: Gate::of(service),
             chain: None,
             guard: Guard::of(service),
+            line: Line::of(service),
             visit: None,
             generation,
             shares_version,
@@ -172,6 +176,11 @@ impl Cluster {
             Protocol::Http2 => HttpVersion::Http2,
             Protocol::Auto | Protocol::Tcp | Protocol::Udp => client,
         })
+    }
+
+    /// Whether its requests pass more than limits that decide at once.
+    fn is_guarded(&self) -> bool {
+        self.guard.is_some() || self.line.is_some()
     }
 
     /// Whether no endpoint is meant.

@@ -67,6 +67,8 @@ pub(super) fn build_service(
     let routes = routed::states(&config.routes, before);
     let limits = old.map_or(&[][..], |old| &old.request_limits);
     let request_limits = request_limit::states(&config.request_limits, limits);
+    let before = old.and_then(|old| old.pending.as_ref());
+    let pending = config.pending.map(|_| before.map(Arc::clone).unwrap_or_default());
     let filters = filter::states(&config.filters, old.map_or(&[][..], |old| &old.filters));
     let guard = GuardState::of(&config.guard, old.map(|old| &old.guard), switches);
     let pace = Pace::of(config.timing.as_ref(), old.and_then(|old| old.pace.as_ref()));
@@ -85,6 +87,7 @@ pub(super) fn build_service(
         efforts,
         routes,
         request_limits,
+        pending,
         filters,
         guard,
         pace,

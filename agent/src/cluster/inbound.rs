@@ -95,6 +95,7 @@ pub(super) fn build(configured: &[config::inbound::Inbound], previous: &[Arc<Inb
                 early: AtomicUsize::default(),
                 routes: Vec::new(),
                 request_limits: Vec::new(),
+                pending: None,
                 filters: filter::states(&config.filters, old.map_or(&[][..], |old| &old.service.filters)),
                 guard: GuardState::default(),
                 load: Arc::default(),

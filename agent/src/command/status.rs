@@ -151,6 +151,18 @@ struct Service {
     #[serde(default)]
     request_limits: Vec<Limit>,
     timeouts: Option<Vec<Timeout>>,
+    pending: Option<Pending>,
+}
+
+/// Requests that wait for room.
+#[derive(Debug, Deserialize)]
+struct Pending {
+    depth: u64,
+    requests_max: u64,
+    oldest_ms: Option<u64>,
+    accepting: bool,
+    served: u64,
+    refused: BTreeMap<String, u64>,
 }
 
 /// A timeout that follows how long requests take.
@@ -243,6 +255,12 @@ fn tell(answer: &Answer) -> String {
         let rows: Vec<Vec<String>> = [heading].into_iter().chain(limits).collect();
         let _ = write!(text, "\n{}", table(&rows));
     }
+    let pending: Vec<Vec<String>> = answer.services.iter().filter_map(pending_row).collect();
+    if !pending.is_empty() {
+        let heading = ["PENDING", "DEPTH", "OF", "OLDEST", "ACCEPTS", "SERVED", "REFUSED"].map(str::to_owned).to_vec();
+        let rows: Vec<Vec<String>> = [heading].into_iter().chain(pending).collect();
+        let _ = write!(text, "\n{}", table(&rows));
+    }
     if !answer.inbound.is_empty() {
         let heading = ["INBOUND", "PORTS", "PROTOCOL", "ACTIVE", "ACCEPTED", "REFUSED"];
         let heading = heading.into_iter().map(str::to_owned).collect();
@@ -271,6 +289,16 @@ fn limit_rows(service: &Service) -> Vec<Vec<String>> {
         words.into_iter().chain(known).chain(counts).collect()
     };
     service.request_limits.iter().map(row).collect()
+}
+
+/// Who waits for room at a service.
+fn pending_row(service: &Service) -> Option<Vec<String>> {
+    let pending = service.pending.as_ref()?;
+    let oldest = pending.oldest_ms.map_or("-".to_owned(), |ms| brief(Duration::from_millis(ms)));
+    let accepts = if pending.accepting { "yes" } else { "NO" }.to_owned();
+    let [depth, most, served] = [pending.depth, pending.requests_max, pending.served].map(|count| count.to_string());
+    let refused = pending.refused.values().sum::<u64>().to_string();
+    Some(vec![service.name.clone(), depth, most, oldest, accepts, served, refused])
 }
 
 /// A line of each breaker that is not closed and of each timeout that is found, and one of the switches that are on.
@@ -353,7 +381,7 @@ mod tests {
     #[test]
     fn what_an_agent_answers_is_printed_as_a_table() {
         let text = "{zone: east, switches: {sale: on, b: off}, services: [{name: a, address: 10.0.0.1:80, protocol: http, \
-                    prefer_zone: on, breaker: hystrix, request_limits: [{kind: concurrency, limit: 7}], \
+                    prefer_zone: on, breaker: hystrix, request_limits: [{kind: concurrency, limit: 7}], pending: on, \
                     slow_start: {window_ms: 1000}, endpoints: ['10.0.0.2:80', {address: '10.0.0.3:80', priority: 1}, \
                     {address: '10.0.0.4:80', zone: east, weight: 7}, {address: '10.0.0.5:80', zone: west, state: draining}]}]}";
         let config = file::parse(text, "F").expect("a good file");
@@ -375,6 +403,8 @@ mod tests {
             &["SERVICE", "ADDRESS", "MODE", "PROTOCOL", "ENDPOINT", "STATE", "ZONE", "PRIORITY", "WEIGHT", "ACTIVE"][..],
             &["a", "10.0.0.1:80", "agent", "http", "10.0.0.2:80", "EJECTED", "-", "0", "1", "0"],
             &["a", "concurrency", "concurrency", "7", "0", "0", "0", "0"],
+            &["PENDING", "DEPTH", "OF", "OLDEST", "ACCEPTS", "SERVED", "REFUSED"],
+            &["a", "0", "1000", "-", "yes", "0", "0"],
             &["10.0.0.3:80", "DOWN", "-", "1", "1", "0"],
             &["10.0.0.4:80", "warms", "45%", "east", "0", "7", "0"],
             &["a", "10.0.0.5:80", "draining", "west", "0", "1", "0"],

@@ -14,6 +14,7 @@ mod http;
 mod inbound;
 mod maps;
 mod outlier;
+mod pending;
 mod policy;
 mod preset;
 mod probe;

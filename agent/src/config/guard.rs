@@ -183,11 +183,13 @@ pub enum Why {
     ServerError,
     /// A switch degrades it.
     Degraded,
+    /// There was no room for it, and none in the line of those who wait, or none in time.
+    Pending,
 }
 
 impl Why {
     /// Each once.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::CircuitOpen,
         Self::Limit,
         Self::Concurrency,
@@ -196,6 +198,7 @@ impl Why {
         Self::NoResponse,
         Self::ServerError,
         Self::Degraded,
+        Self::Pending,
     ];
 
     /// The word for it in files, metrics and `x-sockway-reason`.
@@ -209,6 +212,7 @@ impl Why {
             Self::NoResponse => "no_response",
             Self::ServerError => "5xx",
             Self::Degraded => "degraded",
+            Self::Pending => "pending",
         }
     }
 }

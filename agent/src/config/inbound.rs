@@ -91,6 +91,7 @@ impl Inbound {
             strategy: None,
             timing: None,
             request_limits: Vec::new(),
+            pending: None,
             filters: self.filters.clone(),
             guard: Default::default(),
             endpoint_drain: None,

@@ -1,6 +1,7 @@
 //! Whether a service's limits let a request pass, before it goes to an endpoint.
 
 use std::{
+    rc::Rc,
     sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -8,7 +9,7 @@ use std::{
 use http::{HeaderName, HeaderValue, header};
 use xxhash_rust::xxh64::xxh64;
 
-use super::http::Reply;
+use super::{http::Reply, pending::Line};
 use crate::{
     cluster::{LimitPlace, LimitState, Service},
     config::{RequestLimit, tuning::Part},
@@ -29,6 +30,8 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// The limits of a service, ready to be asked.
 pub(super) struct Gate {
     limits: Vec<Limit>,
+    /// How many of them are asked first, once for each request. The others say whether there is room, and are asked again while one waits for it.
+    first: usize,
     measures: bool,
 }
 
@@ -49,11 +52,16 @@ enum Asked {
 #[derive(Default)]
 pub(super) struct Admitted {
     taken: Vec<(Arc<LimitState>, LimitPlace)>,
+    /// Where others may be waiting for that.
+    line: Option<Rc<Line>>,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.taken.iter().for_each(|(limit, place)| request::leave(limit.word(*place)));
+        if let Some(line) = &self.line {
+            line.knock();
+        }
     }
 }
 
@@ -66,9 +74,14 @@ impl Gate {
             let judge = Judge::new(&state.config.kind, wait_max_ns).map(Asked::Counts).or_else(measures)?;
             Some(Limit { judge, state: Arc::clone(state) })
         };
-        let limits: Vec<Limit> = service.request_limits.iter().filter_map(limit).collect();
+        let mut limits: Vec<Limit> = service.request_limits.iter().filter_map(limit).collect();
+        let mut first = limits.len();
+        if service.config.pending.is_some() {
+            limits.sort_by_key(Limit::is_of_room);
+            first = limits.partition_point(|limit| !limit.is_of_room());
+        }
         let measures = limits.iter().any(|limit| matches!(limit.judge, Asked::Measures(_)));
-        Self { limits, measures }
+        Self { limits, first, measures }
     }
 
     /// Whether what becomes of attempts is to be [`Self::seen`].
@@ -95,7 +108,7 @@ impl Gate {
         self.limits.is_empty()
     }
 
-    /// Asks every limit. The request passes when it has waited for so long; its client waits for `patience` at most. What an earlier limit
+    /// Asks every limit, but those that say whether there is room for who may wait for it. The request passes when it has waited for so long; its client waits for `patience` at most. What an earlier limit
     /// gave for good, as a token, is not taken back when a later one refuses: as with Envoy's and nginx's.
     pub(super) fn admit(
         &self,
@@ -107,7 +120,7 @@ impl Gate {
         let now_ns = now_ns(now);
         let patience_ns = patience.map_or(u64::MAX, |patience| patience.as_nanos() as u64);
         let (mut wait_ns, mut admitted) = (0, Admitted::default());
-        for limit in &self.limits {
+        for limit in &self.limits[..self.first] {
             match limit.ask(request, now_ns, patience_ns, &chance) {
                 (Verdict::After(wait), place) => {
                     wait_ns = wait_ns.max(wait);
@@ -119,9 +132,46 @@ impl Gate {
         }
         Ok((Duration::from_nanos(wait_ns), admitted))
     }
+
+    /// Takes room, if there is any, for a request that was admitted. Who waits in the line is told when it is given back.
+    pub(super) fn room(
+        &self,
+        admitted: &mut Admitted,
+        line: &Rc<Line>,
+        (now, has_waited): (Instant, bool),
+        chance: impl Fn() -> u64,
+    ) -> bool {
+        let now_ns = now_ns(now);
+        let mut taken = Vec::with_capacity(self.limits.len() - self.first + admitted.taken.len());
+        for limit in &self.limits[self.first..] {
+            let (verdict, place) = limit.decide(0, now_ns, 0, &chance);
+            match (verdict, place) {
+                (Verdict::After(_), Some(place)) => taken.push((Arc::clone(&limit.state), place)),
+                (Verdict::After(_), None) => {}
+                (Verdict::Refused(_), _) => {
+                    taken
+                        .iter()
+                        .for_each(|(limit, place): &(Arc<LimitState>, LimitPlace)| request::leave(limit.word(*place)));
+                    return false;
+                }
+            }
+        }
+        for limit in &self.limits[self.first..] {
+            let state = &limit.state;
+            if has_waited { &state.waited } else { &state.passed }.fetch_add(1, Relaxed);
+        }
+        admitted.taken.append(&mut taken);
+        admitted.line = Some(Rc::clone(line));
+        true
+    }
 }
 
 impl Limit {
+    /// Whether it bounds how many requests there are at once, whoever's they are.
+    fn is_of_room(&self) -> bool {
+        self.counts_open() && self.state.config.by.is_none()
+    }
+
     fn counts_open(&self) -> bool {
         match &self.judge {
             Asked::Counts(judge) => judge.counts_open(),
@@ -138,7 +188,25 @@ impl Limit {
     ) -> (Verdict, Option<LimitPlace>) {
         let state = &self.state;
         let key = state.config.by.as_ref().map_or(0, |part| key(part, request));
-        let (verdict, place) = match (&self.judge, state.adaptive()) {
+        let (verdict, place) = self.decide(key, now_ns, patience_ns, chance);
+        let counter = match verdict {
+            Verdict::After(0) => &state.passed,
+            Verdict::After(_) => &state.waited,
+            Verdict::Refused(_) => &state.refused,
+        };
+        counter.fetch_add(1, Relaxed);
+        (verdict, place)
+    }
+
+    fn decide(
+        &self,
+        key: u64,
+        now_ns: u64,
+        patience_ns: u64,
+        chance: impl Fn() -> u64,
+    ) -> (Verdict, Option<LimitPlace>) {
+        let state = &self.state;
+        match (&self.judge, state.adaptive()) {
             (Asked::Counts(judge), _) => {
                 let is_open = |word| judge.counts_open() && word > 0;
                 let place = state.place(key, now_ns, judge.fresh(now_ns), is_open);
@@ -149,14 +217,7 @@ impl Limit {
                 (judge.ask(known, now_ns, chance()), state.place(key, now_ns, 0, |_| false))
             }
             (Asked::Measures(_), None) => (Verdict::After(0), None),
-        };
-        let counter = match verdict {
-            Verdict::After(0) => &state.passed,
-            Verdict::After(_) => &state.waited,
-            Verdict::Refused(_) => &state.refused,
-        };
-        counter.fetch_add(1, Relaxed);
-        (verdict, place)
+        }
     }
 }
 

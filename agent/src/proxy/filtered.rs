@@ -84,6 +84,8 @@ pub(super) struct Passage {
 pub(super) enum Ended {
     Reply(Reply),
     Reset,
+    /// Its client waits for nothing any more.
+    Gone,
 }
 
 impl Chain {

@@ -14,6 +14,7 @@ use super::{
     Cluster, Hop,
     admit::Admitted,
     http::{Reply, outcome},
+    pending::{Refusal, Stand},
     strategy,
     whole::Answer,
 };
@@ -85,13 +86,46 @@ pub(super) struct Entered {
     pub leave: Option<Leave>,
     /// Whether that is another service than was asked.
     pub standing_in: Option<StandingIn>,
+    /// Whether it has to wait for room yet.
+    pub stand: Option<Stand>,
+}
+
+/// A request that a service lets in.
+pub(super) struct Passed {
+    pub wait: Duration,
+    pub admitted: Admitted,
+    pub leave: Option<Leave>,
+    pub stand: Option<Stand>,
+}
+
+/// A place in the isolation of a service, for a request that has not been let in yet; given back when it is dropped.
+pub(super) struct Kept<'g> {
+    guard: &'g Rc<Guard>,
+    has_place: bool,
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if self.has_place {
+            self.guard.usage().active.give_back();
+        }
+    }
+}
+
+impl Kept<'_> {
+    /// The request is let in, if the breaker lets it.
+    pub(super) fn enter(mut self, now: Instant) -> Result<Leave, Why> {
+        let pass = self.guard.passed(now)?.into();
+        let has_place = std::mem::take(&mut self.has_place);
+        Ok(Leave { guard: Rc::clone(self.guard), pass, has_place, began: now, until: self.guard.until(now) })
+    }
 }
 
 impl Entered {
     /// Nothing is taken for a request that goes to nobody.
     pub(super) fn none(cluster: &Rc<Cluster>) -> Self {
         let (wait, admitted) = Default::default();
-        Self { cluster: Rc::clone(cluster), wait, admitted, leave: None, standing_in: None }
+        Self { cluster: Rc::clone(cluster), wait, admitted, leave: None, standing_in: None, stand: None }
     }
 }
 
@@ -179,6 +213,11 @@ fn has_failed(counter: Counter) -> Option<bool> {
     }
 }
 
+/// For what an answer of the agent's own stands.
+pub(super) fn why_of(reply: &Reply) -> Why {
+    why(reply.counter).unwrap_or(Why::Pending)
+}
+
 /// Why a request that is counted so has no answer of an endpoint that is wanted.
 fn why(counter: Counter) -> Option<Why> {
     Some(match counter {
@@ -190,6 +229,7 @@ fn why(counter: Counter) -> Option<Why> {
         Counter::NoResponse | Counter::BadResponse => Why::NoResponse,
         Counter::Answered5xx => Why::ServerError,
         Counter::Degraded => Why::Degraded,
+        Counter::Unserved => Why::Pending,
         _ => return None,
     })
 }
@@ -221,27 +261,62 @@ impl Guard {
 
     /// Whether a request may pass.
     fn enter(self: &Rc<Self>, now: Instant) -> Result<Leave, Why> {
-        let mut pass = None;
-        if let Some((judge, state)) = self.breaker() {
-            let (passed, news) = judge.ask(state, milliseconds(now));
-            self.turned(news);
-            if passed.is_none() {
-                state.short_circuits.fetch_add(1, Relaxed);
-                return Err(Why::CircuitOpen);
-            }
-            pass = passed;
-        }
-        let isolation = self.rules.isolation.as_ref();
-        let until = isolation.and_then(|isolation| Some(now + isolation.timeout?));
-        let most = isolation.and_then(|isolation| isolation.concurrency);
+        let pass = self.passed(now)?.into();
+        let most = self.places();
         let has_place = most.is_some_and(|most| self.usage().active.take(most));
-        let leave = Leave { guard: Rc::clone(self), pass: pass.into(), has_place, began: now, until };
+        let leave = Leave { guard: Rc::clone(self), pass, has_place, began: now, until: self.until(now) };
         if most.is_some() && !has_place {
             leave.tell(Outcome::Rejected);
             self.usage().rejected.fetch_add(1, Relaxed);
             return Err(Why::Concurrency);
         }
         Ok(leave)
+    }
+
+    /// Whether its breaker lets a request pass.
+    fn passed(&self, now: Instant) -> Result<Option<Pass>, Why> {
+        let Some((judge, state)) = self.breaker() else { return Ok(None) };
+        let (passed, news) = judge.ask(state, milliseconds(now));
+        self.turned(news);
+        if passed.is_none() {
+            state.short_circuits.fetch_add(1, Relaxed);
+            return Err(Why::CircuitOpen);
+        }
+        Ok(passed)
+    }
+
+    /// Whether its breaker is open, and stays so: then nobody need wait for room.
+    pub(super) fn refuses(&self, now: Instant) -> bool {
+        let Some((judge, state)) = self.breaker().filter(|(_, state)| state.phase() == BreakerPhase::Open) else {
+            return false;
+        };
+        let now_ms = milliseconds(now);
+        let (passed, news) = judge.ask(state, now_ms);
+        self.turned(news);
+        match passed {
+            Some(pass) => self.turned(judge.tell(state, pass, Outcome::Unknown, now_ms)),
+            None => drop(state.short_circuits.fetch_add(1, Relaxed)),
+        }
+        passed.is_none()
+    }
+
+    /// How many requests it may have at once.
+    fn places(&self) -> Option<u32> {
+        self.rules.isolation.as_ref()?.concurrency
+    }
+
+    /// When a request is given up that begins now, if no answer has begun.
+    fn until(&self, now: Instant) -> Option<Instant> {
+        Some(now + self.rules.isolation.as_ref()?.timeout?)
+    }
+
+    /// A place in its isolation, if there is one.
+    pub(super) fn place(self: &Rc<Self>) -> Option<Kept<'_>> {
+        let has_place = match self.places() {
+            Some(most) if !self.usage().active.take(most) => return None,
+            most => most.is_some(),
+        };
+        Some(Kept { guard: self, has_place })
     }
 
     /// Who is asked instead of the service.
@@ -364,18 +439,48 @@ impl Hop {
             Some(DegradeTo::Shift { to, .. }) => cluster = self.cluster_named(to).unwrap_or(cluster),
             None => {}
         }
-        let mut standing_in = None;
+        self.enter_at((cluster, None), request, now, patience)
+    }
+
+    /// As [`Hop::enter`], of who is meant by now, or stands in for that one.
+    pub(super) fn enter_at(
+        &self,
+        (mut cluster, mut standing_in): (Rc<Cluster>, Option<StandingIn>),
+        request: &Request<'_>,
+        now: Instant,
+        patience: Option<Duration>,
+    ) -> Result<Entered, Reply> {
         loop {
-            let (why, reply) = match cluster.gate.admit(request, now, patience, || self.chance()) {
-                Ok((wait, admitted)) => match cluster.guard.as_ref().map(|guard| guard.enter(now)).transpose() {
-                    Ok(leave) => return Ok(Entered { cluster, wait, admitted, leave, standing_in }),
-                    Err(why) => (why, Reply::guarded(why)),
-                },
-                Err(reply) => (Why::Limit, reply),
+            let (why, reply) = match self.pass(&cluster, request, now, patience) {
+                Ok(Passed { wait, admitted, leave, stand }) => {
+                    return Ok(Entered { cluster, wait, admitted, leave, standing_in, stand });
+                }
+                Err(refused) => refused,
             };
             let other = cluster.guard.as_ref().filter(|_| standing_in.is_none());
             let Some((other, place)) = other.and_then(|guard| self.stand_in(guard, why)) else { return Err(reply) };
             (cluster, standing_in) = (other, Some(place));
+        }
+    }
+
+    /// Whether a service lets a request in.
+    fn pass(
+        &self,
+        cluster: &Cluster,
+        request: &Request<'_>,
+        now: Instant,
+        patience: Option<Duration>,
+    ) -> Result<Passed, Refusal> {
+        let admitted = cluster.gate.admit(request, now, patience, || self.chance());
+        let (wait, admitted) = admitted.map_err(|reply| (Why::Limit, reply))?;
+        match &cluster.line {
+            None => {
+                let leave = cluster.guard.as_ref().map(|guard| guard.enter(now)).transpose();
+                let leave = leave.map_err(|why| (why, Reply::guarded(why)))?;
+                Ok(Passed { wait, admitted, leave, stand: None })
+            }
+            Some(line) if wait.is_zero() => self.room_or_line(cluster, line, admitted, (now, patience)),
+            Some(_) => Ok(Passed { wait, admitted, leave: None, stand: Some(Stand::Later) }),
         }
     }
 }

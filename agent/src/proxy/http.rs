@@ -196,7 +196,7 @@ impl Connection<'_> {
         let next = match reply {
             _ if is_reset => self.reset(),
             Some(reply) => self.answer_here(reply, buf, &head).await,
-            None if self.cluster.guard.is_some() => {
+            None if self.cluster.is_guarded() => {
                 // Boxed: most services have none.
                 Box::pin(self.guarded(buf, head, (began, is_timed), own)).await
             }

@@ -8,7 +8,14 @@ mod exchange;
 mod held;
 mod reply;
 
-use std::{cell::RefCell, os::fd::AsFd as _, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    os::fd::AsFd as _,
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{Reason, server::Builder};
@@ -54,6 +61,11 @@ pub(super) struct Connection {
     is_secure: bool,
     /// What sees the client's frames.
     guard: Rc<RefCell<Guard>>,
+    /// The service that was dialled, and how often its line was shut before that.
+    service: u32,
+    stops: u64,
+    /// Whether the client is to go elsewhere.
+    is_shed: Cell<bool>,
 }
 
 impl Connection {
@@ -77,6 +89,9 @@ pub async fn serve(
     let connection = Rc::new(Connection {
         hop: Rc::clone(hop),
         dialler: cluster.dialler(stream.socket.as_fd(), original.source, hop.watch.now()),
+        service: cluster.service.id,
+        stops: cluster.line.as_ref().map_or(0, |line| line.stops()),
+        is_shed: Cell::default(),
         cluster: RefCell::new(cluster),
         source: original.source,
         is_secure: stream.is_tls(),
@@ -136,7 +151,7 @@ async fn run(connection: &Rc<Connection>, io: &Io, guard: &RefCell<Guard>) -> Co
     let (mut is_draining, mut told) = (connection.hop.is_draining(), false);
     loop {
         let next = io.drive(|context| {
-            if !is_draining && drain.as_mut().poll(context).is_ready() {
+            if !is_draining && (connection.is_shed.get() || drain.as_mut().poll(context).is_ready()) {
                 is_draining = true;
                 client.graceful_shutdown();
             }

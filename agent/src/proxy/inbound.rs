@@ -55,6 +55,7 @@ async fn accepted(
     };
     let cluster = Rc::new(Cluster {
         guard: None,
+        line: None,
         service: Arc::clone(&rule.service),
         members: None,
         cursor: Arc::clone(&rule.service.cursor),

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use super::{Bytes, Counter, HISTOGRAM_BOUNDS, Slab};
 use crate::{
     cluster::{
         Adaptive, CanaryStage, Endpoint, Inbound, Leaving, LimitState, Pace, Reason, RouteState, Service, Snapshot,
+        Unserved,
     },
     config::{self, Config, Route, file},
     kernel::{Fill, HookTime},
@@ -415,6 +416,22 @@ fn limits_json(service: &Service) -> Vec<Value> {
     service.request_limits.iter().map(limit).collect()
 }
 
+/// Who waits for room, if anybody may.
+fn pending_json(service: &Service) -> Option<Value> {
+    let (rules, state) = service.config.pending.as_ref().zip(service.pending.as_ref())?;
+    let count = |why: Unserved| (why.word(), state.unserved[why as usize].load(Ordering::Relaxed));
+    Some(json!({
+        "depth": state.depth(),
+        "requests_max": rules.requests_max,
+        "wait_max_ms": rules.wait_max.as_millis() as u64,
+        "oldest_ms": state.oldest(Instant::now()).map(|oldest| oldest.as_millis() as u64),
+        "accepting": !state.is_shut(),
+        "stops": state.stops.load(Ordering::Relaxed),
+        "served": state.served.load(Ordering::Relaxed),
+        "refused": Unserved::ALL.map(count).into_iter().collect::<HashMap<_, _>>(),
+    }))
+}
+
 fn service_json(service: &Service, kernel: &KernelSide) -> Value {
     let stats = |endpoint| kernel.stats(service.id, endpoint);
     let said = said(&service.config);
@@ -429,6 +446,7 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
         "canaries": canaries_json(service),
         "timeouts": timeouts_json(service),
         "request_limits": limits_json(service),
+        "pending": pending_json(service),
         "breaker": service.guard.breaker.as_ref().map(|breaker| breaker.phase().word()),
         "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,
         "endpoints": service.endpoints.iter().map(endpoint_json).collect::<Vec<Value>>(),

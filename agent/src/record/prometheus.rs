@@ -9,6 +9,7 @@ mod guard;
 mod inbound;
 mod measured;
 mod outlier;
+mod pending;
 mod request_limits;
 mod routes;
 mod strategy;
@@ -47,6 +48,7 @@ pub fn render(observed: &Observed) -> String {
     routes::write(&mut text, &observed.snapshot.services);
     strategy::write(&mut text, &observed.snapshot.services);
     request_limits::write(&mut text, &observed.snapshot.services);
+    pending::write(&mut text, &observed.snapshot.services, std::time::Instant::now());
     filters::write(
         &mut text,
         observed.snapshot.services.iter().chain(observed.snapshot.inbound.iter().map(|rule| &rule.service)),

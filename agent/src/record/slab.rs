@@ -110,6 +110,8 @@ sockway_common::counters! {
     BodyTooLarge = "requests_total" ["outcome" = "body_too_large"],
     /// Requests that a limit of their service refused: 429 unless it says otherwise.
     Limited = "requests_total" ["outcome" = "limited"],
+    /// Requests for which their service had no room, nor the line of those who wait for it, or none soon enough: 503.
+    Unserved = "requests_total" ["outcome" = "pending_refused"],
     /// Requests that a filter of their service answered or reset.
     Filtered = "requests_total" ["outcome" = "filtered"],
     /// Requests that were not sent on because their service's breaker is open: 503.

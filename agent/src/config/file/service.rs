@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{
     MODES, PROTOCOLS, SHORTCUTS, STATES, SWITCHES, UPSTREAM_PROTOCOLS,
     conflicts::Conflicts,
-    deadline, filter, guard, http, milliseconds, outlier, policy, preset, probe, request_limit, retry,
+    deadline, filter, guard, http, milliseconds, outlier, pending, policy, preset, probe, request_limit, retry,
     route::{self, Routes},
     section::{Field, Path, Position, Problems, Section, shown},
     strategy, tls,
@@ -13,8 +13,8 @@ use super::{
     tuning, zone,
 };
 use crate::config::{
-    Endpoint, Guard, Http, HttpVersion, Mode, Outlier, Policy, Probe, Protocol, RequestLimit, Route, Service, Shortcut,
-    Strategy, Timing, Tls, filter::Filter, policy::Source,
+    Endpoint, Guard, Http, HttpVersion, Mode, Outlier, Pending, Policy, Probe, Protocol, RequestLimit, Route, Service,
+    Shortcut, Strategy, Timing, Tls, filter::Filter, policy::Source,
 };
 
 const NAME_CHARS_MAX: usize = 63; // a DNS label; also a bound on the label of a metric
@@ -70,6 +70,7 @@ pub(super) struct Draft {
     strategy: Option<Option<Strategy>>,
     timing: Option<Option<Timing>>,
     request_limits: Option<Vec<RequestLimit>>,
+    pending: Option<Option<Pending>>,
     pub(super) filters: Option<Vec<Filter>>,
     guard: Option<Guard>,
     /// What that names.
@@ -119,6 +120,7 @@ impl Draft {
             strategy: self.strategy?,
             timing: self.timing?,
             request_limits: self.request_limits?,
+            pending: self.pending?,
             filters: self.filters?,
             guard: self.guard?,
             endpoint_drain: self.endpoint_drain_ms?.map(milliseconds),
@@ -148,6 +150,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         "cluster",
         "retry",
         "request_limits",
+        "pending",
         "filters",
         "endpoint_drain_ms",
         "udp_idle_timeout_ms",
@@ -201,6 +204,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         strategy: Some(None),
         timing: deadline::timing(&section, problems),
         request_limits: Some(Vec::new()),
+        pending: pending::pending(&section, problems),
         filters: Some(Vec::new()),
         guard: None,
         guarded_by: guard::Named::default(),
@@ -226,6 +230,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     draft.named = named;
     draft.request_limits = request_limit::request_limits(&section, draft.mode(), protocol, problems);
     draft.guard = guard::guard(&section, (protocol, draft.mode()), &mut draft.guarded_by, problems);
+    pending::refuse_idle(&section, (draft.request_limits.as_ref(), draft.guard.as_ref()), problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {
         Some(Mode::Agent) => policy::refuse_in_agent(&section, path, problems),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     BALANCES, Config, MODES, OVERS, PROTOCOLS, SHORTCUTS, SOURCES, STATES, SWITCHES, UPSTREAM_PROTOCOLS, admin,
-    deadline, filter, guard, http, outlier, probe, request_limit, retry, route, strategy, tls, tuning,
+    deadline, filter, guard, http, outlier, pending, probe, request_limit, retry, route, strategy, tls, tuning,
 };
 use crate::config::{
     Balance, Capture, CaptureRule, Mode, Policy, Protocol, Service, Shortcut,
@@ -110,6 +110,7 @@ pub fn show_service(service: &Service) -> Value {
         "retry": service.strategy.as_ref().and_then(retry::show),
         "request_limits": (!service.request_limits.is_empty())
             .then(|| service.request_limits.iter().map(request_limit::show).collect::<Vec<Value>>()),
+        "pending": service.pending.as_ref().map(pending::show),
         "filters": filter::show_all(&service.filters),
         "endpoint_drain_ms": service.endpoint_drain.map_or(json!("never"), |time| json!(milliseconds(time))),
         "udp_idle_timeout_ms": (service.protocol == Protocol::Udp).then(|| milliseconds(service.udp_idle_timeout)),

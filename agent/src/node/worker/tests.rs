@@ -113,6 +113,7 @@ fn config(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> 
             strategy: None,
             timing: None,
             request_limits: Vec::new(),
+            pending: None,
             filters: Vec::new(),
             guard: Default::default(),
             udp_idle_timeout: PATIENCE,

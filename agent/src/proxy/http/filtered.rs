@@ -52,7 +52,7 @@ impl Connection<'_> {
         let is_over = body_max.is_some_and(|most| self.measure(most, &buf, &head));
         let way = match end {
             Some(Ended::Reply(reply)) => Way::Answered(reply),
-            Some(Ended::Reset) => Way::Reset,
+            Some(Ended::Reset | Ended::Gone) => Way::Reset,
             None if is_over => Way::Answered(chain.refuse_body(body_max.unwrap_or_default())),
             None => Way::On,
         };

@@ -1,10 +1,11 @@
 //! A request of HTTP/1 to a service that is guarded.
 
-use std::{rc::Rc, time::Instant};
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Instant};
 
 use super::{
     Connection, Limits, Next, OwnTime,
     admitted::{Denied, leaves},
+    attend::Client,
     reply::Reply,
     take_back,
 };
@@ -13,6 +14,7 @@ use crate::{
     config::guard::Why,
     decode::http1::RequestHead,
     proxy::{
+        admit::Admitted,
         guard::{Entered, Guard, Leave},
         reach::Upstream,
         whole::Answer,
@@ -32,11 +34,11 @@ impl Connection<'_> {
         own: Option<OwnTime>,
     ) -> Next {
         self.guard.clone_from(&self.cluster.guard);
-        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
-        let patience = self.clock.time().map(|time| time.left());
-        let next = match self.hop.enter(&self.cluster, &request, began, patience) {
-            Ok(Entered { cluster, wait, admitted: _admitted, leave, standing_in }) => {
-                self.leave = leave;
+        // Given back last: who waits for room finds all of it free.
+        let mut _taken = Admitted::default();
+        let next = match self.entered(&buf, &head, began).await {
+            Ok(Entered { cluster, wait, admitted, leave, standing_in, .. }) => {
+                (_taken, self.leave) = (admitted, leave);
                 if standing_in.is_none() {
                     self.guard.clone_from(&cluster.guard);
                 }
@@ -53,10 +55,30 @@ impl Connection<'_> {
                 self.cluster = home;
                 next
             }
-            Err(reply) => self.answer_here(reply, buf, &head).await,
+            Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
+            Err(Denied::Gone) => self.left(),
         };
         (self.guard, self.leave) = (None, None);
         next
+    }
+
+    /// Waits until a request is let in; no longer than its client does.
+    async fn entered(&mut self, buf: &Buf, head: &RequestHead, began: Instant) -> Result<Entered, Denied> {
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
+        let (hop, time) = (self.hop, self.clock.time());
+        let patience = time.map(|time| time.left());
+        let entered = hop.enter(&self.cluster, &request, began, patience).map_err(Denied::Answered)?;
+        if entered.stand.is_none() {
+            return Ok(entered);
+        }
+        let mut stands = pin!(hop.stands(entered, &request, time.and_then(|time| time.until())));
+        let (reader, socket) = (&mut self.stream.reader, &self.stream.socket);
+        let mut client = Client { reader, socket, leaves: leaves(buf, head) };
+        poll_fn(|context| match stands.as_mut().poll(context) {
+            Poll::Ready(entered) => Poll::Ready(entered.map_err(Denied::Answered)),
+            Poll::Pending => client.poll_gone(context).map(|()| Err(Denied::Gone)),
+        })
+        .await
     }
 
     /// Counts a request; whoever guards it learns how it went.

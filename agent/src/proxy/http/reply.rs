@@ -1,6 +1,6 @@
 //! Answers of our own: each says in a line why.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
@@ -115,6 +115,15 @@ impl Reply {
         let said = Self::said(status, &format!("sockway: over the limit {limit}\n"), fields);
         let grpc = if is_exhausted { grpc::code::RESOURCE_EXHAUSTED } else { grpc::code::UNAVAILABLE };
         Self { counter: Counter::Limited, grpc: Some(grpc), ..said }
+    }
+
+    /// What a request is told for which its service had no room.
+    pub fn unserved(why: &'static str, retry_after: Duration) -> Self {
+        let mut reply = Self::new("503 Service Unavailable", why, Counter::Unserved);
+        // Whole seconds, as RFC 9110 section 10.2.3 has them.
+        let seconds = retry_after.as_millis().div_ceil(1_000) as u64;
+        reply.fields.push((header::RETRY_AFTER, HeaderValue::from(seconds)));
+        reply
     }
 
     /// What a filter says.

@@ -25,7 +25,7 @@ use http::{HeaderMap, Request, Response, header, request::Parts};
 use self::{
     course::{Way, way},
     filtered::Filtered,
-    guarded::{begun_by, entered},
+    guarded::{begun_by, entered, stands},
     timed::time,
 };
 use super::{
@@ -134,11 +134,18 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     let (entered, end) = match end {
         Some(end) => (Entered::none(&cluster), Some(end)),
         None => match entered(&connection, &cluster, &parts, began, patience) {
+            Ok(entered) if entered.stand.is_some() => {
+                let until = time.and_then(|time| time.until());
+                // Boxed: most requests find room.
+                let stood = Box::pin(stands(&connection, entered, &parts, until, &mut respond)).await;
+                stood.map_or_else(|end| (Entered::none(&cluster), Some(end)), |entered| (entered, None))
+            }
             Ok(entered) => (entered, None),
             Err(reply) => (Entered::none(&cluster), Some(End::Reply(reply))),
         },
     };
-    let Entered { cluster, wait, admitted, leave, standing_in } = entered;
+    connection.shed(&cluster, end.as_ref());
+    let Entered { cluster, wait, admitted, leave, standing_in, .. } = entered;
     let guard = if standing_in.is_some() { guard } else { cluster.guard.clone() };
     let until = leave.as_ref().and_then(|leave| leave.until);
     let has_begun = until.map(|_| Rc::<Cell<bool>>::default());

@@ -73,7 +73,7 @@ fn everything_can_be_said() {
     assert_eq!(guard.degrade, Some(Degrade { switch: "sale".to_owned(), to }));
     assert!(guard.tells_reason);
     let fallback = guard_of("fallback: {to: b, max_concurrency: 5}").fallback.expect("a fallback");
-    assert_eq!((fallback.on.len(), fallback.concurrency), (6, Some(5)));
+    assert_eq!((fallback.on.len(), fallback.concurrency), (7, Some(5)));
     guard_of("degrade: {switch: sale, respond: {}}");
 }
 

@@ -89,6 +89,7 @@ impl Exchange<'_> {
     pub(super) fn end(&mut self, ended: &Ended) -> Counter {
         match ended {
             Ended::Reply(reply) => self.reply(reply),
+            Ended::Gone => Counter::RequestAborted,
             Ended::Reset => {
                 self.reset(Reason::INTERNAL_ERROR);
                 Counter::Filtered

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use h2::server::SendResponse;
 use http::{HeaderMap, request::Parts};
 
 use super::Exchange;
@@ -17,6 +19,7 @@ use crate::{
     decode::grpc,
     proxy::{
         Cluster,
+        filtered::Ended as End,
         guard::{Entered, Guard},
         http::Reply,
         http2::{Connection, body::grpc_status},
@@ -34,11 +37,42 @@ pub(super) fn entered(
     now: Instant,
     timeout: Option<Duration>,
 ) -> Result<Entered, Reply> {
-    if cluster.guard.is_none() && cluster.gate.is_open() {
+    if !cluster.is_guarded() && cluster.gate.is_open() {
         return Ok(Entered::none(cluster));
     }
     let request = Request::of_parts(parts, connection.is_secure, connection.source);
     connection.hop.enter(cluster, &request, now, timeout)
+}
+
+/// Waits until a request is let in; no longer than its client does.
+pub(super) async fn stands(
+    connection: &Connection,
+    entered: Entered,
+    parts: &Parts,
+    until: Option<Instant>,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<Entered, End> {
+    let request = Request::of_parts(parts, connection.is_secure, connection.source);
+    let mut stands = pin!(connection.hop.stands(entered, &request, until));
+    poll_fn(|context| match stands.as_mut().poll(context) {
+        Poll::Ready(entered) => Poll::Ready(entered.map_err(End::Reply)),
+        Poll::Pending => respond.poll_reset(context).map(|_| Err(End::Gone)),
+    })
+    .await
+}
+
+impl Connection {
+    /// A client of a service whose requests are refused because too many wait is asked, once, to go elsewhere if it can: the connection ends gracefully,
+    /// as with Envoy's overload manager. One that was made meanwhile stays: there is nowhere else.
+    pub(super) fn shed(&self, cluster: &Cluster, end: Option<&End>) {
+        let is_refused = matches!(end, Some(End::Reply(reply)) if reply.counter == Counter::Unserved);
+        if is_refused
+            && cluster.service.id == self.service
+            && cluster.line.as_ref().is_some_and(|line| line.stops() > self.stops)
+        {
+            self.is_shed.set(true);
+        }
+    }
 }
 
 /// What becomes of a request, unless its time is over before its answer begins.
