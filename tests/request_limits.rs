@@ -94,6 +94,49 @@ fn who_is_refused_is_told_why_and_when_to_come_again() {
     assert_eq!(web.requests(), 2);
 }
 
+#[test]
+fn over_a_limit_that_calls_for_it_the_fallback_answers_that_is_for_something_else() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("a"), stage.address());
+    let limits = "{ kind: fixed_window, limit: 1, window_ms: 3600000, by: { header: x-a }, on_limit: fallback }, \
+                  { name: usual, kind: fixed_window, limit: 1, window_ms: 3600000, by: { header: x-b } }";
+    let fallback = "fallback: { on: [timeout], respond: { status: 203, body: instead } }";
+    let agent = Agent::start(
+        &stage.config().service(limited(service, limits, web.address()).set(fallback).set("reason_header: on")),
+    );
+    let ask = |a: &str, b: &str| curl(&stage, service, &["-H", &format!("x-a: {a}"), "-H", &format!("x-b: {b}")]);
+    assert!(ask("1", "1").starts_with("http/1.1 200"));
+    let instead = ask("1", "2");
+    assert!(instead.starts_with("http/1.1 203") && instead.ends_with("instead"), "{instead}");
+    assert_eq!(field(&instead, "x-sockway-reason"), "limit");
+    assert!(ask("2", "1").starts_with("http/1.1 429"), "the fallback is not for limits");
+    let fallbacks = agent.metric("sockway_fallbacks_total", &[("service", "limited"), ("reason", "limit")]);
+    assert_eq!((fallbacks, web.requests()), (1.0, 1));
+}
+
+#[test]
+fn over_a_limit_that_breaks_all_requests_take_the_backup_path_for_the_breakers_time() {
+    // 000-32: over limit -> trigger breaker -> switch to backup path.
+    let Some(stage) = Stage::set() else { return };
+    let (web, backup, service, second) = (stage.web("a"), stage.web("b"), stage.address(), stage.address());
+    let limits =
+        "{ kind: window_average, limit: 1, window_ms: 60000, by: { header: x-user }, on_limit: break, name: quota }";
+    let breaker = "breaker: { kind: consecutive, open_ms: 3600000, on_open: { cluster: backup } }";
+    let config = stage.config().service(limited(service, limits, web.address()).set(breaker));
+    let agent = Agent::start(&config.service(Service::http("backup", second).to(backup.address())));
+    let mut session = stage.session(service);
+    let mut ask = |user: &str| {
+        session.write(format!("GET / HTTP/1.1\r\nHost: a\r\nX-User: {user}\r\n\r\n").as_bytes()).expect("room");
+        session.read("GET").expect("an answer").status
+    };
+    let asked = (1..).take_while(|_| ask("ann") == 200 && backup.requests() == 0).count();
+    assert!((60..=70).contains(&asked), "{asked} of 60 in a minute");
+    assert_eq!((web.requests(), backup.requests()), (asked, 1));
+    assert_eq!(ask("bob"), 200, "within his own limit, and the breaker is open");
+    assert_eq!((web.requests(), backup.requests()), (asked, 2));
+    assert_eq!(agent.metric("sockway_breaker_state", &[("service", "limited")]), 2.0);
+}
+
 fn field<'a>(answer: &'a str, name: &str) -> &'a str {
     let of = |line: &'a str| line.strip_prefix(name)?.strip_prefix(": ");
     answer.lines().find_map(of).unwrap_or_else(|| panic!("no {name} in {answer}")).trim()

@@ -121,6 +121,20 @@ impl Judge {
         }
     }
 
+    /// Opens, whatever was counted: somebody has another reason. What the breaker turned to by that, if it did; one that is open already stays so
+    /// for no longer than it would.
+    pub fn trip(&self, state: &BreakerState, now_ms: u64) -> Option<Phase> {
+        loop {
+            let at = Word::of(state.phase.load(Acquire));
+            if at.phase == Phase::Open && now_ms <= at.since_ms + self.open_ms {
+                return None;
+            }
+            if self.turn(state, at, Word::turned(at, Phase::Open, now_ms)) {
+                return (at.phase != Phase::Open).then_some(Phase::Open);
+            }
+        }
+    }
+
     fn closed(&self, state: &BreakerState, at: Word, now_ms: u64) -> (Option<Pass>, Option<Phase>) {
         if let Opens::Rate(limit) = self.kind {
             let span = Rolling::new(SECOND_MS, 1, COUNT_BITS);

@@ -307,3 +307,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_breaker_that_is_tripped_is_open_for_its_time_and_no_longer_for_being_tripped_again() {
+    // 000-33: over the limit opens it for 30 s.
+    let rules = Breaker {
+        kind: Kind::Consecutive(5),
+        open_for: Duration::from_secs(30),
+        half_open_requests: 1,
+        rests_from_try: true,
+        counts_rejected: true,
+        on_open: Default::default(),
+    };
+    let (judge, state) = (Judge::new(&rules), BreakerState::new(&rules));
+    assert_eq!(judge.trip(&state, 1_000), Some(Phase::Open));
+    assert_eq!(judge.trip(&state, 20_000), None);
+    assert_eq!(judge.ask(&state, 31_000), (None, None));
+    let (pass, phase) = judge.ask(&state, 31_001);
+    assert_eq!(phase, Some(Phase::HalfOpen));
+    // Somebody is over the limit while it is tried: what comes of that try says nothing any more.
+    assert_eq!(judge.trip(&state, 31_100), Some(Phase::Open));
+    assert_eq!(judge.tell(&state, pass.expect("it passed"), Outcome::Answered(1), 31_200), None);
+    assert_eq!(judge.ask(&state, 61_100).0, None);
+    assert!(judge.ask(&state, 61_101).0.is_some());
+    // One that has rested, and that nobody asked, rests again.
+    assert!(judge.tell(&state, Pass { epoch: 4 }, Outcome::Answered(1), 61_102).is_some());
+    assert_eq!(judge.trip(&state, 70_000), Some(Phase::Open));
+    assert_eq!(judge.trip(&state, 200_000), None);
+    assert_eq!(judge.ask(&state, 230_000).0, None);
+}

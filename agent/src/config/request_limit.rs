@@ -20,6 +20,8 @@ pub struct RequestLimit {
     pub keys_max: u32,
     /// How long a request waits for its turn; `None`: it is refused at once. Of buckets only.
     pub wait_max: Option<Duration>,
+    /// What becomes of a request that does not pass.
+    pub on_limit: OnLimit,
     /// What who is refused is told.
     pub status: u16,
     /// Whether a gRPC caller is told RESOURCE_EXHAUSTED, and not what the status maps to.
@@ -28,6 +30,18 @@ pub struct RequestLimit {
     pub tells_limit: bool,
     /// Whose processor time [`Kind::Bbr`] goes by; `None`: that of the endpoints on this host.
     pub cgroup: Option<PathBuf>,
+}
+
+/// What becomes of a request that a limit does not let pass, nor wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLimit {
+    /// It is refused; the fallback of its service answers if it is for that.
+    #[default]
+    Reject,
+    /// The fallback of its service answers, whatever else that is for.
+    Fallback,
+    /// It opens the breaker of its service, and goes the way of all that come while that is open.
+    Break,
 }
 
 /// How requests are counted.

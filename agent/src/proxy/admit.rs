@@ -12,7 +12,7 @@ use xxhash_rust::xxh64::xxh64;
 use super::{http::Reply, pending::Line};
 use crate::{
     cluster::{LimitPlace, LimitState, Service},
-    config::{RequestLimit, tuning::Part},
+    config::{RequestLimit, request_limit::OnLimit, tuning::Part},
     limit::{
         adaptive::{self, Sample},
         request::{self, Judge, Verdict},
@@ -116,7 +116,7 @@ impl Gate {
         now: Instant,
         patience: Option<Duration>,
         chance: impl Fn() -> u64,
-    ) -> Result<(Duration, Admitted), Reply> {
+    ) -> Result<(Duration, Admitted), Over> {
         let now_ns = now_ns(now);
         let patience_ns = patience.map_or(u64::MAX, |patience| patience.as_nanos() as u64);
         let (mut wait_ns, mut admitted) = (0, Admitted::default());
@@ -127,7 +127,7 @@ impl Gate {
                     let open = place.filter(|_| limit.counts_open());
                     admitted.taken.extend(open.map(|place| (Arc::clone(&limit.state), place)));
                 }
-                (Verdict::Refused(wait), _) => return Err(refusal(&limit.state.config, wait)),
+                (Verdict::Refused(wait), _) => return Err(Over { limit: Arc::clone(&limit.state), wait_ns: wait }),
             }
         }
         Ok((Duration::from_nanos(wait_ns), admitted))
@@ -237,8 +237,27 @@ fn key<'r>(part: &'r Part, request: &Request<'r>) -> u64 {
     text.map_or(0, |text| xxh64(text, 0))
 }
 
+/// A limit that does not let a request pass.
+pub(super) struct Over {
+    limit: Arc<LimitState>,
+    wait_ns: Option<u64>,
+}
+
+impl Over {
+    /// Whether the breaker of the service is to open by that.
+    pub(super) fn breaks(&self) -> bool {
+        self.limit.config.on_limit == OnLimit::Break
+    }
+
+    /// What the request is told.
+    pub(super) fn reply(&self) -> Reply {
+        refusal(&self.limit.config, self.wait_ns)
+    }
+}
+
 fn refusal(config: &RequestLimit, wait_ns: Option<u64>) -> Reply {
     let mut reply = Reply::limited(config.status, &config.name, config.grpc_resource_exhausted);
+    reply.insists = config.on_limit == OnLimit::Fallback;
     // Whole seconds, as RFC 9110 section 10.2.3 has them.
     let wait_s = wait_ns.map(|wait| wait.div_ceil(1_000_000_000).max(1));
     reply.fields.extend(wait_s.map(|wait| (header::RETRY_AFTER, HeaderValue::from(wait))));

@@ -300,6 +300,14 @@ impl Guard {
         passed.is_none()
     }
 
+    /// Opens its breaker, if there is one: it has got more than it may.
+    fn trip(&self, now: Instant) -> bool {
+        let Some((judge, state)) = self.breaker() else { return false };
+        self.turned(judge.trip(state, milliseconds(now)));
+        state.short_circuits.fetch_add(1, Relaxed);
+        true
+    }
+
     /// How many requests it may have at once.
     fn places(&self) -> Option<u32> {
         self.rules.isolation.as_ref()?.concurrency
@@ -319,8 +327,8 @@ impl Guard {
         Some(Kept { guard: self, has_place })
     }
 
-    /// Who is asked instead of the service.
-    fn goes_to(&self, why: Why) -> Option<&str> {
+    /// Who is asked instead of the service; somebody may insist on that, whatever the fallback is for.
+    fn goes_to(&self, why: Why, insists: bool) -> Option<&str> {
         if why == Why::CircuitOpen {
             match &self.rules.breaker.as_ref()?.on_open {
                 OnOpen::Cluster(name) => return Some(name),
@@ -328,20 +336,20 @@ impl Guard {
                 OnOpen::Fallback => {}
             }
         }
-        let fallback = self.rules.fallback.as_ref().filter(|fallback| fallback.on.contains(&why))?;
+        let fallback = self.rules.fallback.as_ref().filter(|fallback| insists || fallback.on.contains(&why))?;
         match &fallback.instead {
             Instead::To(name) => Some(name),
             Instead::Respond(_) => None,
         }
     }
 
-    /// What is said instead of an answer of the agent's own.
-    fn says(&self, why: Why) -> Option<&Respond> {
+    /// What is said instead of an answer of the agent's own; as [`Guard::goes_to`].
+    fn says(&self, why: Why, insists: bool) -> Option<&Respond> {
         let is_failing = self.rules.breaker.as_ref().is_some_and(|breaker| breaker.on_open != OnOpen::Fallback);
         if why == Why::CircuitOpen && is_failing {
             return None;
         }
-        let fallback = self.rules.fallback.as_ref().filter(|fallback| fallback.on.contains(&why))?;
+        let fallback = self.rules.fallback.as_ref().filter(|fallback| insists || fallback.on.contains(&why))?;
         match &fallback.instead {
             Instead::Respond(respond) => Some(respond),
             Instead::To(_) => None,
@@ -350,7 +358,7 @@ impl Guard {
 
     /// Whether answers of 5xx are not for the client.
     pub(super) fn replaces_errors(&self) -> bool {
-        self.says(Why::ServerError).is_some()
+        self.says(Why::ServerError, false).is_some()
     }
 
     /// Whether requests are kept, because another service may have to be asked.
@@ -362,7 +370,7 @@ impl Guard {
     /// An answer of the agent's own, as the client is told it.
     pub(super) fn dress(&self, reply: Reply) -> Reply {
         let Some(why) = why(reply.counter) else { return reply };
-        let mut reply = match self.says(why) {
+        let mut reply = match self.says(why, reply.insists) {
             Some(respond) => {
                 self.usage().fallbacks[why as usize].fetch_add(1, Relaxed);
                 Reply::instead(respond, reply.counter)
@@ -411,7 +419,12 @@ impl Hop {
 
     /// Another service that is to answer instead of a guarded one, if there is room for the request there.
     pub(super) fn stand_in(&self, guard: &Rc<Guard>, why: Why) -> Option<(Rc<Cluster>, StandingIn)> {
-        let cluster = self.cluster_named(guard.goes_to(why)?)?;
+        self.stand_in_for(guard, why, false)
+    }
+
+    /// As [`Hop::stand_in`], for what somebody may insist on.
+    pub(super) fn stand_in_for(&self, guard: &Rc<Guard>, why: Why, insists: bool) -> Option<(Rc<Cluster>, StandingIn)> {
+        let cluster = self.cluster_named(guard.goes_to(why, insists)?)?;
         let most = guard.rules.fallback.as_ref().and_then(|fallback| fallback.concurrency);
         let usage = guard.usage();
         if most.is_some_and(|most| !usage.standing_in.take(most)) {
@@ -458,7 +471,9 @@ impl Hop {
                 Err(refused) => refused,
             };
             let other = cluster.guard.as_ref().filter(|_| standing_in.is_none());
-            let Some((other, place)) = other.and_then(|guard| self.stand_in(guard, why)) else { return Err(reply) };
+            let Some((other, place)) = other.and_then(|guard| self.stand_in_for(guard, why, reply.insists)) else {
+                return Err(reply);
+            };
             (cluster, standing_in) = (other, Some(place));
         }
     }
@@ -472,7 +487,13 @@ impl Hop {
         patience: Option<Duration>,
     ) -> Result<Passed, Refusal> {
         let admitted = cluster.gate.admit(request, now, patience, || self.chance());
-        let (wait, admitted) = admitted.map_err(|reply| (Why::Limit, reply))?;
+        let (wait, admitted) = admitted.map_err(|over| {
+            let broken = cluster.guard.as_ref().filter(|guard| over.breaks() && guard.trip(now));
+            match broken {
+                Some(_) => (Why::CircuitOpen, Reply::guarded(Why::CircuitOpen)),
+                None => (Why::Limit, over.reply()),
+            }
+        })?;
         match &cluster.line {
             None => {
                 let leave = cluster.guard.as_ref().map(|guard| guard.enter(now)).transpose();

@@ -13,11 +13,12 @@ use super::{
     SWITCHES, milliseconds,
     section::{Field, Path, Problems, Section},
     service::service_name,
+    tree::Value,
     tuning,
 };
 use crate::config::{
-    Mode, Protocol,
-    request_limit::{Kind, RequestLimit},
+    Guard, Mode, Protocol,
+    request_limit::{Kind, OnLimit, RequestLimit},
 };
 
 const LIMITS_MAX: usize = 16; // each is asked for each request
@@ -29,7 +30,12 @@ const STATUS_FOUND: u32 = 503; // Envoy's, where the limit is what a service can
 const WAIT_MS_MAX: u32 = 60_000;
 
 const GRPC: [(&str, bool); 2] = [("unavailable", false), ("resource_exhausted", true)];
-const COMMON: [&str; 4] = ["name", "kind", "status", "grpc_status"];
+const COMMON: [&str; 5] = ["name", "kind", "on_limit", "status", "grpc_status"];
+const ON_LIMIT: [(&str, OnLimit); 3] =
+    [("reject", OnLimit::Reject), ("fallback", OnLimit::Fallback), ("break", OnLimit::Break)];
+/// Those that know when it is the turn of who waits.
+const BUCKETS: [&str; 2] = ["token_bucket", "leaky_bucket"];
+const OF_ROOM: [&str; 3] = ["concurrency", "gradient", "bbr"];
 
 /// Reads the key if it is there.
 pub(super) fn request_limits(
@@ -79,7 +85,7 @@ fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLi
     }
     let name = section.or("name", || word.to_owned(), service_name, problems);
     let kind = kind::read(word, &section, problems);
-    let wait = section.or("wait_max_ms", || None, |field, p| field.integer(0..=WAIT_MS_MAX, p).map(Some), problems);
+    let on_limit = section.or("on_limit", Default::default, |field, p| on_limit(field, word, p), problems);
     let by = section.or("by", || None, |field, p| tuning::one_part(field, p).map(Some), problems);
     if let (Some(None), Some(field)) = (&by, section.get("keys_max")) {
         field.refuse("says nothing without by, which says what is counted by itself; remove it", problems);
@@ -90,18 +96,62 @@ fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLi
     let grpc = section.or("grpc_status", || false, |field, p| field.choice(&GRPC, p), problems);
     let tells_limit = section.or("headers", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let cgroup = section.or("cgroup", || None, |field, p| field.path(p).map(Some), problems);
-    let kind = kind?;
+    let (kind, (on_limit, wait)) = (kind?, on_limit?);
     Some(RequestLimit {
         name: name?,
         kind,
         by: by?,
         keys_max: keys_max?,
-        wait_max: wait?.map(milliseconds).or_else(|| queued(&kind)),
+        wait_max: wait.or_else(|| queued(&kind)),
+        on_limit,
         status: status? as u16,
         grpc_resource_exhausted: grpc?,
         tells_limit: tells_limit?,
         cgroup: cgroup?,
     })
+}
+
+/// What becomes of a request that does not pass, and how long it waits before that.
+fn on_limit(field: &Field<'_>, kind: &str, problems: &mut Problems) -> Option<(OnLimit, Option<Duration>)> {
+    if !matches!(field.node.value, Value::Map(_)) {
+        return field.choice(&ON_LIMIT, problems).map(|on_limit| (on_limit, None));
+    }
+    let section = Section::open(field.node, &field.path, &["wait"], problems)?;
+    let wait = section.require("wait", "write how long a request waits for its turn, as {max_ms: …}", problems)?;
+    let section = Section::open(wait.node, &wait.path, &["max_ms"], problems)?;
+    let max_ms = section.require("max_ms", "write how long a request waits at most", problems)?;
+    let wait_ms = max_ms.integer(1..=WAIT_MS_MAX, problems)?;
+    if !BUCKETS.contains(&kind) {
+        let remedy = match OF_ROOM.contains(&kind) {
+            true => "write pending at the service, where requests wait for room",
+            false => "use token_bucket or leaky_bucket",
+        };
+        wait.refuse(format!("is for buckets, which know whose turn it is when; {remedy}"), problems);
+        return None;
+    }
+    Some((OnLimit::Reject, Some(milliseconds(wait_ms))))
+}
+
+/// Notes limits that call for what their service does not have.
+pub(super) fn refuse_idle(section: &Section<'_>, guard: Option<&Guard>, problems: &mut Problems) {
+    let (Some(field), Some(guard)) = (section.get("request_limits"), guard) else { return };
+    let Value::List(items) = &field.node.value else { return };
+    for (index, node) in items.iter().enumerate() {
+        let Value::Map(entries) = &node.value else { continue };
+        let path = Path::Item(&field.path, index);
+        let Some((_, node)) = entries.iter().find(|(key, _)| key.text == "on_limit") else { continue };
+        let Value::Text(word) = &node.value else { continue };
+        let field = Field { node, path: Path::Key(&path, "on_limit") };
+        match word.as_str() {
+            "fallback" if guard.fallback.is_none() => {
+                field.refuse("is answered by the service's fallback, and it has none; write fallback", problems);
+            }
+            "break" if guard.breaker.is_none() => {
+                field.refuse("opens the service's breaker, and it has none; write breaker", problems);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Who stands in a queue waits for as long as the queue takes, unless less is said.
@@ -120,9 +170,11 @@ pub fn show(limit: &RequestLimit) -> Json {
         shown["by"] = tuning::show_part(by);
         shown["keys_max"] = json!(limit.keys_max);
     }
-    if let Some(wait_max) = limit.wait_max {
-        shown["wait_max_ms"] = json!(wait_max.as_millis() as u64);
-    }
+    let word = ON_LIMIT.iter().find(|(_, on_limit)| *on_limit == limit.on_limit).map(|(word, _)| *word);
+    shown["on_limit"] = match limit.wait_max.filter(|_| limit.on_limit == OnLimit::Reject) {
+        Some(wait_max) => json!({ "wait": { "max_ms": wait_max.as_millis() as u64 } }),
+        None => json!(word),
+    };
     if let Some(cgroup) = &limit.cgroup {
         shown["cgroup"] = json!(cgroup);
     }
@@ -161,7 +213,7 @@ mod tests {
             ),
             (
                 // The sources' own: one each 500 ms, room for 100, none at first, and who comes waits.
-                "token_bucket, limit: 1, window_ms: 500, burst: 100, starts: empty, wait_max_ms: 800",
+                "token_bucket, limit: 1, window_ms: 500, burst: 100, starts: empty, on_limit: {wait: {max_ms: 800}}",
                 Kind::TokenBucket { limit: 1, window: second / 2, burst: 100, fill: 1, starts_empty: true },
                 Some(800),
             ),
@@ -253,6 +305,21 @@ mod tests {
                 "takes more than a year to fill the bucket",
             ),
             ("[{kind: warm_up, limit: 1000000}]", "is too much to warm up in 10 s; write up to 838860"),
+            (
+                "[{kind: token_bucket, limit: 1, on_limit: queue}]",
+                "request_limits[0].on_limit: unknown value \"queue\"",
+            ),
+            (
+                "[{kind: fixed_window, limit: 1, on_limit: {wait: {max_ms: 5}}}]",
+                "on_limit.wait: is for buckets, which know whose turn it is when; use token_bucket",
+            ),
+            ("[{kind: concurrency, limit: 1, on_limit: {wait: {max_ms: 5}}}]", "write pending at the service"),
+            ("[{kind: token_bucket, limit: 1, on_limit: {wait: {}}}]", "on_limit.wait.max_ms: is missing"),
+            ("[{kind: token_bucket, limit: 1, on_limit: fallback}]", "on_limit: is answered by the service's fallback"),
+            (
+                "[{kind: token_bucket, limit: 1, on_limit: break}]",
+                "request_limits[0].on_limit: opens the service's breaker",
+            ),
             ("[{kind: fixed_window, limit: 1, keys_max: 5}]", "keys_max: says nothing without by"),
             ("[{kind: fixed_window, limit: 1, by: {path: on}}]", "by.path: unknown key"),
             ("[{kind: fixed_window, limit: 1}], mode: kernel", "counts requests"),

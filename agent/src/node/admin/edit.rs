@@ -97,8 +97,8 @@ fn forget_what_follows(limit: &mut Value) {
         limit["burst"] = Value::Null;
     }
     let queued = || Some(number(limit, "window_ms")? * number(limit, "queue")? / number(limit, "limit")?);
-    if queued().is_some_and(|queued| number(limit, "wait_max_ms") == Some(queued)) {
-        limit["wait_max_ms"] = Value::Null;
+    if queued().is_some_and(|queued| limit["on_limit"]["wait"]["max_ms"].as_u64() == Some(queued)) {
+        limit["on_limit"] = Value::Null;
     }
 }
 

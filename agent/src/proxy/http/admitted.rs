@@ -34,7 +34,8 @@ impl Connection<'_> {
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
         let patience = self.clock.time().map(|time| time.left());
         let (hop, gate) = (self.hop, &self.cluster.gate);
-        let (wait, admitted) = gate.admit(&request, now, patience, || hop.chance()).map_err(Denied::Answered)?;
+        let (wait, admitted) =
+            gate.admit(&request, now, patience, || hop.chance()).map_err(|over| Denied::Answered(over.reply()))?;
         if !wait.is_zero() {
             Box::pin(self.waited(wait, leaves(buf, head))).await?;
         }

@@ -27,6 +27,8 @@ pub struct Reply {
     pub counter: Counter,
     /// What a gRPC caller is told, if that does not follow from the status.
     grpc: Option<u8>,
+    /// Whether the fallback of its service stands in for it, whatever that is for.
+    pub insists: bool,
 }
 
 impl Reply {
@@ -95,7 +97,14 @@ impl Reply {
 
     fn new(status: &'static str, why: impl ToString, counter: Counter) -> Self {
         let text = format!("sockway: {}\n", why.to_string());
-        Self { status: status.into(), text, fields: vec![(header::CONTENT_TYPE, PLAIN)], counter, grpc: None }
+        Self {
+            status: status.into(),
+            text,
+            fields: vec![(header::CONTENT_TYPE, PLAIN)],
+            counter,
+            grpc: None,
+            insists: false,
+        }
     }
 
     /// What a route says.
@@ -106,7 +115,7 @@ impl Reply {
         if !names_type && !body.is_empty() {
             fields.push((header::CONTENT_TYPE, PLAIN));
         }
-        Self { status, text: body.to_owned(), fields, counter: Counter::Routed, grpc: None }
+        Self { status, text: body.to_owned(), fields, counter: Counter::Routed, grpc: None, insists: false }
     }
 
     /// What who is over a limit is told.

@@ -24,8 +24,8 @@ const STARTS: [(&str, bool); 2] = [("full", false), ("empty", true)];
 
 /// What each needs beside what all do.
 pub(super) const KINDS: [(&str, &[&str]); 11] = [
-    ("token_bucket", &["limit", "by", "keys_max", "headers", "window_ms", "burst", "fill", "starts", "wait_max_ms"]),
-    ("leaky_bucket", &["limit", "by", "keys_max", "headers", "window_ms", "queue", "wait_max_ms"]),
+    ("token_bucket", &["limit", "by", "keys_max", "headers", "window_ms", "burst", "fill", "starts"]),
+    ("leaky_bucket", &["limit", "by", "keys_max", "headers", "window_ms", "queue"]),
     ("fixed_window", &["limit", "by", "keys_max", "headers", "window_ms"]),
     ("sliding_window", &["limit", "by", "keys_max", "headers", "window_ms"]),
     ("window_average", &["limit", "by", "keys_max", "headers", "window_ms"]),
