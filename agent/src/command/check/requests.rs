@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use crate::config::{
-    Service, Strategy, Timing,
+    Pending, Service, Strategy, Timing,
     filter::Filter,
     guard::{Breaker, Degrade, DegradeTo, Fallback, Instead, Isolation, Kind as Opens, OnOpen, Over},
     outlier::Outlier,
-    request_limit::{Kind, RequestLimit},
+    request_limit::{Kind, OnLimit, RequestLimit},
     retry::Retry,
     strategy,
     tuning::Part,
@@ -22,6 +22,7 @@ pub(super) fn lines(service: &Service, switches: &BTreeMap<String, bool>) -> Vec
     lines.extend((!service.filters.is_empty()).then(|| filters(&service.filters)));
     lines.extend(guard.degrade.as_ref().map(|degrade| degraded(degrade, is_on(degrade))));
     lines.extend(service.request_limits.iter().map(limit));
+    lines.extend(service.pending.as_ref().map(pending));
     lines.extend(service.timing.as_ref().and_then(timing));
     lines.extend(guard.breaker.as_ref().map(breaker));
     lines.extend(guard.isolation.as_ref().map(isolation));
@@ -51,7 +52,16 @@ fn limit(limit: &RequestLimit) -> String {
     });
     let (kind, by, status) = (counted(&limit.kind), by.unwrap_or_default(), limit.status);
     let wait = limit.wait_max.map(|time| format!("a wait of up to {time:?}, then ")).unwrap_or_default();
-    format!("request limit {}: {kind}{by}; over that {wait}{status}", limit.name)
+    let then = match limit.on_limit {
+        OnLimit::Reject => status.to_string(),
+        OnLimit::Fallback => "the fallback".to_owned(),
+        OnLimit::Break => "the breaker opens".to_owned(),
+    };
+    format!("request limit {}: {kind}{by}; over that {wait}{then}", limit.name)
+}
+
+fn pending(rules: &Pending) -> String {
+    format!("without room up to {} requests wait for it, each for {:?}; over that 503", rules.requests_max, rules.wait_max)
 }
 
 fn counted(kind: &Kind) -> String {

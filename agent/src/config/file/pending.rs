@@ -30,20 +30,26 @@ fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Option<Pending>> {
     Some(Some(Pending { requests_max: requests_max?, wait_max: milliseconds(wait_ms?) }))
 }
 
-/// Notes a line for room where nothing says how much there is.
-pub(super) fn refuse_idle(
+/// Notes a line for room where nothing says how much there is; one that only a preset says is none then.
+pub(super) fn settle(
     section: &Section<'_>,
+    pending: &mut Option<Option<Pending>>,
     (limits, guard): (Option<&Vec<RequestLimit>>, Option<&Guard>),
     problems: &mut Problems,
 ) {
-    let (Some(field), Some(limits), Some(guard)) = (section.get("pending"), limits, guard) else { return };
+    let (Some(Some(_)), Some(field)) = (&pending, section.get("pending")) else { return };
+    let (Some(limits), Some(guard)) = (limits, guard) else { return };
     let bounds = |limit: &RequestLimit| {
         let is_of_room = matches!(limit.kind, Kind::Concurrency { .. } | Kind::Gradient(_) | Kind::Bbr { .. });
         is_of_room && limit.by.is_none()
     };
     let isolates = guard.isolation.as_ref().is_some_and(|isolation| isolation.concurrency.is_some());
-    let is_off = matches!(field.node.value, Value::Text(ref text) if text == "off");
-    if !isolates && !is_off && !limits.iter().any(bounds) {
+    if isolates || limits.iter().any(bounds) {
+        return;
+    }
+    *pending = Some(None);
+    // What a preset says stands where that is named.
+    if section.get("preset").is_none_or(|preset| preset.node.at != field.node.at) {
         let what = "waits for room, and nothing says how many requests there may be at once; write isolation: \
                     {max_concurrency: …}, or request_limits of kind concurrency, gradient or bbr without by";
         field.refuse(what, problems);

@@ -10,12 +10,13 @@ use super::{
 };
 
 /// The numbers of the sources, all of those that are of requests: a hundred a second on the average of a minute; a token each 500 ms, of
-/// which a hundred are kept and none is there at first, and which a request waits for as long as it may in a queue; Hystrix's numbers with
-/// the cool-down of 500 ms that the sources take for its own.
+/// which a hundred are kept and none is there at first, and which a request waits for as long as it may in a queue; that queue; Hystrix's
+/// numbers with the cool-down of 500 ms that the sources take for its own.
 const TEXTBOOK: &str = "
 request_limits:
 - {name: average, kind: window_average, limit: 100, window_ms: 60000}
-- {name: tokens, kind: token_bucket, limit: 1, window_ms: 500, burst: 100, starts: empty, wait_max_ms: 3000}
+- {name: tokens, kind: token_bucket, limit: 1, window_ms: 500, burst: 100, starts: empty, on_limit: {wait: {max_ms: 3000}}}
+pending: on
 breaker: textbook
 isolation: textbook
 ";

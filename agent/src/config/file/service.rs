@@ -231,7 +231,8 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     draft.request_limits = request_limit::request_limits(&section, draft.mode(), protocol, problems);
     draft.guard = guard::guard(&section, (protocol, draft.mode()), &mut draft.guarded_by, problems);
     request_limit::refuse_idle(&section, draft.guard.as_ref(), problems);
-    pending::refuse_idle(&section, (draft.request_limits.as_ref(), draft.guard.as_ref()), problems);
+    let room = (draft.request_limits.as_ref(), draft.guard.as_ref());
+    pending::settle(&section, &mut draft.pending, room, problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {
         Some(Mode::Agent) => policy::refuse_in_agent(&section, path, problems),

@@ -26,7 +26,8 @@ const HTTP: &str =
 #[test]
 fn textbook_is_what_the_file_would_say_with_all_of_its_numbers() {
     let said = "request_limits: [{name: average, kind: window_average, limit: 100, window_ms: 60000}, \
-                {name: tokens, kind: token_bucket, limit: 1, window_ms: 500, burst: 100, starts: empty, wait_max_ms: 3000}], \
+                {name: tokens, kind: token_bucket, limit: 1, window_ms: 500, burst: 100, starts: empty, on_limit: {wait: {max_ms: 3000}}}], \
+                pending: {requests_max: 1000, wait_max_ms: 3000}, \
                 breaker: {error_percent: 50, requests_min: 20, open_ms: 500}, isolation: {timeout_ms: 1000, max_concurrency: 10}";
     let endpoints = "endpoints: [{address: 10.0.0.2:80, weight: 100}, {address: 10.0.0.3:80, weight: 100}, {address: 10.0.0.4:80, weight: 7}]";
     assert_eq!(good(&format!("preset: textbook, {HTTP}")), good(&format!("protocol: http, {endpoints}, {said}")));
@@ -42,6 +43,7 @@ fn what_a_service_says_itself_stays_and_an_empty_key_is_said() {
     assert_eq!(service.guard, Guard { breaker, ..textbook.guard.clone() });
     let bare = of("breaker: null, request_limits: [], isolation: {timeout_ms: 1000}");
     assert_eq!((&bare.guard.breaker, bare.request_limits.len()), (&None, 0));
+    assert_eq!(bare.pending, None, "nothing says how much room there is to wait for");
     assert_eq!(bare.guard.isolation, Some(Isolation { timeout: Some(Duration::from_secs(1)), concurrency: None }));
 }
 
