@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use sockway_tests::{
@@ -135,6 +135,37 @@ fn over_a_limit_that_breaks_all_requests_take_the_backup_path_for_the_breakers_t
     assert_eq!(ask("bob"), 200, "within his own limit, and the breaker is open");
     assert_eq!((web.requests(), backup.requests()), (asked, 2));
     assert_eq!(agent.metric("sockway_breaker_state", &[("service", "limited")]), 2.0);
+}
+
+#[test]
+fn a_days_quota_ends_at_midnight_and_a_limit_may_hold_for_some_hours_only() {
+    const DAY_S: u64 = 86_400;
+    let Some(stage) = Stage::set() else { return };
+    let (web, service, by_day, by_night) = (stage.web("a"), stage.address(), stage.address(), stage.address());
+    let now_s = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let clock = |hours: u64| {
+        let at = (now_s() + hours * 3_600) % DAY_S;
+        format!("{:02}:{:02}", at / 3_600, at % 3_600 / 60)
+    };
+    let rule = "{ kind: fixed_window, limit: 1, aligned: day, utc_offset: \"+05:30\" }";
+    let during = |name: &str, at: SocketAddr, from: u64, until: u64| {
+        let rule = "kind: fixed_window, limit: 1, window_ms: 86400000";
+        let rule = format!("request_limits: [{{ {rule}, between: \"{}-{}\" }}]", clock(from), clock(until));
+        Service::http(name, at).set(&rule).to(web.address())
+    };
+    // From an hour ago to in an hour, and from then on for another.
+    let (now, later) = (during("now", by_day, 23, 1), during("later", by_night, 1, 2));
+    let _agent =
+        Agent::start(&stage.config().service(limited(service, rule, web.address())).service(now).service(later));
+    let said = |at: SocketAddr| curl(&stage, at, &[])[9..12].to_owned();
+    assert_eq!([by_day, by_day, by_night, by_night].map(said), ["200", "429", "200", "200"]);
+    let left = || DAY_S - (now_s() + 5 * 3_600 + 1_800) % DAY_S;
+    assert_eq!(said(service), "200");
+    let before = left();
+    let refused = curl(&stage, service, &[]);
+    let after = left();
+    let told: u64 = field(&refused, "retry-after").parse().expect("seconds");
+    assert!((after..=before).contains(&told), "{told} is not from {after} to {before}");
 }
 
 fn field<'a>(answer: &'a str, name: &str) -> &'a str {

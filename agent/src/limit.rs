@@ -6,6 +6,7 @@
 pub mod adaptive;
 mod admission;
 pub mod bbr;
+pub mod calendar;
 mod gradient;
 pub mod pending;
 pub mod request;

@@ -4,6 +4,7 @@
 //! what each key means, `conflicts` looks at what does not go together, and `show` writes a configuration in the file's own shape.
 
 mod admin;
+mod calendar;
 mod capture;
 mod conflicts;
 mod deadline;

@@ -18,6 +18,8 @@ pub struct RequestLimit {
     pub by: Option<Part>,
     /// Of those, how many are remembered. At least 1.
     pub keys_max: u32,
+    /// The part of each day in which it holds; `None`: always.
+    pub hours: Option<Hours>,
     /// How long a request waits for its turn; `None`: it is refused at once. Of buckets only.
     pub wait_max: Option<Duration>,
     /// What becomes of a request that does not pass.
@@ -30,6 +32,17 @@ pub struct RequestLimit {
     pub tells_limit: bool,
     /// Whose processor time [`Kind::Bbr`] goes by; `None`: that of the endpoints on this host.
     pub cgroup: Option<PathBuf>,
+}
+
+/// A part of each day; from an end to the same it is all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hours {
+    /// In seconds of the day.
+    pub from_s: u32,
+    /// In seconds of the day, or of the next if that is not later. Up to 86 400.
+    pub until_s: u32,
+    /// How many seconds the clocks that are meant are before UTC's.
+    pub offset_s: i32,
 }
 
 /// What becomes of a request that a limit does not let pass, nor wait.
@@ -75,6 +88,8 @@ pub enum Kind {
         limit: u32,
         /// How long a window is. More than nothing.
         window: Duration,
+        /// Whether windows begin when clocks say so that are so many seconds before UTC's, and not at some moment.
+        aligned: Option<i32>,
     },
     /// So many in any stretch as long as a window, as far as two counts tell: the window before counts as if its requests had come evenly.
     SlidingWindow {

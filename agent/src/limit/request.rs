@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{warm_up::WarmUp, window::Window};
+use super::{calendar, warm_up::WarmUp, window::Window};
 use crate::config::request_limit::Kind;
 
 /// What becomes of a request.
@@ -27,6 +27,8 @@ pub enum Judge {
     Bucket(Bucket),
     /// So many in each window.
     Fixed(Window),
+    /// So many in each window of a calendar, whose clock is so many seconds before UTC's.
+    Aligned(Window, i32),
     /// So many in any stretch of that length.
     Sliding(Window),
     /// So many at once.
@@ -50,12 +52,20 @@ impl Judge {
                 let wait_max_ns = wait_max_ns.min(token_ns * u64::from(queue));
                 Self::Bucket(Bucket { token_ns, depth_ns: token_ns, lot_ns: 1, starts_empty: false, wait_max_ns })
             }
-            Kind::FixedWindow { limit, window } => Self::Fixed(Window::new(limit, window)),
+            Kind::FixedWindow { limit, window, aligned } => {
+                let window = Window::new(limit, window);
+                aligned.map_or(Self::Fixed(window), |offset_s| Self::Aligned(window, offset_s))
+            }
             Kind::SlidingWindow { limit, window } => Self::Sliding(Window::new(limit, window)),
             Kind::Concurrency { limit } => Self::Concurrency(limit.into()),
             Kind::WarmUp { limit, period_s, cold_factor } => Self::WarmUp(WarmUp::new(limit, period_s, cold_factor)),
             Kind::Gradient(_) | Kind::Bbr { .. } | Kind::Admission { .. } => return None,
         })
+    }
+
+    /// Whether the time that it is asked at is the clock's on the wall, in nanoseconds since 1970.
+    pub fn goes_by_wall(&self) -> bool {
+        matches!(self, Self::Aligned(..))
     }
 
     /// What is known of what was never asked for.
@@ -87,6 +97,7 @@ impl Judge {
         match *self {
             Self::Bucket(ref bucket) => bucket.take(known, now_ns, patience_ns),
             Self::Fixed(window) => window.fixed(known, now_ns),
+            Self::Aligned(window, offset_s) => window.fixed(known, calendar::local_ns(now_ns, offset_s)),
             Self::Sliding(window) => window.sliding(known, now_ns),
             Self::Concurrency(limit) if known < limit => (known + 1, Verdict::After(0)),
             Self::Concurrency(_) => (known, Verdict::Refused(None)),
@@ -222,6 +233,24 @@ mod tests {
         let turns = [0, 20, 40, 60, 80].map(|ms| Verdict::After(ms * MS));
         assert_eq!(verdicts[..5], turns);
         assert_eq!(verdicts[5], Verdict::Refused(Some(100 * MS)));
+    }
+
+    #[test]
+    fn a_days_quota_begins_at_midnight_where_it_is_meant() {
+        let day = Duration::from_secs(86_400);
+        let kind = Kind::FixedWindow { limit: 2, window: day, aligned: Some(2 * 3_600) };
+        let judge = Judge::new(&kind, 0).expect("it counts");
+        // 2023-11-15 in UTC.
+        let midnight = 1_700_006_400 * SECOND;
+        let (word, hour) = (AtomicU64::default(), 3_600 * SECOND);
+        let ask = |at| judge.ask(&word, at, PATIENT);
+        let passes = Verdict::After(0);
+        assert_eq!([21, 21, 21].map(|h| ask(midnight + h * hour)), [passes, passes, Verdict::Refused(Some(hour))]);
+        assert_eq!(ask(midnight + 22 * hour - 1), Verdict::Refused(Some(1)));
+        assert_eq!([22, 45, 45].map(|h| ask(midnight + h * hour)), [passes, passes, Verdict::Refused(Some(hour))]);
+        // Nobody came for two days.
+        assert_eq!([100, 101, 102].map(|h| ask(midnight + h * hour))[..2], [passes, passes]);
+        assert!(judge.goes_by_wall());
     }
 
     #[test]

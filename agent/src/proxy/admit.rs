@@ -3,7 +3,7 @@
 use std::{
     rc::Rc,
     sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use http::{HeaderName, HeaderValue, header};
@@ -15,6 +15,7 @@ use crate::{
     config::{RequestLimit, request_limit::OnLimit, tuning::Part},
     limit::{
         adaptive::{self, Sample},
+        calendar,
         request::{self, Judge, Verdict},
     },
     route::Request,
@@ -33,6 +34,18 @@ pub(super) struct Gate {
     /// How many of them are asked first, once for each request. The others say whether there is room, and are asked again while one waits for it.
     first: usize,
     measures: bool,
+    /// Whether any of them looks at the clock on the wall.
+    asks_wall: bool,
+}
+
+/// When limits are asked.
+#[derive(Clone, Copy)]
+struct When {
+    now_ns: u64,
+    /// The clock on the wall since 1970, for who goes by that.
+    wall_ns: u64,
+    /// How long a request may wait.
+    patience_ns: u64,
 }
 
 struct Limit {
@@ -81,7 +94,13 @@ impl Gate {
             first = limits.partition_point(|limit| !limit.is_of_room());
         }
         let measures = limits.iter().any(|limit| matches!(limit.judge, Asked::Measures(_)));
-        Self { limits, first, measures }
+        let asks_wall = limits.iter().any(Limit::asks_wall);
+        Self { limits, first, measures, asks_wall }
+    }
+
+    fn when(&self, now: Instant, patience_ns: u64) -> When {
+        let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        When { now_ns: now_ns(now), wall_ns: if self.asks_wall { wall() } else { 0 }, patience_ns }
     }
 
     /// Whether what becomes of attempts is to be [`Self::seen`].
@@ -117,11 +136,10 @@ impl Gate {
         patience: Option<Duration>,
         chance: impl Fn() -> u64,
     ) -> Result<(Duration, Admitted), Over> {
-        let now_ns = now_ns(now);
-        let patience_ns = patience.map_or(u64::MAX, |patience| patience.as_nanos() as u64);
+        let when = self.when(now, patience.map_or(u64::MAX, |patience| patience.as_nanos() as u64));
         let (mut wait_ns, mut admitted) = (0, Admitted::default());
         for limit in &self.limits[..self.first] {
-            match limit.ask(request, now_ns, patience_ns, &chance) {
+            match limit.ask(request, when, &chance) {
                 (Verdict::After(wait), place) => {
                     wait_ns = wait_ns.max(wait);
                     let open = place.filter(|_| limit.counts_open());
@@ -141,10 +159,10 @@ impl Gate {
         (now, has_waited): (Instant, bool),
         chance: impl Fn() -> u64,
     ) -> bool {
-        let now_ns = now_ns(now);
+        let when = self.when(now, 0);
         let mut taken = Vec::with_capacity(self.limits.len() - self.first + admitted.taken.len());
         for limit in &self.limits[self.first..] {
-            let (verdict, place) = limit.decide(0, now_ns, 0, &chance);
+            let (verdict, place) = limit.decide(0, when, &chance);
             match (verdict, place) {
                 (Verdict::After(_), Some(place)) => taken.push((Arc::clone(&limit.state), place)),
                 (Verdict::After(_), None) => {}
@@ -179,16 +197,10 @@ impl Limit {
         }
     }
 
-    fn ask(
-        &self,
-        request: &Request<'_>,
-        now_ns: u64,
-        patience_ns: u64,
-        chance: impl Fn() -> u64,
-    ) -> (Verdict, Option<LimitPlace>) {
+    fn ask(&self, request: &Request<'_>, when: When, chance: impl Fn() -> u64) -> (Verdict, Option<LimitPlace>) {
         let state = &self.state;
         let key = state.config.by.as_ref().map_or(0, |part| key(part, request));
-        let (verdict, place) = self.decide(key, now_ns, patience_ns, chance);
+        let (verdict, place) = self.decide(key, when, chance);
         let counter = match verdict {
             Verdict::After(0) => &state.passed,
             Verdict::After(_) => &state.waited,
@@ -201,23 +213,40 @@ impl Limit {
     fn decide(
         &self,
         key: u64,
-        now_ns: u64,
-        patience_ns: u64,
+        When { now_ns, wall_ns, patience_ns }: When,
         chance: impl Fn() -> u64,
     ) -> (Verdict, Option<LimitPlace>) {
         let state = &self.state;
-        match (&self.judge, state.adaptive()) {
+        let mut left_ns = None;
+        if let Some(hours) = &state.config.hours {
+            left_ns = calendar::left_ns(hours, wall_ns);
+            if left_ns.is_none() {
+                return (Verdict::After(0), None);
+            }
+        }
+        let (verdict, place) = match (&self.judge, state.adaptive()) {
             (Asked::Counts(judge), _) => {
                 let is_open = |word| judge.counts_open() && word > 0;
                 let place = state.place(key, now_ns, judge.fresh(now_ns), is_open);
-                let ask = |place| judge.ask(state.word(place), now_ns, patience_ns);
+                let at_ns = if judge.goes_by_wall() { wall_ns } else { now_ns };
+                let ask = |place| judge.ask(state.word(place), at_ns, patience_ns);
                 (place.map_or(Verdict::Refused(None), ask), place)
             }
             (Asked::Measures(judge), Some(known)) => {
                 (judge.ask(known, now_ns, chance()), state.place(key, now_ns, 0, |_| false))
             }
             (Asked::Measures(_), None) => (Verdict::After(0), None),
+        };
+        match (verdict, left_ns) {
+            // When it does not hold any more, everybody may come.
+            (Verdict::Refused(Some(wait_ns)), Some(left_ns)) => (Verdict::Refused(Some(wait_ns.min(left_ns))), place),
+            _ => (verdict, place),
         }
+    }
+
+    fn asks_wall(&self) -> bool {
+        let is_aligned = matches!(&self.judge, Asked::Counts(judge) if judge.goes_by_wall());
+        is_aligned || self.state.config.hours.is_some()
     }
 }
 

@@ -57,11 +57,15 @@ fn limit(limit: &RequestLimit) -> String {
         OnLimit::Fallback => "the fallback".to_owned(),
         OnLimit::Break => "the breaker opens".to_owned(),
     };
-    format!("request limit {}: {kind}{by}; over that {wait}{then}", limit.name)
+    let part = if limit.hours.is_some() { " for a part of the day" } else { "" };
+    format!("request limit {}: {kind}{by}{part}; over that {wait}{then}", limit.name)
 }
 
 fn pending(rules: &Pending) -> String {
-    format!("without room up to {} requests wait for it, each for {:?}; over that 503", rules.requests_max, rules.wait_max)
+    format!(
+        "without room up to {} requests wait for it, each for {:?}; over that 503",
+        rules.requests_max, rules.wait_max
+    )
 }
 
 fn counted(kind: &Kind) -> String {
@@ -73,7 +77,10 @@ fn counted(kind: &Kind) -> String {
         Kind::LeakyBucket { limit, window, queue } => {
             format!("{limit} in {window:?}, one by one, {queue} in the queue")
         }
-        Kind::FixedWindow { limit, window } => format!("{limit} in each window of {window:?}"),
+        Kind::FixedWindow { limit, window, aligned: None } => format!("{limit} in each window of {window:?}"),
+        Kind::FixedWindow { limit, window, aligned: Some(_) } => {
+            format!("{limit} in each {window:?} of the calendar")
+        }
         Kind::SlidingWindow { limit, window } => format!("{limit} in any {window:?}"),
         Kind::Concurrency { limit } => format!("{limit} at once"),
         Kind::WarmUp { limit, period_s, cold_factor } => {
@@ -220,6 +227,10 @@ mod tests {
                 "request limit window_average: 6000 in any 60s; over that 429",
             ),
             (
+                "request_limits: [{kind: fixed_window, limit: 7, aligned: day, between: \"09:00-18:00\"}]",
+                "request limit fixed_window: 7 in each 86400s of the calendar for a part of the day; over that 429",
+            ),
+            (
                 "request_limits: [{kind: gradient}]",
                 "request limit gradient: as many at once as leave answers fast, from 3 to 1000; over that 503",
             ),
@@ -258,6 +269,18 @@ mod tests {
             ("reason_header: on", "an answer of the agent's own says why in x-sockway-reason"),
         ] {
             assert_eq!(told(keys), [line], "{keys}");
+        }
+        for (keys, first) in [
+            (
+                "pending: on, isolation: hystrix",
+                "without room up to 1000 requests wait for it, each for 3s; over that 503",
+            ),
+            (
+                "request_limits: [{kind: concurrency, limit: 7, on_limit: break}], breaker: hystrix",
+                "request limit concurrency: 7 at once; over that the breaker opens",
+            ),
+        ] {
+            assert_eq!(told(keys)[0], first, "{keys}");
         }
     }
 }

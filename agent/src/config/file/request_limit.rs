@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value as Json, json};
 
 use super::{
-    SWITCHES, milliseconds,
+    SWITCHES, calendar, milliseconds,
     section::{Field, Path, Problems, Section},
     service::service_name,
     tree::Value,
@@ -30,7 +30,7 @@ const STATUS_FOUND: u32 = 503; // Envoy's, where the limit is what a service can
 const WAIT_MS_MAX: u32 = 60_000;
 
 const GRPC: [(&str, bool); 2] = [("unavailable", false), ("resource_exhausted", true)];
-const COMMON: [&str; 5] = ["name", "kind", "on_limit", "status", "grpc_status"];
+const COMMON: [&str; 7] = ["name", "kind", "between", "utc_offset", "on_limit", "status", "grpc_status"];
 const ON_LIMIT: [(&str, OnLimit); 3] =
     [("reject", OnLimit::Reject), ("fallback", OnLimit::Fallback), ("break", OnLimit::Break)];
 /// Those that know when it is the turn of who waits.
@@ -84,7 +84,10 @@ fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLi
         }
     }
     let name = section.or("name", || word.to_owned(), service_name, problems);
-    let kind = kind::read(word, &section, problems);
+    let offset_s = calendar::offset(&section, problems);
+    let kind = kind::read(word, &section, offset_s.unwrap_or_default(), problems);
+    let of_day = |field: &Field<'_>, p: &mut Problems| calendar::hours(field, offset_s?, p).map(Some);
+    let hours = section.or("between", || None, of_day, problems);
     let on_limit = section.or("on_limit", Default::default, |field, p| on_limit(field, word, p), problems);
     let by = section.or("by", || None, |field, p| tuning::one_part(field, p).map(Some), problems);
     if let (Some(None), Some(field)) = (&by, section.get("keys_max")) {
@@ -100,6 +103,7 @@ fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLi
     Some(RequestLimit {
         name: name?,
         kind,
+        hours: hours?,
         by: by?,
         keys_max: keys_max?,
         wait_max: wait.or_else(|| queued(&kind)),
@@ -166,6 +170,13 @@ fn queued(kind: &Kind) -> Option<Duration> {
 pub fn show(limit: &RequestLimit) -> Json {
     let mut shown = kind::show(&limit.kind);
     shown["name"] = json!(limit.name);
+    let aligned = if let Kind::FixedWindow { aligned, .. } = limit.kind { aligned } else { None };
+    if let Some(offset_s) = limit.hours.map(|hours| hours.offset_s).or(aligned) {
+        shown["utc_offset"] = json!(calendar::show_offset(offset_s));
+    }
+    if let Some(hours) = &limit.hours {
+        shown["between"] = json!(calendar::show_hours(hours));
+    }
     if let Some(by) = &limit.by {
         shown["by"] = tuning::show_part(by);
         shown["keys_max"] = json!(limit.keys_max);
@@ -222,7 +233,17 @@ mod tests {
                 Kind::LeakyBucket { limit: 50, window: second, queue: 10 },
                 Some(200),
             ),
-            ("fixed_window, limit: 7", Kind::FixedWindow { limit: 7, window: second }, None),
+            ("fixed_window, limit: 7", Kind::FixedWindow { limit: 7, window: second, aligned: None }, None),
+            (
+                "fixed_window, limit: 7, aligned: day, utc_offset: \"-05:30\", between: \"22:00-06:15\"",
+                Kind::FixedWindow { limit: 7, window: 86_400 * second, aligned: Some(-19_800) },
+                None,
+            ),
+            (
+                "fixed_window, limit: 7, aligned: hour",
+                Kind::FixedWindow { limit: 7, window: 3_600 * second, aligned: Some(0) },
+                None,
+            ),
             ("sliding_window, limit: 7, window_ms: 60000", Kind::SlidingWindow { limit: 7, window: 60 * second }, None),
             (
                 "window_average, limit: 100, window_ms: 60000",
@@ -320,6 +341,16 @@ mod tests {
                 "[{kind: token_bucket, limit: 1, on_limit: break}]",
                 "request_limits[0].on_limit: opens the service's breaker",
             ),
+            ("[{kind: fixed_window, limit: 1, aligned: week}]", "aligned: unknown value \"week\""),
+            (
+                "[{kind: fixed_window, limit: 1, aligned: day, window_ms: 5}]",
+                "window_ms: follows from aligned; remove it",
+            ),
+            ("[{kind: sliding_window, limit: 1, aligned: day}]", "aligned: says nothing with kind: sliding_window"),
+            ("[{kind: fixed_window, limit: 1, utc_offset: \"+02:00\"}]", "utc_offset: says nothing without aligned"),
+            ("[{kind: fixed_window, limit: 1, aligned: day, utc_offset: \"+15:00\"}]", "is no offset from UTC"),
+            ("[{kind: bbr, between: \"9:00-18:00\"}]", "request_limits[0].between: \"9:00-18:00\" is no part of a day"),
+            ("[{kind: bbr, between: \"09:00-09:00\"}]", "is no part of a day"),
             ("[{kind: fixed_window, limit: 1, keys_max: 5}]", "keys_max: says nothing without by"),
             ("[{kind: fixed_window, limit: 1, by: {path: on}}]", "by.path: unknown key"),
             ("[{kind: fixed_window, limit: 1}], mode: kernel", "counts requests"),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::super::{
-    milliseconds,
-    section::{Problems, Section},
+    calendar, milliseconds,
+    section::{Field, Problems, Section},
 };
 use crate::config::request_limit::{Admission, COUNT_MAX, Gradient, Kind};
 
@@ -26,7 +26,7 @@ const STARTS: [(&str, bool); 2] = [("full", false), ("empty", true)];
 pub(super) const KINDS: [(&str, &[&str]); 11] = [
     ("token_bucket", &["limit", "by", "keys_max", "headers", "window_ms", "burst", "fill", "starts"]),
     ("leaky_bucket", &["limit", "by", "keys_max", "headers", "window_ms", "queue"]),
-    ("fixed_window", &["limit", "by", "keys_max", "headers", "window_ms"]),
+    ("fixed_window", &["limit", "by", "keys_max", "headers", "window_ms", "aligned"]),
     ("sliding_window", &["limit", "by", "keys_max", "headers", "window_ms"]),
     ("window_average", &["limit", "by", "keys_max", "headers", "window_ms"]),
     ("concurrency", &["limit", "by", "keys_max", "headers"]),
@@ -50,7 +50,7 @@ pub(super) const KINDS: [(&str, &[&str]); 11] = [
 ];
 
 /// Reads what the algorithm of this name needs.
-pub(super) fn read(word: &str, section: &Section<'_>, problems: &mut Problems) -> Option<Kind> {
+pub(super) fn read(word: &str, section: &Section<'_>, offset_s: i32, problems: &mut Problems) -> Option<Kind> {
     let mut number = |key: &'static str, default: u32, least: u32, most: u32| {
         section.or(key, || default, |field, p| field.integer(least..=most, p), problems)
     };
@@ -86,11 +86,16 @@ pub(super) fn read(word: &str, section: &Section<'_>, problems: &mut Problems) -
             };
             Some(Kind::Admission { rules, stretches: STRETCHES })
         }
-        _ => counting(word, section, problems),
+        _ => counting(word, section, offset_s, problems),
     }
 }
 
-fn counting(word: &str, section: &Section<'_>, problems: &mut Problems) -> Option<Kind> {
+fn counting(word: &str, section: &Section<'_>, offset_s: i32, problems: &mut Problems) -> Option<Kind> {
+    let aligned = |field: &Field<'_>, p: &mut Problems| field.choice(&calendar::WINDOWS, p).map(Some);
+    let aligned = section.or("aligned", || None, aligned, problems)?;
+    if let (Some(_), Some(field)) = (aligned, section.get("window_ms")) {
+        field.refuse("follows from aligned; remove it", problems);
+    }
     let remedy = "write how many requests may pass";
     let limit_field = section.require("limit", remedy, problems)?;
     let limit = limit_field.integer(1..=COUNT_MAX, problems)?;
@@ -111,7 +116,13 @@ fn counting(word: &str, section: &Section<'_>, problems: &mut Problems) -> Optio
             Kind::TokenBucket { limit, window, burst, fill, starts_empty }
         }
         "leaky_bucket" => Kind::LeakyBucket { limit, window, queue: number("queue", 0, 0..=COUNT_MAX)? },
-        "fixed_window" => Kind::FixedWindow { limit, window },
+        "fixed_window" => match aligned {
+            None => Kind::FixedWindow { limit, window, aligned: None },
+            Some(window_s) => {
+                let window = Duration::from_secs(window_s.into());
+                Kind::FixedWindow { limit, window, aligned: Some(offset_s) }
+            }
+        },
         "sliding_window" => Kind::SlidingWindow { limit, window },
         "window_average" => {
             let all = u128::from(limit) * window.as_millis() / 1_000;
@@ -150,7 +161,11 @@ pub(super) fn show(kind: &Kind) -> Json {
         Kind::LeakyBucket { limit, window, queue } => {
             json!({ "kind": "leaky_bucket", "limit": limit, "window_ms": milliseconds(window), "queue": queue })
         }
-        Kind::FixedWindow { limit, window } => {
+        Kind::FixedWindow { limit, window, aligned: Some(_) } => {
+            let word = calendar::WINDOWS.iter().find(|(_, of_s)| window.as_secs() == u64::from(*of_s));
+            json!({ "kind": "fixed_window", "limit": limit, "aligned": word.map(|(word, _)| word) })
+        }
+        Kind::FixedWindow { limit, window, aligned: None } => {
             json!({ "kind": "fixed_window", "limit": limit, "window_ms": milliseconds(window) })
         }
         Kind::SlidingWindow { limit, window } => {
