@@ -26,9 +26,9 @@ fn json_of(answer: &Answer) -> Value {
     serde_json::from_str(&answer.text()).expect("JSON")
 }
 
-/// The lines of the audit log.
+/// The lines of the audit log; there is none before the first is written.
 fn log(agent: &Agent) -> Vec<Value> {
-    let text = fs::read_to_string(format!("/var/lib/sockway/{}/audit.jsonl", agent.instance())).expect("the log");
+    let text = fs::read_to_string(format!("/var/lib/sockway/{}/audit.jsonl", agent.instance())).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 

@@ -165,7 +165,7 @@ impl Node {
         let flows = kernel.flows();
         let seen = (&snapshot, flows.cgroup_mount());
         let senses = Senses::new(hear, events, tree, questions, reloader, retirer, seen).map_err(failed)?;
-        let started = What::Configured { old: None, new: Arc::clone(&config), text };
+        let started = What::Configured { old: None, new: Arc::clone(&config), text: Some(text) };
         let mut node = Self {
             config,
             zone,

@@ -2,7 +2,8 @@
 
 use std::{
     cell::OnceCell,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
     sync::{Arc, atomic::AtomicUsize},
 };
 
@@ -11,6 +12,9 @@ use super::{
     endpoint::level, filter, request_limit, routed,
 };
 use crate::config;
+
+/// So many endpoints are looked at one by one.
+const FEW: usize = 16;
 
 /// The services of the snapshot before, to be found by name.
 pub(super) struct Known<'s> {
@@ -112,9 +116,18 @@ fn build_endpoints(
     changes: &Changes,
 ) -> (Vec<Arc<Endpoint>>, Vec<Arc<Endpoint>>) {
     let mut next_id = known.iter().map(|endpoint| endpoint.id + 1).max().unwrap_or(0);
+    // Of those of one address the first; a few are found sooner by looking at each.
+    let by_address: HashMap<SocketAddr, &Arc<Endpoint>> = match known.len() {
+        ..=FEW => HashMap::new(),
+        _ => known.iter().rev().map(|known| (known.address, *known)).collect(),
+    };
+    let find = |address: SocketAddr| match known.len() {
+        ..=FEW => known.iter().copied().find(|known| known.address == address),
+        _ => by_address.get(&address).copied(),
+    };
     let (mut active, mut draining) = (Vec::with_capacity(configured.len()), Vec::new());
     for endpoint in configured {
-        let kept = known.iter().find(|known| known.address == endpoint.address);
+        let kept = find(endpoint.address);
         let id = kept.map_or_else(
             || {
                 next_id += 1;
@@ -132,7 +145,14 @@ fn build_endpoints(
 
 /// What leaves a service that stays: what is set to drain, and what was known and is not listed any more.
 fn leave(active: &[Arc<Endpoint>], draining: Vec<Arc<Endpoint>>, known: &[&Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
-    let listed = |known: &Arc<Endpoint>| active.iter().chain(&draining).any(|endpoint| endpoint.id == known.id);
+    let ids: HashSet<u32> = match known.len() {
+        ..=FEW => HashSet::new(),
+        _ => active.iter().chain(&draining).map(|endpoint| endpoint.id).collect(),
+    };
+    let listed = |known: &Arc<Endpoint>| match ids.is_empty() {
+        true => active.iter().chain(&draining).any(|endpoint| endpoint.id == known.id),
+        false => ids.contains(&known.id),
+    };
     let unlisted: Vec<Arc<Endpoint>> = known
         .iter()
         .filter(|known| !listed(known) && known.state.stage() != Stage::Gone)

@@ -4,6 +4,7 @@
 //! what each key means, `conflicts` looks at what does not go together, and `show` writes a configuration in the file's own shape.
 
 mod admin;
+mod amend;
 mod calendar;
 mod capture;
 mod conflicts;
@@ -54,6 +55,7 @@ use super::{
 };
 
 pub use self::{
+    amend::{amend, written},
     drill::{lease, plan, show_lease},
     request_limit::show as show_limit,
     section::{Position, Problem},

@@ -46,10 +46,12 @@ pub enum Wanted {
     Config {
         /// What is to be in effect.
         config: Box<Config>,
-        /// What says so.
-        text: Arc<str>,
+        /// What says so; `None`: nobody has said all of it.
+        text: Option<Arc<str>>,
         /// The generation that it was made from: it may be another by now. `None`: it does not matter.
         base: Option<u64>,
+        /// How long it took to read and check.
+        read_time: Duration,
     },
     /// Something that cannot be, for this reason.
     Bad(String),
@@ -100,7 +102,7 @@ impl Node {
                             reloader.applied(&self.config, took);
                         }
                         self.differs_from_file = false;
-                        What::Configured { old: Some(old), new: Arc::clone(&self.config), text }
+                        What::Configured { old: Some(old), new: Arc::clone(&self.config), text: Some(text) }
                     }
                     Err(error) => {
                         if let Some(reloader) = &mut senses.reloader {
@@ -177,7 +179,9 @@ impl Node {
     fn do_wanted(&mut self, wanted: Wanted, senses: &mut Senses) -> Result<(Option<String>, What), Trouble> {
         match wanted {
             Wanted::Bad(error) => Ok((None, What::Refused(error))),
-            Wanted::Config { config, text, base } => self.configure(*config, text, base, senses),
+            Wanted::Config { config, text, base, read_time } => {
+                self.configure(*config, text, (base, read_time), senses)
+            }
             Wanted::Bar { service, endpoint, period } => {
                 self.bar(&service, endpoint, period, senses).map(|what| (None, what))
             }
@@ -188,8 +192,8 @@ impl Node {
     fn configure(
         &mut self,
         config: Config,
-        text: Arc<str>,
-        base: Option<u64>,
+        text: Option<Arc<str>>,
+        (base, read_time): (Option<u64>, Duration),
         senses: &mut Senses,
     ) -> Result<(Option<String>, What), Trouble> {
         let now = self.snapshot.load().generation;
@@ -197,13 +201,14 @@ impl Node {
             return Err(Trouble::Stale(now));
         }
         let old = Arc::clone(&self.config);
-        if let Err(error) = self.take_up(config, true, senses) {
-            return Ok((None, What::Refused(error.to_string())));
-        }
+        let apply_time = match self.take_up(config, true, senses) {
+            Ok(took) => took,
+            Err(error) => return Ok((None, What::Refused(error.to_string()))),
+        };
         let mut note = None;
         if let Some(reloader) = &mut senses.reloader {
-            reloader.follow(&self.config);
-            self.differs_from_file = !reloader.says(&text);
+            reloader.follow(&self.config, read_time, apply_time);
+            self.differs_from_file = !text.as_ref().is_some_and(|text| reloader.says(text));
             let name = reloader.name();
             note = self.differs_from_file.then(|| {
                 format!("{name} says otherwise: this holds until that changes, or the agent is started again")

@@ -77,8 +77,8 @@ pub enum What {
         old: Option<Arc<Config>>,
         /// The one in effect.
         new: Arc<Config>,
-        /// What was read.
-        text: Arc<str>,
+        /// What was read; `None`: one item of what was in effect has changed.
+        text: Option<Arc<str>>,
     },
     /// Nothing changed, for this reason.
     Refused(String),
@@ -181,6 +181,7 @@ fn write_one(reader: &Reader, at: SystemTime, record: Record) {
     let mut kept = None;
     match what {
         What::Configured { old, new, text } => {
+            let text = text.unwrap_or_else(|| file::written(&new).into());
             let old = old.or_else(|| before_start(&reader.ledger(), &text));
             let Differences { told, more } = old.map(|old| diff::between(&old, &new)).unwrap_or_default();
             (entry.diff, entry.more, kept) = (told, more, Some(text));
@@ -278,7 +279,7 @@ mod tests {
         let configured = |old: Option<&str>, new: &str| What::Configured {
             old: old.map(parsed),
             new: parsed(new),
-            text: new.into(),
+            text: Some(new.into()),
         };
         let record =
             |generation, change, what| Record { generation, change, by: "F".into(), note: None, what, told: None };

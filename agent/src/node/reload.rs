@@ -126,9 +126,10 @@ impl Reloader {
         self.counts.last_refused = false;
     }
 
-    /// Something else took effect, and is now `current`.
-    pub fn follow(&mut self, current: &Arc<Config>) {
+    /// Something else took effect, which took so long to read and to put in force, and is now `current`.
+    pub fn follow(&mut self, current: &Arc<Config>, read_time: Duration, apply_time: Duration) {
         self.current = Arc::clone(current);
+        (self.counts.read_time, self.counts.apply_time) = (read_time, apply_time);
     }
 
     /// What the file is called where it is told who changed something.
@@ -190,7 +191,8 @@ pub fn share(new: &mut [Arc<Service>], current: &[Arc<Service>]) {
     let by_name: HashMap<&str, &Arc<Service>> =
         current.iter().map(|service| (service.name.as_str(), service)).collect();
     for service in new {
-        if let Some(same) = by_name.get(service.name.as_str()).filter(|current| **current == service) {
+        let is_same = |current: &&&Arc<Service>| Arc::ptr_eq(current, service) || **current == service;
+        if let Some(same) = by_name.get(service.name.as_str()).filter(is_same) {
             *service = Arc::clone(same);
         }
     }

@@ -9,7 +9,7 @@ use super::{
     section::{Path, Position, Problem, Problems},
     service::Draft,
 };
-use crate::config::{Mode, Protocol};
+use crate::config::{Endpoint, Mode, Protocol, Service};
 
 /// What programs dial: the same IP and port of another IP protocol is another thing.
 type Dialled = (SocketAddr, u8);
@@ -61,6 +61,28 @@ impl Conflicts {
             named: draft.routes.iter().flat_map(|routes| &routes.named).chain(&draft.named).cloned().collect(),
             stand_ins: draft.guarded_by.services.clone(),
             protocol: draft.protocol,
+        });
+    }
+
+    /// A service that was found good before. Its endpoints are looked at only if there may be another address among the services by now.
+    pub(super) fn add_known(&mut self, index: usize, service: &Service, with_endpoints: bool) {
+        let endpoint = |(index, endpoint): (usize, &Endpoint)| PlacedEndpoint {
+            at: Position::START,
+            index,
+            short: false,
+            address: endpoint.address,
+        };
+        let endpoints = service.endpoints.iter().enumerate().filter(|_| with_endpoints).map(endpoint);
+        self.services.push(Placed {
+            index,
+            mode: Some(service.mode),
+            transport: service.protocol.transport(),
+            name: Some((Position::START, service.name.clone())),
+            address: Some((Position::START, service.address)),
+            endpoints: endpoints.collect(),
+            named: Vec::new(),
+            stand_ins: Vec::new(),
+            protocol: Some(service.protocol),
         });
     }
 

@@ -49,6 +49,28 @@ pub(super) fn services(
     Some(services)
 }
 
+/// The service at this place, said anew; the others stay, and are looked at for what does not go together. Its name and protocol stay, too.
+pub(super) fn amended(
+    services: &[Arc<Service>],
+    place: usize,
+    item: &Node,
+    switches: &BTreeMap<String, bool>,
+    problems: &mut Problems,
+) -> Option<Service> {
+    let root = Path::Root;
+    let list = Path::Key(&root, "services");
+    let draft = draft(item, &Path::Item(&list, place), problems)?;
+    guard::refuse_unknown_switches(&draft.guarded_by, Some(switches), problems);
+    let mut conflicts = Conflicts::default();
+    let moves = draft.address.is_none_or(|(_, address)| address != services[place].address);
+    for (other, service) in services.iter().enumerate().filter(|(other, _)| *other != place) {
+        conflicts.add_known(other, service, moves);
+    }
+    conflicts.add(place, &draft);
+    conflicts.report(&list, problems);
+    draft.settle()
+}
+
 /// One service as far as it could be read: what is wrong with one key must not hide what is wrong with another.
 pub(super) struct Draft {
     pub(super) name: Option<(Position, String)>,

@@ -1,7 +1,11 @@
 //! What can be changed below `/v1`. A change of the configuration is made from the document of the one in effect, checked as a file is,
 //! and handed to the node whole; another thread does the reading.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Extension,
@@ -11,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, patch, post, put},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{
@@ -59,7 +63,8 @@ pub(super) fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRout
 /// What is handed to the node.
 struct Drafted {
     config: Box<Config>,
-    text: Arc<str>,
+    /// What was read; `None`: one item of the configuration before was changed.
+    text: Option<Arc<str>>,
     base: Option<u64>,
 }
 
@@ -86,13 +91,14 @@ impl Desk {
             let make = Arc::clone(&draft);
             let base = observed.snapshot.generation;
             let drafted = tokio::task::spawn_blocking(move || {
+                let started = Instant::now();
                 make(base, &config).map(|mut drafted| {
                     reload::share(&mut drafted.config.services, &config.services);
-                    drafted
+                    (drafted, started.elapsed())
                 })
             });
             let wanted = match drafted.await {
-                Ok(Ok(Drafted { config, text, base })) => Wanted::Config { config, text, base },
+                Ok(Ok((Drafted { config, text, base }, read_time))) => Wanted::Config { config, text, base, read_time },
                 Ok(Err(Not::Good(error))) => Wanted::Bad(error),
                 Ok(Err(Not::There(error))) => return told(StatusCode::NOT_FOUND, &error),
                 Err(_) => return gone(),
@@ -158,7 +164,7 @@ fn whole(text: &Arc<str>, name: &str, base: Option<u64>) -> Result<Drafted, Not>
         false => file::parse(text, name),
     };
     let config = read.map_err(|error| Not::Good(error.to_string()))?;
-    Ok(Drafted { config: Box::new(config), text: Arc::clone(text), base })
+    Ok(Drafted { config: Box::new(config), text: Some(Arc::clone(text)), base })
 }
 
 async fn rollback(State(desk): State<Desk>, Extension(who): Extension<Who>, Path(generation): Path<u64>) -> Response {
@@ -220,7 +226,7 @@ async fn item(
         (_, Ok(said)) => How::Merge(said),
     };
     let wanted = Edit { service, item, how };
-    desk.change(change, who, move |base, config| drafted(base, config, |document| edit(document, wanted.clone()))).await
+    desk.change(change, who, move |base, config| edited(base, config, wanted.clone())).await
 }
 
 /// Turns a switch.
@@ -234,21 +240,29 @@ async fn turn(
         Ok(said) => said["state"].clone(),
         Err(refused) => return refused,
     };
-    desk.change("switch", who, move |base, config| {
-        drafted(base, config, |document| edit::switch(document, &switch, state.clone()))
-    })
-    .await
+    desk.change("switch", who, move |base, config| switched(base, config, &switch, state.clone())).await
 }
 
-/// The configuration in effect with one change of its document.
-fn drafted(base: u64, config: &Config, change: impl Fn(&mut Value) -> Result<(), String>) -> Result<Drafted, Not> {
-    let mut document = file::show(config);
-    change(&mut document).map_err(Not::There)?;
-    let text: Arc<str> = format!("{document:#}\n").into();
-    match file::parse(&text, "") {
-        Ok(config) => Ok(Drafted { config: Box::new(config), text, base: Some(base) }),
-        Err(error) => Err(Not::Good(placeless(&error))),
-    }
+/// The configuration in effect with one of its services, or an item of that, changed.
+fn edited(base: u64, config: &Config, wanted: Edit) -> Result<Drafted, Not> {
+    let place = config.services.iter().position(|service| service.name == wanted.service);
+    let found: Vec<Value> = place.iter().map(|place| file::show_service(&config.services[*place])).collect();
+    let mut document = json!({ "services": found });
+    edit(&mut document, wanted).map_err(Not::There)?;
+    amended(base, file::amend(config, place.unwrap_or_default(), &document["services"][0]))
+}
+
+/// The configuration in effect with a switch turned.
+fn switched(base: u64, config: &Config, switch: &str, state: Value) -> Result<Drafted, Not> {
+    let bare = Config { services: Vec::new(), inbound: Vec::new(), ..config.clone() };
+    let mut document = json!({ "switches": file::show(&bare)["switches"] });
+    edit::switch(&mut document, switch, state).map_err(Not::There)?;
+    amended(base, file::parse(&document.to_string(), "").map(|read| Config { switches: read.switches, ..config.clone() }))
+}
+
+fn amended(base: u64, read: Result<Config, ConfigError>) -> Result<Drafted, Not> {
+    let config = read.map_err(|error| Not::Good(placeless(&error)))?;
+    Ok(Drafted { config: Box::new(config), text: None, base: Some(base) })
 }
 
 /// What is wrong with a document that nobody wrote: lines and columns of it say nothing.

@@ -68,38 +68,33 @@ impl Differences {
 
     /// Items are the same one if they have the same name.
     fn compare_items(&mut self, path: &str, old: &[Value], new: &[Value]) {
-        let (Some(old), Some(new)) = (by_name(old), by_name(new)) else {
+        let (Some((before, old)), Some((after, new))) = (by_name(old), by_name(new)) else {
             return self.note(path, Some(&Value::Array(old.to_vec())), Some(&Value::Array(new.to_vec())));
         };
-        let orders = [&old, &new].map(|items| items.iter().map(|(name, _)| name.clone()).collect::<Vec<String>>());
-        let find = |items: &[(String, Value)], name: &str| {
-            items.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
-        };
-        for name in &orders[0] {
-            self.compare(&format!("{path}[{name}]"), find(&old, name).as_ref(), find(&new, name).as_ref());
+        for name in &before {
+            self.compare(&format!("{path}[{name}]"), old.get(name).copied(), new.get(name).copied());
         }
-        for name in orders[1].iter().filter(|name| !orders[0].contains(name)) {
-            self.compare(&format!("{path}[{name}]"), None, find(&new, name).as_ref());
+        for name in after.iter().filter(|name| !old.contains_key(**name)) {
+            self.compare(&format!("{path}[{name}]"), None, new.get(name).copied());
         }
-        let kept = |these: &[String], others: &[String]| -> Vec<String> {
-            these.iter().filter(|name| others.contains(name)).cloned().collect()
+        let kept = |names: &[&str], others: &Named<'_>| -> Vec<Value> {
+            names.iter().filter(|name| others.contains_key(**name)).map(|name| (*name).into()).collect()
         };
-        if kept(&orders[0], &orders[1]) != kept(&orders[1], &orders[0]) {
-            self.note(&format!("{path} (order)"), Some(&orders[0].clone().into()), Some(&orders[1].clone().into()));
+        if kept(&before, &new) != kept(&after, &old) {
+            self.note(&format!("{path} (order)"), Some(&before.into()), Some(&after.into()));
         }
     }
 }
 
-/// The items by what names each; nothing if any has no name, or two the same.
-fn by_name(items: &[Value]) -> Option<Vec<(String, Value)>> {
-    let name = |item: &Value| {
-        let said = ["name", "address", "path"].iter().find_map(|key| item.get(key)?.as_str().map(str::to_owned))?;
-        Some((said, item.clone()))
-    };
-    let named: Vec<(String, Value)> = items.iter().map(name).collect::<Option<_>>()?;
-    let mut names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
-    names.sort_unstable();
-    names.windows(2).all(|pair| pair[0] != pair[1]).then_some(named)
+/// Items of a list, by what names each.
+type Named<'v> = HashMap<&'v str, &'v Value>;
+
+/// The names of the items in their order, and the items by them; nothing if any has no name, or two the same.
+fn by_name(items: &[Value]) -> Option<(Vec<&str>, Named<'_>)> {
+    let name = |item: &'_ Value| ["name", "address", "path"].into_iter().find(|key| item[*key].is_string());
+    let names: Vec<&str> = items.iter().map(|item| item[name(item)?].as_str()).collect::<Option<_>>()?;
+    let named: Named<'_> = names.iter().copied().zip(items).collect();
+    (named.len() == names.len()).then_some((names, named))
 }
 
 /// The same without what is nobody's to read.
@@ -135,18 +130,19 @@ fn short(value: Value) -> Value {
     }
 }
 
+fn services(config: &Config) -> HashMap<&str, &Arc<Service>> {
+    config.services.iter().map(|service| (service.name.as_str(), service)).collect()
+}
+
 /// What `new` says otherwise than `old`. Services that are the very same are not looked into.
 pub fn between(old: &Config, new: &Config) -> Differences {
     let mut differences = Differences::default();
     let bare = |config: &Config| file::show(&Config { services: Vec::new(), ..config.clone() });
     differences.compare("", Some(&bare(old)), Some(&bare(new)));
-    let names = |config: &Config| -> HashMap<String, Arc<Service>> {
-        config.services.iter().map(|service| (service.name.clone(), Arc::clone(service))).collect()
-    };
-    let (before, after) = (names(old), names(new));
+    let (before, after) = (services(old), services(new));
     for service in &old.services {
         let path = format!("services[{}]", service.name);
-        match after.get(&service.name) {
+        match after.get(service.name.as_str()) {
             Some(new) if Arc::ptr_eq(new, service) => {}
             new => {
                 let new = new.map(|new| file::show_service(new));
@@ -154,7 +150,7 @@ pub fn between(old: &Config, new: &Config) -> Differences {
             }
         }
     }
-    for service in new.services.iter().filter(|service| !before.contains_key(&service.name)) {
+    for service in new.services.iter().filter(|service| !before.contains_key(service.name.as_str())) {
         differences.note(&format!("services[{}]", service.name), None, Some(&file::show_service(service)));
     }
     differences
