@@ -92,7 +92,7 @@ fn a_canary_that_is_well_gets_everything_in_the_end_and_outlives_a_reload() {
 
 #[test]
 fn a_canary_that_answers_5xx_is_rolled_back_within_two_intervals_until_it_is_changed() {
-    let Some(tried) = Tried::set("{ error_percent: 5, requests_min: 20 }") else { return };
+    let Some(mut tried) = Tried::set("{ error_percent: 5, requests_min: 20 }") else { return };
     let mut session = tried.stage.session(tried.service);
     let took = tried.ask_until(&mut session, "/status/503", 0.0);
     assert!(took < 2 * INTERVAL, "{took:?}");
@@ -103,6 +103,15 @@ fn a_canary_that_answers_5xx_is_rolled_back_within_two_intervals_until_it_is_cha
         assert_eq!(session.get("/").expect("an answer").text(), "stable");
     }
     assert_eq!(tried.canary.requests(), errors, "it is asked no more");
+    tried.agent.sigterm();
+    tried.agent.wait();
+    tried.agent.start_again();
+    assert_eq!((tried.status()["state"].as_str(), tried.percent()), (Some("rolled_back"), 0.0), "also after a restart");
+    let mut session = tried.stage.session(tried.service);
+    assert_eq!(session.get("/").expect("an answer").text(), "stable");
+    tried.agent.sigkill();
+    tried.agent.start_again();
+    assert_eq!((tried.status()["reason"].as_str(), tried.percent()), (Some("errors"), 0.0), "and after a crash");
     let guard = "{ error_percent: 6, requests_min: 20 }";
     tried.agent.reload(&Tried::config(&tried.stage, tried.service, [&tried.stable, &tried.canary], guard));
     assert_eq!(tried.percent(), 20.0, "another guard is another canary");

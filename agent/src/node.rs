@@ -11,6 +11,7 @@ pub mod drain;
 mod error;
 pub mod faults;
 pub mod history;
+mod hooks;
 mod observe;
 pub mod outlier;
 pub mod probe;
@@ -28,7 +29,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -38,6 +39,7 @@ use tokio::sync::mpsc;
 pub use self::error::NodeError;
 use self::{
     admin::Question,
+    canary::{Canaries, kept},
     history::{History, What},
     pulse::Pulse,
     reload::Reloader,
@@ -111,6 +113,7 @@ async fn live(start: Start) -> Result<Ended, NodeError> {
         let pins = kernel::detach(&node.config.capture, &node.config.instance)?;
         tracing::info!(pins, "kernel half taken away");
     }
+    senses.canaries.close().await;
     node.history.close().await;
     Ok(ended)
 }
@@ -152,6 +155,9 @@ impl Node {
         let snapshot =
             Arc::new(Snapshot::build(&config, &Snapshot::adopting(kernel.adopted(), history.reader().ledger().last())));
         share_out(&snapshot);
+        let canaries = kept::path(&config.audit.path_of(&config.instance));
+        let now = Duration::from_nanos(kernel::monotonic_ns());
+        kept::restore(snapshot.services.iter().map(AsRef::as_ref), &kept::read(&canaries), now);
         let current = Arc::new(ArcSwap::from(Arc::clone(&snapshot)));
         let (tell, hear) = mpsc::unbounded_channel();
         let slabs: Vec<Arc<Slab>> = (0..config.workers).map(|_| Arc::default()).collect();
@@ -163,7 +169,7 @@ impl Node {
         let (events, tree) = (events.listen().map_err(failed)?, tree.listen().map_err(failed)?);
         let retirer = Retirer::new(kernel.sockets().map_err(failed)?);
         let flows = kernel.flows();
-        let seen = (&snapshot, flows.cgroup_mount());
+        let seen = (&snapshot, flows.cgroup_mount(), Canaries::kept_in(canaries));
         let senses = Senses::new(hear, events, tree, questions, reloader, retirer, seen).map_err(failed)?;
         let started = What::Configured { old: None, new: Arc::clone(&config), text: Some(text) };
         let mut node = Self {
@@ -211,8 +217,8 @@ impl Node {
                     self.apply_current();
                 }
             }
-            News::Worker(WorkerEvent::EndpointEjected { service, endpoint }) => {
-                senses.outliers.ejected(&self.snapshot.load(), service, endpoint);
+            News::Worker(WorkerEvent::EndpointEjected { service, endpoint, reason }) => {
+                senses.outliers.ejected(&self.snapshot.load(), service, endpoint, reason);
                 self.apply_current();
             }
             News::Kernel(Event::ConnectFailed { service, endpoint, .. }) => senses.prober.suspected(service, endpoint),

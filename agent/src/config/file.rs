@@ -58,6 +58,7 @@ pub use self::{
     amend::{amend, written},
     drill::{lease, plan, show_lease},
     request_limit::show as show_limit,
+    route::show_tried,
     section::{Position, Problem},
     show::{balance_word, mode_word, protocol_word, range, shortcut_word, show, show_service},
     strategy::strategy_word,

@@ -2,12 +2,20 @@
 //!
 //! Runs on the main thread. What part of the requests a canary gets, workers read where it is written.
 
+pub mod kept;
+
 use std::{
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::time;
+use tokio::{
+    task::{self, JoinHandle},
+    time,
+};
+
+use self::kept::Kept;
 
 use crate::{
     cluster::{CanaryStage as Stage, CanaryState, Service, Snapshot},
@@ -19,6 +27,8 @@ use crate::{
 const LOOKS: u32 = 10;
 /// And at least so often.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How long an agent that ends waits until their state is written.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// Every canary there is.
 #[derive(Default)]
@@ -26,13 +36,29 @@ pub struct Canaries {
     services: Vec<Arc<Service>>,
     /// When they are looked at next: who waits for it is interrupted often. `None`: there is none.
     due: Option<Instant>,
+    keeper: Option<Keeper>,
+}
+
+/// Writes down how far they have come, off the main thread and one time after the other.
+struct Keeper {
+    path: Arc<Path>,
+    writing: Option<JoinHandle<()>>,
+    /// Something has changed since.
+    is_stale: bool,
 }
 
 impl Canaries {
+    /// Whose state is kept in this file.
+    pub fn kept_in(path: PathBuf) -> Self {
+        Self { keeper: Some(Keeper { path: path.into(), writing: None, is_stale: false }), ..Self::default() }
+    }
+
     /// Goes on with another snapshot.
     pub fn follow(&mut self, snapshot: &Snapshot, now: Instant) {
         let has_any = |service: &&Arc<Service>| service.routes.iter().any(|route| route.canary.is_some());
+        let had_any = !self.services.is_empty();
         self.services = snapshot.services.iter().filter(has_any).map(Arc::clone).collect();
+        self.keep(had_any || !self.services.is_empty());
         let next = self.pause().map(|pause| now + pause);
         self.due = next.map(|next| self.due.map_or(next, |due| due.min(next)));
     }
@@ -50,7 +76,35 @@ impl Canaries {
             None => std::future::pending().await,
         }
         self.due = self.pause().map(|pause| Instant::now() + pause);
-        self.look(Duration::from_nanos(monotonic_ns()));
+        let any = self.look(Duration::from_nanos(monotonic_ns()));
+        self.keep(any);
+    }
+
+    /// Writes down how far they have come, if that changed and nobody is writing.
+    fn keep(&mut self, has_changed: bool) {
+        let Some(keeper) = &mut self.keeper else { return };
+        keeper.is_stale |= has_changed;
+        if !keeper.is_stale || keeper.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+            return;
+        }
+        keeper.is_stale = false;
+        let kept: Vec<Kept> = kept_of(&self.services);
+        let path = Arc::clone(&keeper.path);
+        keeper.writing = Some(task::spawn_blocking(move || {
+            if let Err(error) = kept::write(&path, &kept) {
+                tracing::warn!(file = %path.display(), %error, "how far canaries have come is not kept; set audit.path to where it can be");
+            }
+        }));
+    }
+
+    /// Waits until all is written.
+    pub async fn close(&mut self) {
+        for _ in 0..2 {
+            if let Some(writing) = self.keeper.as_mut().and_then(|keeper| keeper.writing.take()) {
+                let _ = time::timeout(CLOSE_MAX, writing).await;
+            }
+            self.keep(false);
+        }
     }
 
     fn each(&self) -> impl Iterator<Item = (&str, &str, &CanaryState)> {
@@ -62,11 +116,14 @@ impl Canaries {
         })
     }
 
-    fn look(&self, now: Duration) {
+    /// Whether one has come further, or back.
+    fn look(&self, now: Duration) -> bool {
+        let mut any = false;
         for (service, route, canary) in self.each() {
             let counts = canary.counts();
             let Some(stage) = canary::next(&canary.rules, &canary.stage(), counts, now) else { continue };
             canary.set_stage(stage);
+            any = true;
             let percent = canary.percent();
             match stage {
                 Stage::RolledBack(trouble) => tracing::warn!(
@@ -82,7 +139,16 @@ impl Canaries {
                 Stage::Begun | Stage::Step { .. } => tracing::info!(service, route, percent, "canary takes a step"),
             }
         }
+        any
     }
+}
+
+/// What is to be kept of the canaries of these services.
+fn kept_of(services: &[Arc<Service>]) -> Vec<Kept> {
+    let routes = services.iter().flat_map(|service| {
+        service.config.routes.iter().zip(&service.routes).map(move |(route, state)| (service, route, state))
+    });
+    routes.filter_map(|(service, route, state)| kept::of(service, route, state.canary.as_deref()?)).collect()
 }
 
 #[cfg(test)]

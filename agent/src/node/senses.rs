@@ -122,7 +122,7 @@ impl Senses {
         questions: mpsc::Receiver<Question>,
         mut reloader: Option<Reloader>,
         mut retirer: Retirer,
-        (snapshot, cgroup_mount): (&Arc<Snapshot>, Option<&Path>),
+        (snapshot, cgroup_mount, mut canaries): (&Arc<Snapshot>, Option<&Path>, Canaries),
     ) -> io::Result<Self> {
         let file = reloader.as_ref().and_then(|reloader| watch(&reloader.paths()));
         if let Some(reloader) = &mut reloader {
@@ -132,7 +132,6 @@ impl Senses {
         prober.follow(snapshot);
         let mut outliers = Outliers::default();
         outliers.follow(snapshot, Instant::now());
-        let mut canaries = Canaries::default();
         canaries.follow(snapshot, Instant::now());
         let mut processors = Processors::default();
         processors.follow(snapshot, cgroup_mount, Instant::now());

@@ -15,6 +15,7 @@ use std::{
 use http::{HeaderName, HeaderValue, Method};
 
 pub(super) use self::matching::{caller, matches, show as show_match, show_caller};
+pub use self::show::show_tried;
 pub(super) use self::show::{show, show_changes};
 use super::{
     SWITCHES, deadline, retry,

@@ -55,6 +55,14 @@ pub fn show(route: &Route) -> Value {
     shown.into()
 }
 
+/// What is said of whom a route tries out, beside whom, and how.
+pub fn show_tried(route: &Route) -> Value {
+    let Action::Forward(forward) = &route.action else { return Value::Null };
+    let shown = forward.canary.as_ref().zip(forward.targets.get(1)).map(|(rules, tried)| canary::show(tried, rules));
+    let stable = forward.targets.first().map(|stable| Value::Object(target(stable)));
+    json!({ "canary": shown, "beside": stable })
+}
+
 fn body(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
