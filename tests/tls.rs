@@ -6,6 +6,10 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     path::Path,
     process::Output,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -439,6 +443,57 @@ fn answer_each(server: &mut tls::Server) -> io::Result<()> {
         reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsealed")?;
     }
     Ok(())
+}
+
+#[test]
+fn retries_and_cluster_strategies_go_to_endpoints_under_tls() {
+    let Some(stage) = Stage::set() else { return };
+    let authority = Authority::new();
+    let pair = authority.issue("s", &["s.example"]);
+    let origins = ["503 Busy", "200 OK"].map(|status| {
+        let (asked, listener) = (Arc::<AtomicUsize>::default(), stage.origin().listen(stage.address()).unwrap());
+        let count = Arc::clone(&asked);
+        let origin = tls::origin(listener, &pair, None, move |server, _| {
+            let mut reader = BufReader::new(server);
+            while read_head(&mut reader)?.is_some() {
+                count.fetch_add(1, SeqCst);
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 6\r\n\r\nsealed");
+                reader.get_mut().write_all(answer.as_bytes())?;
+            }
+            Ok(())
+        });
+        (origin, asked)
+    });
+    let keys = originate(&format!("roots: {}, server_name: s.example", authority.root().display()));
+    let to_both = |service: Service| service.to_all(origins.iter().map(|(origin, _)| origin.address())).set(&keys);
+    let ways = [
+        "retry: { attempts: 1, on: [5xx] }",
+        "cluster: { strategy: failover, failed_status: [503] }",
+        "cluster: { strategy: forking, forks: 2 }",
+        "cluster: { strategy: broadcast, aggregate: any }",
+    ];
+    let addresses = ways.map(|way| (way, stage.address(), stage.address()));
+    let services = addresses.iter().enumerate().flat_map(|(number, (way, http1, http2))| {
+        let of_http1 = Service::http(&format!("one-{number}"), *http1);
+        let of_http2 = Service::http2(&format!("two-{number}"), *http2).set("upstream_protocol: http1");
+        [of_http1, of_http2].map(|service| to_both(service).set(way))
+    });
+    let agent = Agent::start(&stage.config().with_services(services));
+    for (way, http1, http2) in addresses {
+        for (address, arguments) in [(http1, &[][..]), (http2, &["--http2-prior-knowledge"][..])] {
+            let before = origins.each_ref().map(|(_, asked)| asked.load(SeqCst));
+            for _ in 0..4 {
+                let url = format!("http://{address}/");
+                let written = [&url, "--output", "/dev/null", "--write-out", "%{response_code}"];
+                let told = peers::curl(Room::of(&stage.clients), &[&written, arguments].concat());
+                assert_eq!(body(&told), "200", "{way} {arguments:?}: {}", agent.log());
+            }
+            for ((_, asked), before) in origins.iter().zip(before) {
+                assert!(asked.load(SeqCst) > before, "{way} {arguments:?}: both are asked");
+            }
+        }
+    }
+    assert_eq!(agent.metric("sockway_upstream_connects_total", &[("result", "tls_failed")]), 0.0);
 }
 
 #[test]

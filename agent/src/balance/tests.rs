@@ -188,3 +188,54 @@ fn a_full_endpoint_is_passed_over_with_a_balance_factor() {
         assert!(world.loads.iter().all(|load| *load <= 15), "{balance:?}: {:?}", world.loads);
     }
 }
+
+#[test]
+fn chance_stays_within_three_sigma_of_each_share() {
+    const DRAWS: usize = 100_000;
+    for (policy, weights) in [
+        (Balance::Random, &[1, 1, 1, 1, 1][..]),
+        (Balance::WeightedRandom, &[1, 2, 5][..]),
+        (Balance::WeightedRandom, &[100, 100, 1, 99][..]),
+    ] {
+        let (balancer, world) = (balancer(policy, weights), World::default());
+        let mut seen = vec![0_u32; weights.len()];
+        for _ in 0..DRAWS {
+            seen[balancer.choose(|_| true, &world).expect("one of them")] += 1;
+        }
+        let all: u32 = weights.iter().sum();
+        for (seen, weight) in seen.iter().zip(weights) {
+            let part = f64::from(*weight) / f64::from(all);
+            let (mean, sigma) = (DRAWS as f64 * part, (DRAWS as f64 * part * (1.0 - part)).sqrt());
+            let off = (f64::from(*seen) - mean) / sigma;
+            assert!(off.abs() <= 3.0, "{policy:?} {weights:?}: {seen} for {mean}, {off:.2} sigma");
+        }
+    }
+}
+
+#[test]
+fn when_one_of_ten_goes_no_more_keys_move_than_a_tenth_and_a_fifth_of_that() {
+    const KEYS: u64 = 20_000;
+    let addresses: Vec<SocketAddr> = (0..10).map(|index| ([10, 0, 0, index], 80).into()).collect();
+    let chosen = |policy: Balance, addresses: &[SocketAddr]| -> Vec<SocketAddr> {
+        let shares = Shares { weights: vec![1; addresses.len()], standby: Vec::new() };
+        let balancer = Balancer::new(&Policy { balance: policy, ..Policy::default() }, addresses, &shares);
+        let choose = |key| balancer.choose(|_| true, &World { key: Some(spread(key)), ..World::default() });
+        (0..KEYS).map(|key| addresses[choose(key).expect("one of them")]).collect()
+    };
+    for policy in [Balance::Maglev, Balance::RingHash] {
+        let before = chosen(policy, &addresses);
+        let (mut moved, mut of_others) = (0, 0);
+        for gone in &addresses {
+            let left: Vec<SocketAddr> = addresses.iter().copied().filter(|address| address != gone).collect();
+            for (was, is) in before.iter().zip(chosen(policy, &left)) {
+                moved += usize::from(*was != is);
+                of_others += usize::from(*was != is && was != gone);
+            }
+        }
+        // Of all ten that may go, on the average: the parts of a ring differ.
+        let part = moved as f64 / (KEYS as f64 * addresses.len() as f64);
+        println!("{policy:?}: {:.2} % of the keys move", 100.0 * part);
+        assert!(part <= 0.1 * 1.2, "{policy:?}: {part}");
+        assert!(of_others == 0 || policy == Balance::Maglev, "a ring moves nobody else's");
+    }
+}
