@@ -194,6 +194,70 @@ fn a_probe_by_http_takes_an_endpoint_from_the_kernel_half_and_gives_it_back_and_
 }
 
 #[test]
+fn a_command_is_told_of_an_ejection_with_its_reason_and_of_its_end() {
+    let Some(stage) = Stage::set() else { return };
+    let patients: Vec<Patient> = (0..2).map(|_| Patient::new(&stage)).collect();
+    let (service, ill) = (stage.address(), patients[0].address());
+    let directory = tempfile::tempdir().expect("a directory");
+    let told = directory.path().join("told");
+    let hook = format!("echo $SOCKWAY_SERVICE $SOCKWAY_ENDPOINT $SOCKWAY_STATE $SOCKWAY_REASON >> {}", told.display());
+    let rules = format!(
+        "outlier: {{max_ejection_percent: 50, base_ejection_ms: 200, interval_ms: 50, on_change: [/bin/sh, -c, '{hook}']}}"
+    );
+    let web = Service::http("web", service).to_all(patients.iter().map(Patient::address)).set(&rules);
+    let agent = Agent::start(&stage.config().service(web));
+    patients[0].is_ill.store(true, SeqCst);
+    let mut session = stage.session(service);
+    while ejected(&agent, "web") == 0.0 {
+        (0..4).for_each(|_| drop(session.get("/").expect("an answer")));
+    }
+    patients[0].is_ill.store(false, SeqCst);
+    let expected = format!("web {ill} ejected consecutive_5xx\nweb {ill} back\n");
+    wait::until("the command to be run twice", wait::SOON, || {
+        std::fs::read_to_string(&told).is_ok_and(|told| told == expected)
+    });
+}
+
+#[test]
+fn the_kernel_half_skips_an_endpoint_as_soon_as_it_is_ejected() {
+    const TURNS: usize = 15;
+    let Some(stage) = Stage::set() else { return };
+    let (a, b, service) = (stage.web("a"), stage.web("b"), stage.address());
+    let agent =
+        Agent::start(&stage.config().service(Service::kernel_tcp("pipe", service).to_all([a.address(), b.address()])));
+    let path = format!("/v1/services/pipe/endpoints/{}/eject", a.address());
+    let connect = || {
+        let before = a.connections();
+        assert_eq!(stage.session(service).get("/").expect("an answer").status, 200);
+        a.connections() > before
+    };
+    let mut took: Vec<Duration> = (0..TURNS)
+        .map(|_| {
+            wait::until("it to be used", wait::SOON, connect);
+            std::thread::scope(|scope| {
+                let begun = Instant::now();
+                let asked = scope.spawn(|| agent.ask("POST", &path, r#"{"for_ms": 3600000}"#).status);
+                // As long as anything goes there; who takes turns is back after one other.
+                let (mut last, mut others) = (begun, 0);
+                while !asked.is_finished() || others < 4 {
+                    let began = Instant::now();
+                    (last, others) = if connect() { (began, 0) } else { (last, others + 1) };
+                }
+                assert_eq!(asked.join().expect("no panic"), 200);
+                assert_eq!(agent.ask("DELETE", &path, "").status, 200);
+                last - begun
+            })
+        })
+        .collect();
+    took.sort();
+    let (middle, most) = (took[TURNS / 2], took[TURNS - 1]);
+    tell(&format!(
+        "from an ejection's request to the last connect that still went there: {middle:?}, at most {most:?}"
+    ));
+    assert!(middle <= patience::deadline(Duration::from_millis(200)), "{took:?}");
+}
+
+#[test]
 fn a_command_says_how_an_endpoint_does() {
     let Some(stage) = Stage::set() else { return };
     let (only, service) = (stage.echo("only"), stage.address());

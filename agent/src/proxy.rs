@@ -41,7 +41,7 @@ pub(crate) use self::routed::members;
 use self::{admit::Gate, filtered::Chain, guard::Guard, pending::Line, routed::Routes};
 use crate::{
     balance::Balancer,
-    cluster::{CanaryState, Dialler, Service, Shares, Snapshot},
+    cluster::{CanaryState, Dialler, Reason, Service, Shares, Snapshot},
     config::{self, Balance, HttpVersion, Protocol},
     connect::{Upstreams, Visit},
     kernel::Flows,
@@ -83,8 +83,8 @@ pub struct Hop {
 pub enum EndpointNews {
     /// It could not be reached, and was set down.
     Down,
-    /// It did worse than it should, and is ejected.
-    Ejected,
+    /// It did worse than it should, and is ejected for this.
+    Ejected(Reason),
 }
 
 /// The agent's own time is taken of one request in so many: it costs looks at the clock.

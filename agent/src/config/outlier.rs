@@ -54,6 +54,8 @@ pub struct Outlier {
     pub failure_percentage_request_volume: u32,
     /// Whether an endpoint is taken back when a probe of the service finds it well.
     pub probe_unejects: bool,
+    /// A program and its arguments, run whenever an endpoint is ejected or comes back; empty: none.
+    pub on_change: Vec<String>,
 }
 
 impl Default for Outlier {
@@ -83,6 +85,7 @@ impl Default for Outlier {
             failure_percentage_minimum_hosts: 5,
             failure_percentage_request_volume: 50,
             probe_unejects: true,
+            on_change: Vec::new(),
         }
     }
 }

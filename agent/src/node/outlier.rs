@@ -11,8 +11,10 @@ use std::{
 
 use tokio::time;
 
+use super::hooks::{Hooks, News};
 use crate::{
-    cluster::{EndpointState, Service, Snapshot},
+    cluster::{Endpoint, EndpointState, Reason, Service, Snapshot},
+    config::outlier as rules,
     health::outlier::{Court, Found, take_back},
     kernel::monotonic_ns,
 };
@@ -23,6 +25,7 @@ pub struct Outliers {
     watched: HashMap<u32, Watched>,
     random: RandomState,
     turns: u64,
+    hooks: Hooks,
 }
 
 struct Watched {
@@ -62,10 +65,12 @@ impl Outliers {
     }
 
     /// A worker has ejected an endpoint. If it did so while the rules were taken away, nobody would ever take it back.
-    pub fn ejected(&self, snapshot: &Snapshot, service: u32, endpoint: u32) {
-        let Some(service) = snapshot.by_id(service).filter(|service| service.config.outlier.is_none()) else { return };
-        if let Some(endpoint) = service.endpoints.iter().find(|found| found.id == endpoint) {
-            take_back(&service.ejections, &endpoint.state);
+    pub fn ejected(&mut self, snapshot: &Snapshot, service: u32, endpoint: u32, reason: Reason) {
+        let Some(service) = snapshot.by_id(service) else { return };
+        let Some(endpoint) = service.endpoints.iter().find(|found| found.id == endpoint) else { return };
+        match &service.config.outlier {
+            Some(rules) => tell(&mut self.hooks, rules, (service, endpoint), ("ejected", Some(reason))),
+            None => drop(take_back(&service.ejections, &endpoint.state)),
         }
     }
 
@@ -99,14 +104,20 @@ impl Outliers {
                 let endpoint = &service.endpoints[place];
                 let name = &service.config.name;
                 match found {
-                    Found::Back => tracing::info!(service = name, endpoint = %endpoint.address, "ejection is over"),
-                    Found::Ejected(ejected) => tracing::info!(
-                        service = name,
-                        endpoint = %endpoint.address,
-                        reason = ejected.reason.word(),
-                        period = ?ejected.period,
-                        "endpoint is ejected"
-                    ),
+                    Found::Back => {
+                        tracing::info!(service = name, endpoint = %endpoint.address, "ejection is over");
+                        tell(&mut self.hooks, rules, (service, endpoint), ("back", None));
+                    }
+                    Found::Ejected(ejected) => {
+                        tracing::info!(
+                            service = name,
+                            endpoint = %endpoint.address,
+                            reason = ejected.reason.word(),
+                            period = ?ejected.period,
+                            "endpoint is ejected"
+                        );
+                        tell(&mut self.hooks, rules, (service, endpoint), ("ejected", Some(ejected.reason)));
+                    }
                 }
                 verdicts.push(Verdict { service: service.id, endpoint: endpoint.id, found });
             }
@@ -115,15 +126,23 @@ impl Outliers {
     }
 }
 
+/// Runs the service's command, if it wants to hear of ejections.
+fn tell(
+    hooks: &mut Hooks,
+    rules: &rules::Outlier,
+    (service, endpoint): (&Service, &Endpoint),
+    (state, reason): (&'static str, Option<Reason>),
+) {
+    let (service, endpoint, reason) = (service.config.name.as_str(), endpoint.address, reason.map(Reason::word));
+    hooks.run(&rules.on_change, News { service, endpoint, state, reason });
+}
+
 #[cfg(test)]
 mod tests {
     use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
     use super::*;
-    use crate::{
-        cluster::{Reason, Seen},
-        config::file,
-    };
+    use crate::{cluster::Seen, config::file};
 
     const RULES: &str = "outlier: {interval_ms: 50, base_ejection_ms: 100, max_ejection_percent: 100}, ";
 
@@ -175,7 +194,7 @@ mod tests {
         assert!(outliers.follow(&third, Instant::now()));
         assert_eq!((ejected(&third), outliers.watched.len()), (vec![false; 3], 0));
         eject(&second, 0);
-        outliers.ejected(&third, third.services[0].id, 0);
+        outliers.ejected(&third, third.services[0].id, 0, Reason::Consecutive5xx);
         assert_eq!(ejected(&third), [false; 3], "a worker that did not know yet");
     }
 }

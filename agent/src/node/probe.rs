@@ -4,7 +4,7 @@
 //! `health`'s to say.
 
 mod attempt;
-mod command;
+pub(super) mod command;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,6 +16,7 @@ use std::{
 
 use tokio::{task::JoinSet, time};
 
+use super::hooks::{self, Hooks};
 use crate::{
     cluster::{Endpoint, Service, Snapshot},
     config::{Mode, Protocol},
@@ -25,10 +26,6 @@ use crate::{
 
 /// Probes in flight: each holds a socket for at most its service's connect timeout. What is due beyond it waits its turn.
 const IN_FLIGHT_MAX: usize = 256;
-/// Longest time for a command that is told of a change.
-const HOOK_PATIENCE: Duration = Duration::from_secs(10);
-/// Such commands that run or wait: endpoints that come and go faster are not told of.
-const HOOKS_MAX: usize = 64;
 
 /// Ids of a service and of one of its endpoints.
 type Key = (u32, u32);
@@ -39,7 +36,7 @@ pub struct Prober {
     watched: HashMap<Key, Watched>,
     due: BTreeSet<(Instant, Key)>,
     in_flight: JoinSet<(Key, Probed)>,
-    hooks: JoinSet<()>,
+    hooks: Hooks,
     snapshot: Arc<Snapshot>,
     results: Probes,
     random: RandomState,
@@ -124,10 +121,10 @@ impl Prober {
                         return Changed { service: key.0, endpoint: key.1, change };
                     }
                     if result == Probed::Accepted && self.unejects(key) {
+                        self.tell_back(key);
                         return Changed { service: key.0, endpoint: key.1, change: Change::Up };
                     }
                 }
-                Some(_) = self.hooks.join_next() => {}
                 () = until(next) => {}
             }
         }
@@ -169,6 +166,14 @@ impl Prober {
             tracing::info!(service = service.config.name, endpoint = %endpoint.address, "a probe ends its ejection");
         }
         is_back
+    }
+
+    /// Runs the command that hears of ejections: this one is over.
+    fn tell_back(&mut self, key: Key) {
+        let Some(Watched { service, endpoint, .. }) = self.watched.get(&key) else { return };
+        let Some(rules) = &service.config.outlier else { return };
+        let (service, endpoint) = (service.config.name.as_str(), endpoint.address);
+        self.hooks.run(&rules.on_change, hooks::News { service, endpoint, state: "back", reason: Some("probe") });
     }
 
     /// Only of what probes found: a worker that could not connect has said so, with the reason.
@@ -266,21 +271,11 @@ fn jitter(service: &Service, chance: u64) -> Duration {
 }
 
 /// Runs the service's command, if it wants to hear of changes.
-fn tell(hooks: &mut JoinSet<()>, watched: &Watched, change: Change) {
-    let Some(probe) = watched.service.config.probe.as_ref().filter(|probe| !probe.on_change.is_empty()) else { return };
-    let (service, address) = (watched.service.config.name.clone(), watched.endpoint.address);
-    if hooks.len() >= HOOKS_MAX {
-        tracing::warn!(service, endpoint = %address, "its command is not run: too many run already");
-        return;
-    }
-    let command = probe.on_change.clone();
-    hooks.spawn(async move {
-        let (endpoint, state) = (address.to_string(), if change == Change::Up { "up" } else { "down" });
-        let variables = [("SERVICE", service.as_str()), ("ENDPOINT", &endpoint), ("STATE", state)];
-        if !command::run(&command, &variables, HOOK_PATIENCE).await {
-            tracing::warn!(service, endpoint, state, "the command that is told of changes failed");
-        }
-    });
+fn tell(hooks: &mut Hooks, watched: &Watched, change: Change) {
+    let Some(probe) = &watched.service.config.probe else { return };
+    let (service, endpoint) = (watched.service.config.name.as_str(), watched.endpoint.address);
+    let state = if change == Change::Up { "up" } else { "down" };
+    hooks.run(&probe.on_change, hooks::News { service, endpoint, state, reason: None });
 }
 
 async fn until(at: Option<Instant>) {

@@ -23,7 +23,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{
     accept::{Accepted, Gate, Listener, Permit},
-    cluster::Snapshot,
+    cluster::{Reason, Snapshot},
     kernel::{Flows, Place},
     proxy::{self, EndpointNews, Hop},
     record::{Counter, Slab},
@@ -64,6 +64,8 @@ pub enum WorkerEvent {
         service: u32,
         /// The endpoint's id within the service.
         endpoint: u32,
+        /// What there was too much of.
+        reason: Reason,
     },
 }
 
@@ -220,7 +222,7 @@ async fn run(shared: WorkerShared, mut commands: UnboundedReceiver<Command>, vit
     let endpoint_news = move |news, service, endpoint| {
         let _ = events.send(match news {
             EndpointNews::Down => WorkerEvent::EndpointDown { service, endpoint },
-            EndpointNews::Ejected => WorkerEvent::EndpointEjected { service, endpoint },
+            EndpointNews::Ejected(reason) => WorkerEvent::EndpointEjected { service, endpoint, reason },
         });
     };
     let hop = Rc::new(Hop::new(shared.snapshot, shared.flows, shared.slab, Box::new(endpoint_news), seed()));

@@ -299,7 +299,7 @@ impl Hop {
                 period = ?ejected.period,
                 "endpoint is ejected"
             );
-            (self.endpoint_news)(EndpointNews::Ejected, service.id, endpoint.id);
+            (self.endpoint_news)(EndpointNews::Ejected(reason), service.id, endpoint.id);
         }
     }
 

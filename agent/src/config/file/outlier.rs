@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::{
-    SWITCHES, milliseconds,
+    SWITCHES, milliseconds, probe,
     section::{Field, Problems, Section},
 };
 use crate::config::{Mode, outlier::Outlier};
@@ -71,7 +71,8 @@ pub(super) fn outlier(section: &Section<'_>, mode: Option<Mode>, problems: &mut 
 
 fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Outlier> {
     let numbers = NUMBERS.iter().map(|number| number.0);
-    let keys: Vec<&str> = numbers.chain(TIMES.map(|time| time.0)).chain(SWITCHED.map(|switch| switch.0)).collect();
+    let others = TIMES.map(|time| time.0).into_iter().chain(SWITCHED.map(|switch| switch.0)).chain(["on_change"]);
+    let keys: Vec<&str> = numbers.chain(others).collect();
     let section = Section::open(field.node, &field.path, &keys, problems)?;
     let mut rules = Outlier::default();
     let mut is_good = true;
@@ -90,6 +91,8 @@ fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Outlier> {
         let read = section.or(key, || default, |field, p| field.choice(&SWITCHES, p), problems);
         is_good &= read.map(|switch| *place(&mut rules) = switch).is_some();
     }
+    let hook = |field: &Field<'_>, p: &mut Problems| probe::command(field, p);
+    is_good &= section.or("on_change", Vec::new, hook, problems).map(|words| rules.on_change = words).is_some();
     match section.get("max_ejection_ms") {
         Some(field) if is_good && rules.max_ejection < rules.base_ejection => {
             let base = rules.base_ejection.as_millis();
@@ -115,6 +118,9 @@ pub(super) fn show(rules: &Outlier) -> Json {
     }
     for (key, place) in &SWITCHED {
         shown.insert((*key).to_owned(), json!(if *place(&mut rules) { "on" } else { "off" }));
+    }
+    if !rules.on_change.is_empty() {
+        shown.insert("on_change".to_owned(), json!(rules.on_change));
     }
     Json::Object(shown)
 }

@@ -157,7 +157,7 @@ pub(super) fn statuses(field: &Field<'_>, problems: &mut Problems) -> Option<Vec
 }
 
 /// A program's path and its arguments.
-fn command(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<String>> {
+pub(super) fn command(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<String>> {
     let items = field.list(problems)?;
     if items.is_empty() || items.len() > WORDS_MAX {
         field.refuse(format!("is no command; list a program's path and up to {WORDS_MAX} arguments"), problems);

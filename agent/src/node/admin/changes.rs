@@ -257,7 +257,10 @@ fn switched(base: u64, config: &Config, switch: &str, state: Value) -> Result<Dr
     let bare = Config { services: Vec::new(), inbound: Vec::new(), ..config.clone() };
     let mut document = json!({ "switches": file::show(&bare)["switches"] });
     edit::switch(&mut document, switch, state).map_err(Not::There)?;
-    amended(base, file::parse(&document.to_string(), "").map(|read| Config { switches: read.switches, ..config.clone() }))
+    amended(
+        base,
+        file::parse(&document.to_string(), "").map(|read| Config { switches: read.switches, ..config.clone() }),
+    )
 }
 
 fn amended(base: u64, read: Result<Config, ConfigError>) -> Result<Drafted, Not> {
