@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use super::*;
+use crate::config::tuning::{PointHash, RingHash, Tuning};
 
 const POLICIES: [Balance; 9] = [
     Balance::RoundRobin,
@@ -216,9 +217,14 @@ fn chance_stays_within_three_sigma_of_each_share() {
 fn when_one_of_ten_goes_no_more_keys_move_than_a_tenth_and_a_fifth_of_that() {
     const KEYS: u64 = 20_000;
     let addresses: Vec<SocketAddr> = (0..10).map(|index| ([10, 0, 0, index], 80).into()).collect();
+    // Envoy's ring has at least so many points, however few share them: when one goes the others get more, and more keys move.
+    let defaults = Tuning::default();
+    let ring_hash = RingHash { hash: PointHash::Ketama, ..defaults.ring_hash };
+    let tuning = Tuning { ring_hash, ..defaults };
     let chosen = |policy: Balance, addresses: &[SocketAddr]| -> Vec<SocketAddr> {
         let shares = Shares { weights: vec![1; addresses.len()], standby: Vec::new() };
-        let balancer = Balancer::new(&Policy { balance: policy, ..Policy::default() }, addresses, &shares);
+        let balancer =
+            Balancer::new(&Policy { balance: policy, tuning: tuning.clone(), ..Policy::default() }, addresses, &shares);
         let choose = |key| balancer.choose(|_| true, &World { key: Some(spread(key)), ..World::default() });
         (0..KEYS).map(|key| addresses[choose(key).expect("one of them")]).collect()
     };
