@@ -9,7 +9,7 @@ use std::{
 };
 
 use sockway_tests::{
-    agent::Agent,
+    agent::{Agent, sockway},
     answer::read_head,
     config::Service,
     origin::Origin,
@@ -166,6 +166,47 @@ fn a_days_quota_ends_at_midnight_and_a_limit_may_hold_for_some_hours_only() {
     let after = left();
     let told: u64 = field(&refused, "retry-after").parse().expect("seconds");
     assert!((after..=before).contains(&told), "{told} is not from {after} to {before}");
+}
+
+#[test]
+fn a_route_has_limits_of_its_own_beside_its_services() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service, service2) = (stage.web("a"), stage.address(), stage.address());
+    let hour = "window_ms: 3600000";
+    let limits = format!("request_limits: [{{ kind: fixed_window, limit: 1, {hour} }}]");
+    let routes =
+        format!("routes: [{{ name: slow, match: {{ path: {{ prefix: /slow }} }}, {limits} }}, {{ name: rest }}]");
+    let all = format!("{{ name: all, kind: fixed_window, limit: 3, {hour} }}");
+    let fallback = "fallback: { on: [limit], respond: { status: 203, body: instead } }";
+    let first = limited(service, &all, web.address()).set(&routes);
+    let second = Service::http2("second", service2).set("upstream_protocol: http1").set(&routes).set(fallback);
+    let agent = Agent::start(&stage.config().service(first).service(second.to(web.address())));
+    let ask = |at: SocketAddr, path: &str, more: &[&str]| {
+        let url = format!("http://{at}{path}");
+        let output = peers::curl(Room::of(&stage.clients), &[&["--include", &url], more].concat());
+        String::from_utf8_lossy(&output.stdout).to_lowercase()
+    };
+    // The endpoint knows none of the paths, and says so.
+    let statuses = ["/slow/a", "/slow/b", "/c", "/d", "/e"].map(|path| ask(service, path, &[])[9..12].to_owned());
+    assert_eq!(statuses, ["404", "429", "404", "404", "429"], "what the route refuses, the service does not count");
+    assert!(ask(service, "/slow/a", &[]).ends_with("over the limit fixed_window\n"));
+    assert!(ask(service, "/e", &[]).ends_with("over the limit all\n"));
+    assert!(ask(service2, "/slow", &[HTTP2]).starts_with("http/2 404"));
+    let instead = ask(service2, "/slow", &[HTTP2]);
+    assert!(instead.starts_with("http/2 203") && instead.ends_with("instead"), "{instead}");
+    let of_route = |decision: &str| {
+        let labels = [("service", "limited"), ("route", "slow"), ("decision", decision)];
+        agent.metric("sockway_route_limit_decisions_total", &labels)
+    };
+    assert_eq!((of_route("passed"), of_route("refused"), decided(&agent, "refused")), (1.0, 2.0, 2.0));
+    let shown: serde_json::Value = serde_json::from_str(&agent.admin("/v1/services/limited").text()).expect("JSON");
+    assert_eq!(
+        (&shown["request_limits"][1]["route"], &shown["request_limits"][1]["refused"]),
+        (&"slow".into(), &2.into())
+    );
+    let told = sockway(&["explain", "--instance", agent.instance(), &format!("GET http://{service}/slow/a")]);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("limited      fixed_window, fixed_window of 1\n"), "{told}");
 }
 
 fn field<'a>(answer: &'a str, name: &str) -> &'a str {

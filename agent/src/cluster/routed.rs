@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::{CanaryState, Pace};
+use super::{CanaryState, LimitState, Pace, request_limit};
 use crate::config::{
     Route,
     route::{Action, Forward},
@@ -27,6 +27,8 @@ pub struct RouteState {
     pub mirror: Option<Arc<MirrorState>>,
     /// How long its requests take, where its timeout follows that.
     pub pace: Option<Pace>,
+    /// What is known of its request limits, in the order of the configuration.
+    pub request_limits: Vec<Arc<LimitState>>,
     /// Of its requests, if nobody waits for answers.
     pub one_way: Option<Arc<OneWayState>>,
 }
@@ -72,6 +74,7 @@ pub(super) fn states(routes: &[Route], before: Option<(&[Route], &[RouteState])>
         let Action::Forward(Forward { targets, canary, mirror, .. }) = &route.action else {
             return RouteState { requests: state.requests, ..RouteState::default() };
         };
+        state.request_limits = request_limit::states(&route.request_limits, &state.request_limits);
         state.one_way = route.one_way.then(|| state.one_way.unwrap_or_default());
         state.pace = Pace::of(route.timing.as_ref(), state.pace.as_ref());
         state.cursors.resize_with(targets.len(), Arc::default);

@@ -176,6 +176,8 @@ struct Timeout {
 /// A request limit, and what it decided.
 #[derive(Debug, Deserialize)]
 struct Limit {
+    /// Whose it is, if not the service's.
+    route: Option<String>,
     name: String,
     kind: String,
     limit: Option<u64>,
@@ -282,7 +284,8 @@ fn lacking(capabilities: &BTreeMap<String, bool>) -> String {
 
 fn limit_rows(service: &Service) -> Vec<Vec<String>> {
     let row = |limit: &Limit| {
-        let words = [&service.name, &limit.name, &limit.kind].map(String::clone);
+        let name = limit.route.iter().chain([&limit.name]).cloned().collect::<Vec<String>>().join("/");
+        let words = [service.name.clone(), name, limit.kind.clone()];
         let known = [limit.found.or(limit.limit), limit.open];
         let known = known.map(|number| number.map_or("-".to_owned(), |number| number.to_string()));
         let counts = [limit.passed, limit.waited, limit.refused].map(|count| count.to_string());

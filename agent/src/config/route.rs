@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::{canary::Canary, capture::NamespaceName, deadline::Timing, pattern::Pattern, strategy::Strategy};
+use super::{
+    RequestLimit, canary::Canary, capture::NamespaceName, deadline::Timing, pattern::Pattern, strategy::Strategy,
+};
 
 /// Most routes of one service.
 pub const ROUTES_MAX: usize = 10_000;
@@ -26,6 +28,8 @@ pub struct Route {
     pub strategy: Option<Arc<Strategy>>,
     /// Whether nobody waits for an answer.
     pub one_way: bool,
+    /// How many of its requests pass, beside what the service that they go to says; each counts by itself.
+    pub request_limits: Vec<RequestLimit>,
     /// What is changed of the request's fields before it is passed on.
     pub request_headers: HeaderChanges,
     /// What is changed of the response's fields, also of one that the agent gives.

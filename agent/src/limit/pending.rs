@@ -72,6 +72,11 @@ impl Judge {
         if line.is_shut {
             return Err(Unserved::Full);
         }
+        // Of a pace that was seen long ago nobody knows whether it still is.
+        let is_old = line.served_at.is_some_and(|at| now.saturating_duration_since(at) > self.wait_max);
+        if line.waiting.is_empty() && is_old {
+            line.interval = None;
+        }
         let deadline = patience.and_then(|patience| now.checked_add(patience));
         if is_doomed(line, line.waiting.len(), deadline, now) {
             return Err(Unserved::Doomed);

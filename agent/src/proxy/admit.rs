@@ -11,7 +11,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::{http::Reply, pending::Line};
 use crate::{
-    cluster::{LimitPlace, LimitState, Service},
+    cluster::{LimitPlace, LimitState, RouteState, Service},
     config::{RequestLimit, request_limit::OnLimit, tuning::Part},
     limit::{
         adaptive::{self, Sample},
@@ -69,6 +69,16 @@ pub(super) struct Admitted {
     line: Option<Rc<Line>>,
 }
 
+impl Admitted {
+    /// Takes over what another has taken.
+    pub(super) fn join(&mut self, mut other: Self) {
+        match self.taken.is_empty() {
+            true => std::mem::swap(&mut self.taken, &mut other.taken),
+            false => self.taken.append(&mut other.taken),
+        }
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.taken.iter().for_each(|(limit, place)| request::leave(limit.word(*place)));
@@ -81,15 +91,24 @@ impl Drop for Admitted {
 impl Gate {
     /// Of a service.
     pub(super) fn of(service: &Service) -> Self {
+        Self::new(&service.request_limits, service.config.pending.is_some())
+    }
+
+    /// Of a route; `None` if it has no limit.
+    pub(super) fn of_route(state: &RouteState) -> Option<Rc<Self>> {
+        (!state.request_limits.is_empty()).then(|| Rc::new(Self::new(&state.request_limits, false)))
+    }
+
+    fn new(states: &[Arc<LimitState>], has_line: bool) -> Self {
         let limit = |state: &Arc<LimitState>| {
             let wait_max_ns = state.config.wait_max.map_or(0, |wait| wait.as_nanos() as u64);
             let measures = || adaptive::Judge::of(&state.config.kind).map(Asked::Measures);
             let judge = Judge::new(&state.config.kind, wait_max_ns).map(Asked::Counts).or_else(measures)?;
             Some(Limit { judge, state: Arc::clone(state) })
         };
-        let mut limits: Vec<Limit> = service.request_limits.iter().filter_map(limit).collect();
+        let mut limits: Vec<Limit> = states.iter().filter_map(limit).collect();
         let mut first = limits.len();
-        if service.config.pending.is_some() {
+        if has_line {
             limits.sort_by_key(Limit::is_of_room);
             first = limits.partition_point(|limit| !limit.is_of_room());
         }

@@ -198,6 +198,7 @@ impl Scope {
             timing: None,
             strategy: None,
             one_way: false,
+            request_limits: Vec::new(),
         }];
         Self { table: Table::new(&route), route }
     }

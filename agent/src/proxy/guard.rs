@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::{
     Cluster, Hop,
-    admit::Admitted,
+    admit::{Admitted, Gate},
     http::{Reply, outcome},
     pending::{Refusal, Stand},
     strategy,
@@ -435,10 +435,12 @@ impl Hop {
         Some((cluster, StandingIn { guard: Rc::clone(guard), has_place: most.is_some() }))
     }
 
-    /// Whether a request may go on, and to whom; or what it is told. Who gave a time waits no longer than that.
+    /// Whether a request may go on, and to whom; or what it is told. It has come by a route that may have limits of its own. Who gave a time waits
+    /// no longer than that.
     pub(super) fn enter(
         &self,
         home: &Rc<Cluster>,
+        of_route: Option<&Gate>,
         request: &Request<'_>,
         now: Instant,
         patience: Option<Duration>,
@@ -452,19 +454,20 @@ impl Hop {
             Some(DegradeTo::Shift { to, .. }) => cluster = self.cluster_named(to).unwrap_or(cluster),
             None => {}
         }
-        self.enter_at((cluster, None), request, now, patience)
+        self.enter_at((cluster, None), of_route, request, now, patience)
     }
 
     /// As [`Hop::enter`], of who is meant by now, or stands in for that one.
     pub(super) fn enter_at(
         &self,
         (mut cluster, mut standing_in): (Rc<Cluster>, Option<StandingIn>),
+        mut of_route: Option<&Gate>,
         request: &Request<'_>,
         now: Instant,
         patience: Option<Duration>,
     ) -> Result<Entered, Reply> {
         loop {
-            let (why, reply) = match self.pass(&cluster, request, now, patience) {
+            let (why, reply) = match self.pass(&cluster, of_route.take(), request, now, patience) {
                 Ok(Passed { wait, admitted, leave, stand }) => {
                     return Ok(Entered { cluster, wait, admitted, leave, standing_in, stand });
                 }
@@ -478,22 +481,27 @@ impl Hop {
         }
     }
 
-    /// Whether a service lets a request in.
+    /// Whether a route and the service that it leads to let a request in.
     fn pass(
         &self,
         cluster: &Cluster,
+        of_route: Option<&Gate>,
         request: &Request<'_>,
         now: Instant,
         patience: Option<Duration>,
     ) -> Result<Passed, Refusal> {
-        let admitted = cluster.gate.admit(request, now, patience, || self.chance());
-        let (wait, admitted) = admitted.map_err(|over| {
-            let broken = cluster.guard.as_ref().filter(|guard| over.breaks() && guard.trip(now));
-            match broken {
-                Some(_) => (Why::CircuitOpen, Reply::guarded(Why::CircuitOpen)),
-                None => (Why::Limit, over.reply()),
-            }
-        })?;
+        let (mut wait, mut admitted) = (Duration::ZERO, Admitted::default());
+        for gate in of_route.into_iter().chain([&cluster.gate]) {
+            let (for_long, taken) = gate.admit(request, now, patience, || self.chance()).map_err(|over| {
+                let broken = cluster.guard.as_ref().filter(|guard| over.breaks() && guard.trip(now));
+                match broken {
+                    Some(_) => (Why::CircuitOpen, Reply::guarded(Why::CircuitOpen)),
+                    None => (Why::Limit, over.reply()),
+                }
+            })?;
+            wait = wait.max(for_long);
+            admitted.join(taken);
+        }
         match &cluster.line {
             None => {
                 let leave = cluster.guard.as_ref().map(|guard| guard.enter(now)).transpose();

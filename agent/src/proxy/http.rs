@@ -39,6 +39,7 @@ pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
 use super::{
     Cluster, Hop, Serving,
+    admit::Gate,
     guard::{Guard, Leave, by},
     mirror::Tap,
     one_way, opaque, own_time,
@@ -83,6 +84,8 @@ struct Connection<'h> {
     response_change: Option<Box<Fields>>,
     /// What sees the request's body, if it is copied.
     tap: Option<Rc<Tap>>,
+    /// What its route limits.
+    gate: Option<Rc<Gate>>,
     /// What its route says of failures.
     strategy: Option<Arc<Strategy>>,
     /// Who counts the request, if nobody waits for its answer.
@@ -129,6 +132,7 @@ pub fn serve(
         was_asked,
         response_change: None,
         tap: None,
+        gate: None,
         strategy: None,
         one_way: None,
         clock: Clock::default(),
@@ -196,7 +200,7 @@ impl Connection<'_> {
         let next = match reply {
             _ if is_reset => self.reset(),
             Some(reply) => self.answer_here(reply, buf, &head).await,
-            None if self.cluster.is_guarded() => {
+            None if self.cluster.is_guarded() || self.gate.is_some() => {
                 // Boxed: most services have none.
                 Box::pin(self.guarded(buf, head, (began, is_timed), own)).await
             }
@@ -217,6 +221,7 @@ impl Connection<'_> {
         if home.is_some() || chain.is_some() {
             self.cluster = home.unwrap_or_else(|| Rc::clone(&self.cluster));
             (self.response_change, self.tap, self.filtered, self.strategy) = (None, None, None, None);
+            self.gate = None;
             if let Some(state) = self.one_way.take() {
                 one_way::was_lost(&state);
             }

@@ -15,7 +15,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, header};
 
-use super::{Cluster, Hop, http::Reply, mirror::Ordered, timing::Ruled};
+use super::{Cluster, Hop, admit::Gate, http::Reply, mirror::Ordered, timing::Ruled};
 use crate::{
     chance::below,
     cluster::{CanaryState, Dialler, MirrorState, OneWayState, RouteState, Service, Snapshot},
@@ -32,6 +32,8 @@ pub(super) struct Routes {
     table: Rc<Table>,
     /// Of each route, in the file's order.
     goals: Vec<Split>,
+    /// The limits of each, likewise.
+    gates: Vec<Option<Rc<Gate>>>,
     /// Who finds out who dials, if a route asks for it.
     diallers: Option<Diallers>,
 }
@@ -95,6 +97,8 @@ pub(super) struct Onward {
     pub strategy: Option<Arc<Strategy>>,
     /// What the route says of its time.
     pub timing: Option<Ruled>,
+    /// What limits its requests, by themselves.
+    pub gate: Option<Rc<Gate>>,
     /// Who gets a copy.
     pub mirror: Option<Ordered>,
     /// Who counts it, if nobody waits for its answer.
@@ -117,7 +121,8 @@ impl Routes {
             Action::Forward(forward) => Split::new(forward, state, service, snapshot),
             Action::Redirect(_) | Action::Respond(_) => Split::default(),
         });
-        Some(Self { goals: goals.collect(), table: table(), diallers: diallers(routes, flows) })
+        let gates = service.routes.iter().map(Gate::of_route).collect();
+        Some(Self { goals: goals.collect(), gates, table: table(), diallers: diallers(routes, flows) })
     }
 
     /// Who dialled, if a route asks for it.
@@ -218,7 +223,8 @@ impl Hop {
                 let state = &service.routes[index];
                 let (timing, one_way) = (Ruled::by(taken.route, state), state.one_way.clone());
                 let onward = self.onward(home, &routes.goals[index], &taken);
-                onward.map(|onward| Course::On(Onward { timing, one_way, ..onward }))
+                let gate = routes.gates[index].clone();
+                onward.map(|onward| Course::On(Onward { timing, one_way, gate, ..onward }))
             }
             Action::Redirect(redirect) => taken.location(redirect).and_then(|location| {
                 let location = HeaderValue::from_bytes(&location).map_err(|_| Unfit)?;
@@ -242,7 +248,7 @@ impl Hop {
         let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
         let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
         let strategy = taken.route.strategy.clone();
-        Ok(Onward { cluster, change, response, strategy, timing: None, mirror, one_way: None })
+        Ok(Onward { cluster, change, response, strategy, timing: None, gate: None, mirror, one_way: None })
     }
 
     /// Whether this request is copied, and to whom.

@@ -402,7 +402,7 @@ fn timeouts_json(service: &Service) -> Option<Vec<Value>> {
     (!timeouts.is_empty()).then_some(timeouts)
 }
 
-/// What its request limits say, and what they decided.
+/// What its request limits say, and those of its routes, and what they decided.
 fn limits_json(service: &Service) -> Vec<Value> {
     let limit = |state: &Arc<LimitState>| {
         let mut shown = file::show_limit(&state.config);
@@ -413,7 +413,16 @@ fn limits_json(service: &Service) -> Vec<Value> {
         shown["found"] = json!(state.adaptive().and_then(Adaptive::limit));
         shown
     };
-    service.request_limits.iter().map(limit).collect()
+    let of_route = |(route, state): (&Route, &RouteState)| -> Vec<Value> {
+        let named = |state| {
+            let mut shown: Value = limit(state);
+            shown["route"] = json!(route.name);
+            shown
+        };
+        state.request_limits.iter().map(named).collect()
+    };
+    let of_routes = service.config.routes.iter().zip(&service.routes).flat_map(of_route);
+    service.request_limits.iter().map(limit).chain(of_routes).collect()
 }
 
 /// Who waits for room, if anybody may.

@@ -22,6 +22,9 @@ pub(super) fn lines(service: &Service, switches: &BTreeMap<String, bool>) -> Vec
     lines.extend((!service.filters.is_empty()).then(|| filters(&service.filters)));
     lines.extend(guard.degrade.as_ref().map(|degrade| degraded(degrade, is_on(degrade))));
     lines.extend(service.request_limits.iter().map(limit));
+    for route in &service.routes {
+        lines.extend(route.request_limits.iter().map(|it| format!("route {}: {}", route.name, limit(it))));
+    }
     lines.extend(service.pending.as_ref().map(pending));
     lines.extend(service.timing.as_ref().and_then(timing));
     lines.extend(guard.breaker.as_ref().map(breaker));

@@ -190,6 +190,7 @@ fn explain(
         "routes": routes.len(),
         "action": action,
         "others": others.map(|(_, route)| json!({ "route": route.name, "why": why_not(route, &request) })).collect::<Vec<_>>(),
+        "request_limits": taken.map(|index| routes[index].request_limits.iter().map(file::show_limit).collect::<Vec<_>>()),
         "targets": targets,
         "mirror": mirrored,
         "timeout": timeout,
@@ -303,6 +304,10 @@ fn tell(answer: &Value) -> String {
     line("request", &word(&answer["action"]));
     if let Some(timeout) = answer["timeout"].as_str() {
         line("timeout", timeout);
+    }
+    for limit in list(&answer["request_limits"]) {
+        let (name, kind) = (word(&limit["name"]), word(&limit["kind"]));
+        line("limited", &format!("{name}, {kind} of {}", limit["limit"]));
     }
     let copied = answer.get("mirror").filter(|mirror| !mirror.is_null()).map(|mirror| ("copied to", mirror.clone()));
     for (name, target) in list(&answer["targets"]).into_iter().map(|target| ("to", target)).chain(copied) {

@@ -50,6 +50,24 @@ pub(super) fn request_limits(
                     or limits, which counts connections in the kernel";
         field.refuse(what, problems);
     }
+    read(&field, problems)
+}
+
+/// As [`request_limits`], of a route.
+pub(super) fn of_route(section: &Section<'_>, problems: &mut Problems) -> Option<Vec<RequestLimit>> {
+    let Some(field) = section.get("request_limits") else { return Some(Vec::new()) };
+    let limits = read(&field, problems)?;
+    if let Some(limit) = limits.iter().find(|limit| limit.kind.limit() == 0) {
+        let what = format!(
+            "{} goes by what becomes of all requests of a service; write it there, in its request_limits",
+            limit.name
+        );
+        field.refuse(what, problems);
+    }
+    Some(limits)
+}
+
+fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<RequestLimit>> {
     let items = field.list(problems)?;
     if items.len() > LIMITS_MAX {
         field.refuse(format!("has more than {LIMITS_MAX} limits; write fewer"), problems);
@@ -138,7 +156,26 @@ fn on_limit(field: &Field<'_>, kind: &str, problems: &mut Problems) -> Option<(O
 
 /// Notes limits that call for what their service does not have.
 pub(super) fn refuse_idle(section: &Section<'_>, guard: Option<&Guard>, problems: &mut Problems) {
-    let (Some(field), Some(guard)) = (section.get("request_limits"), guard) else { return };
+    let Some(guard) = guard else { return };
+    if let Some(field) = section.get("request_limits") {
+        refuse_idle_ones(&field, guard, problems);
+    }
+    let Some(routes) = section.get("routes") else { return };
+    let Value::List(items) = &routes.node.value else { return };
+    for (index, node) in items.iter().enumerate() {
+        let Value::Map(entries) = &node.value else { continue };
+        // Where the requests of a route go elsewhere, it is that service's guard that is meant.
+        if entries.iter().any(|(key, _)| ["to", "split", "canary"].contains(&key.text.as_str())) {
+            continue;
+        }
+        let path = Path::Item(&routes.path, index);
+        if let Some((_, node)) = entries.iter().find(|(key, _)| key.text == "request_limits") {
+            refuse_idle_ones(&Field { node, path: Path::Key(&path, "request_limits") }, guard, problems);
+        }
+    }
+}
+
+fn refuse_idle_ones(field: &Field<'_>, guard: &Guard, problems: &mut Problems) {
     let Value::List(items) = &field.node.value else { return };
     for (index, node) in items.iter().enumerate() {
         let Value::Map(entries) = &node.value else { continue };

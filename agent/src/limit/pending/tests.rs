@@ -83,6 +83,13 @@ fn nobody_waits_past_his_deadline_and_who_would_does_not_begin() {
     let at = now + 100 * MS;
     assert_eq!(joined(&judge, &mut line, at, Some(299 * MS)), Err(Unserved::Doomed), "three are before him");
     assert!(joined(&judge, &mut line, at, Some(300 * MS)).is_ok());
+    // Much later nobody knows how quick it is.
+    while let Some(number) = first(&line) {
+        judge.served(&mut line, number, at);
+    }
+    assert!(line.interval.is_some());
+    assert!(joined(&judge, &mut line, at + 3_001 * MS, Some(MS)).is_ok());
+    assert_eq!(line.interval, None);
 }
 
 #[test]

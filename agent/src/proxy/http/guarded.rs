@@ -67,7 +67,8 @@ impl Connection<'_> {
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
         let (hop, time) = (self.hop, self.clock.time());
         let patience = time.map(|time| time.left());
-        let entered = hop.enter(&self.cluster, &request, began, patience).map_err(Denied::Answered)?;
+        let gate = self.gate.as_deref();
+        let entered = hop.enter(&self.cluster, gate, &request, began, patience).map_err(Denied::Answered)?;
         if entered.stand.is_none() {
             return Ok(entered);
         }

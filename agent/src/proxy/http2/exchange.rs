@@ -128,12 +128,12 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         // Boxed: most services have none.
         Box::pin(filtered::pass(&connection, &chain, &mut parts, &mut way, time)).await;
     }
-    let Way { cluster, change, strategy, one_way, ordered, filtered, end, .. } = way;
+    let Way { cluster, change, gate, strategy, one_way, ordered, filtered, end, .. } = way;
     let guard = cluster.guard.clone();
     let patience = time.map(|time| time.left());
     let (entered, end) = match end {
         Some(end) => (Entered::none(&cluster), Some(end)),
-        None => match entered(&connection, &cluster, &parts, began, patience) {
+        None => match entered(&connection, &cluster, gate.as_deref(), &parts, (began, patience)) {
             Ok(entered) if entered.stand.is_some() => {
                 let until = time.and_then(|time| time.until());
                 // Boxed: most requests find room.

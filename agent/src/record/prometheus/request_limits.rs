@@ -5,10 +5,43 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use crate::cluster::{Adaptive, Measured, Service};
+use crate::cluster::{Adaptive, LimitState, Measured, Service};
 
-/// Writes the family, if there is a limit. Names hold nothing that a label would have to escape.
+/// Writes the families, if there is a limit. Names hold nothing that a label would have to escape.
 pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
+    write_services(text, services);
+    write_routes(text, services);
+}
+
+/// Of the limits of routes.
+fn write_routes(text: &mut String, services: &[Arc<Service>]) {
+    let routes = services.iter().flat_map(|service| {
+        service.config.routes.iter().zip(&service.routes).map(move |(route, state)| (service, route, state))
+    });
+    let mut limits = routes
+        .flat_map(|(service, route, state)| state.request_limits.iter().map(move |limit| (service, route, limit)))
+        .peekable();
+    if limits.peek().is_none() {
+        return;
+    }
+    let name = "sockway_route_limit_decisions_total";
+    let _ = writeln!(text, "# HELP {name} Requests that a limit of their route was asked for.\n# TYPE {name} counter");
+    for (service, route, limit) in limits {
+        for (decision, count) in decisions(limit) {
+            let (of, route, by) = (&service.config.name, &route.name, &limit.config.name);
+            let labels = format!("service=\"{of}\",route=\"{route}\",limit=\"{by}\",decision=\"{decision}\"");
+            let _ = writeln!(text, "{name}{{{labels}}} {count}");
+        }
+    }
+    text.push('\n');
+}
+
+fn decisions(limit: &LimitState) -> [(&'static str, u64); 3] {
+    [("passed", &limit.passed), ("waited", &limit.waited), ("refused", &limit.refused)]
+        .map(|(decision, count)| (decision, count.load(Relaxed)))
+}
+
+fn write_services(text: &mut String, services: &[Arc<Service>]) {
     let mut limited = services.iter().filter(|service| !service.request_limits.is_empty()).peekable();
     if limited.peek().is_none() {
         return;
@@ -19,9 +52,7 @@ pub(super) fn write(text: &mut String, services: &[Arc<Service>]) {
     for service in limited {
         for limit in &service.request_limits {
             let (of, by) = (&service.config.name, &limit.config.name);
-            for (decision, count) in [("passed", &limit.passed), ("waited", &limit.waited), ("refused", &limit.refused)]
-            {
-                let count = count.load(Relaxed);
+            for (decision, count) in decisions(limit) {
                 let _ = writeln!(text, "{name}{{service=\"{of}\",limit=\"{by}\",decision=\"{decision}\"}} {count}");
             }
         }

@@ -15,6 +15,7 @@ fn route(matches: Match) -> Route {
         timing: None,
         strategy: None,
         one_way: false,
+        request_limits: Vec::new(),
         request_headers: none(),
         response_headers: none(),
     }

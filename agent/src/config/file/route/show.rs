@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{FALLBACKS, SWITCHES, canary, deadline, matching, mirror, retry};
+use crate::config::file::request_limit;
 use crate::config::route::{Action, Fallback, HeaderChanges, PathChange, Redirect, Rewrite, Route, Target, Template};
 
 /// As it would be written.
@@ -46,6 +47,9 @@ pub fn show(route: &Route) -> Value {
     shown.extend(again.map(|retry| ("retry".to_owned(), retry)));
     if route.one_way {
         shown.insert("one_way".into(), json!("on"));
+    }
+    if !route.request_limits.is_empty() {
+        shown.insert("request_limits".into(), route.request_limits.iter().map(request_limit::show).collect());
     }
     for (key, changes) in [("request_headers", &route.request_headers), ("response_headers", &route.response_headers)] {
         if !changes.is_empty() {

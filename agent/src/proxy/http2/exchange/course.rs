@@ -10,6 +10,7 @@ use crate::{
     config::Strategy,
     proxy::{
         Cluster,
+        admit::Gate,
         filtered::{Chain, Ended},
         http::Reply,
         http2::Connection,
@@ -28,6 +29,8 @@ pub(super) struct Way {
     pub change: Option<Box<Fields>>,
     /// How long it may take, if its route says so.
     pub timing: Option<Ruled>,
+    /// What its route limits.
+    pub gate: Option<Rc<Gate>>,
     /// What its route says of failures.
     pub strategy: Option<Arc<Strategy>>,
     /// Who counts it, if nobody waits for its answer.
@@ -49,6 +52,7 @@ pub(super) fn way(connection: &Connection, parts: &mut Parts) -> (Way, Option<Rc
         cluster: home,
         change: None,
         timing: None,
+        gate: None,
         strategy: None,
         one_way: None,
         ordered: None,
@@ -58,8 +62,8 @@ pub(super) fn way(connection: &Connection, parts: &mut Parts) -> (Way, Option<Rc
     let way = match course {
         Course::Straight => straight,
         Course::On(onward) => {
-            let Onward { cluster, response: change, timing, strategy, mirror: ordered, one_way, .. } = onward;
-            Way { cluster, change, timing, strategy, one_way, ordered, ..straight }
+            let Onward { cluster, response: change, timing, gate, strategy, mirror: ordered, one_way, .. } = onward;
+            Way { cluster, change, timing, gate, strategy, one_way, ordered, ..straight }
         }
         Course::Answered(reply) => Way { end: Some(Ended::Reply(reply)), ..straight },
     };

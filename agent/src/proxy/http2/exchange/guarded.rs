@@ -19,6 +19,7 @@ use crate::{
     decode::grpc,
     proxy::{
         Cluster,
+        admit::Gate,
         filtered::Ended as End,
         guard::{Entered, Guard},
         http::Reply,
@@ -33,15 +34,15 @@ use crate::{
 pub(super) fn entered(
     connection: &Connection,
     cluster: &Rc<Cluster>,
+    of_route: Option<&Gate>,
     parts: &Parts,
-    now: Instant,
-    timeout: Option<Duration>,
+    (now, timeout): (Instant, Option<Duration>),
 ) -> Result<Entered, Reply> {
-    if !cluster.is_guarded() && cluster.gate.is_open() {
+    if !cluster.is_guarded() && cluster.gate.is_open() && of_route.is_none() {
         return Ok(Entered::none(cluster));
     }
     let request = Request::of_parts(parts, connection.is_secure, connection.source);
-    connection.hop.enter(cluster, &request, now, timeout)
+    connection.hop.enter(cluster, of_route, &request, now, timeout)
 }
 
 /// Waits until a request is let in; no longer than its client does.
