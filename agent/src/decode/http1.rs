@@ -9,6 +9,8 @@ mod tests;
 
 use std::mem::MaybeUninit;
 
+use memchr::memchr;
+
 pub(super) use fields::is_authority;
 use fields::{Fields, offset};
 
@@ -67,12 +69,15 @@ impl Edits {
     /// Puts `lines`, each with its CRLF, in the place of a head's fields of which `is_meant` knows the names.
     pub fn replace_fields(&mut self, head: &[u8], is_meant: impl Fn(&[u8]) -> bool, lines: &[u8]) {
         let mut start = 0;
-        for (index, line) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
-            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
-            if index > 0 && is_meant(name.trim_ascii_end()) {
-                self.cuts.push((start, start + line.len()));
+        // Behind the request line.
+        while let Some(length) = memchr(b'\n', &head[start..]) {
+            let end = start + length + 1;
+            let line = &head[start..end];
+            let name = &line[..memchr(b':', line).unwrap_or(line.len())];
+            if start > 0 && is_meant(name.trim_ascii_end()) {
+                self.cuts.push((start, end));
             }
-            start += line.len();
+            start = end;
         }
         fields::sort_cuts(&mut self.cuts);
         self.insert.extend_from_slice(lines);

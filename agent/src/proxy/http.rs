@@ -11,6 +11,7 @@ mod guarded;
 mod http2;
 mod limits;
 mod outgoing;
+mod quick;
 mod reply;
 mod request;
 mod respond;
@@ -29,6 +30,7 @@ use apply::apply;
 use attend::{Client, OwnTime, first_answer, pass_on, take_back};
 use filtered::{Filtered, Way};
 use outgoing::{Outgoing, Rest};
+use quick::Fallen;
 use respond::{Answer, Answered, Unanswered};
 
 pub(super) use apply::apply as apply_edits;
@@ -45,6 +47,7 @@ use super::{
     one_way, opaque, own_time,
     reach::{Tried, Upstream},
     timing::Clock,
+    whole::Missed,
 };
 use crate::{
     cluster::{Dialler, OneWayState, Seen},
@@ -233,6 +236,9 @@ impl Connection<'_> {
     async fn forward(&mut self, mut buf: Buf, head: RequestHead, own: Option<OwnTime>) -> Next {
         let is_tunnel = head.websocket || head.method == Method::Connect;
         if self.keeps() && !is_tunnel {
+            if self.is_quick(&buf, &head) {
+                return Box::pin(self.quickly(buf, head, own)).await;
+            }
             // Boxed: most services have none.
             match Box::pin(self.by_strategy(buf, &head)).await {
                 Ok(next) => return next,
@@ -256,7 +262,9 @@ impl Connection<'_> {
         self.hop.slab.count_bytes(Bytes::DownstreamReceived, received);
         self.hop.slab.count_bytes(Bytes::UpstreamSent, outgoing.send.len());
         if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() {
-            self.exchange_whole(outgoing.buf, outgoing.send, &head, tried, own).await
+            let whole = self.exchange_whole(outgoing.buf, outgoing.send, &head, (tried, None), own).await;
+            // Who can do nothing about a failure passes it on.
+            whole.unwrap_or(Next::End(Counter::UpstreamAborted))
         } else {
             // Boxed: the state of a streamed exchange is large, and most connections never need it.
             let spent = own.map(|_| Cell::default());
@@ -267,15 +275,15 @@ impl Connection<'_> {
         }
     }
 
-    /// A request that is all there, in one buffer.
+    /// A request that is all there, in one buffer. Who can do something about a failure is given it.
     async fn exchange_whole(
         &mut self,
         mut buf: Buf,
         send: Range<usize>,
         head: &RequestHead,
-        mut tried: Tried,
+        (mut tried, judged): (Tried, Option<&Strategy>),
         mut own: Option<OwnTime>,
-    ) -> Next {
+    ) -> Result<Next, Box<Fallen>> {
         let limits = Limits::of(&self.cluster);
         let leaves = head.keep_alive && buf.is_empty();
         // What is said if an endpoint did accept, but gave no response.
@@ -284,11 +292,14 @@ impl Connection<'_> {
             let reach = by(self.until(), self.hop.reach(&self.cluster, &mut tried, replays > 0));
             let mut upstream = match self.clock.bound(reach).await {
                 Some(Some(Ok(upstream))) => upstream,
-                Some(Some(Err(why))) => {
-                    return self.reply(mute.unwrap_or_else(|| Reply::unreached(why)), head, buf).await;
+                Some(Some(Err(why))) if judged.is_some() && mute.is_none() => {
+                    return Err(Fallen::of(Err(Missed::Unreached(why)), buf, send));
                 }
-                Some(None) => return self.reply(Reply::guarded(Why::Timeout), head, buf).await,
-                None => return self.reply(Reply::deadline_exceeded(), head, buf).await,
+                Some(Some(Err(why))) => {
+                    return Ok(self.reply(mute.unwrap_or_else(|| Reply::unreached(why)), head, buf).await);
+                }
+                Some(None) => return Ok(self.reply(Reply::guarded(Why::Timeout), head, buf).await),
+                None => return Ok(self.reply(Reply::deadline_exceeded(), head, buf).await),
             };
             upstream.stream.reader.arm_on_demand(&self.hop.buffers, MEDIUM);
             let sent_before = upstream.stream.writer.taken();
@@ -298,8 +309,8 @@ impl Connection<'_> {
             let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
             let sent = &mut self.pending;
             let answered = first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock);
-            let Some(answered) = by(until, answered).await else { return self.isolated(upstream, head).await };
-            let Some((received, response)) = answered else { return self.waits_no_more(upstream, head).await };
+            let Some(answered) = by(until, answered).await else { return Ok(self.isolated(upstream, head).await) };
+            let Some((received, response)) = answered else { return Ok(self.waits_no_more(upstream, head).await) };
             if !matches!(received, Ok(1..)) {
                 self.hop.buffers.give(response);
                 let has_ended = received.is_ok();
@@ -307,12 +318,30 @@ impl Connection<'_> {
                 upstream.who().report(self.hop, if is_late { Seen::Late } else { Seen::NoResponse });
                 if is_late {
                     let buf = take_back(&mut upstream.stream, &mut self.pending).await;
-                    return self.reply(Reply::late_response(), head, buf).await;
+                    if judged.is_some() {
+                        return Err(Fallen::of(Err(Missed::Late), buf, send));
+                    }
+                    return Ok(self.reply(Reply::late_response(), head, buf).await);
+                }
+                if judged.is_some() {
+                    let is_unprocessed = upstream.stream.never_arrived(sent_before, has_ended).await;
+                    buf = take_back(&mut upstream.stream, &mut self.pending).await;
+                    let is_idempotent = head.method.is_idempotent();
+                    // The race that any reuse runs says nothing of the endpoint: it is asked on a connection of its own.
+                    if upstream.reused && (is_unprocessed || is_idempotent) {
+                        self.hop.slab.count(if is_idempotent { Counter::Replayed } else { Counter::ReplayedUnseen });
+                        replays += 1;
+                        continue;
+                    }
+                    let why = received.err().filter(|error| error.kind() == io::ErrorKind::InvalidData);
+                    let why = why.map(|error| error.to_string());
+                    let missed = Missed::Silent { why, reset: None, is_unprocessed };
+                    return Err(Fallen::of(Err(missed), buf, send));
                 }
                 let why = self.may_replay(&upstream.stream, (sent_before, has_ended), head, replays).await;
                 buf = take_back(&mut upstream.stream, &mut self.pending).await;
                 let no_response = no_response(&received);
-                let Some(why) = why else { return self.reply(no_response, head, buf).await };
+                let Some(why) = why else { return Ok(self.reply(no_response, head, buf).await) };
                 // A reused connection may have ended as we sent: the race that any reuse runs. One that was just made says more of the
                 // endpoint: another is asked.
                 if !upstream.reused {
@@ -329,6 +358,7 @@ impl Connection<'_> {
             let answer = Answer {
                 change: self.response_change.as_deref(),
                 replaces_errors: self.replaces_errors(),
+                judged,
                 ..answer(self.hop, head, &limits, &uploaded, &head_sent)
             };
             let client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
@@ -344,7 +374,13 @@ impl Connection<'_> {
                 upstream.who().report(self.hop, seen);
             }
             let buf = take_back(&mut upstream.stream, &mut self.pending).await;
-            return self.after(upstream, answered, head, buf).await;
+            if judged.is_some()
+                && matches!(answered, Err(Unanswered::Failed(_) | Unanswered::Bad(_) | Unanswered::Late))
+            {
+                let came = quick::came(self.hop, upstream, answered, head).await;
+                return Err(Fallen::of(came, buf, send));
+            }
+            return Ok(self.after(upstream, answered, head, buf).await);
         }
     }
 
@@ -412,7 +448,9 @@ impl Connection<'_> {
     async fn unanswered(&mut self, unanswered: Unanswered, head: &RequestHead, buf: Buf) -> Next {
         let (counter, end) = match unanswered {
             Unanswered::Bad(bad) => return self.reply(Reply::bad_response(bad), head, buf).await,
-            Unanswered::Unwanted(_) => return self.reply(Reply::server_error(), head, buf).await,
+            Unanswered::Unwanted(_) | Unanswered::Failed(_) => {
+                return self.reply(Reply::server_error(), head, buf).await;
+            }
             Unanswered::Late => return self.reply(Reply::late_response(), head, buf).await,
             Unanswered::Over { is_begun: false } => return self.reply(Reply::deadline_exceeded(), head, buf).await,
             Unanswered::ClientGone => return self.left(),
@@ -548,6 +586,7 @@ fn answer<'a>(
         keep_alive: head.keep_alive,
         change: None,
         replaces_errors: false,
+        judged: None,
         uploaded,
         head_sent,
     }

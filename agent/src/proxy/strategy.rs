@@ -59,17 +59,18 @@ impl Outcome {
     }
 }
 
-/// What becomes of a request; `tried` is what its endpoints are chosen by. Dropped before it is done, it is taken back, but from those who are to
+/// What becomes of a request; `tried` is what its endpoints are chosen by, and with it stands what came of a
+/// first attempt, if that was made already. Dropped before it is done, it is taken back, but from those who are to
 /// get it in any case. Whoever guards the service may ask another; then the answer is that one's.
 pub async fn carry_out(
     hop: &Rc<Hop>,
     cluster: &Rc<Cluster>,
     whole: Rc<Whole>,
-    tried: Tried,
+    (tried, first): (Tried, Option<Came>),
     keeping: &Keeping<'_>,
 ) -> (Outcome, Option<StandingIn>) {
     let until = keeping.leave.and_then(|leave| leave.until);
-    let outcome = by(until, by_rules(hop, cluster, Rc::clone(&whole), (tried, keeping.rules))).await;
+    let outcome = by(until, by_rules(hop, cluster, Rc::clone(&whole), (tried, first, keeping.rules))).await;
     let outcome = outcome.unwrap_or_else(|| Outcome::Refused(Reply::guarded(Why::Timeout)));
     let Some(guard) = keeping.guard else { return (outcome, None) };
     let Some(why) = guard.why(&outcome) else { return (outcome, None) };
@@ -88,7 +89,7 @@ async fn by_rules(
     hop: &Rc<Hop>,
     cluster: &Rc<Cluster>,
     whole: Rc<Whole>,
-    (tried, rules): (Tried, Option<&Strategy>),
+    (tried, first, rules): (Tried, Option<Came>, Option<&Strategy>),
 ) -> Outcome {
     let Some(rules) = rules else {
         return Outcome::of(ask(Rc::clone(hop), Rc::clone(cluster), tried, whole).await);
@@ -96,7 +97,7 @@ async fn by_rules(
     match &rules.kind {
         Kind::Broadcast(broadcast) => many::broadcast(hop, cluster, whole, (&tried, rules, broadcast)).await,
         _ => match retry::forks(rules, whole.asked.is_idempotent) {
-            0 | 1 => one::ask_one(hop, cluster, whole, (tried, rules)).await,
+            0 | 1 => one::ask_one(hop, cluster, whole, (tried, first, rules)).await,
             forks => many::fork(hop, cluster, whole, (tried, rules, forks)).await,
         },
     }

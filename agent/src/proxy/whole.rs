@@ -13,7 +13,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, header, request, response};
 use tokio::time::timeout;
 
 pub use self::body::{Body, Broken, Piece};
-pub(super) use self::{http1::drop_answer, http2::read_away};
+pub(super) use self::{
+    http1::{answer, drop_answer},
+    http2::read_away,
+};
 use super::{
     Cluster, Hop,
     http::Reply,

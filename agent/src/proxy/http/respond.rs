@@ -5,12 +5,14 @@ use std::{cell::Cell, mem, ops::Range};
 use super::{apply::apply, request::ends_head};
 use crate::{
     cluster::Seen,
+    config::Strategy,
     decode::{
         chunked::{Decoder, Style, reframe},
         http1::{self, Asked, BadResponse, Framing, ResponseHead},
     },
     forward::{Broken, Copy},
     proxy::Hop,
+    retry,
     ring::{Buf, Buffers, Reader, Writer},
     route::Fields,
 };
@@ -27,6 +29,8 @@ pub struct Answer<'a> {
     pub change: Option<&'a Fields>,
     /// Whether one of 5xx is not for the client.
     pub replaces_errors: bool,
+    /// What is done about failures, by who can do something about one.
+    pub judged: Option<&'a Strategy>,
     /// Whether the request was sent to its end.
     pub uploaded: &'a Cell<bool>,
     /// Whether any of a final response was sent.
@@ -52,6 +56,8 @@ pub enum Unanswered {
     Bad(BadResponse),
     /// It is one of 5xx that the client is not to see; nothing of it was passed on.
     Unwanted(u16),
+    /// It is a failure by the rules of its service, and nothing of it was passed on: this is what has come of it.
+    Failed(Buf),
     /// It broke off.
     Broken,
     /// It did not go on in time; nothing of it was passed on.
@@ -73,7 +79,8 @@ pub fn seen(answered: &Result<Answered, Unanswered>) -> Option<Seen> {
         Err(Unanswered::Unwanted(status)) => Some(Seen::Answered { status: *status, grpc_status: None }),
         Err(Unanswered::Bad(_) | Unanswered::Broken) => Some(Seen::NoResponse),
         Err(Unanswered::Late | Unanswered::Stalled | Unanswered::Over { .. }) => Some(Seen::Late),
-        Err(Unanswered::ClientGone | Unanswered::ClientStalled) => None,
+        // Of a failure, whoever reads it to its end tells.
+        Err(Unanswered::Failed(_) | Unanswered::ClientGone | Unanswered::ClientStalled) => None,
     }
 }
 
@@ -94,6 +101,10 @@ impl Answer<'_> {
         for _ in 0..INTERIM_MAX {
             let head;
             (buf, head) = read_head(copy.from, copy.buffers, buf, self.asked, self.head_bytes_max).await?;
+            let is_final = head.status >= 200;
+            if is_final && self.judged.is_some_and(|rules| has_failed(rules, head.status)) {
+                return Err(Unanswered::Failed(buf));
+            }
             if self.replaces_errors && head.status >= 500 {
                 copy.buffers.give(buf);
                 return Err(Unanswered::Unwanted(head.status));
@@ -229,6 +240,10 @@ impl Answer<'_> {
         }
         Ok(copy.chunked(&mut decoder, style).await?.is_some())
     }
+}
+
+fn has_failed(rules: &Strategy, status: u16) -> bool {
+    retry::failed(rules, Seen::Answered { status, grpc_status: None }, false).is_some()
 }
 
 /// Reads on from what is in the buffer until a response's head is there, of at most so many bytes.

@@ -26,7 +26,7 @@ use crate::{
         reach::Tried,
         strategy::{Outcome, carry_out, keeps},
         translate::{Outlet, Progress},
-        whole::{Answer, Broken, Piece, Whole, within},
+        whole::{Answer, Broken, Came, Piece, Whole, within},
     },
     record::{Bytes as Count, Counter},
     ring::{Buf, Due},
@@ -47,9 +47,9 @@ enum Gathered {
     Over(Next),
 }
 
-struct Body {
-    bytes: Bytes,
-    trailers: HeaderMap,
+pub(super) struct Body {
+    pub bytes: Bytes,
+    pub trailers: HeaderMap,
 }
 
 /// What of a body has been read.
@@ -106,7 +106,7 @@ impl Connection<'_> {
         let rest = self.hop.buffers.holding(&buf.bytes()[end..]);
         Ok(match (self.whole(buf, head, body), one_way) {
             (Ok(request), Some(state)) => self.sent_off(request, &state, head, rest).await,
-            (Ok((whole, tried)), None) => self.carried_out(whole, (tried, rules), head, rest).await,
+            (Ok((whole, tried)), None) => self.carried_out(whole, (tried, None), rules, (head, rest)).await,
             (Err(reply), _) => Next::End(self.refuse(reply).await),
         })
     }
@@ -129,10 +129,15 @@ impl Connection<'_> {
 
     fn whole(&self, buf: Buf, head: &RequestHead, body: Body) -> Result<(Whole, Tried), Reply> {
         let (buf, bytes) = apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
-        let is_secure = self.cluster.service.config.tls.originate.is_some();
-        let translated = translate::request_to_http2(&buf.bytes()[..bytes], is_secure);
+        let whole = self.whole_of(&buf.bytes()[..bytes], body);
         self.hop.buffers.give(buf);
-        let request = translated.map_err(Reply::refused)?;
+        whole
+    }
+
+    /// Of a head, its edits made, and a body.
+    pub(super) fn whole_of(&self, head: &[u8], body: Body) -> Result<(Whole, Tried), Reply> {
+        let is_secure = self.cluster.service.config.tls.originate.is_some();
+        let request = translate::request_to_http2(head, is_secure).map_err(Reply::refused)?;
         let of = || route::Request::of_parts(&request.0, self.stream.is_tls(), self.source);
         let tried = Tried::for_request(self.hop, &self.cluster, self.source, of);
         let cluster = (&*self.cluster, HttpVersion::Http1);
@@ -210,12 +215,13 @@ impl Connection<'_> {
         }
     }
 
-    async fn carried_out(
+    /// Does with a request what the rules say. `first` is what came of an attempt that was made before, and failed.
+    pub(super) async fn carried_out(
         &mut self,
         whole: Whole,
-        (tried, rules): (Tried, Option<&Strategy>),
-        head: &RequestHead,
-        rest: Buf,
+        (tried, first): (Tried, Option<Came>),
+        rules: Option<&Strategy>,
+        (head, rest): (&RequestHead, Buf),
     ) -> Next {
         let (is_secure, source) = (self.stream.is_tls(), self.source);
         let guard = self.keeper().cloned();
@@ -228,7 +234,7 @@ impl Connection<'_> {
         };
         let outcome = {
             let clock = &mut self.clock;
-            let mut carrying = pin!(carry_out(self.hop, &self.cluster, Rc::new(whole), tried, &keeping));
+            let mut carrying = pin!(carry_out(self.hop, &self.cluster, Rc::new(whole), (tried, first), &keeping));
             poll_fn(|context| {
                 if clock.poll_over(context).is_ready() {
                     return Poll::Ready(None);

@@ -33,10 +33,15 @@ pub(super) struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    /// None yet.
-    pub fn new(hop: &'a Rc<Hop>, cluster: &'a Rc<Cluster>, whole: &'a Rc<Whole>, of: (Tried, &'a Strategy)) -> Self {
-        let (tried, rules) = of;
-        Self { hop, cluster, whole, rules, tried, made: 0, asking: Vec::new(), places: Vec::new() }
+    /// None yet, beside so many that were made elsewhere.
+    pub fn new(
+        hop: &'a Rc<Hop>,
+        cluster: &'a Rc<Cluster>,
+        whole: &'a Rc<Whole>,
+        (tried, rules): (Tried, &'a Strategy),
+        made: u32,
+    ) -> Self {
+        Self { hop, cluster, whole, rules, tried, made, asking: Vec::new(), places: Vec::new() }
     }
 
     /// The endpoints that were tried.

@@ -12,26 +12,32 @@ use crate::{
     proxy::{
         Cluster, Hop,
         reach::Tried,
-        whole::{Answer, Missed, Whole},
+        whole::{Answer, Came, Missed, Whole},
     },
     record::Counter,
     retry::{self, Failure, Next},
 };
 
-/// Asks one endpoint, and what follows if it fails.
+/// Asks one endpoint, and what follows if it fails; one that was asked already is not asked again for the `first` answer.
 pub(super) async fn ask_one(
     hop: &Rc<Hop>,
     cluster: &Rc<Cluster>,
     whole: Rc<Whole>,
-    (tried, rules): (Tried, &Strategy),
+    (tried, mut first, rules): (Tried, Option<Came>, &Strategy),
 ) -> Outcome {
     let efforts = &cluster.service.efforts;
-    let mut attempts = Attempts::new(hop, cluster, &whole, (tried, rules));
-    let Some(endpoint) = attempts.pick() else { return Outcome::nobody() };
-    attempts.begin(endpoint);
+    let mut attempts = Attempts::new(hop, cluster, &whole, (tried, rules), first.is_some().into());
+    if first.is_none() {
+        let Some(endpoint) = attempts.pick() else { return Outcome::nobody() };
+        attempts.begin(endpoint);
+    }
     let mut retries = 0;
     loop {
-        let Some(came) = attempts.came().await else { return Outcome::nobody() };
+        let came = match first.take() {
+            Some(came) => Some(came),
+            None => attempts.came().await,
+        };
+        let Some(came) = came else { return Outcome::nobody() };
         let came = match came {
             Ok(answer) if whole.asked.is_grpc => Ok(Answer::settled(answer).await),
             came => came,

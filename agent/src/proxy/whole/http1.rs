@@ -130,7 +130,7 @@ async fn first_bytes(stream: &mut Stream, buffers: &Buffers) -> (io::Result<usiz
 }
 
 /// The answer that begins in `buf`; interim ones are for nobody.
-async fn answer(
+pub(in crate::proxy) async fn answer(
     hop: &Rc<Hop>,
     mut upstream: Upstream,
     mut buf: Buf,

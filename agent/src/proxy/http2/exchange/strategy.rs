@@ -98,7 +98,7 @@ impl Exchange<'_> {
         // Its time is looked at there.
         self.begins();
         let outcome = {
-            let mut carrying = pin!(carry_out(hop, &cluster, Rc::new(whole), tried, &keeping));
+            let mut carrying = pin!(carry_out(hop, &cluster, Rc::new(whole), (tried, None), &keeping));
             poll_fn(|context| match carrying.as_mut().poll(context) {
                 Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
                 Poll::Pending => self.respond.poll_reset(context).map(|_| None),
