@@ -91,10 +91,9 @@ pub fn write(carrier: Carrier, left: Duration) -> String {
 
 /// Digits, and nothing else.
 fn number(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    str::from_utf8(value).ok()?.parse().ok()
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    let number = value.iter().try_fold(0_u64, |number, byte| number.checked_mul(10)?.checked_add(digit(byte)?));
+    number.filter(|_| !value.is_empty())
 }
 
 /// The value of `grpc-timeout`: 1 to 8 digits and a unit.

@@ -42,8 +42,9 @@ impl<'r> Request<'r> {
     pub fn of_http1(head: &'r [u8], is_secure: bool, caller: u64) -> Self {
         let end = memchr(b'\n', head).map_or(head.len(), |end| end + 1);
         let (line, lines) = head.split_at(end);
-        let mut parts = line.split(|byte| *byte == b' ');
-        let (method, target) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (method, rest) = line.split_at(memchr(b' ', line).unwrap_or(line.len()));
+        let rest = rest.get(1..).unwrap_or_default();
+        let target = &rest[..memchr(b' ', rest).unwrap_or(rest.len())];
         let fields = Fields::Lines(lines);
         let (authority, path_and_query) = match method {
             b"CONNECT" => (target, &b""[..]),
@@ -105,12 +106,22 @@ impl<'r> Request<'r> {
         let mut found = [None; N];
         match self.fields {
             Fields::Lines(mut left) => {
-                while !left.is_empty() {
-                    let end = memchr(b'\n', left).map_or(left.len(), |end| end + 1);
-                    let (line, rest) = left.split_at(end);
-                    left = rest;
-                    for (found, name) in found.iter_mut().zip(names).filter(|(found, _)| found.is_none()) {
-                        *found = value_of(line, name.as_bytes());
+                // Few fields have a name as long as one of these.
+                let lengths = names.iter().fold(0_u64, |lengths, name| lengths | 1 << (name.len() & 63));
+                // What has no colon is the end.
+                while let Some(colon) = memchr(b':', left) {
+                    let (name, rest) = left.split_at(colon);
+                    let end = memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
+                    let (value, further) = rest.split_at(end);
+                    left = further;
+                    if lengths >> (colon & 63) & 1 == 0 {
+                        continue;
+                    }
+                    for (found, wanted) in found.iter_mut().zip(names) {
+                        if found.is_none() && name.len() == wanted.len() && name.eq_ignore_ascii_case(wanted.as_bytes())
+                        {
+                            *found = Some(value[1..].trim_ascii());
+                        }
                     }
                 }
             }
@@ -197,6 +208,9 @@ fn named<'p>(pair: &'p [u8], name: &str) -> Option<&'p [u8]> {
 
 /// Authority, and path with query; an absolute target has both, and an empty path is `/` (RFC 9112 section 3.2.2).
 fn split_target(target: &[u8]) -> (&[u8], &[u8]) {
+    if target.first() == Some(&b'/') {
+        return (b"", target);
+    }
     let scheme = |scheme: &str| target.get(..scheme.len()).is_some_and(|it| it.eq_ignore_ascii_case(scheme.as_bytes()));
     let Some(scheme) = ["http://", "https://"].into_iter().find(|it| scheme(it)) else { return (b"", target) };
     let rest = &target[scheme.len()..];
@@ -206,7 +220,7 @@ fn split_target(target: &[u8]) -> (&[u8], &[u8]) {
 
 /// Path, and query if there is one. A path that is not said, before a query or at the end of an absolute target, is `/`.
 fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
-    match target.iter().position(|byte| *byte == b'?') {
+    match memchr(b'?', target) {
         Some(0) => (b"/", Some(&target[1..])),
         Some(mark) => (&target[..mark], Some(&target[mark + 1..])),
         None => (target, None),
