@@ -360,3 +360,42 @@ fn a_route_has_retries_of_its_own() {
     assert_eq!(field.ask(&["-X", "PUT"]).0, 503);
     assert_eq!((told.requests(), field.retries("gateway_error")), (3, 1.0));
 }
+
+/// What most requests need is little, and what a failed one needs is made of where it stood: nothing of it may be lost, nor of what follows.
+#[test]
+fn a_request_that_is_sent_again_is_the_same_and_what_stands_behind_it_is_answered_next() {
+    let Some(stage) = Stage::set() else { return };
+    let (busy, web, alone) = (Told::to_say(&stage, &[BUSY]), stage.web("b"), Told::to_say(&stage, &[BUSY]));
+    let services = [stage.address(), stage.address()];
+    let retry = "retry: { attempts: 1, on: [5xx], non_idempotent: on, back_off: { base_ms: 1, max_ms: 2 } }";
+    let config = stage
+        .config()
+        .set("workers: 1")
+        .service(Service::http("web", services[0]).set(retry).to(busy.address()).to(web.address()))
+        .service(Service::http("alone", services[1]).set("cluster: failover").to(alone.address()));
+    let agent = Agent::start(&config);
+    let mut session = stage.session(services[0]);
+    for turn in 0..6 {
+        let body = format!("body {turn}").repeat(turn * 20 + 1);
+        let answer = session.call("POST", "/echo", body.as_bytes()).expect("an answer");
+        assert_eq!((answer.status, answer.text()), (200, body));
+    }
+    assert!(busy.requests() > 0, "nobody has failed");
+    let told = busy.asked().pop().expect("a request").1;
+    assert_eq!((told.get("x-envoy-attempt-count"), told.length().is_some()), (Some("1"), true));
+    // Three at once: of each its own answer, in their order.
+    let requests: String =
+        (1..=3).map(|turn| format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nbody-{turn}")).collect();
+    session.write(requests.as_bytes()).expect("a connection");
+    for turn in 1..=3 {
+        assert_eq!(session.read("POST").expect("an answer").text(), format!("body-{turn}"));
+    }
+    assert_eq!(session.call("HEAD", "/", b"").expect("an answer").status, 200);
+    // Nobody else is there: what failed is what is said, whole, and the connection goes on.
+    let mut session = stage.session(services[1]);
+    for _ in 0..3 {
+        let answer = session.get("/").expect("an answer");
+        assert_eq!((answer.status, answer.text().as_str()), (503, "busy"));
+    }
+    assert_eq!(agent.metric("sockway_requests_total", &[("outcome", "5xx")]), 3.0);
+}
