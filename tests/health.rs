@@ -12,12 +12,14 @@ use std::{
 
 use sockway_tests::{
     agent::Agent,
+    answer::read_head,
     config::Service,
     origin::Origin,
     patience,
     peers::{Nginx, Wrk, python_command},
     process::{Process, Room},
     stage::{Stage, tell},
+    tls::{self, Authority},
     wait,
 };
 
@@ -255,6 +257,50 @@ fn the_kernel_half_skips_an_endpoint_as_soon_as_it_is_ejected() {
         "from an ejection's request to the last connect that still went there: {middle:?}, at most {most:?}"
     ));
     assert!(middle <= patience::deadline(Duration::from_millis(200)), "{took:?}");
+}
+
+#[test]
+fn a_probe_speaks_tls_says_its_fields_and_keeps_its_connection_unless_told_not_to() {
+    let Some(stage) = Stage::set() else { return };
+    let authority = Authority::new();
+    let pair = authority.issue("s", &["s.example"]);
+    let origins = [(); 2].map(|()| {
+        let (asked, listener) = (Arc::<AtomicUsize>::default(), stage.origin().listen(stage.address()).unwrap());
+        let count = Arc::clone(&asked);
+        let origin = tls::origin(listener, &pair, None, move |server, _| {
+            let mut reader = BufReader::new(server);
+            while let Some(head) = read_head(&mut reader)? {
+                let said = (head.word(1), head.get("host"), head.get("x-probe"));
+                let status = if said == ("/up", Some("a.example"), Some("yes")) { "204 Good" } else { "200 What" };
+                count.fetch_add(1, SeqCst);
+                let answer = format!("HTTP/1.1 {status}\r\n\r\n").replace("What\r\n", "What\r\nContent-Length: 0\r\n");
+                reader.get_mut().write_all(answer.as_bytes())?;
+                if !head.keeps_alive() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        (origin, asked)
+    });
+    let roots = authority.root();
+    let service = |name: &str, keys: &str, origin: &Origin| {
+        let probe = format!(
+            "probe: {{type: http, path: /up, host: a.example, headers: {{X-Probe: 'yes'}}, expect: [204], interval_ms: 50, \
+             no_traffic_interval_ms: 50, fall: 1 {keys}}}"
+        );
+        let tls = format!("tls: {{originate: {{roots: {}, server_name: s.example}}}}", roots.display());
+        Service::http(name, stage.address()).to(origin.address()).set(&tls).set(&probe)
+    };
+    let [(kept, kept_asked), (anew, anew_asked)] = &origins;
+    let services = [service("kept", "", kept), service("anew", ", reuse_connection: off", anew)];
+    let agent = Agent::start(&stage.config().with_services(services));
+    wait::until("both to be probed", wait::SOON, || {
+        [kept_asked, anew_asked].iter().all(|asked| asked.load(SeqCst) >= 5)
+    });
+    assert!(is_up(&agent, "kept", kept.address()) && is_up(&agent, "anew", anew.address()), "{}", agent.log());
+    assert_eq!(agent.metric("sockway_probes_total", &[("result", "unfit")]), 0.0);
+    assert_eq!((kept.accepted(), anew.accepted() >= 5), (1, true));
 }
 
 #[test]

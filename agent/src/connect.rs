@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use rustls::{ClientConnection, pki_types::ServerName};
+use rustls::ClientConnection;
 
 use crate::{
     cluster::{Endpoint, EndpointState, Service, Stage},
@@ -211,7 +211,7 @@ impl Upstreams {
         (within, timeout): (Within, Duration),
     ) -> Result<(), ConnectError> {
         let refused = |error| ConnectError::Tls(HandshakeError::Refused(error));
-        let name = originate.server_name.clone().unwrap_or_else(|| ServerName::from(endpoint.address.ip()));
+        let name = originate.name_of(endpoint.address.ip());
         let connection = ClientConnection::new(originate.client(within), name).map_err(refused)?;
         stream.socket.set_due(timeout, Due::End);
         let started = stream.start_tls(connection, &self.buffers).await;

@@ -294,6 +294,7 @@ mod tests {
             rise: 2,
             fall: 3,
             jitter_percent: 0,
+            reuses: true,
             on_change: Vec::new(),
         };
         let now = Instant::now();

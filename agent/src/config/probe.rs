@@ -19,6 +19,8 @@ pub struct Probe {
     pub fall: u32,
     /// By how much of the interval a probe is put off, by chance, in percent.
     pub jitter_percent: u32,
+    /// Whether the next probe goes by the connection of the one before, where a request is asked.
+    pub reuses: bool,
     /// A program and its arguments, run whenever an endpoint goes up or down; empty: none.
     pub on_change: Vec<String>,
 }
@@ -34,6 +36,8 @@ pub enum Kind {
         path: String,
         /// The `Host`; `None`: the service's name.
         host: Option<String>,
+        /// Further fields of the request: names in lower case, and values that a head can hold.
+        headers: Vec<(String, String)>,
         /// The statuses expected.
         expect: Vec<RangeInclusive<u32>>,
     },

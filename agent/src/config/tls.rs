@@ -6,6 +6,7 @@ mod expiry;
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, LazyLock},
     time::{Duration, SystemTime},
@@ -291,6 +292,11 @@ impl Originate {
         };
         let clients = [client(&[]), client(&[HTTP1]), client(&[HTTP2])];
         Self { roots, digest, server_name, certificate, clients }
+    }
+
+    /// The name that an endpoint at this address must have.
+    pub fn name_of(&self, ip: IpAddr) -> ServerName<'static> {
+        self.server_name.clone().unwrap_or_else(|| ServerName::from(ip))
     }
 
     /// What a handshake with an endpoint begins with.

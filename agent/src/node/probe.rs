@@ -16,6 +16,7 @@ use std::{
 
 use tokio::{task::JoinSet, time};
 
+use self::attempt::Line;
 use super::hooks::{self, Hooks};
 use crate::{
     cluster::{Endpoint, Service, Snapshot},
@@ -27,6 +28,9 @@ use crate::{
 /// Probes in flight: each holds a socket for at most its service's connect timeout. What is due beyond it waits its turn.
 const IN_FLIGHT_MAX: usize = 256;
 
+/// Connections kept from one probe to the next; beyond it each probe makes its own.
+const LINES_MAX: usize = 4_096;
+
 /// Ids of a service and of one of its endpoints.
 type Key = (u32, u32);
 
@@ -35,7 +39,9 @@ type Key = (u32, u32);
 pub struct Prober {
     watched: HashMap<Key, Watched>,
     due: BTreeSet<(Instant, Key)>,
-    in_flight: JoinSet<(Key, Probed)>,
+    in_flight: JoinSet<(Key, (Probed, Option<Line>))>,
+    /// Connections that probes have left for the next.
+    lines: HashMap<Key, Line>,
     hooks: Hooks,
     snapshot: Arc<Snapshot>,
     results: Probes,
@@ -71,6 +77,7 @@ impl Prober {
         };
         let mut before: HashMap<Key, Watched> = self.watched.extract_if(|key, _| !same(key)).collect();
         self.due.retain(|(_, key)| same(key));
+        self.lines.retain(|key, _| same(key));
         for service in snapshot.changed_since(&last) {
             for endpoint in &service.endpoints {
                 let (key, rules) = ((service.id, endpoint.id), rules(service));
@@ -109,7 +116,8 @@ impl Prober {
             let next = self.due.first().map(|(at, _)| *at).filter(|_| self.in_flight.len() < IN_FLIGHT_MAX);
             tokio::select! {
                 Some(ended) = self.in_flight.join_next() => {
-                    let Ok((key, result)) = ended else { continue };
+                    let Ok((key, (result, line))) = ended else { continue };
+                    self.leave(key, line);
                     count(&mut self.results, result);
                     let paced = self.watched.get(&key).map(|watched| rules(&watched.service));
                     let verdict = |health: &mut Health, now| {
@@ -145,13 +153,21 @@ impl Prober {
             let Some(watched) = self.watched.get(&key) else { continue };
             self.turns += 1;
             let (service, address) = (Arc::clone(&watched.service), watched.endpoint.address);
+            let line = self.lines.remove(&key);
             let jitter = jitter(&service, self.random.hash_one(self.turns));
             self.in_flight.spawn(async move {
                 if !jitter.is_zero() {
                     time::sleep(jitter).await;
                 }
-                (key, attempt::attempt(service, address).await)
+                (key, attempt::attempt(service, address, line).await)
             });
+        }
+    }
+
+    /// Keeps a connection for the next probe, if there will be one.
+    fn leave(&mut self, key: Key, line: Option<Line>) {
+        if let (Some(line), true) = (line, self.lines.len() < LINES_MAX && self.watched.contains_key(&key)) {
+            self.lines.insert(key, line);
         }
     }
 
@@ -209,6 +225,7 @@ impl Prober {
         let address = watched.endpoint.address;
         if after.is_none() {
             self.watched.remove(&key);
+            self.lines.remove(&key);
         }
         if change == Some(Change::Down) {
             self.suspect_elsewhere(address, key);

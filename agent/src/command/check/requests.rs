@@ -102,7 +102,10 @@ fn counted(kind: &Kind) -> String {
 }
 
 fn timing(timing: &Timing) -> Option<String> {
-    let timeout = timing.timeout.map(|time| format!("{time:?}"));
+    let timeout = timing.timeout.map(|time| match timing.auto {
+        Some(auto) => format!("{} times what 99 of 100 requests take, from {:?} to {time:?}", auto.factor, auto.min),
+        None => format!("{time:?}"),
+    });
     let deadline = timing.deadline.map(|deadline| {
         let believed = match (deadline.reset, deadline.accept.is_empty()) {
             (true, _) => "what the caller says of it is taken away",

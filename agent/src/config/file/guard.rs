@@ -327,7 +327,7 @@ fn respond(field: &Field<'_>, problems: &mut Problems) -> Option<Respond> {
     Some(Respond { status, body, headers: headers?, grpc_status: grpc_status? })
 }
 
-fn headers(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<(String, String)>> {
+pub(super) fn headers(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<(String, String)>> {
     let entries = route::entries(field, "NAME: VALUE", problems)?;
     let mut read = Vec::new();
     for (key, node) in entries {

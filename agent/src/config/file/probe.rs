@@ -3,16 +3,17 @@
 use serde_json::{Value as Json, json};
 
 use super::{
+    SWITCHES,
     capture::range,
-    milliseconds,
+    guard, milliseconds,
     section::{Field, Path, Problems, Section},
 };
 use crate::config::{
-    Protocol, Tls,
+    Protocol,
     probe::{Kind, Probe},
 };
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "type",
     "interval_ms",
     "no_traffic_interval_ms",
@@ -23,6 +24,8 @@ const KEYS: [&str; 13] = [
     "on_change",
     "path",
     "host",
+    "headers",
+    "reuse_connection",
     "expect",
     "grpc_service",
     "command",
@@ -53,7 +56,6 @@ const TYPES: [(&str, Type); 4] =
 pub(super) fn probe(
     section: &Section<'_>,
     protocol: Option<Protocol>,
-    tls: Option<&Tls>,
     problems: &mut Problems,
 ) -> Option<Option<Probe>> {
     let Some(field) = section.get("probe") else { return Some(None) };
@@ -62,11 +64,8 @@ pub(super) fn probe(
     }
     let probe = read(&field, problems)?;
     let by_connection = !matches!(probe.kind, Kind::Command(_));
-    let speaks = matches!(probe.kind, Kind::Http { .. } | Kind::Grpc { .. });
     if protocol == Some(Protocol::Udp) && by_connection {
         field.refuse("is by TCP, which nobody accepts there; write type: command, or leave the key out", problems);
-    } else if speaks && tls.is_some_and(|tls| tls.originate.is_some()) {
-        field.refuse("speaks no TLS, which these endpoints expect; write type: tcp or command", problems);
     }
     Some(Some(probe))
 }
@@ -74,9 +73,13 @@ pub(super) fn probe(
 fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Probe> {
     let section = Section::open(field.node, &field.path, &KEYS, problems)?;
     let kind = section.or("type", || Type::Tcp, |field, p| field.choice(&TYPES, p), problems);
-    for (key, of) in
-        [("path", Type::Http), ("expect", Type::Http), ("grpc_service", Type::Grpc), ("command", Type::Command)]
-    {
+    for (key, of) in [
+        ("path", Type::Http),
+        ("expect", Type::Http),
+        ("headers", Type::Http),
+        ("grpc_service", Type::Grpc),
+        ("command", Type::Command),
+    ] {
         if let (Some(field), Some(kind)) = (section.get(key), kind.filter(|kind| *kind != of)) {
             let word = |kind| TYPES.iter().find(|(_, found)| *found == kind).map_or("", |(word, _)| word);
             let what = format!("says nothing for type: {}; write type: {}, or remove it", word(kind), word(of));
@@ -89,6 +92,11 @@ fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Probe> {
     let timeout = number("timeout_ms", TIMEOUT_MS, 1..=TIMEOUT_MS_MAX);
     let (rise, fall) = (number("rise", RISE, 1..=COUNT_MAX), number("fall", FALL, 1..=COUNT_MAX));
     let jitter_percent = number("jitter_percent", 0, 0..=100);
+    let reuses = section.or("reuse_connection", || true, |field, p| field.choice(&SWITCHES, p), problems);
+    let is_request = matches!(kind, None | Some(Type::Http | Type::Grpc));
+    if let (false, Some(field)) = (is_request, section.get("reuse_connection")) {
+        field.refuse("says nothing where no request is asked; write type: http or grpc, or remove it", problems);
+    }
     let on_change = section.or("on_change", || Some(Vec::new()), |field, p| Some(command(field, p)), problems);
     let kind = kind.and_then(|kind| read_kind(kind, &section, problems));
     Some(Probe {
@@ -99,6 +107,7 @@ fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Probe> {
         rise: rise?,
         fall: fall?,
         jitter_percent: jitter_percent?,
+        reuses: reuses?,
         on_change: on_change??,
     })
 }
@@ -109,8 +118,9 @@ fn read_kind(kind: Type, section: &Section<'_>, problems: &mut Problems) -> Opti
         Type::Http => {
             let path = section.or("path", || "/".to_owned(), path, problems);
             let host = section.or("host", || None, |field, p| visible(field, p).map(Some), problems);
+            let headers = section.or("headers", Vec::new, guard::headers, problems);
             let expect = section.or("expect", || vec![200..=200], statuses, problems);
-            Some(Kind::Http { path: path?, host: host?, expect: expect? })
+            Some(Kind::Http { path: path?, host: host?, headers: headers?, expect: expect? })
         }
         Type::Grpc => {
             let service = section.or("grpc_service", String::new, visible, problems);
@@ -188,8 +198,11 @@ pub(super) fn show(probe: &Probe) -> Json {
     });
     let kind = match &probe.kind {
         Kind::Tcp => "tcp",
-        Kind::Http { path, host, expect } => {
+        Kind::Http { path, host, headers, expect } => {
             (shown["path"], shown["host"]) = (json!(path), json!(host));
+            let fields: serde_json::Map<String, Json> =
+                headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+            shown["headers"] = json!((!fields.is_empty()).then_some(fields));
             shown["expect"] = json!(expect.iter().map(super::range).collect::<Vec<String>>());
             "http"
         }
@@ -202,6 +215,9 @@ pub(super) fn show(probe: &Probe) -> Json {
             "command"
         }
     };
+    if matches!(probe.kind, Kind::Http { .. } | Kind::Grpc { .. }) {
+        shown["reuse_connection"] = json!(super::show::word(&SWITCHES, probe.reuses));
+    }
     shown["type"] = json!(kind);
     shown
 }
@@ -240,12 +256,20 @@ mod tests {
             rise: 2,
             fall: 3,
             jitter_percent,
+            reuses: true,
             on_change,
         };
         assert_eq!(probe, expected);
-        let http =
-            Kind::Http { path: "/up".to_owned(), host: Some("a.b".to_owned()), expect: vec![200..=204, 301..=301] };
-        assert_eq!(kind("probe: {type: http, path: /up, host: a.b, expect: [200-204, 301]}").kind, http);
+        let http = Kind::Http {
+            path: "/up".to_owned(),
+            host: Some("a.b".to_owned()),
+            headers: vec![("x-probe".to_owned(), "yes".to_owned())],
+            expect: vec![200..=204, 301..=301],
+        };
+        let said = kind(
+            "probe: {type: http, path: /up, host: a.b, headers: {X-Probe: 'yes'}, reuse_connection: off, expect: [200-204, 301]}",
+        );
+        assert_eq!((said.kind, said.reuses), (http, false));
         assert_eq!(kind("probe: {type: grpc, grpc_service: s}").kind, Kind::Grpc { service: "s".to_owned() });
         let command = Kind::Command(vec!["/bin/test".to_owned(), "-e".to_owned()]);
         assert_eq!(kind("probe: {type: command, command: [/bin/test, -e]}").kind, command);
@@ -262,6 +286,9 @@ mod tests {
             ("probe: {type: http, path: up}", "probe.path: does not begin with /"),
             ("probe: {type: http, path: '/a b'}", "probe.path: holds what no request's head can"),
             ("probe: {type: http, expect: [99]}", "probe.expect[0]: 99 is out of range"),
+            ("probe: {type: http, headers: {Host: a}}", "probe.headers"),
+            ("probe: {headers: {a: b}}", "probe.headers: says nothing for type: tcp"),
+            ("probe: {reuse_connection: on}", "probe.reuse_connection: says nothing where no request is asked"),
             ("probe: {type: command}", "probe.command: is missing; list a program's path and its arguments"),
             ("probe: {type: command, command: [test]}", "probe.command[0]: \"test\" does not begin with /"),
             ("probe: {}, probe_interval_ms: 5", "probe: says what probe_interval_ms says, too"),

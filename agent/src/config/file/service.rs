@@ -241,7 +241,7 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
         endpoints: read,
         routes: route::routes(&section, protocol, problems),
     };
-    draft.probe = probe::probe(&section, protocol, draft.tls.as_ref(), problems);
+    draft.probe = probe::probe(&section, protocol, problems);
     draft.outlier = outlier::outlier(&section, draft.mode(), problems);
     let retry = retry::of_service(&section, (protocol, draft.mode()), problems);
     let strategy = strategy::strategy(&section, (protocol, draft.mode()), problems);
