@@ -5,6 +5,7 @@
 
 pub mod adaptive;
 mod build;
+pub mod cache;
 mod canary;
 mod dialler;
 mod endpoint;
@@ -12,6 +13,7 @@ mod filter;
 mod guard;
 mod inbound;
 mod index;
+pub mod jwks;
 mod keyed;
 mod leaving;
 mod outlier;

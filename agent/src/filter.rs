@@ -15,12 +15,17 @@
 //!    What takes longer than a worker may wait, a password's hash for example, it gives back as [`Work`].
 //! 4. If heads do not suffice, a [`Duty`]: what the corridor is to do with a body. It is done in `proxy/filtered`, and only for requests whose
 //!    filters ask for it.
+//!    What is done with the body of an answer is a step of `proxy/content`: it takes an answer and gives another, whose body is made piece by
+//!    piece of the first one's. Steps are taken in reverse order, as all that is done with responses: a cache in front of compression keeps
+//!    what is compressed already, and behind it, what is not. Who may ask must be found out before a cache is asked.
 //! 5. A line in the README's table and in `deploy/default.yaml`, and a test with real clients in `tests/filters.rs`.
 
 mod access;
 mod api_key;
 mod basic;
 mod body_limit;
+pub mod cache;
+pub mod compress;
 mod cors;
 mod external_auth;
 mod fault;
@@ -39,7 +44,7 @@ use http::{HeaderName, HeaderValue};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use crate::{
-    cluster::Outcome,
+    cluster::{FilterState, Outcome},
     config::filter::Kind,
     route::{Fields, Request},
 };
@@ -138,10 +143,16 @@ pub struct Local {
 }
 
 /// What is to be done with a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Duty {
     /// A request with more bytes than this is refused.
     BodyMax(u64),
+    /// The answer is taken from a cache, or kept there.
+    Cache(cache::Ask),
+    /// The answer is compressed.
+    Compress(compress::Order),
+    /// The answer goes no faster than this, in bytes a second.
+    Bandwidth(u32),
 }
 
 impl Verdict {
@@ -177,9 +188,9 @@ impl Local {
     }
 }
 
-/// Of what a filter is configured to do.
-pub fn of(kind: &Kind) -> Box<dyn Filter> {
-    match kind {
+/// Of what is known of a filter.
+pub fn of(state: &FilterState) -> Box<dyn Filter> {
+    match &state.config.kind {
         Kind::Headers(headers) => Box::new(headers::Headers::new(headers)),
         Kind::RequestId(id) => Box::new(request_id::RequestId::new(id)),
         Kind::Cors(cors) => Box::new(cors::Cors::new(cors.clone())),
@@ -187,8 +198,10 @@ pub fn of(kind: &Kind) -> Box<dyn Filter> {
         Kind::BodyLimit(bytes_max) => Box::new(body_limit::BodyLimit { bytes_max: *bytes_max }),
         Kind::ApiKey(key) => Box::new(api_key::ApiKey::new(key.clone())),
         Kind::Basic(basic) => Box::new(basic::Basic::new(basic.clone())),
-        Kind::Jwt(jwt) => Box::new(jwt::Jwt::new(jwt.clone())),
+        Kind::Jwt(jwt) => Box::new(jwt::Jwt::new(jwt.clone(), state.fetched.clone())),
         Kind::External(external) => Box::new(external_auth::ExternalAuth::new(external.clone())),
+        Kind::Cache(cache) => Box::new(cache::Cache::new(cache.clone())),
+        Kind::Compress(compress) => Box::new(compress::Compress::new(compress)),
         Kind::Fault(fault) => Box::new(fault::Faulty::new(fault.clone())),
     }
 }

@@ -12,6 +12,7 @@ mod error;
 pub mod faults;
 pub mod history;
 mod hooks;
+mod jwks;
 mod observe;
 pub mod outlier;
 pub mod probe;
@@ -158,6 +159,7 @@ impl Node {
         let canaries = kept::path(&config.audit.path_of(&config.instance));
         let now = Duration::from_nanos(kernel::monotonic_ns());
         kept::restore(snapshot.services.iter().map(AsRef::as_ref), &kept::read(&canaries), now);
+        jwks::follow(&snapshot);
         let current = Arc::new(ArcSwap::from(Arc::clone(&snapshot)));
         let (tell, hear) = mpsc::unbounded_channel();
         let slabs: Vec<Arc<Slab>> = (0..config.workers).map(|_| Arc::default()).collect();

@@ -2,6 +2,7 @@
 
 mod admit;
 pub mod auto;
+mod content;
 mod filtered;
 mod guard;
 pub mod http;

@@ -30,6 +30,7 @@ pub mod counts;
 pub mod databases;
 pub mod datagram;
 pub mod door;
+pub mod filtered;
 pub mod frames;
 pub mod metrics;
 pub mod netns;

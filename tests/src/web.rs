@@ -1,6 +1,7 @@
 //! An HTTP/1.1 endpoint that says its name, counts what it is asked and can be held in the middle of an answer.
 
 use std::{
+    collections::HashMap,
     fmt::Write as _,
     io::{self, BufReader, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -25,9 +26,22 @@ const GATE_TIME_MAX: Duration = Duration::from_secs(30);
 struct Shared {
     requests: AtomicUsize,
     last: Mutex<Option<(String, Vec<u8>)>>,
+    said: Mutex<HashMap<String, Said>>,
     waiting: AtomicUsize,
     open: Mutex<bool>,
     opened: Condvar,
+}
+
+/// What is answered for a path that a test has words for.
+#[derive(Clone, Debug, Default)]
+struct Said {
+    status: u16,
+    fields: String,
+    body: String,
+    /// Whether it waits at the gate before it is answered at all.
+    waits: bool,
+    /// How often it was asked for.
+    asked: usize,
 }
 
 /// The endpoint. Every answer carries `X-Origin` (its name), `X-Connection` (which of its connections) and `X-Serial` (which request on it).
@@ -44,6 +58,7 @@ struct Shared {
 /// | `/close` | its name, with `Connection: close` |
 /// | `/upgrade` | 101, and from then on whatever it is sent |
 /// | `/cut` | half of the promised bytes, then the end of the connection |
+/// | what [`Web::say`] was told | that; 304 to who has its tag already |
 #[derive(Debug)]
 pub struct Web {
     origin: Origin,
@@ -82,6 +97,28 @@ impl Web {
     /// The request that it read last: its head as it arrived, and its body.
     pub fn last(&self) -> Option<(String, Vec<u8>)> {
         self.shared.last.lock().expect("no thread panics with it").clone()
+    }
+
+    /// Answers a path with this from now on: fields are lines, without an end.
+    pub fn say(&self, path: &str, status: u16, fields: &str, body: &str) {
+        self.set(path, Said { status, fields: fields.to_owned(), body: body.to_owned(), ..Said::default() });
+    }
+
+    /// As [`Web::say`], but the answer waits at the gate.
+    pub fn say_gated(&self, path: &str, status: u16, fields: &str, body: &str) {
+        let said = Said { status, fields: fields.to_owned(), body: body.to_owned(), waits: true, asked: 0 };
+        self.set(path, said);
+    }
+
+    fn set(&self, path: &str, said: Said) {
+        let mut all = self.shared.said.lock().expect("no thread panics with it");
+        let asked = all.get(path).map_or(0, |said| said.asked);
+        all.insert(path.to_owned(), Said { asked, ..said });
+    }
+
+    /// How often a path was asked for that it has words for.
+    pub fn asked(&self, path: &str) -> usize {
+        self.shared.said.lock().expect("no thread panics with it").get(path).map_or(0, |said| said.asked)
     }
 
     /// How many answers wait at the gate.
@@ -130,6 +167,14 @@ fn answer(stream: &TcpStream, head: &Head, body: Vec<u8>, own: &str, name: &str,
     let (verb, argument) = name_of_path.split_once('/').unwrap_or((name_of_path, ""));
     let number = argument.parse().unwrap_or(0);
     let silent = head.word(0) == "HEAD";
+    let said = shared.said.lock().expect("no thread panics with it").get_mut(path).map(|said| {
+        said.asked += 1;
+        said.clone()
+    });
+    if let Some(said) = said {
+        say(stream, own, head, &said, shared)?;
+        return Ok(true);
+    }
     match verb {
         "" => by_length(stream, own, name.as_bytes(), silent)?,
         "bytes" => by_length(stream, own, &pattern(number), silent)?,
@@ -165,6 +210,19 @@ fn answer(stream: &TcpStream, head: &Head, body: Vec<u8>, own: &str, name: &str,
     Ok(true)
 }
 
+fn say(stream: &TcpStream, own: &str, head: &Head, said: &Said, shared: &Shared) -> io::Result<()> {
+    if said.waits {
+        wait_at_gate(shared);
+    }
+    let fields: String = said.fields.lines().map(|line| format!("{line}\r\n")).collect();
+    let tag = said.fields.lines().find_map(|line| line.strip_prefix("etag: "));
+    let has_it = tag.is_some_and(|tag| head.get("if-none-match").is_some_and(|known| known.contains(tag)));
+    let (status, body) = if has_it { (304, "") } else { (said.status, said.body.as_str()) };
+    let length = if has_it { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let body = if head.word(0) == "HEAD" { "" } else { body };
+    write(stream, &format!("HTTP/1.1 {status} Said\r\n{own}{fields}{length}\r\n{body}"))
+}
+
 /// 204 and 304 have no body and need no length.
 fn empty_body(status: usize) -> &'static str {
     if status == 204 || status == 304 { "" } else { "Content-Length: 0\r\n" }
@@ -196,11 +254,15 @@ fn chunked(mut stream: &TcpStream, own: &str, body: &[u8]) -> io::Result<()> {
 
 fn gated(stream: &TcpStream, own: &str, shared: &Shared) -> io::Result<()> {
     write(stream, &format!("HTTP/1.1 200 OK\r\n{own}Content-Length: 1000\r\n\r\n{}", "a".repeat(500)))?;
+    wait_at_gate(shared);
+    write(stream, &"b".repeat(500))
+}
+
+fn wait_at_gate(shared: &Shared) {
     shared.waiting.fetch_add(1, Ordering::SeqCst);
     let open = shared.open.lock().expect("no thread panics with it");
     drop(shared.opened.wait_timeout_while(open, patience::deadline(GATE_TIME_MAX), |open| !*open));
     shared.waiting.fetch_sub(1, Ordering::SeqCst);
-    write(stream, &"b".repeat(500))
 }
 
 fn describe(head: &Head) -> String {

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use super::{cache::Store, jwks::Fetched};
 use crate::config::filter::{Filter, Kind};
 
 /// What is known of one filter.
@@ -12,6 +13,10 @@ use crate::config::filter::{Filter, Kind};
 pub struct FilterState {
     /// What was configured.
     pub config: Filter,
+    /// What it keeps, if it keeps answers.
+    pub store: Option<Arc<Store>>,
+    /// Its keys, if they are fetched.
+    pub fetched: Option<Arc<Fetched>>,
     counts: [AtomicU64; Outcome::ALL.len()],
 }
 
@@ -36,11 +41,23 @@ pub enum Outcome {
     Accepted,
     /// Could not find that out.
     Failed,
+    /// Answered it with what was kept.
+    Hit,
+    /// Had nothing kept to answer it with.
+    Miss,
+    /// Answered it with what was kept, and its endpoint has said that this still holds.
+    Revalidated,
+    /// Answered it with what was kept, although that was not fresh any more.
+    Stale,
+    /// Compressed its response.
+    Compressed,
+    /// Slowed its response on purpose.
+    Slowed,
 }
 
 impl Outcome {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::Passed,
         Self::Changed,
         Self::Refused,
@@ -50,6 +67,12 @@ impl Outcome {
         Self::Reset,
         Self::Accepted,
         Self::Failed,
+        Self::Hit,
+        Self::Miss,
+        Self::Revalidated,
+        Self::Stale,
+        Self::Compressed,
+        Self::Slowed,
     ];
 
     /// What metrics call it.
@@ -64,6 +87,12 @@ impl Outcome {
             Self::Reset => "reset",
             Self::Accepted => "accepted",
             Self::Failed => "failed",
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Revalidated => "revalidated",
+            Self::Stale => "stale",
+            Self::Compressed => "compressed",
+            Self::Slowed => "slowed",
         }
     }
 
@@ -74,16 +103,27 @@ impl Outcome {
             Kind::RequestId(_) => &[Self::Passed, Self::Changed],
             Kind::Cors(_) => &[Self::Passed, Self::Changed, Self::Preflight, Self::Refused],
             Kind::Access(_) | Kind::BodyLimit(_) => &[Self::Passed, Self::Refused],
+            Kind::Jwt(jwt) if jwt.remote.is_some() => &[Self::Accepted, Self::Refused, Self::Failed],
             Kind::ApiKey(_) | Kind::Basic(_) | Kind::Jwt(_) => &[Self::Accepted, Self::Refused],
             Kind::External(_) => &[Self::Accepted, Self::Refused, Self::Failed],
-            Kind::Fault(_) => &[Self::Passed, Self::Delayed, Self::Aborted, Self::Reset],
+            Kind::Fault(_) => &[Self::Passed, Self::Delayed, Self::Aborted, Self::Reset, Self::Slowed],
+            Kind::Cache(_) => &[Self::Hit, Self::Miss, Self::Revalidated, Self::Stale, Self::Passed, Self::Refused],
+            Kind::Compress(_) => &[Self::Passed, Self::Compressed],
         }
     }
 }
 
 impl FilterState {
     fn new(config: &Filter) -> Self {
-        Self { config: config.clone(), counts: Default::default() }
+        let store = match &config.kind {
+            Kind::Cache(cache) => Some(Arc::new(Store::new(cache.bytes_max, cache.entry_bytes_max))),
+            _ => None,
+        };
+        let fetched = match &config.kind {
+            Kind::Jwt(jwt) => jwt.remote.as_ref().map(|remote| Arc::new(Fetched::new(remote))),
+            _ => None,
+        };
+        Self { config: config.clone(), store, fetched, counts: Default::default() }
     }
 
     /// Counts what it did with a request.

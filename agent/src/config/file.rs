@@ -57,6 +57,7 @@ use super::{
 pub use self::{
     amend::{amend, written},
     drill::{lease, plan, show_lease},
+    filter::keys_of,
     request_limit::show as show_limit,
     route::show_tried,
     section::{Position, Problem},
@@ -204,7 +205,7 @@ fn root(tree: &Node, problems: &mut Problems) -> Option<Config> {
     let capture = section.or("capture", default_capture, capture, problems);
     let switches = section.or("switches", BTreeMap::new, guard::switches, problems);
     let services = section.or("services", Vec::new, |field, p| services(field, switches.as_ref(), p), problems);
-    let inbound = section.or("inbound", Vec::new, inbound, problems);
+    let inbound = section.or("inbound", Vec::new, |field, p| inbound(field, services.as_deref(), p), problems);
     let config = Config {
         instance: instance?,
         zone: zone?,

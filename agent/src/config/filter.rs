@@ -1,10 +1,14 @@
 //! What requests and responses of a service pass on their way: an ordered chain, each member with its own words.
 
+pub mod content;
 pub mod identity;
 
 use std::time::Duration;
 
-use self::identity::{ApiKey, Basic, Jwt};
+use self::{
+    content::{Cache, Compress},
+    identity::{ApiKey, Basic, Jwt},
+};
 use super::{
     capture::Cidr,
     route::{CallerMatch, Expression, HeaderChanges, Match},
@@ -59,6 +63,10 @@ pub enum Kind {
     Jwt(Jwt),
     /// Another service says who may ask.
     External(External),
+    /// Answers are kept, and given again.
+    Cache(Cache),
+    /// Answers are compressed.
+    Compress(Compress),
 }
 
 impl Kind {
@@ -75,6 +83,8 @@ impl Kind {
             Self::Basic(_) => "basic",
             Self::Jwt(_) => "jwt",
             Self::External(_) => "external_auth",
+            Self::Cache(_) => "cache",
+            Self::Compress(_) => "compress",
         }
     }
 }
@@ -162,6 +172,8 @@ pub struct Fault {
     pub grpc_status: Option<u8>,
     /// Or their connection is reset; of HTTP/2 their stream.
     pub reset: bool,
+    /// Or the body of their response goes no faster than this, in bytes a second.
+    pub bandwidth: Option<u32>,
 }
 
 /// Who says who may ask.

@@ -305,6 +305,25 @@ impl Originate {
     }
 }
 
+/// What a handshake begins with.
+pub type Handshake = Arc<ClientConfig>;
+
+/// A host as certificates name it.
+pub fn name_of(host: &str) -> Option<ServerName<'static>> {
+    ServerName::try_from(host.to_owned()).ok()
+}
+
+/// What a handshake with a server of HTTP/1.1 begins with, whom these vouch for.
+pub fn client_of(trusted: &Arc<RootCertStore>) -> Handshake {
+    let mut client = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has what every version needs")
+        .with_root_certificates(Arc::clone(trusted))
+        .with_no_client_auth();
+    client.alpn_protocols = vec![HTTP1.to_vec()];
+    Arc::new(client)
+}
+
 /// Those whose certificates stand in a file, and what tells it from another.
 pub fn roots(text: &[u8]) -> Result<(Arc<RootCertStore>, u64), BadFile> {
     let mut store = RootCertStore::empty();

@@ -1,6 +1,6 @@
-//! What goes wrong on purpose, to see what becomes of it: delays, failures and resets, of some of the requests.
+//! What goes wrong on purpose, to see what becomes of it: delays, failures, resets and narrow lines, of some of the requests.
 
-use super::{End, Filter, Given, Local, Verdict};
+use super::{Duty, End, Filter, Given, Local, Verdict};
 use crate::{cluster::Outcome, config::filter::Fault, route::Request};
 
 /// See the module.
@@ -29,9 +29,10 @@ impl Filter for Faulty {
                 let local = Local { grpc: fault.grpc_status, ..Local::because(status, "a fault was ordered") };
                 (Outcome::Aborted, Some(End::Answer(local)))
             }
+            None if fault.bandwidth.is_some() => (Outcome::Slowed, None),
             None => (Outcome::Delayed, None),
         };
-        Verdict { wait: fault.delay, end, ..Verdict::pass(outcome) }
+        Verdict { wait: fault.delay, end, duty: fault.bandwidth.map(Duty::Bandwidth), ..Verdict::pass(outcome) }
     }
 }
 
@@ -50,6 +51,7 @@ mod tests {
             (Fault { delay: second, ..base() }, Outcome::Delayed),
             (Fault { delay: second, abort: Some(503), grpc_status: Some(13), ..base() }, Outcome::Aborted),
             (Fault { reset: true, ..base() }, Outcome::Reset),
+            (Fault { bandwidth: Some(1_000), ..base() }, Outcome::Slowed),
             (Fault { percent: 0, reset: true, ..base() }, Outcome::Passed),
         ] {
             let verdict = judged(&Faulty::new(fault.clone()), "GET / HTTP/1.1", 0, second);
@@ -60,6 +62,7 @@ mod tests {
             };
             assert_eq!(status, fault.abort.map(|status| (status, fault.grpc_status)));
             assert_eq!(verdict.end == Some(End::Reset), outcome == Outcome::Reset);
+            assert_eq!(verdict.duty, fault.bandwidth.map(Duty::Bandwidth));
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The signature is checked by `ring`, whose implementation of cryptography the whole agent uses: the crates for tokens bring a second one.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderName, HeaderValue, header};
@@ -17,7 +17,7 @@ use serde_json::Value as Json;
 
 use super::{Filter, Given, Local, Verdict, value};
 use crate::{
-    cluster::Outcome,
+    cluster::{Outcome, jwks::Fetched},
     config::filter::identity::{self, JwtKey, Material},
     route::{Fields, Request},
 };
@@ -31,6 +31,8 @@ pub(super) struct Jwt {
     config: identity::Jwt,
     header: HeaderName,
     claims: Vec<(String, HeaderName)>,
+    /// The keys, if they are fetched.
+    fetched: Option<Arc<Fetched>>,
 }
 
 /// Why a token does not do.
@@ -42,6 +44,8 @@ pub(super) enum Wrong {
     Malformed,
     #[error("no key is known for the token")]
     NoKey,
+    #[error("the keys of tokens could not be fetched yet")]
+    NotFetched,
     #[error("the token's signature is wrong")]
     Signature,
     #[error("the token has expired")]
@@ -55,10 +59,10 @@ pub(super) enum Wrong {
 }
 
 impl Jwt {
-    pub(super) fn new(config: identity::Jwt) -> Self {
+    pub(super) fn new(config: identity::Jwt, fetched: Option<Arc<Fetched>>) -> Self {
         let header = config.header.parse().unwrap_or(header::AUTHORIZATION);
         let claim = |(claim, name): &(String, String)| Some((claim.clone(), name.parse().ok()?));
-        Self { header, claims: config.claims.iter().filter_map(claim).collect(), config }
+        Self { header, claims: config.claims.iter().filter_map(claim).collect(), config, fetched }
     }
 
     /// What a token claims, if it is right.
@@ -78,8 +82,17 @@ impl Jwt {
             let is_named = id.is_none() || key.id.is_none() || key.id.as_deref() == id;
             is_named && key.algorithm.as_deref().is_none_or(|only| only == algorithm) && can(&key.material, algorithm)
         };
-        let mut keys = self.config.keys.items.iter().filter(fits).peekable();
-        keys.peek().ok_or(Wrong::NoKey)?;
+        let fetched = match &self.fetched {
+            Some(fetched) => Some(fetched.keys().ok_or(Wrong::NotFetched)?),
+            None => None,
+        };
+        let known = fetched.as_deref().unwrap_or(&self.config.keys.items);
+        let mut keys = known.iter().filter(fits).peekable();
+        if keys.peek().is_none() {
+            // It may be of a key that is newer than they are.
+            self.fetched.iter().for_each(|fetched| fetched.misses());
+            return Err(Wrong::NoKey);
+        }
         if !keys.any(|key| verify(&key.material, algorithm, signed.as_bytes(), &signature)) {
             return Err(Wrong::Signature);
         }
@@ -131,6 +144,10 @@ impl Filter for Jwt {
         let token = self.token(request).ok_or(Wrong::Missing);
         let claims = match token.and_then(|token| self.claims(token, (given.now)())) {
             Ok(claims) => claims,
+            Err(Wrong::NotFetched) => {
+                let local = Local::because(503, &Wrong::NotFetched.to_string());
+                return Verdict::answer(Outcome::Failed, local);
+            }
             Err(wrong) => {
                 // RFC 6750 section 3: who has said nothing is told nothing of an error.
                 let asked = if wrong == Wrong::Missing { "Bearer" } else { "Bearer error=\"invalid_token\"" };
@@ -254,6 +271,7 @@ mod tests {
         identity::Jwt {
             header: "authorization".into(),
             keys: Listed { file: None, items: keys },
+            remote: None,
             issuer: None,
             audiences: Vec::new(),
             leeway: Duration::from_secs(5),
@@ -299,7 +317,7 @@ mod tests {
             (ed_token, ed_key),
             (ec_token, ec_key),
         ] {
-            let jwt = Jwt::new(filter(vec![key(None, secret()), key(None, material)]));
+            let jwt = Jwt::new(filter(vec![key(None, secret()), key(None, material)]), None);
             assert!(jwt.claims(token.as_bytes(), now).is_ok(), "{token}");
             let (signed, signature) = token.rsplit_once('.').expect("a signature");
             let mut other = bytes(signature);
@@ -314,7 +332,8 @@ mod tests {
         // A public key is no shared secret, and nothing is signed by nobody.
         let public = Material::Rsa(b"a secret".to_vec(), vec![1, 0, 1]);
         let token = signed("{}");
-        let claims = |keys: Vec<JwtKey>, token: &str| Jwt::new(filter(keys)).claims(token.as_bytes(), Duration::ZERO);
+        let claims =
+            |keys: Vec<JwtKey>, token: &str| Jwt::new(filter(keys), None).claims(token.as_bytes(), Duration::ZERO);
         assert_eq!(claims(vec![key(None, public)], &token), Err(Wrong::NoKey));
         let none = signed_by(r#"{"alg":"none"}"#, "{}", |_| Vec::new());
         assert_eq!(claims(vec![key(None, secret())], &none), Err(Wrong::NoKey));
@@ -334,7 +353,7 @@ mod tests {
     fn claims_are_checked_each_by_its_rule() {
         let mut config = filter(vec![key(None, secret())]);
         (config.issuer, config.audiences) = (Some("me".into()), vec!["you".into(), "they".into()]);
-        let jwt = Jwt::new(config);
+        let jwt = Jwt::new(config, None);
         for (claims, expected) in [
             (r#""iss":"me","aud":"you""#, Ok(())),
             (r#""iss":"me","aud":["x","they"],"exp":96,"nbf":105"#, Ok(())),
@@ -353,7 +372,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_told_what_is_claimed_and_not_what_a_client_says() {
-        let jwt = Jwt::new(filter(vec![key(None, secret())]));
+        let jwt = Jwt::new(filter(vec![key(None, secret())]), None);
         let ask = |said: &str| judged(&jwt, &format!("GET / HTTP/1.1\r\n{said}"), 0, Duration::ZERO);
         let token = signed(r#"{"sub":"ann","n":7}"#);
         let verdict = ask(&format!("Authorization: bearer {token}"));
@@ -369,5 +388,35 @@ mod tests {
             let Some(End::Answer(local)) = ask(said).end else { panic!("{said} passes") };
             assert_eq!((local.status, local.fields[0].1.to_str().ok()), (401, Some(challenge)), "{said}");
         }
+    }
+
+    #[test]
+    fn keys_that_are_fetched_are_asked_for_until_they_are_there_and_again_when_one_is_missing() {
+        let remote = identity::Remote {
+            url: "http://a/".into(),
+            authority: "a".into(),
+            host: "a".into(),
+            port: 80,
+            target: "/".into(),
+            tls: None,
+            digest: 0,
+            refresh: Duration::ZERO,
+            timeout: Duration::ZERO,
+        };
+        let fetched = Arc::new(Fetched::new(&remote));
+        let jwt = Jwt::new(filter(Vec::new()), Some(Arc::clone(&fetched)));
+        let ask = || {
+            let head = format!("GET / HTTP/1.1\r\nAuthorization: Bearer {}", signed("{}"));
+            let verdict = judged(&jwt, &head, 0, Duration::ZERO);
+            match verdict.end {
+                Some(End::Answer(local)) => (verdict.outcome, local.status),
+                _ => (verdict.outcome, 200),
+            }
+        };
+        assert_eq!(ask(), (Outcome::Failed, 503));
+        fetched.bring(vec![key(None, Material::Ed25519(Vec::new()))], Duration::ZERO);
+        assert_eq!(ask(), (Outcome::Refused, 401));
+        fetched.bring(vec![key(None, secret())], Duration::ZERO);
+        assert_eq!(ask(), (Outcome::Accepted, 200));
     }
 }

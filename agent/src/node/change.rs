@@ -14,7 +14,7 @@ use super::{
     bars::Bar,
     faults::{Faults, Ordered},
     history::{Entry, Record, What, diff::Difference},
-    in_zone,
+    in_zone, jwks,
     reload::{self, Read},
     senses::Senses,
     share_out,
@@ -332,6 +332,7 @@ impl Node {
         }
         warmer.follow(&old, &new, Instant::now());
         share_out(&new);
+        jwks::follow(&new);
         // The workers first: what the kernel half hands over, they must know.
         self.snapshot.store(Arc::clone(&new));
         if let Err(error) = self.kernel.apply(&new) {

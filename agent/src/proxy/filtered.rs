@@ -18,7 +18,12 @@ use std::{
 use http::request::Parts;
 use tokio::time::sleep;
 
-use super::{Hop, http::Reply};
+use super::{
+    Hop,
+    content::{Content, Forget, Kept, Looked, Refresh, Step, Ticket, look},
+    http::Reply,
+    whole::Answer,
+};
 use crate::{
     cluster::{Dialler, FilterState, Service},
     config::{
@@ -26,7 +31,8 @@ use crate::{
         filter::{Access, Kind},
         route::{Action, CallerMatch, Forward, HeaderChanges, Match, Rewrite, Route},
     },
-    filter::{self, Duty, End, Filter, Given, Verdict},
+    decode::{http2::Asked, translate},
+    filter::{self, Duty, End, Filter, Given, Verdict, cache::Ask},
     kernel::{Diallers, Flows, peer_of},
     route::{Fields, Request, Table},
 };
@@ -67,13 +73,19 @@ pub(super) struct Who<'w> {
     pub is_secure: bool,
     pub source: u64,
     pub dialler: Option<&'w Dialler>,
+    /// Whether its request has a body.
+    pub has_body: bool,
 }
 
 /// What came of walking a chain.
 #[derive(Default)]
 pub(super) struct Passage {
-    /// What is changed of the response.
+    /// What is changed of the response; with `content`, of an answer of our own only.
     pub response: Fields,
+    /// What else is done with the response.
+    pub content: Option<Box<Content>>,
+    /// What is asked of the endpoint beside it.
+    pub refresh: Option<Box<Refresh>>,
     /// The longest body that the request may have.
     pub body_max: Option<u64>,
     /// It goes no further.
@@ -83,9 +95,33 @@ pub(super) struct Passage {
 /// How a request ends here.
 pub(super) enum Ended {
     Reply(Reply),
+    /// With what a cache has kept.
+    Stored(Box<Answer>),
     Reset,
     /// Its client waits for nothing any more.
     Gone,
+}
+
+impl Passage {
+    /// And this is done with the response, before what was said so far.
+    fn step(&mut self, step: Step) {
+        let content = self.content.get_or_insert_default();
+        content.change(std::mem::take(&mut self.response));
+        content.add(step);
+    }
+
+    /// Nothing more is said.
+    fn whole(mut self) -> Self {
+        if let Some(content) = &mut self.content {
+            content.change(std::mem::take(&mut self.response));
+            self.response = content.fields();
+        }
+        // What another filter answers is none of a cache's.
+        if matches!(self.end, Some(Ended::Reply(_) | Ended::Reset)) {
+            self.content = None;
+        }
+        self
+    }
 }
 
 impl Chain {
@@ -126,28 +162,43 @@ impl Chain {
 
     /// Lets a request pass the filters in their order.
     pub async fn pass(&self, hop: &Rc<Hop>, head: &mut Head<'_>, who: Who<'_>) -> Passage {
-        let mut passage = Passage::default();
-        for link in &self.links {
+        self.pass_from(0, Passage::default(), hop, head, who).await
+    }
+
+    /// The same, from one of them on.
+    pub async fn pass_from(
+        &self,
+        from: usize,
+        mut passage: Passage,
+        hop: &Rc<Hop>,
+        head: &mut Head<'_>,
+        who: Who<'_>,
+    ) -> Passage {
+        for (at, link) in self.links.iter().enumerate().skip(from) {
             let Some(verdict) = head.seen(who, |request| link.judge(hop, request)) else { continue };
-            let verdict = link.answered(hop, worked_out(verdict).await).await;
-            link.state.count(verdict.outcome);
+            let mut verdict = link.answered(hop, worked_out(verdict).await).await;
+            let duty = verdict.duty.take();
+            // Of these it is known only when they are answered.
+            if !matches!(duty, Some(Duty::Cache(Ask::Look(_)) | Duty::Compress(_))) {
+                link.state.count(verdict.outcome);
+            }
             if !verdict.wait.is_zero() {
                 Box::pin(sleep(verdict.wait)).await;
             }
             head.change(&verdict.request);
             passage.response = verdict.response.then(passage.response);
-            if let Some(Duty::BodyMax(bytes)) = verdict.duty {
-                passage.body_max = Some(passage.body_max.map_or(bytes, |least| least.min(bytes)));
-            }
             passage.end = verdict.end.map(|end| match end {
                 End::Answer(local) => Ended::Reply(Reply::filtered(local)),
                 End::Reset => Ended::Reset,
             });
+            if let Some(duty) = duty {
+                link.attend(duty, (at, who), head, &mut passage).await;
+            }
             if passage.end.is_some() {
                 break;
             }
         }
-        passage
+        passage.whole()
     }
 
     /// A request's body came to be longer than it may be.
@@ -163,7 +214,42 @@ impl Chain {
 impl Link {
     fn new(state: &Arc<FilterState>) -> Self {
         let scope = state.config.matches.as_ref().map(Scope::new);
-        Self { state: Arc::clone(state), judge: filter::of(&state.config.kind), scope }
+        Self { state: Arc::clone(state), judge: filter::of(state), scope }
+    }
+
+    /// What is to be done with a body.
+    async fn attend(&self, duty: Duty, (at, who): (usize, Who<'_>), head: &mut Head<'_>, passage: &mut Passage) {
+        match duty {
+            Duty::BodyMax(bytes) => {
+                passage.body_max = Some(passage.body_max.map_or(bytes, |least| least.min(bytes)));
+            }
+            Duty::Compress(order) => passage.step(Step::Compress(order, Arc::clone(&self.state))),
+            Duty::Bandwidth(rate) => passage.step(Step::Pace(rate)),
+            Duty::Cache(Ask::Forget(key)) => {
+                Forget::new(&self.state, &key).into_iter().for_each(|forget| passage.step(Step::Forget(forget)));
+            }
+            Duty::Cache(Ask::Look(asks)) => {
+                // What has a body may be about that, and of two caches the first keeps it.
+                if who.has_body || passage.content.as_ref().is_some_and(|content| content.keeps()) {
+                    return self.state.count(crate::cluster::Outcome::Passed);
+                }
+                // Boxed: it is large, and most requests have no cache.
+                match Box::pin(look(&self.state, asks, head, who.is_secure)).await {
+                    Looked::Found(answer, ticket) => {
+                        let refresh = ticket.and_then(|ticket| head.again(ticket, at + 1, who.is_secure));
+                        passage.refresh = refresh.map(Box::new);
+                        passage.content.get_or_insert_default();
+                        passage.end = Some(Ended::Stored(Box::new(answer)));
+                    }
+                    Looked::Asks(ticket, fields) => {
+                        head.change(&fields);
+                        passage.step(Step::Keep(ticket));
+                    }
+                    Looked::NotThere => passage.end = Some(Ended::Reply(Reply::filtered(filter::cache::not_there()))),
+                    Looked::Passes => {}
+                }
+            }
+        }
     }
 
     /// The verdict that stands for this one, if another service is to be asked.
@@ -209,6 +295,36 @@ impl Scope {
 }
 
 impl Head<'_> {
+    /// As a cache sees it, whoever asks.
+    pub fn asked<T>(&self, is_secure: bool, look: impl FnOnce(&Request<'_>) -> T) -> T {
+        match self {
+            Self::Lines(lines) => look(&Request::of_http1(lines, is_secure, 0)),
+            Self::Parts(parts) => look(&Request::of_parts(parts, is_secure, 0)),
+        }
+    }
+
+    /// A copy of it.
+    pub fn kept(&self) -> Kept {
+        match self {
+            Self::Lines(lines) => Kept::Lines(lines.to_vec()),
+            Self::Parts(parts) => Kept::Parts(Box::new((*parts).clone())),
+        }
+    }
+
+    /// The same request once more, for the filters from this one on.
+    fn again(&self, ticket: Box<Ticket>, from: usize, is_secure: bool) -> Option<Refresh> {
+        let (parts, asked) = match self {
+            Self::Lines(lines) => translate::request_to_http2(lines, is_secure).ok()?,
+            Self::Parts(parts) => {
+                let asked = Asked { is_idempotent: true, is_head: false, tunnel: None, is_grpc: false };
+                ((*parts).clone(), asked)
+            }
+        };
+        let (mut parts, asked) = (parts, Asked { is_head: false, ..asked });
+        parts.method = http::Method::GET;
+        Some(Refresh { parts, asked, ticket, from })
+    }
+
     fn seen<T>(&self, who: Who<'_>, look: impl FnOnce(&Request<'_>) -> T) -> T {
         let request = match self {
             Self::Lines(lines) => Request::of_http1(lines, who.is_secure, who.source),

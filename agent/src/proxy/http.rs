@@ -189,7 +189,7 @@ impl Connection<'_> {
         if is_timed && reply.is_none() {
             reply = self.set_clock(timing, (&buf, &head), began).err();
         }
-        let mut is_reset = false;
+        let (mut is_reset, mut stored) = (false, None);
         if let Some(chain) = &chain {
             // Boxed: most services have none.
             let way;
@@ -197,17 +197,20 @@ impl Connection<'_> {
             match way {
                 Way::On => {}
                 Way::Answered(said) => reply = Some(said),
+                Way::Stored(answer) => stored = Some(answer),
                 Way::Reset => is_reset = true,
             }
         }
-        let next = match reply {
+        let next = match (reply, stored) {
             _ if is_reset => self.reset(),
-            Some(reply) => self.answer_here(reply, buf, &head).await,
-            None if self.cluster.is_guarded() || self.gate.is_some() => {
+            // Boxed: most services have none.
+            (None, Some(answer)) => Box::pin(self.give_stored(*answer, buf, &head)).await,
+            (Some(reply), _) => self.answer_here(reply, buf, &head).await,
+            (None, None) if self.cluster.is_guarded() || self.gate.is_some() => {
                 // Boxed: most services have none.
                 Box::pin(self.guarded(buf, head, (began, is_timed), own)).await
             }
-            None => match self.admitted(&buf, &head, began).await {
+            (None, None) => match self.admitted(&buf, &head, began).await {
                 Ok(_admitted) => {
                     if is_timed {
                         self.tell_time(&buf, &mut head);
@@ -244,6 +247,9 @@ impl Connection<'_> {
                 Ok(next) => return next,
                 Err(kept) => buf = kept,
             }
+        }
+        if self.filtered.is_some() {
+            self.let_content_go();
         }
         if self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2 {
             let spent = own.filter(|_| !is_tunnel).map(|_| Cell::default());
@@ -472,6 +478,10 @@ impl Connection<'_> {
 
     /// Answers a request in the endpoint's stead; the connection goes on if the client wants it to.
     async fn reply(&mut self, reply: Reply, head: &RequestHead, buf: Buf) -> Next {
+        if let Some(answer) = self.stands_in(reply.status()) {
+            // Boxed: most services have none.
+            return Box::pin(self.give(answer, head, buf, None)).await;
+        }
         let reply = self.told(self.dressed(reply));
         let keep_alive = head.keep_alive && !self.hop.is_draining();
         let says = (!keep_alive || head.is_http10).then_some(keep_alive);

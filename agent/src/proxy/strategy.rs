@@ -47,7 +47,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn of(came: Came) -> Self {
+    /// Of what came of asking one endpoint.
+    pub fn of(came: Came) -> Self {
         match came {
             Ok(answer) => Self::Answered(answer),
             Err(missed) => Self::Refused(missed.reply()),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header, request, response};
 use tokio::time::timeout;
 
-pub use self::body::{Body, Broken, Piece};
+pub use self::body::{Body, Broken, Next, Piece, Through};
 pub(super) use self::{
     http1::{answer, drop_answer},
     http2::read_away,

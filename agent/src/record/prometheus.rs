@@ -53,6 +53,10 @@ pub fn render(observed: &Observed) -> String {
         &mut text,
         observed.snapshot.services.iter().chain(observed.snapshot.inbound.iter().map(|rule| &rule.service)),
     );
+    filters::write_fetched(
+        &mut text,
+        observed.snapshot.services.iter().chain(observed.snapshot.inbound.iter().map(|rule| &rule.service)),
+    );
     guard::write(&mut text, &observed.snapshot);
     timeouts::write(&mut text, &observed.snapshot.services);
     inbound::write(&mut text, &observed.snapshot.inbound);

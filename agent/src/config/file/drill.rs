@@ -19,7 +19,8 @@ use crate::config::{
 const PERIOD_MS_MAX: u32 = 3_600_000;
 const STEPS_MAX: usize = 64;
 const LOOK_MS: u32 = 5_000;
-const FAULT: [&str; 6] = ["match", "percent", "delay_ms", "abort_status", "grpc_status", "reset"];
+const FAULT: [&str; 7] =
+    ["match", "percent", "delay_ms", "abort_status", "grpc_status", "reset", "bandwidth_bytes_per_second"];
 /// What the filter of a drill is called, in metrics.
 const NAME: &str = "drill";
 
@@ -119,6 +120,7 @@ steps:
   - { name: slow, for_ms: 10000, fault: { delay_ms: 500, percent: 50, match: { path: { prefix: /api } } } }
   - { for_ms: 5000 }
   - { name: broken, for_ms: 3000, fault: { abort_status: 503, grpc_status: 14 } }
+  - { name: narrow, for_ms: 3000, fault: { bandwidth_bytes_per_second: 1000 } }
 ";
         let read = plan(text, "F").expect("a good file");
         assert_eq!(
@@ -127,7 +129,7 @@ steps:
         );
         let told: Vec<(&str, u64, bool)> =
             read.steps.iter().map(|step| (step.name.as_str(), step.period.as_secs(), step.fault.is_some())).collect();
-        assert_eq!(told, [("slow", 10, true), ("step-2", 5, false), ("broken", 3, true)]);
+        assert_eq!(told, [("slow", 10, true), ("step-2", 5, false), ("broken", 3, true), ("narrow", 3, true)]);
         for step in read.steps.iter().filter_map(|step| step.fault.as_ref()) {
             let order = show_lease(step, 1_234).to_string();
             assert_eq!(

@@ -1,6 +1,8 @@
 //! What requests and responses of a service pass: its key `filters`.
 
+mod content;
 mod identity;
+mod remote;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -9,6 +11,7 @@ use std::{collections::HashSet, time::Duration};
 
 use http::HeaderValue;
 
+pub use self::identity::keys_of;
 pub(super) use self::{identity::FILES, show::show_all};
 use super::{
     SWITCHES,
@@ -35,17 +38,19 @@ const VERSIONS: [(&str, bool); 2] = [("v4", false), ("v7", true)];
 const COMMON: [&str; 3] = ["kind", "name", "match"];
 
 /// The filters, and what each needs to know beside what all do.
-const KINDS: [(&str, &[&str]); 10] = [
+const KINDS: [(&str, &[&str]); 12] = [
     ("headers", &["request", "response"]),
     ("request_id", &["header", "uuid", "keep", "respond"]),
     ("cors", &["origins", "methods", "headers", "expose", "credentials", "max_age_s"]),
     ("access", &["allow", "deny"]),
     ("body_limit", &["bytes_max"]),
-    ("fault", &["percent", "delay_ms", "abort_status", "grpc_status", "reset"]),
+    ("fault", &["percent", "delay_ms", "abort_status", "grpc_status", "reset", "bandwidth_bytes_per_second"]),
     ("api_key", identity::API_KEY),
     ("basic", identity::BASIC),
     ("jwt", identity::JWT),
     ("external_auth", identity::EXTERNAL),
+    ("cache", content::CACHE),
+    ("compress", content::COMPRESS),
 ];
 
 /// Services that are named, each with its place.
@@ -111,6 +116,8 @@ fn filter(field: &Field<'_>, named: &mut Named, problems: &mut Problems) -> Opti
         "basic" => identity::basic(&section, problems).map(Kind::Basic),
         "jwt" => identity::jwt(&section, problems).map(Kind::Jwt),
         "external_auth" => identity::external(&section, named, problems).map(Kind::External),
+        "cache" => content::cache(&section, problems).map(Kind::Cache),
+        "compress" => content::compress(&section, problems).map(Kind::Compress),
         _ => fault(&section, problems).map(Kind::Fault),
     };
     Some(Filter { name: name?, matches: matches?, kind: kind? })
@@ -222,6 +229,7 @@ pub(super) fn fault(section: &Section<'_>, problems: &mut Problems) -> Option<Fa
     let delay = number("delay_ms", None, 0..=DELAY_MS_MAX);
     let abort = number("abort_status", None, 200..=599);
     let grpc_status = number("grpc_status", None, 1..=GRPC_STATUS_MAX);
+    let bandwidth = number("bandwidth_bytes_per_second", None, 1..=BYTES_MAX);
     let reset = section.or("reset", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let fault = Fault {
         percent: percent?.unwrap_or(100),
@@ -229,8 +237,9 @@ pub(super) fn fault(section: &Section<'_>, problems: &mut Problems) -> Option<Fa
         abort: abort?.map(|status| status as u16),
         grpc_status: grpc_status?.map(|status| status as u8),
         reset: reset?,
+        bandwidth: bandwidth?,
     };
-    let ends = ["abort_status", "reset"].map(|key| section.get(key));
+    let ends = ["abort_status", "reset", "bandwidth_bytes_per_second"].map(|key| section.get(key));
     if let [_, other, ..] = ends.iter().flatten().collect::<Vec<_>>().as_slice() {
         other.refuse("a request goes wrong in one way; write a filter for each", problems);
     }
@@ -238,7 +247,7 @@ pub(super) fn fault(section: &Section<'_>, problems: &mut Problems) -> Option<Fa
         field.refuse("is told with abort_status; write that, too", problems);
     }
     if section.get("delay_ms").is_none() && ends.iter().all(Option::is_none) {
-        let what = "nothing goes wrong; write delay_ms, abort_status or reset: on";
+        let what = "nothing goes wrong; write delay_ms, abort_status, reset: on or bandwidth_bytes_per_second";
         problems.note(section.at, section.path, what);
     }
     Some(fault)

@@ -1,6 +1,6 @@
 //! Connections that come in.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     capture::{cidr, each, namespaces, port},
@@ -11,7 +11,7 @@ use super::{
     tls,
 };
 use crate::config::{
-    Protocol,
+    Protocol, Service,
     capture::{Cidr, NamespaceRules},
     inbound::{Inbound, Limits, Sources},
     policy::Take,
@@ -20,18 +20,28 @@ use crate::config::{
 pub(super) const INBOUND_PROTOCOLS: [(&str, Protocol); 4] =
     [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("http2", Protocol::Http2), ("auto", Protocol::Auto)];
 
-pub(super) fn inbound(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Inbound>> {
+/// Reads the rules; `services` are those of the file, if they could be read.
+pub(super) fn inbound(
+    field: &Field<'_>,
+    services: Option<&[Arc<Service>]>,
+    problems: &mut Problems,
+) -> Option<Vec<Inbound>> {
     let items = field.list(problems)?;
     let mut names: HashMap<String, Position> = HashMap::new();
     let mut rules = Vec::new();
     for (index, node) in items.iter().enumerate() {
         let item = Field { node, path: Path::Item(&field.path, index) };
-        rules.extend(rule(&item, &mut names, problems));
+        rules.extend(rule(&item, &mut names, services, problems));
     }
     Some(rules)
 }
 
-fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut Problems) -> Option<Inbound> {
+fn rule(
+    field: &Field<'_>,
+    names: &mut HashMap<String, Position>,
+    services: Option<&[Arc<Service>]>,
+    problems: &mut Problems,
+) -> Option<Inbound> {
     let keys = [
         "name",
         "ports",
@@ -74,9 +84,17 @@ fn rule(field: &Field<'_>, names: &mut HashMap<String, Position>, problems: &mut
     let sources = sources(&section, problems);
     let mut named = Vec::new();
     let filters = filter::filters(&section, None, protocol, &mut named, problems);
-    for (at, path, _) in named {
-        let what = "asks another service, and only a service's filters do; remove it".to_owned();
-        problems.0.push(Problem { at, path, what });
+    for (at, path, name) in named {
+        let said = services.map(|services| services.iter().find(|service| service.name == name));
+        let what = match said {
+            Some(None) => "is no service of this file; write the name of one",
+            Some(Some(service)) if matches!(service.protocol, Protocol::Tcp | Protocol::Udp) => {
+                "is a service that does not speak HTTP; write protocol: http there, or name another"
+            }
+            // Or what is wrong with the services is said already.
+            _ => continue,
+        };
+        problems.0.push(Problem { at, path, what: format!("\"{name}\" {what}") });
     }
     Some(Inbound {
         name: name?,
@@ -204,6 +222,10 @@ mod tests {
             (
                 "{name: a, ports: [80], protocol: tcp, limits: {per_source: {connections: 0}}}",
                 "inbound[0].limits.per_source.connections: 0 is out of range",
+            ),
+            (
+                "{name: a, ports: [80], protocol: http, filters: [{kind: external_auth, to: x}]}",
+                "inbound[0].filters[0].to: \"x\" is no service of this file",
             ),
             ("{name: a, ports: [80], protocol: tcp, limit: 3}", "inbound[0].limit: unknown key; did you mean limits?"),
             (

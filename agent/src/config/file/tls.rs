@@ -96,16 +96,21 @@ fn originate(field: &Field<'_>, problems: &mut Problems) -> Option<Originate> {
     let section = Section::open(field.node, &field.path, &["roots", "server_name", "certificate"], problems)?;
     let server_name = section.or("server_name", || None, |field, p| server_name(field, p).map(Some), problems);
     let certificate = section.or("certificate", || None, |field, p| key_pair(field, p).map(Some), problems);
-    let trusted = match section.get("roots") {
-        Some(field) if !matches!(&field.node.value, Value::Text(text) if text == "system") => {
-            roots_of_file(&field, problems)
-        }
-        given => system_roots(given.as_ref().unwrap_or(field), problems),
-    };
+    let trusted = trusted(section.get("roots"), field, problems);
     Some(Originate::new(trusted?, server_name?, certificate?))
 }
 
-type Trusted = (Roots, Arc<rustls::RootCertStore>, u64);
+/// Whom a field names who vouch for others: `system`, as for one that is not there, or a file.
+pub(super) fn trusted(given: Option<Field<'_>>, at: &Field<'_>, problems: &mut Problems) -> Option<Trusted> {
+    match given {
+        Some(field) if !matches!(&field.node.value, Value::Text(text) if text == "system") => {
+            roots_of_file(&field, problems)
+        }
+        given => system_roots(given.as_ref().unwrap_or(at), problems),
+    }
+}
+
+pub(super) type Trusted = (Roots, Arc<rustls::RootCertStore>, u64);
 
 fn system_roots(field: &Field<'_>, problems: &mut Problems) -> Option<Trusted> {
     let trusted = tls::system_roots();

@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+use crate::config::tls::{Handshake, Roots};
+
 /// SHA-256 of something.
 pub type Digest = [u8; 32];
 
@@ -77,8 +79,10 @@ impl fmt::Debug for Password {
 pub struct Jwt {
     /// The field that has it, in lower case; in `authorization` it stands behind `Bearer`.
     pub header: String,
-    /// With what it may be signed (RFC 7517).
+    /// With what it may be signed (RFC 7517), unless that is fetched.
     pub keys: Listed<JwtKey>,
+    /// Where that is fetched from.
+    pub remote: Option<Remote>,
     /// Who must have made it, if that is asked.
     pub issuer: Option<String>,
     /// For one of whom it must be; none: that is not asked.
@@ -89,6 +93,38 @@ pub struct Jwt {
     pub claims: Vec<(String, String)>,
     /// Whether the endpoint gets the token, too.
     pub forwards_secret: bool,
+}
+
+/// A key set that is fetched over HTTP/1.1.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// Where it is, as it is written.
+    pub url: String,
+    /// Host and port, as the field Host has them.
+    pub authority: String,
+    /// The host, to be looked up, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Path and query.
+    pub target: String,
+    /// Over TLS: whom it is believed, and what a handshake begins with.
+    pub tls: Option<(Roots, Handshake)>,
+    /// Of what stood in the file of roots.
+    pub digest: u64,
+    /// How long it is used before it is fetched again, unless its answer says less.
+    pub refresh: Duration,
+    /// How long fetching it may take.
+    pub timeout: Duration,
+}
+
+impl PartialEq for Remote {
+    fn eq(&self, other: &Self) -> bool {
+        let own = |of: &Self| {
+            (of.url.clone(), of.tls.as_ref().map(|(roots, _)| roots.clone()), of.digest, of.refresh, of.timeout)
+        };
+        own(self) == own(other)
+    }
 }
 
 /// A key that tokens are signed with.

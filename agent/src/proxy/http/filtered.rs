@@ -2,13 +2,18 @@
 
 use std::{borrow::Cow, mem, rc::Rc};
 
+use http::StatusCode;
+
 use super::{Connection, Next, apply, reply::Reply};
 use crate::{
-    decode::http1::RequestHead,
+    config::HttpVersion,
+    decode::http1::{Framing, RequestHead},
     proxy::{
+        content::{self, Content},
         filtered::{Chain, Ended, Head, Passage, Who},
         left::Left,
         mirror::Tap,
+        whole::Answer,
     },
     record::Counter,
     ring::Buf,
@@ -22,12 +27,16 @@ pub(super) struct Filtered {
     pub fields: Fields,
     /// The longest body that the request may have, and who says so.
     pub body_max: Option<(u64, Rc<Chain>)>,
+    /// What else is done with its answer.
+    pub content: Option<Box<Content>>,
 }
 
 /// How a request goes on.
 pub(super) enum Way {
     On,
     Answered(Reply),
+    /// With what a cache has kept.
+    Stored(Box<Answer>),
     Reset,
 }
 
@@ -35,7 +44,9 @@ impl Connection<'_> {
     /// Lets a request pass the filters.
     pub(super) async fn filtered(&mut self, chain: &Rc<Chain>, buf: Buf, head: RequestHead) -> (Buf, RequestHead, Way) {
         let (mut buf, mut head) = self.settled(buf, head);
-        let who = Who { is_secure: self.stream.is_tls(), source: self.source, dialler: self.dialler.as_deref() };
+        let has_body = head.framing != Framing::None;
+        let who =
+            Who { is_secure: self.stream.is_tls(), source: self.source, dialler: self.dialler.as_deref(), has_body };
         let mut lines = Head::Lines(Cow::Borrowed(&buf.bytes()[..head.bytes]));
         let mut clock = mem::take(&mut self.clock);
         let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
@@ -44,21 +55,69 @@ impl Connection<'_> {
             (buf, head) = self.with_lines(&lines, buf, head);
         }
         self.clock = clock;
-        let Passage { response, body_max, end } = passage;
-        if !response.is_empty() {
+        let Passage { response, content, refresh, body_max, end } = passage;
+        if let Some(refresh) = refresh {
+            let whose = (HttpVersion::Http1, self.stream.is_tls(), self.dialler.as_deref().cloned());
+            content::refresh(self.hop, &self.cluster, chain, *refresh, whose);
+        }
+        if !response.is_empty() && content.is_none() {
             let of_route = self.response_change.take().map(|fields| *fields).unwrap_or_default();
             self.response_change = Some(Box::new(of_route.then(response.clone())));
         }
         let is_over = body_max.is_some_and(|most| self.measure(most, &buf, &head));
         let way = match end {
             Some(Ended::Reply(reply)) => Way::Answered(reply),
+            Some(Ended::Stored(answer)) => Way::Stored(answer),
             Some(Ended::Reset | Ended::Gone) => Way::Reset,
             None if is_over => Way::Answered(chain.refuse_body(body_max.unwrap_or_default())),
             None => Way::On,
         };
         let body_max = body_max.map(|most| (most, Rc::clone(chain)));
-        self.filtered = Some(Box::new(Filtered { fields: response, body_max }));
+        self.filtered = Some(Box::new(Filtered { fields: response, body_max, content }));
         (buf, head, way)
+    }
+
+    /// Whether something is done with the answer's content.
+    pub(super) fn has_content(&self) -> bool {
+        self.filtered.as_ref().is_some_and(|filtered| filtered.content.is_some())
+    }
+
+    /// The request goes its way as any other: of what filters do with its answer, what they change of its fields is left.
+    pub(super) fn let_content_go(&mut self) {
+        let Some(content) = self.filtered.as_mut().and_then(|filtered| filtered.content.as_mut()) else { return };
+        let fields = content.let_go();
+        let of_route = self.response_change.take().map(|fields| *fields).unwrap_or_default();
+        self.response_change = Some(Box::new(of_route.then(fields)));
+    }
+
+    /// An answer with all that filters do with it; of one of our own, only its fields are changed.
+    pub(super) fn content_of(&mut self, answer: Answer, is_ours: bool) -> Answer {
+        let content = self.filtered.as_mut().and_then(|filtered| filtered.content.take());
+        match content {
+            None => answer,
+            Some(mut content) if !is_ours => content.dress(answer),
+            Some(content) => {
+                let Answer { mut parts, body } = answer;
+                content.fields().of_map(&mut parts.headers);
+                Answer { parts, body }
+            }
+        }
+    }
+
+    /// Gives what a cache has kept: what the route changes of answers, it has changed of this already.
+    pub(super) async fn give_stored(&mut self, answer: Answer, buf: Buf, head: &RequestHead) -> Next {
+        (self.response_change, self.one_way) = (None, None);
+        match self.outgoing(buf, head) {
+            Ok(outgoing) => self.give(answer, head, outgoing.buf, None).await,
+            Err(bad) => Next::End(self.refuse(Reply::malformed(bad)).await),
+        }
+    }
+
+    /// What a cache has kept and may stand in for an error.
+    pub(super) fn stands_in(&mut self, status: StatusCode) -> Option<Answer> {
+        let answer = self.filtered.as_mut()?.content.as_mut()?.stand_in(status)?;
+        self.response_change = None;
+        Some(answer)
     }
 
     /// Breaks off, as a filter orders it.

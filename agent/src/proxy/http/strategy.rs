@@ -254,22 +254,31 @@ impl Connection<'_> {
             Some((Outcome::Answered(answer), _)) if self.is_unwanted(&answer) => {
                 self.reply(Reply::server_error(), head, rest).await
             }
-            Some((Outcome::Answered(answer), _place)) => self.give(answer, head, rest, None).await,
+            Some((Outcome::Answered(answer), _place)) => {
+                let answer = match self.stands_in(answer.parts.status) {
+                    Some(stored) => {
+                        crate::ring::spawn(answer.discard());
+                        stored
+                    }
+                    None => answer,
+                };
+                self.give(answer, head, rest, None).await
+            }
         }
     }
 
     /// Passes an answer on.
     pub(super) async fn give(
         &mut self,
-        answer: Answer,
+        mut answer: Answer,
         head: &RequestHead,
         rest: Buf,
         counter: Option<Counter>,
     ) -> Next {
-        let Answer { mut parts, mut body } = answer;
         if let Some(change) = &self.response_change {
-            change.of_map(&mut parts.headers);
+            change.of_map(&mut answer.parts.headers);
         }
+        let Answer { parts, mut body } = self.content_of(answer, counter.is_some());
         let is_bare =
             head.method == Method::Head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let framing = match (translate::declared_length(&parts.headers), body.ready_bytes()) {

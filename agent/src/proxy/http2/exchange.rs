@@ -126,7 +126,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     }
     if let Some(chain) = chain {
         // Boxed: most services have none.
-        Box::pin(filtered::pass(&connection, &chain, &mut parts, &mut way, time)).await;
+        Box::pin(filtered::pass(&connection, &chain, (&mut parts, !body.is_end_stream()), &mut way, time)).await;
     }
     let Way { cluster, change, gate, strategy, one_way, ordered, filtered, end, .. } = way;
     let guard = cluster.guard.clone();
@@ -177,7 +177,8 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         if let Some(end) = end {
             // It was never taken.
             exchange.one_way = None;
-            return exchange.end(&end);
+            // Boxed: most answers are an endpoint's.
+            return Box::pin(exchange.end(end)).await;
         }
         if !wait.is_zero() && !exchange.waits(wait).await {
             return Counter::RequestAborted;
@@ -190,6 +191,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
                 Err(kept) => (parts, begun) = kept,
             }
         }
+        exchange.let_content_go();
         match (cluster.spoken_upstream(HttpVersion::Http2), asked.tunnel) {
             (HttpVersion::Http2, _) => exchange.pass_on(parts, begun, &mut body).await,
             (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, begun, &mut body).await,

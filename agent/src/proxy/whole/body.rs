@@ -1,6 +1,12 @@
 //! The body of an answer: an endpoint's, as it comes, or one of our own.
 
-use std::{fmt, future::poll_fn, mem, pin::pin, task::Poll};
+use std::{
+    fmt,
+    future::poll_fn,
+    mem,
+    pin::{Pin, pin},
+    task::Poll,
+};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -17,6 +23,20 @@ pub enum Body {
     Http1(Box<FromHttp1>),
     /// As it comes from one of HTTP/2.
     Http2(Box<FromHttp2>),
+    /// What something makes of another.
+    Through(Box<dyn Through>),
+}
+
+/// What comes next of a body.
+pub type Next<'b> = Pin<Box<dyn Future<Output = Result<Piece, Broken>> + 'b>>;
+
+/// What makes a body of another, piece by piece.
+pub trait Through {
+    /// As [`Body::is_empty`].
+    fn is_empty(&self) -> bool;
+
+    /// As [`Body::next`].
+    fn next(&mut self) -> Next<'_>;
 }
 
 /// What comes of a body.
@@ -45,6 +65,7 @@ impl Body {
             Self::Begun(..) => false,
             Self::Http1(body) => body.is_empty(),
             Self::Http2(body) => body.is_empty(),
+            Self::Through(body) => body.is_empty(),
         }
     }
 
@@ -66,6 +87,7 @@ impl Body {
             }
             Self::Http1(body) => body.next().await,
             Self::Http2(body) => body.next().await,
+            Self::Through(body) => body.next().await,
         }
     }
 
@@ -101,7 +123,7 @@ impl Body {
     pub fn ready_bytes(&self) -> Option<usize> {
         match self {
             Self::Ready(bytes, trailers) => trailers.is_empty().then_some(bytes.len()),
-            Self::Begun(..) | Self::Http1(_) | Self::Http2(_) => None,
+            Self::Begun(..) | Self::Http1(_) | Self::Http2(_) | Self::Through(_) => None,
         }
     }
 }
@@ -113,6 +135,7 @@ impl fmt::Debug for Body {
             Self::Begun(..) => "Begun",
             Self::Http1(_) => "Http1",
             Self::Http2(_) => "Http2",
+            Self::Through(_) => "Through",
         })
     }
 }

@@ -156,6 +156,8 @@ pub(in crate::proxy) async fn answer(
             continue;
         }
         let (parts, ()) = response.into_parts();
+        // What has come waits here for as long as somebody takes; the clock runs when more is waited for.
+        upstream.stream.socket.clear_due();
         let body = FromHttp1 {
             hop: Rc::clone(hop),
             is_uploaded: !upstream.stream.writer.is_sending(),
@@ -264,6 +266,7 @@ impl FromHttp1 {
         self.buf = buf;
         match received {
             Ok(bytes @ 1..) => {
+                socket.clear_due();
                 self.hop.slab.count_bytes(Count::UpstreamReceived, bytes);
                 Ok(())
             }

@@ -19,15 +19,18 @@ use super::{
         route::{entries, own_field_name},
         section::{Field, Path, Problems, Section, shown},
         service::service_name,
-        show::{texts, word},
+        show::{milliseconds as shown_ms, texts, word},
         tls::bytes,
         tree::{Key, Node},
     },
-    Named,
+    Named, remote,
 };
-use crate::config::filter::{
-    External,
-    identity::{ApiKey, Basic, Digest, Jwt, JwtKey, Known, Listed, Material, Password, Place},
+use crate::config::{
+    filter::{
+        External,
+        identity::{ApiKey, Basic, Digest, Jwt, JwtKey, Known, Listed, Material, Password, Place},
+    },
+    tls::Roots,
 };
 
 const REALM: &str = "restricted";
@@ -41,10 +44,22 @@ const HASHED: &str = "sha256:";
 
 pub(super) const API_KEY: &[&str] = &["header", "query", "keys", "keys_file", "forward_as", "forward"];
 pub(super) const BASIC: &[&str] = &["realm", "users", "users_file", "forward_as", "forward"];
-pub(super) const JWT: &[&str] = &["header", "jwks_file", "issuer", "audiences", "leeway_s", "claims", "forward"];
+pub(super) const JWT: &[&str] = &[
+    "header",
+    "jwks_file",
+    "jwks_url",
+    "jwks_roots",
+    "jwks_refresh_s",
+    "jwks_timeout_ms",
+    "issuer",
+    "audiences",
+    "leeway_s",
+    "claims",
+    "forward",
+];
 pub(super) const EXTERNAL: &[&str] = &["to", "path_prefix", "headers", "copy", "timeout_ms", "fail"];
 /// The keys that name files.
-pub(in super::super) const FILES: [&str; 3] = ["keys_file", "users_file", "jwks_file"];
+pub(in super::super) const FILES: [&str; 4] = ["keys_file", "users_file", "jwks_file", "jwks_roots"];
 
 pub(super) fn api_key(section: &Section<'_>, problems: &mut Problems) -> Option<ApiKey> {
     let place = match (section.get("header"), section.get("query")) {
@@ -174,8 +189,16 @@ fn password(text: &str) -> Result<Password, &'static str> {
 
 pub(super) fn jwt(section: &Section<'_>, problems: &mut Problems) -> Option<Jwt> {
     let header = section.or("header", || "authorization".to_owned(), own_name, problems);
-    let file = section.require("jwks_file", "write the path of a JSON Web Key Set", problems);
-    let keys = file.and_then(|field| jwks(&field, problems));
+    let remote = remote::remote(section, problems);
+    let keys = match &remote {
+        Some(Some(_)) => Some(Listed { file: None, items: Vec::new() }),
+        None => None,
+        _ => {
+            let what = "write the path of a JSON Web Key Set, or jwks_url: https://…";
+            let file = section.require("jwks_file", what, problems);
+            file.and_then(|field| jwks(&field, problems))
+        }
+    };
     let owned = |field: &Field<'_>, p: &mut Problems| field.text(p).map(str::to_owned);
     let issuer = section.or("issuer", || None, |field, p| owned(field, p).map(Some), problems);
     let audiences = section.or("audiences", Vec::new, |field, p| each(field, p, owned), problems);
@@ -185,6 +208,7 @@ pub(super) fn jwt(section: &Section<'_>, problems: &mut Problems) -> Option<Jwt>
     Some(Jwt {
         header: header?,
         keys: keys?,
+        remote: remote?,
         issuer: issuer?,
         audiences: audiences?,
         leeway: Duration::from_secs(leeway?.into()),
@@ -214,8 +238,8 @@ fn jwks(field: &Field<'_>, problems: &mut Problems) -> Option<Listed<JwtKey>> {
 }
 
 /// The keys of a JSON Web Key Set (RFC 7517 section 5): those of a kind that is not known are left out, as it says.
-fn keys_of(text: &str) -> Result<Vec<JwtKey>, &'static str> {
-    let set: Json = serde_json::from_str(text).map_err(|_| "is no JSON; write the path of a JSON Web Key Set")?;
+pub fn keys_of(text: &str) -> Result<Vec<JwtKey>, &'static str> {
+    let set: Json = serde_json::from_str(text).map_err(|_| "is no JSON, as a JSON Web Key Set is")?;
     let listed = set.get("keys").and_then(Json::as_array).ok_or("has no list \"keys\", as a JSON Web Key Set has")?;
     let keys: Vec<JwtKey> = listed.iter().filter_map(jwk).collect();
     if keys.is_empty() {
@@ -323,9 +347,18 @@ fn show_known(shown: &mut Json, known: &Known) {
 pub(super) fn show_jwt(config: &Jwt) -> Json {
     let claims: Map<String, Json> =
         config.claims.iter().map(|(claim, header)| (claim.clone(), json!(header))).collect();
+    let remote = config.remote.as_ref();
+    let roots = remote.and_then(|remote| remote.tls.as_ref()).map(|(roots, _)| match roots {
+        Roots::System => json!("system"),
+        Roots::File(path) => json!(path),
+    });
     json!({
         "header": config.header,
         "jwks_file": config.keys.file,
+        "jwks_url": remote.map(|remote| &remote.url),
+        "jwks_roots": roots,
+        "jwks_refresh_s": remote.map(|remote| remote.refresh.as_secs()),
+        "jwks_timeout_ms": remote.map(|remote| shown_ms(remote.timeout)),
         "issuer": config.issuer,
         "audiences": texts(&config.audiences),
         "leeway_s": config.leeway.as_secs(),

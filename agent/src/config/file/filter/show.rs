@@ -8,6 +8,7 @@ use super::{
         route::{show_caller, show_changes, show_match},
         show::{milliseconds, texts, word},
     },
+    content::{show_cache, show_compress},
     identity::{show_api_key, show_basic, show_external, show_jwt},
 };
 use crate::config::filter::{Access, Callers, Cors, Fault, Filter, Kind, Origin, RequestId};
@@ -35,6 +36,8 @@ fn show(filter: &Filter) -> Json {
         Kind::Basic(basic) => show_basic(basic),
         Kind::Jwt(jwt) => show_jwt(jwt),
         Kind::External(external) => show_external(external),
+        Kind::Cache(cache) => show_cache(cache),
+        Kind::Compress(compress) => show_compress(compress),
     };
     if let (Json::Object(shown), Json::Object(of_kind)) = (&mut shown, of_kind) {
         shown.extend(of_kind.into_iter().filter(|(_, value)| !value.is_null()));
@@ -85,5 +88,6 @@ fn show_fault(fault: &Fault) -> Json {
     shown.extend(fault.abort.map(|status| ("abort_status".to_owned(), json!(status))));
     shown.extend(fault.grpc_status.map(|status| ("grpc_status".to_owned(), json!(status))));
     shown.extend(fault.reset.then(|| ("reset".to_owned(), json!("on"))));
+    shown.extend(fault.bandwidth.map(|bytes| ("bandwidth_bytes_per_second".to_owned(), json!(bytes))));
     Json::Object(shown)
 }

@@ -3,17 +3,20 @@
 use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll};
 
 use h2::{Reason, RecvStream};
-use http::request::Parts;
+use http::{StatusCode, request::Parts};
 
 use super::{Exchange, course::Way};
 use crate::{
+    config::HttpVersion,
     proxy::{
+        content::{self, Content},
         filtered::{Chain, Ended, Head, Passage, Who},
-        http::Reply,
+        http::{Limits, Reply},
         http2::Connection,
         left::Left,
         mirror::{Ordered, Tap},
         timing::Time,
+        whole::Answer,
     },
     record::Counter,
     route::Fields,
@@ -25,31 +28,38 @@ pub(super) struct Filtered {
     fields: Fields,
     /// The longest body that the request may have, and who says so.
     body_max: Option<(u64, Rc<Chain>)>,
+    /// What else is done with its answer.
+    content: Option<Box<Content>>,
 }
 
 /// Lets a request pass the filters; no longer than its time is.
 pub(super) async fn pass(
     connection: &Connection,
     chain: &Rc<Chain>,
-    parts: &mut Parts,
+    (parts, has_body): (&mut Parts, bool),
     way: &mut Way,
     time: Option<Time>,
 ) {
     let (is_secure, dialler) = (connection.is_secure, connection.dialler.as_deref());
     let mut head = Head::Parts(parts);
-    let passed = chain.pass(&connection.hop, &mut head, Who { is_secure, source: connection.source, dialler });
+    let passed =
+        chain.pass(&connection.hop, &mut head, Who { is_secure, source: connection.source, dialler, has_body });
     let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
-    let Passage { response, body_max, end } = match time {
+    let Passage { response, content, refresh, body_max, end } = match time {
         None => passed.await,
         Some(time) => tokio::time::timeout(time.left(), passed).await.unwrap_or_else(|_| late()),
     };
-    if !response.is_empty() {
+    if let Some(refresh) = refresh {
+        let whose = (HttpVersion::Http2, is_secure, dialler.cloned());
+        content::refresh(&connection.hop, &way.cluster, chain, *refresh, whose);
+    }
+    if !response.is_empty() && content.is_none() {
         let of_route = way.change.take().map(|fields| *fields).unwrap_or_default();
         way.change = Some(Box::new(of_route.then(response.clone())));
     }
     way.end = end.or(way.end.take());
     let body_max = body_max.map(|most| (most, Rc::clone(chain)));
-    way.filtered = Some(Box::new(Filtered { fields: response, body_max }));
+    way.filtered = Some(Box::new(Filtered { fields: response, body_max, content }));
 }
 
 /// What is to see a request's body, if it is copied, or may not have any length.
@@ -85,10 +95,53 @@ pub(super) async fn unless_over<T>(tap: Option<Rc<Tap>>, future: impl Future<Out
 }
 
 impl Exchange<'_> {
+    /// Whether something is done with the answer's content.
+    pub(super) fn has_content(&self) -> bool {
+        self.filtered.as_ref().is_some_and(|filtered| filtered.content.is_some())
+    }
+
+    /// The request goes its way as any other: of what filters do with its answer, what they change of its fields is left.
+    pub(super) fn let_content_go(&mut self) {
+        let Some(content) = self.filtered.as_mut().and_then(|filtered| filtered.content.as_mut()) else { return };
+        let fields = content.let_go();
+        let of_route = self.change.take().map(|fields| *fields).unwrap_or_default();
+        self.change = Some(Box::new(of_route.then(fields)));
+    }
+
+    /// An answer with all that filters do with it; of one of our own, only its fields are changed.
+    pub(super) fn content_of(&mut self, answer: Answer, is_ours: bool) -> Answer {
+        let content = self.filtered.as_mut().and_then(|filtered| filtered.content.take());
+        match content {
+            None => answer,
+            Some(mut content) if !is_ours => content.dress(answer),
+            Some(content) => {
+                let Answer { mut parts, body } = answer;
+                content.fields().of_map(&mut parts.headers);
+                Answer { parts, body }
+            }
+        }
+    }
+
+    /// What a cache has kept and may stand in for an error.
+    pub(super) fn stands_in(&mut self, status: StatusCode) -> Option<Answer> {
+        let answer = self.filtered.as_mut()?.content.as_mut()?.stand_in(status)?;
+        // What the route changes of answers, it has changed of this already.
+        self.change = None;
+        Some(answer)
+    }
+
     /// Ends a request that goes no further.
-    pub(super) fn end(&mut self, ended: &Ended) -> Counter {
+    pub(super) async fn end(&mut self, ended: Ended) -> Counter {
+        let limits = Limits::of(&self.cluster);
         match ended {
-            Ended::Reply(reply) => self.reply(reply),
+            Ended::Reply(reply) => match self.stands_in(reply.status()) {
+                Some(answer) => self.give(answer, &limits, false).await,
+                None => self.reply(&reply),
+            },
+            Ended::Stored(answer) => {
+                self.change = None;
+                self.give(*answer, &limits, false).await
+            }
             Ended::Gone => Counter::RequestAborted,
             Ended::Reset => {
                 self.reset(Reason::INTERNAL_ERROR);

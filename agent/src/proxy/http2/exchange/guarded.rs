@@ -155,6 +155,7 @@ impl Exchange<'_> {
             || self.strategy.is_some()
             || self.cluster.service.config.strategy.is_some()
             || self.keeper().is_some()
+            || self.has_content()
     }
 
     /// Who may have to ask somebody else.

@@ -4,7 +4,7 @@ use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use http::{HeaderValue, Response, header, request::Parts};
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 
 use super::{Ended, Exchange};
 use crate::{
@@ -39,7 +39,7 @@ impl Exchange<'_> {
         let rules = of_route.as_deref().or(cluster.service.config.strategy.as_ref());
         if !body.is_end_stream() && parts.headers.remove(header::EXPECT).is_some() {
             let mut go_on = Response::new(());
-            *go_on.status_mut() = http::StatusCode::CONTINUE;
+            *go_on.status_mut() = StatusCode::CONTINUE;
             // Fails only if the client is gone, which is noticed soon enough.
             let _ = self.respond.send_informational(go_on);
         }
@@ -107,14 +107,26 @@ impl Exchange<'_> {
         };
         match outcome {
             None => Counter::RequestAborted,
-            Some((Outcome::Refused(reply), _)) => self.reply(&reply),
+            Some((Outcome::Refused(reply), _)) => match self.stands_in(reply.status()) {
+                Some(stored) => self.give(stored, &Limits::of(&cluster), false).await,
+                None => self.reply(&reply),
+            },
             Some((Outcome::Answered(answer), _))
                 if self.is_unwanted(answer.parts.status.as_u16(), &answer.parts.headers) =>
             {
                 self.reply(&Reply::server_error())
             }
-            Some((Outcome::Answered(answer), _place)) => self.give(answer, &Limits::of(&cluster)).await,
-            Some((Outcome::Ours(answer, counter), _)) => match self.give(answer, &Limits::of(&cluster)).await {
+            Some((Outcome::Answered(answer), _place)) => {
+                let answer = match self.stands_in(answer.parts.status) {
+                    Some(stored) => {
+                        crate::ring::spawn(answer.discard());
+                        stored
+                    }
+                    None => answer,
+                };
+                self.give(answer, &Limits::of(&cluster), false).await
+            }
+            Some((Outcome::Ours(answer, counter), _)) => match self.give(answer, &Limits::of(&cluster), true).await {
                 Counter::Answered2xx => counter,
                 other => other,
             },
@@ -124,7 +136,7 @@ impl Exchange<'_> {
     /// Answers a request that nobody waits for to be answered.
     async fn taken(&mut self) -> Counter {
         let limits = Limits::of(&self.cluster);
-        match self.give(one_way::taken(self.asked.is_grpc), &limits).await {
+        match self.give(one_way::taken(self.asked.is_grpc), &limits, true).await {
             Counter::Answered2xx => Counter::OneWay,
             other => other,
         }
@@ -149,12 +161,14 @@ impl Exchange<'_> {
     }
 
     /// Passes an answer on.
-    async fn give(&mut self, answer: Answer, limits: &Limits) -> Counter {
-        let Answer { mut parts, mut body } = answer;
+    pub(super) async fn give(&mut self, mut answer: Answer, limits: &Limits, is_ours: bool) -> Counter {
         if let Some(change) = &self.change {
-            change.of_map(&mut parts.headers);
+            change.of_map(&mut answer.parts.headers);
         }
-        if let Some(bytes) = body.ready_bytes() {
+        let Answer { mut parts, mut body } = self.content_of(answer, is_ours);
+        // Of a body that is not there, its length is not that of nothing.
+        let has_none = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if let Some(bytes) = body.ready_bytes().filter(|_| !has_none) {
             parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(bytes));
         }
         let status = parts.status.as_u16();
