@@ -55,15 +55,17 @@ use crate::{
     decode::http1::{Asked, Method, RequestHead},
     kernel::OriginalDst,
     record::{Bytes, Counter},
-    ring::{Buf, Due, MEDIUM, SMALL, Stream},
+    ring::{Buf, Due, MEDIUM, Stream},
     route::{Fields, Request},
 };
 
 /// How long a refused client may go on sending what nobody reads, so that the refusal reaches it: closing at once would reset the
-/// connection, and a reset overtakes what was sent before it.
-const LINGER: Duration = Duration::from_secs(2);
-/// How much of it is read.
-const LINGER_BYTES_MAX: usize = 1 << 20;
+/// connection, and a reset overtakes what was sent before it (nginx's lingering_time).
+const LINGER: Duration = Duration::from_secs(30);
+/// How long it may pause meanwhile (nginx's lingering_timeout is 5 s).
+const LINGER_PAUSE: Duration = Duration::from_secs(2);
+/// How much of it is read: what a client with a fast line sends before it looks for an answer.
+const LINGER_BYTES_MAX: usize = 256 << 20;
 
 /// How often a request that got no byte of a response is sent again: once for the reused connection, once for another endpoint.
 const REPLAYS_MAX: usize = 2;
@@ -518,27 +520,33 @@ impl Connection<'_> {
             return Counter::ClientAborted;
         }
         if self.stream.is_tls() {
-            self.stream.socket.set_due(LINGER, Due::End);
+            self.stream.socket.set_due(LINGER_PAUSE, Due::End);
             // A response without a length is whole only if this arrives.
             if self.stream.writer.say_end().await.is_err() {
                 return Counter::ClientAborted;
             }
         }
         if linger {
-            self.stream.socket.shut(Shutdown::Write);
-            self.stream.socket.set_due(LINGER, Due::End);
-            let mut read = 0;
-            while read < LINGER_BYTES_MAX {
-                self.stream.reader.arm_on_demand(&self.hop.buffers, SMALL);
-                let (received, buf) = self.stream.reader.received().await;
-                self.hop.buffers.give(buf);
-                match received {
-                    Ok(bytes @ 1..) => read += bytes,
-                    _ => break,
-                }
-            }
+            self.linger().await;
         }
         Counter::AgentDone
+    }
+
+    /// Reads what a client goes on sending that was refused, until it ends: within bounds.
+    async fn linger(&mut self) {
+        self.stream.socket.shut(Shutdown::Write);
+        let until = Instant::now() + LINGER;
+        let mut read = 0;
+        while read < LINGER_BYTES_MAX && Instant::now() < until {
+            self.stream.socket.set_due(LINGER_PAUSE, Due::End);
+            self.stream.reader.arm_on_demand(&self.hop.buffers, MEDIUM);
+            let (received, buf) = self.stream.reader.received().await;
+            self.hop.buffers.give(buf);
+            match received {
+                Ok(bytes @ 1..) => read += bytes,
+                _ => break,
+            }
+        }
     }
 
     /// Waits until everything submitted to the client is sent.

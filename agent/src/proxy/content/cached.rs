@@ -415,7 +415,9 @@ pub(in crate::proxy) fn refresh(
             hop.enter(&cluster, None, &request, Instant::now(), None)
         };
         // Who is over a limit, or behind a breaker, is asked another time.
-        let Ok(Entered { cluster, wait, admitted: _admitted, leave, standing_in: None, stand: None }) = entered else { return };
+        let Ok(Entered { cluster, wait, admitted: _admitted, leave, standing_in: None, stand: None }) = entered else {
+            return;
+        };
         tokio::time::sleep(wait).await;
         let tried = Tried::for_request(&hop, &cluster, 0, || Request::of_parts(&parts, is_secure, 0));
         let body = (Bytes::new(), HeaderMap::new());

@@ -82,10 +82,12 @@ pub fn reset_of(error: &h2::Error) -> Option<Reason> {
     if error.is_reset() { error.reason() } else { None }
 }
 
-/// How much of a body is read that nobody wants, and for how long.
-const UNWANTED_BYTES_MAX: usize = 1 << 20;
-/// See [`UNWANTED_BYTES_MAX`].
-const UNWANTED: Duration = Duration::from_secs(2);
+/// How much of a body is read that nobody wants.
+const UNWANTED_BYTES_MAX: usize = 256 << 20;
+/// For how long (as a connection of HTTP/1 lingers).
+const UNWANTED: Duration = Duration::from_secs(30);
+/// And how long its sender may pause.
+const UNWANTED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Reads what is left of the body of a request that was answered before its end: some clients (curl) take the reset that would otherwise
 /// follow for an error, although the answer was whole.
@@ -96,7 +98,7 @@ pub async fn drain(from: &mut RecvStream) {
     let read = async {
         let mut left = UNWANTED_BYTES_MAX;
         while left > 0
-            && let Some(Ok(piece)) = from.data().await
+            && let Ok(Some(Ok(piece))) = tokio::time::timeout(UNWANTED_PAUSE, from.data()).await
         {
             left = left.saturating_sub(piece.len());
             // Fails only if the stream is over, and then nothing is owed.
