@@ -361,8 +361,8 @@ fn a_client_that_sends_all_of_a_long_body_before_it_reads_hears_why_it_was_refus
                    s = socket.create_connection((host, int(port)), timeout=soon)\n\
                    s.sendall(b'POST / HTTP/1.1\\r\\nhost: a\\r\\ncontent-length: 30000000\\r\\n\\r\\n')\n\
                    for _ in range(300): s.sendall(b'x' * 100000)\n\
-                   print(s.recv(100).split(b'\\r\\n')[0].decode())";
+                   print(s.recv(12).decode())";
     let address = pair.services[0].to_string();
-    assert_eq!(peers::python(Room::of(&pair.stage.clients), program, &[&address]), "HTTP/1.1 413 Content Too Large\n");
+    assert_eq!(peers::python(Room::of(&pair.stage.clients), program, &[&address]), "HTTP/1.1 413\n");
     assert_eq!(pair.web.requests(), 0);
 }

@@ -10,6 +10,7 @@ mod filtered;
 mod guarded;
 mod http2;
 mod limits;
+mod linger;
 mod outgoing;
 mod quick;
 mod reply;
@@ -20,15 +21,13 @@ mod strategy;
 mod streaming;
 mod timed;
 
-use std::{
-    cell::Cell, io, net::Shutdown, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::pin, rc::Rc, sync::Arc,
-    time::Duration, time::Instant,
-};
+use std::{cell::Cell, io, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::pin, rc::Rc, sync::Arc, time::Instant};
 
 use admitted::Denied;
 use apply::apply;
 use attend::{Client, OwnTime, first_answer, pass_on, take_back};
 use filtered::{Filtered, Way};
+use linger::LINGER_PAUSE;
 use outgoing::{Outgoing, Rest};
 use quick::Fallen;
 use respond::{Answer, Answered, Unanswered};
@@ -58,14 +57,6 @@ use crate::{
     ring::{Buf, Due, MEDIUM, Stream},
     route::{Fields, Request},
 };
-
-/// How long a refused client may go on sending what nobody reads, so that the refusal reaches it: closing at once would reset the
-/// connection, and a reset overtakes what was sent before it (nginx's lingering_time).
-const LINGER: Duration = Duration::from_secs(30);
-/// How long it may pause meanwhile (nginx's lingering_timeout is 5 s).
-const LINGER_PAUSE: Duration = Duration::from_secs(2);
-/// How much of it is read: what a client with a fast line sends before it looks for an answer.
-const LINGER_BYTES_MAX: usize = 256 << 20;
 
 /// How often a request that got no byte of a response is sent again: once for the reused connection, once for another endpoint.
 const REPLAYS_MAX: usize = 2;
@@ -530,23 +521,6 @@ impl Connection<'_> {
             self.linger().await;
         }
         Counter::AgentDone
-    }
-
-    /// Reads what a client goes on sending that was refused, until it ends: within bounds.
-    async fn linger(&mut self) {
-        self.stream.socket.shut(Shutdown::Write);
-        let until = Instant::now() + LINGER;
-        let mut read = 0;
-        while read < LINGER_BYTES_MAX && Instant::now() < until {
-            self.stream.socket.set_due(LINGER_PAUSE, Due::End);
-            self.stream.reader.arm_on_demand(&self.hop.buffers, MEDIUM);
-            let (received, buf) = self.stream.reader.received().await;
-            self.hop.buffers.give(buf);
-            match received {
-                Ok(bytes @ 1..) => read += bytes,
-                _ => break,
-            }
-        }
     }
 
     /// Waits until everything submitted to the client is sent.
