@@ -223,6 +223,137 @@ fn an_open_breaker_is_told_of_and_outlives_a_reload_of_the_rest() {
 }
 
 #[test]
+fn a_routes_breaker_is_of_its_requests_alone() {
+    for arguments in ALL {
+        let Some(stage) = Stage::set() else { return };
+        let (web, spare) = (Moody::at(&stage, 200), Moody::at(&stage, 200));
+        let rule = "breaker: { kind: consecutive, failures: 2, open_ms: 600000";
+        let route = |name: &str, more: &str| {
+            format!("{{ name: {name}, match: {{ headers: {{ x-part: {name} }} }}, {rule}{more} }} }}")
+        };
+        let routes = format!(
+            "routes: [{}, {}]",
+            route("plain", ", on_open: fail"),
+            route("spared", ", on_open: { cluster: spare }")
+        );
+        let other = Service::http("spare", stage.address()).to(spare.address());
+        let keys = [routes.as_str(), "reason_header: on", "fallback: { respond: { status: 203 } }"];
+        let field = Field::set(stage, &[], &keys, web.address(), vec![other]);
+        let is_grpc = arguments.len() > 1;
+        [&web, &spare].into_iter().for_each(|it| it.mood.is_grpc.store(is_grpc, Relaxed));
+        let (good, bad) = if is_grpc { (0, 14) } else { (200, 503) };
+        let ask = |part: &str| field.curl(&[arguments, &["-H", &format!("x-part: {part}")]].concat());
+        web.says(503);
+        for part in ["plain", "spared"] {
+            assert_eq!([outcome(&ask(part)), outcome(&ask(part))], [bad; 2]);
+        }
+        assert_eq!(web.requests(), 4);
+        let refused = ask("plain");
+        assert_eq!((outcome(&refused), web.requests()), (bad, 4), "{refused:?}");
+        assert!(refused.text.contains("breaker of the service is open"), "{refused:?}");
+        assert_eq!((outcome(&ask("spared")), web.requests(), spare.requests()), (good, 4, 1));
+        assert_eq!((outcome(&ask("none")), web.requests()), (bad, 5), "others have no breaker");
+        let of = |family: &str, route| field.metric(family, arguments, ("route", route));
+        for route in ["plain", "spared"] {
+            assert_eq!(of("sockway_route_breaker_state", route), 2.0);
+            assert_eq!(of("sockway_route_breaker_short_circuits_total", route), 1.0);
+        }
+        let told = sockway(&["status", "--instance", field.agent.instance()]);
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let name = Field::name(arguments);
+        assert!(told.contains(&format!("the breaker of the route plain of {name} is open")), "{told}");
+    }
+}
+
+#[test]
+fn an_endpoint_whose_breaker_is_open_is_left_out_until_a_try_succeeds() {
+    for arguments in ALL {
+        let Some(stage) = Stage::set() else { return };
+        let (good, bad) = (Moody::at(&stage, 200), Moody::at(&stage, 503));
+        let service2 = arguments.contains(&HTTP2);
+        let address = stage.address();
+        let made = if service2 {
+            Service::http2("web", address).set("upstream_protocol: http1")
+        } else {
+            Service::http("web", address)
+        };
+        let rule = "endpoint_breaker: { kind: consecutive, failures: 2, open_ms: 700, half_open_requests: 2 }";
+        let web = made.set(rule).set("reason_header: on").to(good.address()).to(bad.address());
+        let agent = Agent::start(&stage.config().service(web));
+        let is_grpc = arguments.len() > 1;
+        [&good, &bad].into_iter().for_each(|it| it.mood.is_grpc.store(is_grpc, Relaxed));
+        let (fine, fails) = if is_grpc { (0, 14) } else { (200, 503) };
+        let ask = || outcome(&curl(&stage, address, arguments));
+        let of =
+            |family: &str, at: SocketAddr| agent.metric(family, &[("service", "web"), ("endpoint", &at.to_string())]);
+        let opened = Instant::now();
+        let told: Vec<u16> = (0..8).map(|_| ask()).collect();
+        let is_young = opened.elapsed() < Duration::from_millis(600);
+        if is_young {
+            assert_eq!(told.iter().filter(|it| **it == fails).count(), 2, "{told:?}");
+            assert_eq!((good.requests(), bad.requests()), (6, 2));
+            assert_eq!(of("sockway_endpoint_breaker_state", bad.address()), 2.0);
+            let told = sockway(&["status", "--instance", agent.instance()]);
+            let told = String::from_utf8_lossy(&told.stdout).into_owned();
+            assert!(told.contains(&format!("the breaker of {} of web is", bad.address())), "{told}");
+        }
+        assert_eq!(of("sockway_endpoint_breaker_state", good.address()), 0.0);
+        bad.says(200);
+        wait::until("two tries to close it", wait::SOON, || {
+            ask() == fine && of("sockway_endpoint_breaker_state", bad.address()) == 0.0
+        });
+        let before = bad.requests();
+        wait::until("its share", wait::SOON, || ask() == fine && bad.requests() >= before + 3);
+    }
+}
+
+#[test]
+fn who_has_only_endpoints_with_open_breakers_is_told_so_or_goes_elsewhere() {
+    let Some(stage) = Stage::set() else { return };
+    let (one, two, spare) = (Moody::at(&stage, 500), Moody::at(&stage, 500), Moody::at(&stage, 200));
+    let (plain, spared) = (stage.address(), stage.address());
+    let service = |name, address, more: &str| {
+        let rule = format!("endpoint_breaker: {{ kind: consecutive, failures: 1, open_ms: 600000{more} }}");
+        let service = Service::http(name, address).set(&rule).set("reason_header: on");
+        service.to(one.address()).to(two.address())
+    };
+    let other = Service::http("spare", stage.address()).to(spare.address());
+    let services = [service("plain", plain, ""), service("spared", spared, ", on_open: { cluster: spare }"), other];
+    let agent = Agent::start(&stage.config().with_services(services.to_vec()));
+    let ask = |address| curl(&stage, address, &[]);
+    assert_eq!([ask(plain).status, ask(plain).status], [500; 2]);
+    let refused = ask(plain);
+    assert_eq!((refused.status, refused.field("x-sockway-reason")), (503, Some("circuit_open")), "{refused:?}");
+    assert_eq!((one.requests(), two.requests()), (1, 1));
+    assert_eq!([ask(spared).status, ask(spared).status], [500; 2]);
+    assert_eq!((ask(spared).body(), one.requests() + two.requests(), spare.requests()), ("mood", 4, 1));
+    let told = sockway(&["explain", "--instance", agent.instance(), &format!("GET http://{plain}/a")]);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned() + &String::from_utf8_lossy(&told.stderr);
+    assert!(told.contains(&format!("{} (its breaker is open)", one.address())), "{told}");
+}
+
+#[test]
+fn a_breaker_learns_nothing_of_calls_whose_callers_gave_too_little_time() {
+    let Some(stage) = Stage::set() else { return };
+    let web = Moody::at(&stage, 200);
+    let rule = "breaker: { kind: consecutive, failures: 1, open_ms: 600000 }";
+    let keys = [rule, "timeout_ms: 1500", "outlier: { consecutive_5xx: 1, max_ejection_percent: 100 }"];
+    let field = Field::set(stage, &[], &keys, web.address(), Vec::new());
+    web.mood.is_grpc.store(true, Relaxed);
+    web.pauses(700);
+    let impatient = [&GRPC[..], &["-H", "grpc-timeout: 100m"]].concat();
+    let metric = |family| field.metric(family, &GRPC, ("service", "web2"));
+    assert_eq!([(); 3].map(|()| outcome(&field.curl(&impatient))), [4; 3]);
+    assert_eq!(metric("sockway_breaker_callers_deadlines_total"), 3.0);
+    assert_eq!((metric("sockway_breaker_state"), outcome(&field.curl(&GRPC))), (0.0, 0));
+    assert_eq!(metric("sockway_outlier_ejections_active"), 0.0);
+    // The service's own time is another thing.
+    web.pauses(4_000);
+    assert_eq!(outcome(&field.curl(&[&GRPC[..], &["-H", "grpc-timeout: 9S"]].concat())), 4);
+    assert_eq!((metric("sockway_breaker_state"), metric("sockway_breaker_callers_deadlines_total")), (2.0, 3.0));
+}
+
+#[test]
 fn the_example_of_two_commands_and_fifty_clients_comes_to_its_numbers() {
     // Requirement 001-39, with the numbers of section 6: concurrency 10, volume 20, 50 %, and the commands' own times.
     let Some(stage) = Stage::set() else { return };

@@ -12,7 +12,7 @@
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use crate::{
-    cluster::{BreakerPhase as Phase, BreakerState, BreakerWord as Word, Rolling},
+    cluster::{BreakerPhase as Phase, BreakerState, BreakerWord as Word, Calls, Rolling},
     config::guard::{Breaker, Kind, Over},
 };
 
@@ -135,6 +135,16 @@ impl Judge {
         }
     }
 
+    /// Whether [`Judge::ask`] would let a request pass. Nothing turns, and nothing is counted: what opens by a rate says so when it is asked.
+    pub fn would_pass(&self, state: &BreakerState, now_ms: u64) -> bool {
+        let at = Word::of(state.phase.load(Acquire));
+        match at.phase {
+            Phase::Closed => true,
+            Phase::HalfOpen if at.started < self.probes => true,
+            Phase::Open | Phase::HalfOpen => now_ms > at.since_ms + self.open_ms,
+        }
+    }
+
     fn closed(&self, state: &BreakerState, at: Word, now_ms: u64) -> (Option<Pass>, Option<Phase>) {
         if let Opens::Rate(limit) = self.kind {
             let span = Rolling::new(SECOND_MS, 1, COUNT_BITS);
@@ -148,6 +158,9 @@ impl Judge {
 
     /// Takes note of how a request went that had passed; what the breaker turned to by that, if it did.
     pub fn tell(&self, state: &BreakerState, pass: Pass, outcome: Outcome, now_ms: u64) -> Option<Phase> {
+        if Calls::are_watched() {
+            show(&state.calls, outcome);
+        }
         loop {
             let at = Word::of(state.phase.load(Acquire));
             if at.epoch != pass.epoch {
@@ -226,6 +239,16 @@ impl Judge {
             state.turned[to.phase as usize].fetch_add(1, Relaxed);
         }
         is_turned
+    }
+}
+
+/// For who watches.
+fn show(calls: &Calls, outcome: Outcome) {
+    match outcome {
+        Outcome::Answered(took_ms) => calls.count(took_ms, false),
+        Outcome::Failed(took_ms) => calls.count(took_ms, true),
+        Outcome::Rejected => calls.reject(),
+        Outcome::Unknown => {}
     }
 }
 

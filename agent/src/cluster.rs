@@ -6,6 +6,7 @@
 pub mod adaptive;
 mod build;
 pub mod cache;
+mod calls;
 mod canary;
 mod dialler;
 mod endpoint;
@@ -28,6 +29,7 @@ mod shares;
 mod strategy;
 #[cfg(test)]
 mod tests;
+mod threshold;
 
 use std::{
     collections::HashMap,
@@ -40,6 +42,7 @@ use std::{
 
 pub use self::{
     adaptive::{Adaptive, Measured},
+    calls::{CallTally, Calls, Watching},
     canary::{CanaryState, Counts, Stage as CanaryStage, Trouble},
     dialler::Dialler,
     endpoint::{Endpoint, EndpointState, Latency, Stage},
@@ -57,6 +60,7 @@ pub use self::{
     seen::Seen,
     shares::{Published, Shares},
     strategy::{Cause, Effort, Efforts, Place},
+    threshold::{Held, Overflow, ThresholdState},
 };
 use self::{
     build::{Known, build_service, is_same},

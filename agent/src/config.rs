@@ -20,6 +20,7 @@ pub mod request_limit;
 pub mod retry;
 pub mod route;
 pub mod strategy;
+pub mod threshold;
 pub mod tls;
 pub mod tuning;
 

@@ -21,8 +21,11 @@ use std::{
 use rustls::ClientConnection;
 
 use crate::{
-    cluster::{Endpoint, EndpointState, Service, Stage},
-    config::tls::{Originate, Within},
+    cluster::{Endpoint, EndpointState, Held, Overflow, Service, Stage, ThresholdState},
+    config::{
+        threshold::Threshold,
+        tls::{Originate, Within},
+    },
     kernel::{Flows, Place},
     record::{Counter, Slab},
     ring::{self, Buffers, Due, HandshakeError, Socket, Stream, Watch},
@@ -51,6 +54,9 @@ pub enum ConnectError {
     /// It accepted, and then said nothing in time.
     #[error("nothing of HTTP/2 within {0:?}")]
     Mute(Duration),
+    /// The service has as many connections, or requests that wait for one, as it may have.
+    #[error("as many as there may be: {}", .0.word())]
+    Overflow(Threshold),
     /// This process or host is out of descriptors or memory: says nothing of the endpoint.
     #[error("no socket: {0}")]
     Ours(io::Error),
@@ -94,6 +100,8 @@ impl Visit {
 pub struct Upstreams {
     idle: RefCell<HashMap<(u32, u32), Shelf, BuildHasherDefault<IdHasher>>>,
     shared: shared::Shared,
+    /// Services whose connections are bounded, by their ids.
+    bounded: RefCell<HashMap<u32, Arc<ThresholdState>>>,
     watch: Rc<Watch>,
     flows: Flows,
     slab: Arc<Slab>,
@@ -139,7 +147,8 @@ impl Shelf {
 impl Upstreams {
     /// None yet.
     pub fn new(watch: Rc<Watch>, flows: Flows, slab: Arc<Slab>, buffers: Rc<Buffers>) -> Self {
-        Self { idle: RefCell::default(), shared: shared::Shared::default(), watch, flows, slab, buffers }
+        let (idle, shared, bounded) = Default::default();
+        Self { idle, shared, bounded, watch, flows, slab, buffers }
     }
 
     /// A connection that an earlier request used and that is still alive, as far as can be known.
@@ -158,6 +167,10 @@ impl Upstreams {
 
     /// Keeps a connection for the next request. Everything asked on it must have been answered.
     pub fn keep(&self, service: &Service, endpoint: &Endpoint, stream: Stream) {
+        // Somebody waits for its place.
+        if service.guard.thresholds.as_ref().is_some_and(|thresholds| thresholds.waiting() > 0) {
+            return;
+        }
         let mut idle = self.idle.borrow_mut();
         let shelf = idle.entry((service.id, endpoint.id)).or_insert_with(|| Shelf::of(service, endpoint));
         if !shelf.meant.holds(service, endpoint) {
@@ -172,7 +185,15 @@ impl Upstreams {
 
     /// A new connection, for what is spoken `within` if it is one of TLS.
     pub async fn dial(&self, service: &Service, endpoint: &Endpoint, within: Within) -> Result<Stream, ConnectError> {
+        // Boxed: most services have no bounds.
+        let (_pending, place) = match &service.guard.thresholds {
+            Some(thresholds) => Box::pin(self.room(service, thresholds)).await?,
+            None => (None, None),
+        };
         let mut result = self.try_dial(service, endpoint).await;
+        if let Ok(stream) = &mut result {
+            stream.held = place;
+        }
         if let (Ok(stream), Some(originate)) = (&mut result, &service.config.tls.originate) {
             let timeout = service.config.connect_timeout;
             // Boxed: its state is large, and most connections never need it.
@@ -186,13 +207,47 @@ impl Upstreams {
         result
     }
 
+    /// Places for one who waits for a connection, and for the connection. While there are too many it waits for one to end, for as long as a
+    /// connection may take to be made.
+    async fn room(
+        &self,
+        service: &Service,
+        thresholds: &Arc<ThresholdState>,
+    ) -> Result<(Option<Held>, Option<Held>), ConnectError> {
+        let overflow = |overflow: Overflow| ConnectError::Overflow(overflow.0);
+        let pending = service.hold(Threshold::Pending).map_err(overflow)?;
+        let Some((state, most)) = service.threshold(Threshold::Connections) else { return Ok((pending, None)) };
+        if let Some(place) = state.take(Threshold::Connections, most) {
+            return Ok((pending, Some(place)));
+        }
+        self.bounded.borrow_mut().entry(service.id).or_insert_with(|| Arc::clone(thresholds));
+        self.close_unused(service.id);
+        let place = tokio::time::timeout(service.config.connect_timeout, state.freed(most)).await;
+        let place = place.map_err(|_| overflow(state.overflows(Threshold::Connections)))?;
+        Ok((pending, Some(place)))
+    }
+
+    /// Closes connections that nobody uses, of services of which somebody waits for one: another worker may have none.
+    pub fn make_room(&self) {
+        for (service, thresholds) in &*self.bounded.borrow() {
+            if thresholds.waiting() > 0 {
+                self.close_unused(*service);
+            }
+        }
+    }
+
+    fn close_unused(&self, service: u32) {
+        self.idle.borrow_mut().retain(|(owner, _), _| *owner != service);
+        self.shared.close_unused(service);
+    }
+
     fn count_dial(&self, result: &Result<Stream, ConnectError>) {
         self.slab.count(match result {
             Ok(_) | Err(ConnectError::NotHttp2 | ConnectError::Mute(_)) => Counter::ConnectAccepted,
             Err(ConnectError::Failed(_)) => Counter::ConnectFailed,
             Err(ConnectError::Late(_)) => Counter::ConnectLate,
             Err(ConnectError::Tls(_)) => Counter::ConnectTls,
-            Err(ConnectError::Ours(_)) => Counter::ConnectOurs,
+            Err(ConnectError::Ours(_) | ConnectError::Overflow(_)) => Counter::ConnectOurs,
         });
     }
 

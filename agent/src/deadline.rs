@@ -14,6 +14,8 @@ use crate::config::deadline::{Carrier, Carriers, Timing};
 pub struct Budget {
     /// From when it came.
     pub time: Duration,
+    /// Whether that is what the caller says, and less than what its service or route allows.
+    pub is_callers: bool,
     /// The fields in which what is left of it is told.
     pub told: Carriers,
     /// The caller's fields that are not passed on as they stand.
@@ -33,7 +35,8 @@ pub fn budget(timing: Timing, is_grpc: bool, said: &Said<'_>) -> Option<Budget> 
         let caller = said[Carrier::Grpc as usize].filter(|_| is_grpc).and_then(|value| read(Carrier::Grpc, value));
         let told = if caller.is_some() { told } else { Carriers::default() };
         let time = least(timing.timeout, caller)?;
-        return Some(Budget { time, told, replaced: told });
+        let is_callers = is_callers(timing.timeout, caller);
+        return Some(Budget { time, is_callers, told, replaced: told });
     };
     let minded = if is_grpc { rules.accept.and(Carrier::Grpc) } else { rules.accept };
     let (mut caller, mut came) = (None, Carriers::default());
@@ -50,7 +53,9 @@ pub fn budget(timing: Timing, is_grpc: bool, said: &Said<'_>) -> Option<Budget> 
         Some(time) => time,
         None if came.is_empty() => return None,
         // What was taken away is replaced by nothing.
-        None => return Some(Budget { time: Duration::MAX, told: Carriers::default(), replaced: came }),
+        None => {
+            return Some(Budget { time: Duration::MAX, is_callers: false, told: Carriers::default(), replaced: came });
+        }
     };
     let kept = if rules.reset { Carriers::default() } else { came };
     let told = match (is_grpc, kept.is_empty()) {
@@ -58,7 +63,13 @@ pub fn budget(timing: Timing, is_grpc: bool, said: &Said<'_>) -> Option<Budget> 
         (false, false) => kept,
         (false, true) => kept.and(Carrier::EnvoyExpected),
     };
-    Some(Budget { time, told: if rules.forward { told } else { Carriers::default() }, replaced: came })
+    let told = if rules.forward { told } else { Carriers::default() };
+    Some(Budget { time, is_callers: is_callers(timing.timeout, caller), told, replaced: came })
+}
+
+/// Whether the caller's time is the one that holds.
+fn is_callers(own: Option<Duration>, caller: Option<Duration>) -> bool {
+    caller.is_some_and(|caller| own.is_none_or(|own| caller < own))
 }
 
 fn least(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
@@ -224,7 +235,7 @@ mod tests {
         let quiet = Deadline { forward: false, ..by_default };
         let envoy = (EnvoyExpected, "300");
         let budget = |millis, told: &[Carrier], replaced: &[Carrier]| {
-            Some(Budget { time: MS(millis), told: of(told), replaced: of(replaced) })
+            Some(Budget { time: MS(millis), is_callers: false, told: of(told), replaced: of(replaced) })
         };
         for (timeout, deadline, is_grpc, fields, expected) in [
             // Of nothing but gRPC's own field anything is known.
@@ -273,11 +284,17 @@ mod tests {
                 Some(reset),
                 true,
                 &[(Grpc, "1m")],
-                Some(Budget { time: Duration::MAX, told: of(&[]), replaced: of(&[Grpc]) }),
+                Some(Budget { time: Duration::MAX, is_callers: false, told: of(&[]), replaced: of(&[Grpc]) }),
             ),
         ] {
             let timing = Timing { timeout: timeout.map(MS), deadline, ..Timing::default() };
-            assert_eq!(judged(timing, is_grpc, fields), expected, "{timing:?} {is_grpc} {fields:?}");
+            let judged = judged(timing, is_grpc, fields);
+            if let Some(Budget { time, is_callers, .. }) = judged {
+                let is_own = timing.timeout == Some(time) || time == Duration::MAX;
+                assert_eq!(is_callers, !is_own, "{timing:?} {is_grpc} {fields:?}");
+            }
+            let judged = judged.map(|judged| Budget { is_callers: false, ..judged });
+            assert_eq!(judged, expected, "{timing:?} {is_grpc} {fields:?}");
         }
     }
 

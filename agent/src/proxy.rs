@@ -2,6 +2,7 @@
 
 mod admit;
 pub mod auto;
+mod circuit;
 mod content;
 mod filtered;
 mod guard;
@@ -39,7 +40,7 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
 
 pub(crate) use self::routed::members;
-use self::{admit::Gate, filtered::Chain, guard::Guard, pending::Line, routed::Routes};
+use self::{admit::Gate, circuit::Circuit, filtered::Chain, guard::Guard, pending::Line, routed::Routes};
 use crate::{
     balance::Balancer,
     cluster::{CanaryState, Dialler, Reason, Service, Shares, Snapshot},
@@ -115,6 +116,8 @@ pub struct Cluster {
     guard: Option<Rc<Guard>>,
     /// Where requests wait until there is room for them.
     line: Option<Rc<Line>>,
+    /// The breakers of its endpoints, if they have any.
+    circuits: Box<[Rc<Circuit>]>,
     /// For a connection that came in: the way to the program, which is the service's one endpoint.
     visit: Option<Visit>,
     generation: u64,
@@ -151,6 +154,7 @@ impl Cluster {
             chain: None,
             guard: Guard::of(service),
             line: Line::of(service),
+            circuits: Circuit::of_endpoints(service),
             visit: None,
             generation,
             shares_version,
@@ -182,6 +186,13 @@ impl Cluster {
     /// Whether its requests pass more than limits that decide at once.
     fn is_guarded(&self) -> bool {
         self.guard.is_some() || self.line.is_some()
+    }
+
+    /// Whether an endpoint may be up, or nobody is asked instead.
+    fn has_hope(&self) -> bool {
+        let keeps = self.guard.as_ref().is_some_and(|guard| guard.keeps());
+        let is_up = |index: usize| self.has(index) && self.service.endpoints[index].state.usable();
+        !keeps || (0..self.service.endpoints.len()).any(is_up)
     }
 
     /// Whether no endpoint is meant.

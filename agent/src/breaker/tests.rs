@@ -238,6 +238,22 @@ fn more_than_fifty_a_second_open_for_thirty_seconds() {
 }
 
 #[test]
+fn to_look_whether_one_would_pass_takes_nothing() {
+    let mut bench = Bench::of(&rules(Kind::Consecutive(1), 1_000, 2));
+    let would = |bench: &Bench| bench.judge.would_pass(&bench.state, bench.now_ms);
+    assert!(would(&bench));
+    bench.run([BAD]);
+    assert!(!would(&bench));
+    bench.after(1_001);
+    assert!(would(&bench) && would(&bench) && would(&bench));
+    assert_eq!(bench.phase(), Phase::Open);
+    assert!(bench.ask().is_some() && would(&bench) && bench.ask().is_some());
+    assert!(!would(&bench) && bench.ask().is_none());
+    bench.after(1_001);
+    assert!(would(&bench), "who tries it was not heard of");
+}
+
+#[test]
 fn of_all_who_ask_together_one_passes() {
     let mut bench = Bench::of(&hystrix());
     bench.run(times(BAD, 20));

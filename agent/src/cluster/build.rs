@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Changes, Departure, Endpoint, EndpointState, GuardState, Pace, Published, Service, Snapshot, Stage, Switches,
-    endpoint::level, filter, request_limit, routed,
+    endpoint::level, filter, guard::of_endpoints, request_limit, routed,
 };
 use crate::config;
 
@@ -74,7 +74,9 @@ pub(super) fn build_service(
     let before = old.and_then(|old| old.pending.as_ref());
     let pending = config.pending.map(|_| before.map(Arc::clone).unwrap_or_default());
     let filters = filter::states(&config.filters, old.map_or(&[][..], |old| &old.filters));
-    let guard = GuardState::of(&config.guard, old.map(|old| &old.guard), switches);
+    let mut guard = GuardState::of(&config.guard, old.map(|old| &old.guard), switches);
+    let breakers = old.map_or((&[][..], &[][..]), |old| (&old.endpoints, &old.guard.endpoints));
+    guard.endpoints = of_endpoints(&config.guard, &endpoints, breakers);
     let pace = Pace::of(config.timing.as_ref(), old.and_then(|old| old.pace.as_ref()));
     let (shares, has_shares) = (Published::default(), has_shares(config));
     let config = Arc::clone(config);

@@ -1,7 +1,7 @@
 //! What is known of how services are guarded, node-wide. It outlives a reload.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{
@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use super::{BreakerPhase, BreakerWord};
+use super::{BreakerPhase, BreakerWord, Calls, Endpoint, ThresholdState};
 use crate::config::{
     Guard,
     guard::{Breaker, Why},
@@ -76,13 +76,21 @@ pub struct BreakerState {
     pub turned: [AtomicU64; 3],
     /// Requests that it kept from the service.
     pub short_circuits: AtomicU64,
+    /// What became of the others, while somebody watches.
+    pub calls: Calls,
 }
 
 impl BreakerState {
     /// Closed, with nothing counted.
     pub fn new(config: &Breaker) -> Self {
-        let (phase, counts, turned, short_circuits) = Default::default();
-        Self { config: config.clone(), phase, counts, turned, short_circuits }
+        let (phase, counts, turned, short_circuits, calls) = Default::default();
+        Self { config: config.clone(), phase, counts, turned, short_circuits, calls }
+    }
+
+    /// The one there was, if it goes by these rules; else a new one.
+    pub(super) fn following(known: Option<&Arc<Self>>, rules: &Breaker) -> Arc<Self> {
+        let same = known.filter(|known| known.config == *rules).map(Arc::clone);
+        same.unwrap_or_else(|| Arc::new(Self::new(rules)))
     }
 
     /// What it does; one that has rested for long enough is open until somebody asks.
@@ -108,6 +116,8 @@ pub struct Usage {
     pub fallbacks_rejected: AtomicU64,
     /// Requests that a switch degraded.
     pub degraded: AtomicU64,
+    /// Requests that were given up because the time that their callers gave was over: no breaker counts them.
+    pub callers_deadlines: AtomicU64,
 }
 
 /// How many there are at once.
@@ -137,6 +147,10 @@ impl Count {
 pub struct GuardState {
     /// Of its breaker.
     pub breaker: Option<Arc<BreakerState>>,
+    /// Of those of its endpoints, in their order; none if they have none.
+    pub endpoints: Vec<Arc<BreakerState>>,
+    /// Of what is bounded of it.
+    pub thresholds: Option<Arc<ThresholdState>>,
     /// Of its requests.
     pub usage: Arc<Usage>,
     /// What degrades it.
@@ -147,13 +161,29 @@ impl GuardState {
     /// Of what is configured, with what there was before.
     pub(super) fn of(config: &Guard, before: Option<&Self>, switches: &Switches) -> Self {
         let known = before.and_then(|before| before.breaker.as_ref());
-        let breaker = config.breaker.as_ref().map(|rules| match known {
-            Some(known) if known.config == *rules => Arc::clone(known),
-            _ => Arc::new(BreakerState::new(rules)),
-        });
+        let breaker = config.breaker.as_ref().map(|rules| BreakerState::following(known, rules));
+        let kept = before.and_then(|before| before.thresholds.clone());
         let switch = config.degrade.as_ref().and_then(|degrade| switches.get(&degrade.switch)).map(Arc::clone);
-        Self { breaker, usage: before.map(|before| Arc::clone(&before.usage)).unwrap_or_default(), switch }
+        Self {
+            breaker,
+            endpoints: Vec::new(),
+            thresholds: config.thresholds.map(|_| kept.unwrap_or_default()),
+            usage: before.map(|before| Arc::clone(&before.usage)).unwrap_or_default(),
+            switch,
+        }
     }
+}
+
+/// What is known of the breakers of endpoints, with what there was of those that stay.
+pub(super) fn of_endpoints(
+    config: &Guard,
+    endpoints: &[Arc<Endpoint>],
+    (known, states): (&[Arc<Endpoint>], &[Arc<BreakerState>]),
+) -> Vec<Arc<BreakerState>> {
+    let Some(rules) = &config.endpoint_breaker else { return Vec::new() };
+    let known: HashMap<u32, &Arc<BreakerState>> = known.iter().map(|it| it.id).zip(states).collect();
+    let state = |endpoint: &Arc<Endpoint>| BreakerState::following(known.get(&endpoint.id).copied(), rules);
+    endpoints.iter().map(state).collect()
 }
 
 #[cfg(test)]

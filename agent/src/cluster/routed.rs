@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::{CanaryState, LimitState, Pace, request_limit};
+use super::{BreakerState, CanaryState, LimitState, Pace, request_limit};
 use crate::config::{
     Route,
     route::{Action, Forward},
@@ -23,6 +23,8 @@ pub struct RouteState {
     pub cursors: Vec<Arc<AtomicUsize>>,
     /// How far its canary has come, if it has one.
     pub canary: Option<Arc<CanaryState>>,
+    /// Of its breaker, if it has one.
+    pub breaker: Option<Arc<BreakerState>>,
     /// Of the copies of its requests, if there are any.
     pub mirror: Option<Arc<MirrorState>>,
     /// How long its requests take, where its timeout follows that.
@@ -78,6 +80,7 @@ pub(super) fn states(routes: &[Route], before: Option<(&[Route], &[RouteState])>
         state.one_way = route.one_way.then(|| state.one_way.unwrap_or_default());
         state.pace = Pace::of(route.timing.as_ref(), state.pace.as_ref());
         state.cursors.resize_with(targets.len(), Arc::default);
+        state.breaker = route.breaker.as_ref().map(|rules| BreakerState::following(state.breaker.as_ref(), rules));
         state.mirror = mirror.as_ref().map(|_| state.mirror.unwrap_or_default());
         state.canary = canary.as_ref().map(|rules| {
             let same = state.canary.filter(|known| known.is_of(rules, targets));

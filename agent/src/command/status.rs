@@ -147,6 +147,8 @@ struct Service {
     protocol: String,
     mode: String,
     breaker: Option<String>,
+    #[serde(default)]
+    route_breakers: Option<Vec<RouteBreaker>>,
     endpoints: Vec<Endpoint>,
     #[serde(default)]
     request_limits: Vec<Limit>,
@@ -171,6 +173,13 @@ struct Timeout {
     route: Option<String>,
     timeout_ms: f64,
     p99_ms: Option<f64>,
+}
+
+/// What the breaker of a route does.
+#[derive(Debug, Deserialize)]
+struct RouteBreaker {
+    route: String,
+    breaker: String,
 }
 
 /// A request limit, and what it decided.
@@ -199,6 +208,8 @@ struct Endpoint {
     ejected: bool,
     #[serde(default)]
     ejected_by_hand: bool,
+    #[serde(default)]
+    breaker: Option<String>,
     warm_percent: u32,
     active: u64,
     total: u64,
@@ -308,8 +319,16 @@ fn pending_row(service: &Service) -> Option<Vec<String>> {
 fn guarded(answer: &Answer) -> String {
     let mut text = String::new();
     for service in &answer.services {
-        if let Some(phase) = service.breaker.as_deref().filter(|phase| *phase != "closed") {
-            let _ = writeln!(text, "breaker      the breaker of {} is {}", service.name, phase.replace('_', "-"));
+        let name = &service.name;
+        let own = (name.clone(), service.breaker.as_deref());
+        let routes = service.route_breakers.iter().flatten();
+        let routes = routes.map(|it| (format!("the route {} of {name}", it.route), Some(it.breaker.as_str())));
+        let endpoints = service.endpoints.iter();
+        let endpoints = endpoints.map(|it| (format!("{} of {name}", it.address), it.breaker.as_deref()));
+        for (whose, phase) in [own].into_iter().chain(routes).chain(endpoints) {
+            if let Some(phase) = phase.filter(|phase| *phase != "closed") {
+                let _ = writeln!(text, "breaker      the breaker of {whose} is {}", phase.replace('_', "-"));
+            }
         }
     }
     for service in &answer.services {

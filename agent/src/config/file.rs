@@ -27,6 +27,7 @@ mod section;
 mod service;
 mod show;
 mod strategy;
+mod threshold;
 mod tls;
 mod tree;
 mod tuning;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::threshold::Thresholds;
+
 /// Most requests that try out a service whose breaker is half-open: they are counted in six bits.
 pub const PROBES_MAX: u32 = 63;
 
@@ -10,12 +12,16 @@ pub const PROBES_MAX: u32 = 63;
 pub struct Guard {
     /// When it is asked no more for a while.
     pub breaker: Option<Breaker>,
+    /// When one of its endpoints is.
+    pub endpoint_breaker: Option<Breaker>,
     /// What its requests may take.
     pub isolation: Option<Isolation>,
     /// What stands for an answer that is not to be had.
     pub fallback: Option<Fallback>,
     /// What a switch makes of its requests.
     pub degrade: Option<Degrade>,
+    /// How much of it there may be at once.
+    pub thresholds: Option<Thresholds>,
     /// Whether an answer of the agent's own says why, in `x-sockway-reason`.
     pub tells_reason: bool,
 }
@@ -173,6 +179,8 @@ pub enum Why {
     Limit,
     /// It found no place in the isolation.
     Concurrency,
+    /// A threshold of the service kept it from it.
+    Overflow,
     /// It was not answered in time.
     Timeout,
     /// No endpoint could be reached.
@@ -189,10 +197,11 @@ pub enum Why {
 
 impl Why {
     /// Each once.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::CircuitOpen,
         Self::Limit,
         Self::Concurrency,
+        Self::Overflow,
         Self::Timeout,
         Self::Unreached,
         Self::NoResponse,
@@ -207,6 +216,7 @@ impl Why {
             Self::CircuitOpen => "circuit_open",
             Self::Limit => "limit",
             Self::Concurrency => "concurrency",
+            Self::Overflow => "overflow",
             Self::Timeout => "timeout",
             Self::Unreached => "unreached",
             Self::NoResponse => "no_response",

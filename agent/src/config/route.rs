@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::{
-    RequestLimit, canary::Canary, capture::NamespaceName, deadline::Timing, pattern::Pattern, strategy::Strategy,
+    RequestLimit, canary::Canary, capture::NamespaceName, deadline::Timing, guard::Breaker, pattern::Pattern,
+    strategy::Strategy,
 };
 
 /// Most routes of one service.
@@ -30,6 +31,8 @@ pub struct Route {
     pub one_way: bool,
     /// How many of its requests pass, beside what the service that they go to says; each counts by itself.
     pub request_limits: Vec<RequestLimit>,
+    /// When its requests are refused for a while, beside what its service says of that.
+    pub breaker: Option<Breaker>,
     /// What is changed of the request's fields before it is passed on.
     pub request_headers: HeaderChanges,
     /// What is changed of the response's fields, also of one that the agent gives.

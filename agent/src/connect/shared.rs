@@ -22,7 +22,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{ConnectError, IDLE_MAX, IdHasher, Meant, Upstreams, Visit};
 use crate::{
     cluster::{Endpoint, EndpointState, Service, Stage},
-    config::tls::Within,
+    config::{threshold::Threshold, tls::Within},
     decode::{
         http1::HEAD_BYTES_MAX,
         http2::late::{Late, NOBODYS_STREAM},
@@ -141,6 +141,7 @@ enum Failure {
     Late(Duration),
     NotHttp2,
     Mute(Duration),
+    Overflow(Threshold),
     Ours(io::ErrorKind),
 }
 
@@ -152,6 +153,7 @@ impl Failure {
             ConnectError::NotHttp2 => Self::NotHttp2,
             ConnectError::Mute(timeout) => Self::Mute(*timeout),
             ConnectError::Tls(error) => Self::Tls(error.clone()),
+            ConnectError::Overflow(of) => Self::Overflow(*of),
             ConnectError::Ours(error) => Self::Ours(error.kind()),
         }
     }
@@ -163,6 +165,7 @@ impl Failure {
             Self::NotHttp2 => ConnectError::NotHttp2,
             Self::Mute(timeout) => ConnectError::Mute(timeout),
             Self::Tls(error) => ConnectError::Tls(error),
+            Self::Overflow(of) => ConnectError::Overflow(of),
             Self::Ours(kind) => ConnectError::Ours(kind.into()),
         }
     }
@@ -227,6 +230,13 @@ impl Shared {
             let Links { links, dialling } = &*shelf.links.borrow();
             !links.is_empty() || dialling.is_some()
         });
+    }
+
+    /// Lets go of the connections of a service that carry no request.
+    pub(super) fn close_unused(&self, service: u32) {
+        for (_, shelf) in self.shelves.borrow_mut().iter_mut().filter(|((owner, _), _)| *owner == service) {
+            shelf.links.borrow_mut().links.retain(|link| link.open.get() > 0);
+        }
     }
 
     /// Lets go of all connections; requests on them go on.
@@ -301,6 +311,8 @@ impl Upstreams {
                     return Ok(Seat { link, reused, watch: Rc::clone(&self.watch) });
                 }
                 Found::Dialling(dialling) => {
+                    let _pending =
+                        service.hold(Threshold::Pending).map_err(|overflow| ConnectError::Overflow(overflow.0))?;
                     dialling.done.notified().await;
                     if let Some(failure) = &*dialling.failed.borrow() {
                         return Err(failure.clone().error());

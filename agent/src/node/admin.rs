@@ -6,6 +6,7 @@
 mod changes;
 mod door;
 mod edit;
+mod hystrix;
 mod rights;
 mod v1;
 
@@ -23,10 +24,10 @@ use axum::{
 use serde_json::json;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Mutex, Semaphore, mpsc, oneshot},
 };
 
-use self::door::{Door, Peer, Socket};
+use self::door::{Door, Guest, Peer, Socket};
 use super::{
     NodeError,
     change::Proposal,
@@ -75,6 +76,8 @@ struct Desk {
     history: Reader,
     /// One change after the other: each is made from what the one before has left.
     turn: Arc<Mutex<()>>,
+    /// Streams to dashboards.
+    streams: Arc<Semaphore>,
 }
 
 /// Where the admin endpoint answers. Dropping it removes the socket's name.
@@ -114,8 +117,9 @@ async fn open_for(
     let path = path.unwrap_or_else(|| runfile::socket(Path::new(runfile::DIRECTORY), &config.instance));
     let (socket, own) = Socket::bind(&path).map_err(|source| NodeError::AdminSocket { path, source })?;
     let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
-    let router = router(Desk { ask, history, turn: Arc::default() });
-    let visitors = router.into_make_service_with_connect_info::<Peer>();
+    let router =
+        router(Desk { ask, history, turn: Arc::default(), streams: Arc::new(Semaphore::new(hystrix::STREAMS_MAX)) });
+    let visitors = router.into_make_service_with_connect_info::<Guest>();
     let door = Door::new(listener, VISITORS_MAX, visit_max);
     tokio::spawn(axum::serve(door, visitors.clone()).into_future());
     tokio::spawn(axum::serve(Door::new(own, VISITORS_MAX, visit_max), visitors).into_future());
@@ -132,6 +136,7 @@ fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Desk>)> 
         ("/config", &["get"], get(config)),
         ("/status", &["get"], get(status)),
         ("/openapi.json", &["get"], get(openapi)),
+        ("/hystrix.stream", &["get"], get(hystrix::stream)),
     ];
     routes.extend(v1::routes());
     routes.extend(changes::routes());
@@ -172,7 +177,7 @@ async fn rules(State(desk): State<Desk>, mut request: Request, next: Next) -> Re
 
 /// What somebody shows who wants to change something.
 fn shown(request: &Request<Body>) -> (Peer, HeaderMap) {
-    let peer = request.extensions().get::<ConnectInfo<Peer>>().map_or(Peer::Tcp, |info| info.0);
+    let peer = request.extensions().get::<ConnectInfo<Guest>>().map_or(Peer::Tcp, |info| info.0.peer);
     (peer, request.headers().clone())
 }
 
@@ -200,6 +205,7 @@ async fn index() -> &'static str {
      /live          200 while the main thread turns\n\
      /config        the configuration in effect, defaults included (JSON)\n\
      /status        services, endpoints, connections (JSON)\n\
+     /hystrix.stream  breakers, for Hystrix's dashboard and turbine (?delay= in milliseconds)\n\
      /openapi.json  all of it, and /v1, which also changes things: by the Unix socket, or with a token\n"
 }
 

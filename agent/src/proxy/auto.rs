@@ -8,7 +8,7 @@ use std::{future::poll_fn, rc::Rc, task::Poll};
 
 use super::{
     Cluster, Hop, Serving, http, http2,
-    opaque::relay_joined,
+    opaque::{reach_instead, relay_joined},
     reach::{Tried, Upstream},
 };
 use crate::{
@@ -39,7 +39,7 @@ pub async fn listen(
 ) -> Result<Serving<'_>, Counter> {
     // A new one, for it must be the first to hear: on a used one a server that greets has greeted already.
     let Ok(mut upstream) = hop.reach(&cluster, &mut Tried::early(original.source), true).await else {
-        return without_endpoint(hop, downstream, cluster, original);
+        return without_endpoint(hop, downstream, cluster, original).await;
     };
     let (client, server) = match race(hop, &mut downstream, &mut upstream.stream).await {
         First::Client(spoken, client, server) => {
@@ -68,15 +68,18 @@ pub async fn listen(
     hop.slab.count_bytes(Bytes::UpstreamSent, client.len());
     hop.slab.count_bytes(Bytes::UpstreamReceived, server.len());
     hop.slab.count_bytes(Bytes::DownstreamSent, server.len());
-    for (writer, buf) in [(&mut upstream.stream.writer, client), (&mut downstream.writer, server)] {
-        if buf.is_empty() {
-            hop.buffers.give(buf);
-        } else {
-            let range = buf.range();
-            writer.submit(buf, range);
-        }
-    }
+    pass_on(hop, &mut upstream.stream, client);
+    pass_on(hop, &mut downstream, server);
     Ok(Box::pin(async move { relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await }))
+}
+
+/// Sends what was received already.
+fn pass_on(hop: &Hop, to: &mut Stream, buf: Buf) {
+    if buf.is_empty() {
+        return hop.buffers.give(buf);
+    }
+    let range = buf.range();
+    to.writer.submit(buf, range);
 }
 
 /// What is served request by request, and in which protocol; `None`: bytes.
@@ -122,7 +125,7 @@ fn serve_requests(
 }
 
 /// What a client that has spoken HTTP already can be told; another meets what it would have met by itself: a connection that is not to be had.
-fn without_endpoint(
+async fn without_endpoint(
     hop: &Rc<Hop>,
     mut downstream: Stream,
     cluster: Rc<Cluster>,
@@ -133,8 +136,18 @@ fn without_endpoint(
     match sniff(client.bytes()).and_then(|spoken| understood(&cluster, &spoken, false)) {
         Some(spoken) => Ok(serve_requests(hop, downstream, cluster, original, (spoken, client))),
         None => {
-            downstream.socket.reset();
-            Err(Counter::RelayNoEndpoint)
+            let Some((cluster, mut upstream, place)) = reach_instead(hop, &cluster, original.source).await else {
+                downstream.socket.reset();
+                return Err(Counter::RelayNoEndpoint);
+            };
+            upstream.who().report(hop, Seen::Connected);
+            hop.slab.count_bytes(Bytes::DownstreamReceived, client.len());
+            hop.slab.count_bytes(Bytes::UpstreamSent, client.len());
+            pass_on(hop, &mut upstream.stream, client);
+            Ok(Box::pin(async move {
+                let _place = place;
+                relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await
+            }))
         }
     }
 }

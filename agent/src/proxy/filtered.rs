@@ -285,6 +285,7 @@ impl Scope {
             strategy: None,
             one_way: false,
             request_limits: Vec::new(),
+            breaker: None,
         }];
         Self { table: Table::new(&route), route }
     }

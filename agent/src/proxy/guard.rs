@@ -1,6 +1,9 @@
 //! What keeps a service alive when its endpoints fail, around each of its requests: whether a switch degrades it, whether the limits, the
 //! breaker and the isolation let it pass, and what stands in for an answer that is not to be had.
 
+mod leave;
+mod why;
+
 use std::{
     cell::Cell,
     rc::Rc,
@@ -10,20 +13,24 @@ use std::{
 
 use http::{HeaderName, HeaderValue};
 
+use self::why::{has_failed, why};
+pub(super) use self::why::{is_server_error, why_of};
 use super::{
     Cluster, Hop,
     admit::{Admitted, Gate},
-    http::{Reply, outcome},
+    circuit::{Circuit, Ticket},
+    http::Reply,
     pending::{Refusal, Stand},
     strategy,
-    whole::Answer,
+    timing::Time,
 };
 use crate::{
     breaker::{Judge, Outcome, Pass},
-    cluster::{BreakerPhase, BreakerState, GuardState, Seen, Service, Usage},
+    cluster::{BreakerPhase, BreakerState, GuardState, Held, Service, Usage},
     config::{
         self, HttpVersion, Strategy,
         guard::{DegradeTo, Instead, OnOpen, Respond, Why},
+        threshold::Threshold,
     },
     record::Counter,
     route::Request,
@@ -34,7 +41,8 @@ const REASON: HeaderName = HeaderName::from_static("x-sockway-reason");
 /// What breakers reckon from: all workers see the same time.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-fn milliseconds(now: Instant) -> u64 {
+/// As they reckon.
+pub(super) fn milliseconds(now: Instant) -> u64 {
     now.saturating_duration_since(*EPOCH).as_millis() as u64
 }
 
@@ -49,7 +57,8 @@ pub(super) struct Guard {
 
 /// What a request has of a guard; given back when it is dropped.
 pub(super) struct Leave {
-    guard: Rc<Guard>,
+    guard: Option<Rc<Guard>>,
+    extra: Extra,
     /// Of the breaker, until it was told how the request went.
     pass: Cell<Option<Pass>>,
     has_place: bool,
@@ -58,10 +67,37 @@ pub(super) struct Leave {
     pub until: Option<Instant>,
 }
 
+/// What its route says of a request.
+#[derive(Clone, Copy)]
+pub(super) struct OfRoute<'r> {
+    /// Its limits.
+    pub gate: Option<&'r Gate>,
+    /// Its breaker.
+    pub circuit: Option<&'r Rc<Circuit>>,
+}
+
+impl OfRoute<'_> {
+    /// Whether that is nothing.
+    pub fn is_none(self) -> bool {
+        self.gate.is_none() && self.circuit.is_none()
+    }
+}
+
+/// What a request has beside what the guard of its service gives.
+#[derive(Default)]
+pub(super) struct Extra {
+    /// Of its route's breaker.
+    ticket: Option<Ticket>,
+    /// Among the service's requests, where those are bounded.
+    held: Option<Held>,
+    /// Whether its caller gave less time than the service does.
+    is_callers_time: bool,
+}
+
 /// A request that goes to another service instead; what that took is given back when it is dropped.
 pub(super) struct StandingIn {
-    guard: Rc<Guard>,
-    has_place: bool,
+    /// Where a place is kept for it.
+    place: Option<Rc<Guard>>,
 }
 
 /// Who keeps a request while it is asked for, because somebody else may have to be asked.
@@ -88,6 +124,7 @@ pub(super) struct Entered {
     pub standing_in: Option<StandingIn>,
     /// Whether it has to wait for room yet.
     pub stand: Option<Stand>,
+    pub extra: Extra,
 }
 
 /// A request that a service lets in.
@@ -117,7 +154,8 @@ impl Kept<'_> {
     pub(super) fn enter(mut self, now: Instant) -> Result<Leave, Why> {
         let pass = self.guard.passed(now)?.into();
         let has_place = std::mem::take(&mut self.has_place);
-        Ok(Leave { guard: Rc::clone(self.guard), pass, has_place, began: now, until: self.guard.until(now) })
+        let (guard, extra) = (Some(Rc::clone(self.guard)), Extra::default());
+        Ok(Leave { guard, extra, pass, has_place, began: now, until: self.guard.until(now) })
     }
 }
 
@@ -125,113 +163,33 @@ impl Entered {
     /// Nothing is taken for a request that goes to nobody.
     pub(super) fn none(cluster: &Rc<Cluster>) -> Self {
         let (wait, admitted) = Default::default();
-        Self { cluster: Rc::clone(cluster), wait, admitted, leave: None, standing_in: None, stand: None }
+        Self {
+            cluster: Rc::clone(cluster),
+            wait,
+            admitted,
+            leave: None,
+            standing_in: None,
+            stand: None,
+            extra: Extra::default(),
+        }
     }
 }
 
 impl Drop for Leave {
     fn drop(&mut self) {
         self.tell(Outcome::Unknown);
-        if self.has_place {
-            self.guard.usage().active.give_back();
+        if let (true, Some(guard)) = (self.has_place, &self.guard) {
+            guard.usage().active.give_back();
         }
     }
 }
 
 impl Drop for StandingIn {
     fn drop(&mut self) {
-        if self.has_place {
-            self.guard.usage().standing_in.give_back();
+        if let Some(guard) = &self.place {
+            guard.usage().standing_in.give_back();
         }
     }
-}
-
-impl Leave {
-    /// Takes note of how the request went, for the first that says so.
-    fn tell(&self, outcome: Outcome) {
-        let Some(pass) = self.pass.take() else { return };
-        if let Some((judge, state)) = self.guard.breaker() {
-            let news = judge.tell(state, pass, outcome, milliseconds(Instant::now()));
-            self.guard.turned(news);
-        }
-    }
-
-    /// As [`Leave::tell`], of what the request is counted as.
-    pub fn told(&self, counter: Counter, grpc: Option<u8>) {
-        if self.until.is_some() && matches!(counter, Counter::IsolationTimeout | Counter::ResponseTimeout) {
-            self.guard.usage().timeouts.fetch_add(1, Relaxed);
-        }
-        if self.pass.get().is_none() {
-            return;
-        }
-        let took_ms = self.began.elapsed().as_millis() as u64;
-        self.tell(match (has_failed(counter), grpc) {
-            (Some(false), Some(code)) if is_server_error(code) => Outcome::Failed(took_ms),
-            (Some(true), _) => Outcome::Failed(took_ms),
-            (Some(false), _) => Outcome::Answered(took_ms),
-            (None, _) => Outcome::Unknown,
-        });
-    }
-
-    /// As [`Leave::told`], of what came of asking.
-    pub fn came(&self, came: &strategy::Outcome) {
-        let grpc = |answer: &Answer| match answer.seen() {
-            Seen::Answered { grpc_status, .. } => grpc_status,
-            _ => None,
-        };
-        match came {
-            strategy::Outcome::Refused(reply) => self.told(reply.counter, None),
-            strategy::Outcome::Ours(_, counter) => self.told(*counter, None),
-            strategy::Outcome::Answered(answer) => self.told(outcome(answer.parts.status.as_u16()), grpc(answer)),
-        }
-    }
-
-    /// How long an answer may take yet to begin.
-    pub fn left(&self) -> Option<Duration> {
-        self.until.map(|until| until.saturating_duration_since(Instant::now()))
-    }
-}
-
-/// Whether a status of gRPC says that the server failed.
-pub(super) fn is_server_error(code: u8) -> bool {
-    Seen::Answered { status: 200, grpc_status: Some(code) }.status().is_some_and(|status| status >= 500)
-}
-
-/// Whether a request that is counted so has failed; `None`: that says nothing of the service.
-fn has_failed(counter: Counter) -> Option<bool> {
-    match counter {
-        Counter::Answered2xx
-        | Counter::Answered3xx
-        | Counter::Answered4xx
-        | Counter::AnsweredOther
-        | Counter::Upgraded => Some(false),
-        Counter::ResponseStalled | Counter::ResponseAborted | Counter::Absorbed | Counter::Deferred => Some(true),
-        counter => match why(counter)? {
-            Why::Timeout | Why::Unreached | Why::NoResponse | Why::ServerError => Some(true),
-            _ => None,
-        },
-    }
-}
-
-/// For what an answer of the agent's own stands.
-pub(super) fn why_of(reply: &Reply) -> Why {
-    why(reply.counter).unwrap_or(Why::Pending)
-}
-
-/// Why a request that is counted so has no answer of an endpoint that is wanted.
-fn why(counter: Counter) -> Option<Why> {
-    Some(match counter {
-        Counter::CircuitOpen => Why::CircuitOpen,
-        Counter::Limited => Why::Limit,
-        Counter::OverConcurrency => Why::Concurrency,
-        Counter::IsolationTimeout | Counter::ResponseTimeout | Counter::DeadlineExceeded => Why::Timeout,
-        Counter::NoEndpoint | Counter::ConnectTimeout | Counter::EndpointTls => Why::Unreached,
-        Counter::NoResponse | Counter::BadResponse => Why::NoResponse,
-        Counter::Answered5xx => Why::ServerError,
-        Counter::Degraded => Why::Degraded,
-        Counter::Unserved => Why::Pending,
-        _ => return None,
-    })
 }
 
 impl Guard {
@@ -264,7 +222,8 @@ impl Guard {
         let pass = self.passed(now)?.into();
         let most = self.places();
         let has_place = most.is_some_and(|most| self.usage().active.take(most));
-        let leave = Leave { guard: Rc::clone(self), pass, has_place, began: now, until: self.until(now) };
+        let (guard, extra) = (Some(Rc::clone(self)), Extra::default());
+        let leave = Leave { guard, extra, pass, has_place, began: now, until: self.until(now) };
         if most.is_some() && !has_place {
             leave.tell(Outcome::Rejected);
             self.usage().rejected.fetch_add(1, Relaxed);
@@ -327,10 +286,19 @@ impl Guard {
         Some(Kept { guard: self, has_place })
     }
 
+    /// What is done while its breaker is open, or those of all its endpoints.
+    fn on_open(&self) -> Option<&OnOpen> {
+        let is_closed = |state: &std::sync::Arc<BreakerState>| state.phase() == BreakerPhase::Closed;
+        let is_open = self.state.breaker.as_ref().is_some_and(|state| !is_closed(state));
+        let own = self.rules.breaker.as_ref();
+        let rules = own.filter(|_| is_open).or(self.rules.endpoint_breaker.as_ref()).or(own)?;
+        Some(&rules.on_open)
+    }
+
     /// Who is asked instead of the service; somebody may insist on that, whatever the fallback is for.
     fn goes_to(&self, why: Why, insists: bool) -> Option<&str> {
         if why == Why::CircuitOpen {
-            match &self.rules.breaker.as_ref()?.on_open {
+            match self.on_open().unwrap_or(&OnOpen::Fallback) {
                 OnOpen::Cluster(name) => return Some(name),
                 OnOpen::Fail => return None,
                 OnOpen::Fallback => {}
@@ -345,7 +313,7 @@ impl Guard {
 
     /// What is said instead of an answer of the agent's own; as [`Guard::goes_to`].
     fn says(&self, why: Why, insists: bool) -> Option<&Respond> {
-        let is_failing = self.rules.breaker.as_ref().is_some_and(|breaker| breaker.on_open != OnOpen::Fallback);
+        let is_failing = self.on_open().is_some_and(|on_open| *on_open != OnOpen::Fallback);
         if why == Why::CircuitOpen && is_failing {
             return None;
         }
@@ -370,7 +338,7 @@ impl Guard {
     /// An answer of the agent's own, as the client is told it.
     pub(super) fn dress(&self, reply: Reply) -> Reply {
         let Some(why) = why(reply.counter) else { return reply };
-        let mut reply = match self.says(why, reply.insists) {
+        let mut reply = match self.says(why, reply.insists).filter(|_| !reply.is_last) {
             Some(respond) => {
                 self.usage().fallbacks[why as usize].fetch_add(1, Relaxed);
                 Reply::instead(respond, reply.counter)
@@ -424,7 +392,13 @@ impl Hop {
 
     /// As [`Hop::stand_in`], for what somebody may insist on.
     pub(super) fn stand_in_for(&self, guard: &Rc<Guard>, why: Why, insists: bool) -> Option<(Rc<Cluster>, StandingIn)> {
-        let cluster = self.cluster_named(guard.goes_to(why, insists)?)?;
+        let name = guard.goes_to(why, insists)?;
+        self.stand_in_by(guard, why, name)
+    }
+
+    /// The same of one that is named.
+    fn stand_in_by(&self, guard: &Rc<Guard>, why: Why, name: &str) -> Option<(Rc<Cluster>, StandingIn)> {
+        let cluster = self.cluster_named(name)?;
         let most = guard.rules.fallback.as_ref().and_then(|fallback| fallback.concurrency);
         let usage = guard.usage();
         if most.is_some_and(|most| !usage.standing_in.take(most)) {
@@ -432,19 +406,18 @@ impl Hop {
             return None;
         }
         usage.fallbacks[why as usize].fetch_add(1, Relaxed);
-        Some((cluster, StandingIn { guard: Rc::clone(guard), has_place: most.is_some() }))
+        Some((cluster, StandingIn { place: most.map(|_| Rc::clone(guard)) }))
     }
 
-    /// Whether a request may go on, and to whom; or what it is told. It has come by a route that may have limits of its own. Who gave a time waits
-    /// no longer than that.
+    /// Whether a request may go on, and to whom; or what it is told. Who has a time waits no longer than that.
     pub(super) fn enter(
         &self,
         home: &Rc<Cluster>,
-        of_route: Option<&Gate>,
+        of_route: OfRoute<'_>,
         request: &Request<'_>,
-        now: Instant,
-        patience: Option<Duration>,
+        (now, time): (Instant, Option<Time>),
     ) -> Result<Entered, Reply> {
+        let patience = time.map(|time| time.left());
         let mut cluster = Rc::clone(home);
         match home.guard.as_ref().and_then(|guard| guard.degraded(|| self.chance())) {
             Some(DegradeTo::Respond(respond)) => {
@@ -454,7 +427,35 @@ impl Hop {
             Some(DegradeTo::Shift { to, .. }) => cluster = self.cluster_named(to).unwrap_or(cluster),
             None => {}
         }
-        self.enter_at((cluster, None), of_route, request, now, patience)
+        let mut ticket = None;
+        if let Some(circuit) = of_route.circuit {
+            ticket = circuit.ask(now);
+            if ticket.is_none() {
+                let other = self.around(circuit, &cluster)?;
+                return self.enter_at(other, None, request, now, patience);
+            }
+        }
+        let mut entered = self.enter_at((cluster, None), of_route.gate, request, now, patience)?;
+        if entered.standing_in.is_none() {
+            entered.extra.ticket = ticket;
+        }
+        entered.extra.is_callers_time = time.is_some_and(|time| time.is_callers());
+        Ok(entered)
+    }
+
+    /// Who is asked while the breaker of a route is open.
+    fn around(&self, circuit: &Circuit, cluster: &Cluster) -> Result<(Rc<Cluster>, Option<StandingIn>), Reply> {
+        let mut reply = Reply::guarded(Why::CircuitOpen);
+        let other = match (circuit.on_open(), &cluster.guard) {
+            (OnOpen::Fail, _) | (OnOpen::Fallback, None) => None,
+            (OnOpen::Cluster(name), Some(guard)) => self.stand_in_by(guard, Why::CircuitOpen, name),
+            (OnOpen::Cluster(name), None) => {
+                self.cluster_named(name).map(|cluster| (cluster, StandingIn { place: None }))
+            }
+            (OnOpen::Fallback, Some(guard)) => self.stand_in(guard, Why::CircuitOpen),
+        };
+        reply.is_last = *circuit.on_open() != OnOpen::Fallback;
+        other.map(|(cluster, place)| (cluster, Some(place))).ok_or(reply)
     }
 
     /// As [`Hop::enter`], of who is meant by now, or stands in for that one.
@@ -468,8 +469,9 @@ impl Hop {
     ) -> Result<Entered, Reply> {
         loop {
             let (why, reply) = match self.pass(&cluster, of_route.take(), request, now, patience) {
-                Ok(Passed { wait, admitted, leave, stand }) => {
-                    return Ok(Entered { cluster, wait, admitted, leave, standing_in, stand });
+                Ok((Passed { wait, admitted, leave, stand }, held)) => {
+                    let extra = Extra { held, ..Extra::default() };
+                    return Ok(Entered { cluster, wait, admitted, leave, standing_in, stand, extra });
                 }
                 Err(refused) => refused,
             };
@@ -489,7 +491,12 @@ impl Hop {
         request: &Request<'_>,
         now: Instant,
         patience: Option<Duration>,
-    ) -> Result<Passed, Refusal> {
+    ) -> Result<(Passed, Option<Held>), Refusal> {
+        if !cluster.circuits.is_empty() && cluster.refuses(now) {
+            return Err((Why::CircuitOpen, Reply::guarded(Why::CircuitOpen)));
+        }
+        let held = cluster.service.hold(Threshold::Requests);
+        let held = held.map_err(|overflow| (Why::Overflow, Reply::overflow(overflow.0)))?;
         let (mut wait, mut admitted) = (Duration::ZERO, Admitted::default());
         for gate in of_route.into_iter().chain([&cluster.gate]) {
             let (for_long, taken) = gate.admit(request, now, patience, || self.chance()).map_err(|over| {
@@ -502,7 +509,7 @@ impl Hop {
             wait = wait.max(for_long);
             admitted.join(taken);
         }
-        match &cluster.line {
+        let passed = match &cluster.line {
             None => {
                 let leave = cluster.guard.as_ref().map(|guard| guard.enter(now)).transpose();
                 let leave = leave.map_err(|why| (why, Reply::guarded(why)))?;
@@ -510,7 +517,8 @@ impl Hop {
             }
             Some(line) if wait.is_zero() => self.room_or_line(cluster, line, admitted, (now, patience)),
             Some(_) => Ok(Passed { wait, admitted, leave: None, stand: Some(Stand::Later) }),
-        }
+        };
+        Ok((passed?, held))
     }
 }
 

@@ -41,6 +41,7 @@ pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 use super::{
     Cluster, Hop, Serving,
     admit::Gate,
+    circuit::Circuit,
     guard::{Guard, Leave, by},
     mirror::Tap,
     one_way, opaque, own_time,
@@ -86,6 +87,8 @@ struct Connection<'h> {
     strategy: Option<Arc<Strategy>>,
     /// Who counts the request, if nobody waits for its answer.
     one_way: Option<Arc<OneWayState>>,
+    /// Its breaker, until it was asked.
+    circuit: Option<Rc<Circuit>>,
     /// Rings when the time of the request that is on its way is over.
     clock: Clock,
     /// What filters have said of it.
@@ -131,6 +134,7 @@ pub fn serve(
         gate: None,
         strategy: None,
         one_way: None,
+        circuit: None,
         clock: Clock::default(),
         filtered: None,
         guard: None,
@@ -199,7 +203,7 @@ impl Connection<'_> {
             // Boxed: most services have none.
             (None, Some(answer)) => Box::pin(self.give_stored(*answer, buf, &head)).await,
             (Some(reply), _) => self.answer_here(reply, buf, &head).await,
-            (None, None) if self.cluster.is_guarded() || self.gate.is_some() => {
+            (None, None) if self.cluster.is_guarded() || self.gate.is_some() || self.circuit.is_some() => {
                 // Boxed: most services have none.
                 Box::pin(self.guarded(buf, head, (began, is_timed), own)).await
             }
@@ -224,6 +228,7 @@ impl Connection<'_> {
             if let Some(state) = self.one_way.take() {
                 one_way::was_lost(&state);
             }
+            self.circuit = None;
         }
         self.hop.slab.request_duration.observe(began.elapsed());
         next
@@ -369,7 +374,7 @@ impl Connection<'_> {
             {
                 self.hop.slab.overhead.observe(own.total());
             }
-            if let Some(seen) = respond::seen(&answered) {
+            if let Some(seen) = respond::seen(&answered, self.clock.is_callers()) {
                 upstream.who().report(self.hop, seen);
             }
             let buf = take_back(&mut upstream.stream, &mut self.pending).await;

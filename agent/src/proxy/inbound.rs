@@ -56,6 +56,7 @@ async fn accepted(
     let cluster = Rc::new(Cluster {
         guard: None,
         line: None,
+        circuits: Box::default(),
         service: Arc::clone(&rule.service),
         members: None,
         cursor: Arc::clone(&rule.service.cursor),

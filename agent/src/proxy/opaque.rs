@@ -9,9 +9,14 @@ use std::{
     rc::Rc,
 };
 
-use super::{Cluster, Hop, reach::Tried};
+use super::{
+    Cluster, Hop,
+    guard::StandingIn,
+    reach::{Tried, Upstream},
+};
 use crate::{
     cluster::{Seen, Service},
+    config::guard::Why,
     forward::{Ends, Relayed, relay},
     kernel::{Join, Verdict, Way},
     record::{Bytes, Counter},
@@ -20,13 +25,43 @@ use crate::{
 
 /// Serves one connection.
 pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, source: u64) -> Counter {
-    let Ok(mut upstream) = hop.reach(&cluster, &mut Tried::by(source), true).await else {
+    let Some((cluster, mut upstream, _place)) = reach(hop, cluster, source).await else {
         // The program would have met the same: a connection that is not to be had.
         downstream.socket.reset();
         return Counter::RelayNoEndpoint;
     };
     upstream.who().report(hop, Seen::Connected);
     relay_joined(hop, &cluster.service, &mut downstream, &mut upstream.stream).await
+}
+
+/// A new connection to an endpoint of the service, or of the one that stands in for it.
+///
+/// While all endpoints of a service that somebody stands in for are known to be down nobody waits for them: a probe finds out when one is up.
+async fn reach(
+    hop: &Rc<Hop>,
+    cluster: Rc<Cluster>,
+    source: u64,
+) -> Option<(Rc<Cluster>, Upstream, Option<StandingIn>)> {
+    if cluster.guard.is_none() || cluster.has_hope() {
+        match hop.reach(&cluster, &mut Tried::by(source), true).await {
+            Ok(upstream) => return Some((cluster, upstream, None)),
+            Err(_) if cluster.guard.is_none() => return None,
+            Err(_) => {}
+        }
+    }
+    reach_instead(hop, &cluster, source).await.map(|(cluster, upstream, place)| (cluster, upstream, Some(place)))
+}
+
+/// The same, of the one that stands in for it.
+pub(super) async fn reach_instead(
+    hop: &Rc<Hop>,
+    cluster: &Cluster,
+    source: u64,
+) -> Option<(Rc<Cluster>, Upstream, StandingIn)> {
+    let (other, place) = hop.stand_in(cluster.guard.as_ref()?, Why::Unreached)?;
+    tracing::debug!(service = cluster.service.config.name, by = other.service.config.name, "another stands in");
+    let upstream = hop.reach(&other, &mut Tried::by(source), true).await.ok()?;
+    Some((other, upstream, place))
 }
 
 /// Relays until both sides have ended, joined if that can be.

@@ -10,16 +10,16 @@ use std::{
     mem,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use self::timed::Heard;
 use self::timed::{Timed, Waited, tell};
-use super::{Cluster, EndpointNews, Hop};
+use super::{Cluster, EndpointNews, Hop, circuit::Ticket};
 use crate::{
     balance::{Ask, peak_ewma::Nanos},
     cluster::{Endpoint, Reason, Seen, Service, Stage},
-    config::{Protocol, tls::Within},
+    config::{Protocol, threshold::Threshold, tls::Within},
     connect::{ConnectError, Seat, Visit},
     health::outlier::{Court, has_failed},
     kernel::monotonic_ns,
@@ -78,12 +78,17 @@ pub struct Who {
     timed: Option<Rc<Timed>>,
     /// How long it takes, where somebody goes by that.
     waited: Option<Rc<Waited>>,
+    /// Of the endpoint's breaker.
+    ticket: Option<Rc<Ticket>>,
 }
 
 impl Who {
     /// Tells what became of the attempt, once; nothing is told of one that the client has given up.
     pub fn report(&self, hop: &Hop, seen: Seen) {
         tell(self.timed.as_deref(), seen);
+        if let Some(ticket) = &self.ticket {
+            ticket.saw(seen);
+        }
         hop.report(&self.cluster, self.endpoint, seen, self.waited.as_deref());
     }
 
@@ -102,6 +107,9 @@ impl Who {
     }
 }
 
+/// An endpoint by its place, and what its breaker gave, if it has one.
+type Chosen = (usize, Option<Rc<Ticket>>);
+
 /// The place in an endpoint's count of what is in flight.
 struct Lease {
     who: Who,
@@ -113,7 +121,7 @@ struct Lease {
 }
 
 impl Lease {
-    fn take(cluster: &Rc<Cluster>, endpoint: usize, cost: u32) -> Self {
+    fn take(cluster: &Rc<Cluster>, (endpoint, ticket): Chosen, cost: u32) -> Self {
         let service = &cluster.service;
         let (chosen, surplus) = (&service.endpoints[endpoint], cost.saturating_sub(1));
         chosen.state.active.fetch_add(1, Relaxed);
@@ -127,7 +135,7 @@ impl Lease {
         }
         let timed = Timed::begin(service, chosen).map(Rc::new);
         let waited = cluster.goes_by_latency().then(|| Rc::new(Waited::begin()));
-        let who = Who { cluster: Rc::clone(cluster), endpoint, timed, waited };
+        let who = Who { cluster: Rc::clone(cluster), endpoint, timed, waited, ticket };
         Self { who, surplus, of_all, is_out: true }
     }
 }
@@ -169,6 +177,12 @@ pub enum Unreached {
     /// The last one tried accepted, and does not speak HTTP/2.
     #[error("the endpoint does not speak HTTP/2")]
     NotHttp2,
+    /// Their breakers are open.
+    #[error("the breakers of all endpoints are open")]
+    CircuitOpen,
+    /// The service has as many connections, or requests that wait for one, as it may have.
+    #[error("the service is overloaded: {}", .0.word())]
+    Overflow(Threshold),
     /// Not the endpoints' fault.
     #[error("the agent is out of sockets")]
     NoSocket,
@@ -315,22 +329,22 @@ impl Hop {
         }
         let mut why = Unreached::NoEndpoint;
         let within = Within::of(&cluster.service.config);
-        while let Some(chosen) = self.choose(cluster, tried) {
+        while let Some((chosen, ticket)) = self.draw(cluster, tried) {
             let endpoint = &cluster.service.endpoints[chosen];
             let used = if fresh { None } else { self.upstreams.reuse(&cluster.service, endpoint) };
             if let Some(stream) = used {
                 self.slab.count(Counter::UpstreamReused);
-                return Ok(lease(cluster, chosen, stream, true, tried));
+                return Ok(lease(cluster, (chosen, ticket), stream, true, tried));
             }
             match self.upstreams.dial(&cluster.service, endpoint, within).await {
                 Ok(stream) => {
                     self.slab.count(Counter::UpstreamFresh);
-                    return Ok(lease(cluster, chosen, stream, false, tried));
+                    return Ok(lease(cluster, (chosen, ticket), stream, false, tried));
                 }
-                Err(error) => why = self.missed(cluster, chosen, error, tried, why)?,
+                Err(error) => why = self.missed(cluster, (chosen, ticket), error, tried, why)?,
             }
         }
-        Err(why)
+        Err(none(cluster, why))
     }
 
     /// A place on a connection to an endpoint that was not tried before.
@@ -339,21 +353,21 @@ impl Hop {
             return self.reach_shared_inside(cluster, visit, tried).await;
         }
         let mut why = Unreached::NoEndpoint;
-        while let Some(chosen) = self.choose(cluster, tried) {
+        while let Some((chosen, ticket)) = self.draw(cluster, tried) {
             let endpoint = &cluster.service.endpoints[chosen];
             match self.upstreams.seat(&cluster.service, endpoint, &self.buffers).await {
-                Ok(seat) => return Ok(self.seated(cluster, chosen, seat, tried)),
-                Err(error) => why = self.missed(cluster, chosen, error, tried, why)?,
+                Ok(seat) => return Ok(self.seated(cluster, (chosen, ticket), seat, tried)),
+                Err(error) => why = self.missed(cluster, (chosen, ticket), error, tried, why)?,
             }
         }
-        Err(why)
+        Err(none(cluster, why))
     }
 
     /// An endpoint could not be reached: it is set down, and counted among those that were tried. Gives what to say if there is no other.
     fn missed(
         &self,
         cluster: &Cluster,
-        chosen: usize,
+        (chosen, ticket): Chosen,
         error: ConnectError,
         tried: &mut Tried,
         mut why: Unreached,
@@ -362,16 +376,23 @@ impl Hop {
             tracing::error!(%error, "no socket for an upstream connection");
             return Err(Unreached::NoSocket);
         }
+        if let ConnectError::Overflow(of) = error {
+            return Err(Unreached::Overflow(of));
+        }
         let service = &cluster.service;
         let name = &service.config.name;
         tried.indexes.push(chosen);
         let is_late = matches!(error, ConnectError::Late(_) | ConnectError::Mute(_));
-        self.report(cluster, chosen, if is_late { Seen::ConnectLate } else { Seen::NotConnected }, None);
+        let seen = if is_late { Seen::ConnectLate } else { Seen::NotConnected };
+        if let Some(ticket) = &ticket {
+            ticket.saw(seen);
+        }
+        self.report(cluster, chosen, seen, None);
         match &error {
             ConnectError::Late(timeout) | ConnectError::Mute(timeout) => why = Unreached::Late(*timeout),
             ConnectError::NotHttp2 => why = Unreached::NotHttp2,
             ConnectError::Tls(error) => why = Unreached::Tls(error.clone()),
-            ConnectError::Failed(_) | ConnectError::Ours(_) => {}
+            ConnectError::Failed(_) | ConnectError::Ours(_) | ConnectError::Overflow(_) => {}
         }
         if is_its_fault(cluster, &error) {
             self.set_down(name, service.id, &service.endpoints[chosen], &error);
@@ -395,12 +416,12 @@ impl Hop {
         }
         if !fresh && let Some(stream) = visit.reuse() {
             self.slab.count(Counter::UpstreamReused);
-            return Ok(lease(cluster, 0, stream, true, tried));
+            return Ok(lease(cluster, (0, None), stream, true, tried));
         }
         match self.upstreams.dial_inside(&cluster.service, visit).await {
             Ok(stream) => {
                 self.slab.count(Counter::UpstreamFresh);
-                Ok(lease(cluster, 0, stream, false, tried))
+                Ok(lease(cluster, (0, None), stream, false, tried))
             }
             Err(error) => Err(self.missed_inside(cluster, error, tried)),
         }
@@ -417,7 +438,7 @@ impl Hop {
             return Err(Unreached::NoEndpoint);
         }
         match self.upstreams.seat_inside(&cluster.service, visit, &self.buffers).await {
-            Ok(seat) => Ok(self.seated(cluster, 0, seat, tried)),
+            Ok(seat) => Ok(self.seated(cluster, (0, None), seat, tried)),
             Err(error) => Err(self.missed_inside(cluster, error, tried)),
         }
     }
@@ -430,6 +451,7 @@ impl Hop {
             }
             ConnectError::Late(timeout) | ConnectError::Mute(timeout) => Unreached::Late(timeout),
             ConnectError::NotHttp2 => Unreached::NotHttp2,
+            ConnectError::Overflow(of) => Unreached::Overflow(of),
             ConnectError::Failed(_) | ConnectError::Tls(_) => Unreached::NoEndpoint,
         };
         let seen = if matches!(why, Unreached::Late(_)) { Seen::ConnectLate } else { Seen::NotConnected };
@@ -439,9 +461,22 @@ impl Hop {
         why
     }
 
-    fn seated(&self, cluster: &Rc<Cluster>, chosen: usize, seat: Seat, tried: &Tried) -> Shared {
+    fn seated(&self, cluster: &Rc<Cluster>, chosen: Chosen, seat: Seat, tried: &Tried) -> Shared {
         self.slab.count(if seat.reused { Counter::UpstreamReused } else { Counter::UpstreamFresh });
         Shared { seat, lease: Lease::take(cluster, chosen, tried.cost) }
+    }
+
+    /// The next endpoint to try, with leave of its breaker.
+    fn draw(&self, cluster: &Cluster, tried: &mut Tried) -> Option<Chosen> {
+        loop {
+            let chosen = self.choose(cluster, tried)?;
+            let Some(circuit) = cluster.circuits.get(chosen) else { return Some((chosen, None)) };
+            match circuit.ask(Instant::now()) {
+                Some(ticket) => return Some((chosen, Some(Rc::new(ticket)))),
+                // Somebody was faster, and took the last try.
+                None => tried.indexes.push(chosen),
+            }
+        }
     }
 
     /// The next endpoint to try.
@@ -453,7 +488,9 @@ impl Hop {
             return tried.only.filter(|only| !tried.indexes.contains(only));
         }
         let endpoints = &cluster.service.endpoints;
-        let untried = |index: usize| cluster.has(index) && !tried.indexes.contains(&index);
+        let now = (!cluster.circuits.is_empty()).then(Instant::now);
+        let is_open = |index: usize| now.is_some_and(|now| cluster.is_open(index, now));
+        let untried = |index: usize| cluster.has(index) && !tried.indexes.contains(&index) && !is_open(index);
         let usable = |index: usize| endpoints[index].state.usable() && untried(index);
         // All down: any may have come back, and a wrong guess costs no more than refusing would.
         let world = || World { hop: self, cluster, tried, now: Cell::new(None) };
@@ -494,12 +531,22 @@ impl Hop {
     }
 }
 
+/// What is said when there is no other endpoint to try.
+fn none(cluster: &Cluster, why: Unreached) -> Unreached {
+    match why {
+        Unreached::NoEndpoint if !cluster.circuits.is_empty() && cluster.refuses(Instant::now()) => {
+            Unreached::CircuitOpen
+        }
+        why => why,
+    }
+}
+
 /// Whether an endpoint is set down.
 fn is_its_fault(cluster: &Cluster, error: &ConnectError) -> bool {
     let config = &cluster.service.config;
     match error {
         // The probes that would find it up again speak no TLS.
-        ConnectError::Tls(_) => false,
+        ConnectError::Tls(_) | ConnectError::Overflow(_) => false,
         // Where the client chooses what is spoken, one that chooses badly would take the endpoints from everybody else.
         ConnectError::NotHttp2 | ConnectError::Mute(_) => {
             config.protocol != Protocol::Auto || config.upstream_protocol.is_some()
@@ -508,6 +555,6 @@ fn is_its_fault(cluster: &Cluster, error: &ConnectError) -> bool {
     }
 }
 
-fn lease(cluster: &Rc<Cluster>, chosen: usize, stream: Stream, reused: bool, tried: &Tried) -> Upstream {
+fn lease(cluster: &Rc<Cluster>, chosen: Chosen, stream: Stream, reused: bool, tried: &Tried) -> Upstream {
     Upstream { stream, reused, lease: Lease::take(cluster, chosen, tried.cost) }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, header};
 
-use super::{Cluster, Hop, admit::Gate, http::Reply, mirror::Ordered, timing::Ruled};
+use super::{Cluster, Hop, admit::Gate, circuit::Circuit, http::Reply, mirror::Ordered, timing::Ruled};
 use crate::{
     chance::below,
     cluster::{CanaryState, Dialler, MirrorState, OneWayState, RouteState, Service, Snapshot},
@@ -46,6 +46,8 @@ struct Split {
     /// How much the second of two gets, if that is a canary.
     canary: Option<Arc<CanaryState>>,
     mirror: Option<Mirror>,
+    /// The route's breaker.
+    circuit: Option<Rc<Circuit>>,
 }
 
 /// Who gets copies.
@@ -95,6 +97,8 @@ pub(super) struct Onward {
     pub response: Option<Box<Fields>>,
     /// What the route says of failures.
     pub strategy: Option<Arc<Strategy>>,
+    /// The route's breaker.
+    pub circuit: Option<Rc<Circuit>>,
     /// What the route says of its time.
     pub timing: Option<Ruled>,
     /// What limits its requests, by themselves.
@@ -108,7 +112,7 @@ pub(super) struct Onward {
 impl Routes {
     /// Of a service as of a snapshot; `None` if it has none.
     pub fn new(
-        service: &Service,
+        service: &Arc<Service>,
         snapshot: &Snapshot,
         flows: &Flows,
         table: impl FnOnce() -> Rc<Table>,
@@ -117,8 +121,11 @@ impl Routes {
         if routes.is_empty() {
             return None;
         }
-        let goals = routes.iter().zip(&service.routes).map(|(route, state)| match &route.action {
-            Action::Forward(forward) => Split::new(forward, state, service, snapshot),
+        let goals = routes.iter().zip(&service.routes).enumerate().map(|(index, (route, state))| match &route.action {
+            Action::Forward(forward) => {
+                let circuit = Circuit::of_route(service, index);
+                Split { circuit, ..Split::new(forward, state, service, snapshot) }
+            }
             Action::Redirect(_) | Action::Respond(_) => Split::default(),
         });
         let gates = service.routes.iter().map(Gate::of_route).collect();
@@ -190,7 +197,7 @@ impl Split {
         if let (Some(canary), [_, goal]) = (&canary, goals.as_mut_slice()) {
             goal.watch(canary, &forward.targets[1], &state.cursors[1]);
         }
-        Self { weight: goals.iter().map(|goal| goal.weight).sum(), goals, canary, mirror }
+        Self { weight: goals.iter().map(|goal| goal.weight).sum(), goals, canary, mirror, circuit: None }
     }
 
     /// One of them, by its part and 64 random bits.
@@ -247,8 +254,8 @@ impl Hop {
         let cluster = cluster.unwrap_or_else(|| Rc::new(home.nobody()));
         let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
         let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
-        let strategy = taken.route.strategy.clone();
-        Ok(Onward { cluster, change, response, strategy, timing: None, gate: None, mirror, one_way: None })
+        let (strategy, circuit) = (taken.route.strategy.clone(), split.circuit.clone());
+        Ok(Onward { cluster, change, response, strategy, circuit, timing: None, gate: None, mirror, one_way: None })
     }
 
     /// Whether this request is copied, and to whom.

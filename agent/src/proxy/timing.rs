@@ -103,6 +103,11 @@ impl Time {
         self.budget.time
     }
 
+    /// Whether it is what the caller gave, and less than what its service or route does.
+    pub fn is_callers(&self) -> bool {
+        self.budget.is_callers
+    }
+
     /// What is left.
     pub fn left(&self) -> Duration {
         self.budget.time.saturating_sub(self.began.elapsed())
@@ -174,6 +179,11 @@ impl Clock {
     /// The time that runs.
     pub fn time(&self) -> Option<Time> {
         self.0.as_ref().map(|running| running.time)
+    }
+
+    /// Whether it is what the caller gave.
+    pub fn is_callers(&self) -> bool {
+        self.0.as_ref().is_some_and(|running| running.time.is_callers())
     }
 
     /// Whether it has rung, or would.

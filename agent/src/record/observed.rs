@@ -22,7 +22,7 @@ use crate::{
         Adaptive, CanaryStage, Endpoint, Inbound, Leaving, LimitState, Pace, Reason, RouteState, Service, Snapshot,
         Unserved,
     },
-    config::{self, Config, Route, file},
+    config::{self, Config, Route, file, threshold::Threshold},
     kernel::{Fill, HookTime},
 };
 
@@ -445,6 +445,12 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
     let stats = |endpoint| kernel.stats(service.id, endpoint);
     let said = said(&service.config);
     let endpoint_json = |endpoint: &Arc<Endpoint>| endpoint_json(service.id, endpoint, &said, kernel);
+    let breakers = service.guard.endpoints.iter().map(Some).chain(std::iter::repeat(None));
+    let endpoints = service.endpoints.iter().zip(breakers).map(|(endpoint, breaker)| {
+        let mut shown = endpoint_json(endpoint);
+        shown["breaker"] = json!(breaker.map(|breaker| breaker.phase().word()));
+        shown
+    });
     json!({
         "name": service.config.name,
         "address": service.config.address,
@@ -457,7 +463,30 @@ fn service_json(service: &Service, kernel: &KernelSide) -> Value {
         "request_limits": limits_json(service),
         "pending": pending_json(service),
         "breaker": service.guard.breaker.as_ref().map(|breaker| breaker.phase().word()),
+        "thresholds": thresholds_json(service),
+        "route_breakers": breakers_json(service),
         "connects": service.endpoints.iter().map(|endpoint| stats(endpoint.id).connects).sum::<u64>() + stats(ENDPOINT_AGENT).connects,
-        "endpoints": service.endpoints.iter().map(endpoint_json).collect::<Vec<Value>>(),
+        "endpoints": endpoints.collect::<Vec<Value>>(),
     })
+}
+
+/// What there is of what is bounded; nothing if nothing is.
+fn thresholds_json(service: &Service) -> Option<Value> {
+    service.config.guard.thresholds.as_ref()?;
+    let shown = |of: Threshold| {
+        let (state, most) = service.threshold(of)?;
+        Some((of.word(), json!({ "max": most, "active": state.now(of), "overflow": state.overflow(of) })))
+    };
+    Some(json!(Threshold::ALL.into_iter().filter_map(shown).collect::<HashMap<_, _>>()))
+}
+
+/// What the breakers of its routes do; nothing if they have none.
+fn breakers_json(service: &Service) -> Option<Vec<Value>> {
+    let routes = service.config.routes.iter().zip(&service.routes);
+    let breaker = |(route, state): (&Route, &RouteState)| {
+        let breaker = state.breaker.as_ref()?;
+        Some(json!({ "route": route.name, "breaker": breaker.phase().word() }))
+    };
+    let breakers: Vec<Value> = routes.filter_map(breaker).collect();
+    (!breakers.is_empty()).then_some(breakers)
 }

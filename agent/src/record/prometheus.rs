@@ -13,6 +13,7 @@ mod pending;
 mod request_limits;
 mod routes;
 mod strategy;
+mod thresholds;
 mod timeouts;
 
 use std::{
@@ -59,6 +60,7 @@ pub fn render(observed: &Observed) -> String {
     );
     guard::write(&mut text, &observed.snapshot);
     timeouts::write(&mut text, &observed.snapshot.services);
+    thresholds::write(&mut text, &observed.snapshot);
     inbound::write(&mut text, &observed.snapshot.inbound);
     for histogram in &observed.histograms {
         write_histogram(&mut text, histogram);

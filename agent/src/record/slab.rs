@@ -118,6 +118,8 @@ sockway_common::counters! {
     CircuitOpen = "requests_total" ["outcome" = "circuit_open"],
     /// Requests that found no place in their service's isolation: 503.
     OverConcurrency = "requests_total" ["outcome" = "over_concurrency"],
+    /// Requests that a threshold of their service kept from it: 503.
+    Overflow = "requests_total" ["outcome" = "overflow"],
     /// Requests whose answer did not begin within the time of their service's isolation: 504.
     IsolationTimeout = "requests_total" ["outcome" = "isolation_timeout"],
     /// Requests that are answered here because a switch degrades their service.

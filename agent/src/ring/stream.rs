@@ -28,6 +28,7 @@ use super::{
     recv::{has_news, look, recv_into, recv_now},
     send::{Send, send, send_now, send_vectored_now},
 };
+use crate::cluster::Held;
 
 /// How long a peer that has ended its side may take to say what it makes of what was sent afterwards: a round trip within a data centre, and
 /// ten times the first retransmission (RFC 6298 as in Linux, 200 ms) between them.
@@ -41,6 +42,8 @@ pub struct Stream {
     pub writer: Writer,
     /// The socket under both.
     pub socket: Socket,
+    /// What is given back when it is closed.
+    pub held: Option<Held>,
 }
 
 impl Stream {
@@ -57,7 +60,7 @@ impl Stream {
             tls: None,
         };
         let writer = Writer { socket: half(), sending: None, rest: 0..0, taken: 0, tls: None };
-        Ok(Self { reader, writer, socket })
+        Ok(Self { reader, writer, socket, held: None })
     }
 
     /// Whether it is certain that nothing of what was sent behind the first `before` bytes has reached the peer's program. `has_ended`: the

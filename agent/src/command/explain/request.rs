@@ -29,9 +29,15 @@ struct States {
     canaries: HashMap<(String, String), u32>,
     /// What timeouts have come to in milliseconds, by the names of their services and routes, a service's own by none.
     timeouts: HashMap<(String, String), f64>,
+    /// Breakers that are not closed: of services, of their routes, of their endpoints.
+    breakers: HashMap<(String, String), String>,
 }
 
 impl States {
+    fn breaker(&self, service: &str, of: &str) -> Option<&str> {
+        self.breakers.get(&(service.to_owned(), of.to_owned())).map(String::as_str)
+    }
+
     fn canary(&self, service: &str, route: &str) -> Option<u32> {
         self.canaries.get(&(service.to_owned(), route.to_owned())).copied()
     }
@@ -106,6 +112,13 @@ fn configuration(args: &Args) -> Result<(Config, States), Failure> {
         states.canaries.extend(list(&service, "canaries").into_iter().map(canary));
         let timeout = |it: Value| (key(&it, "route"), it["timeout_ms"].as_f64().unwrap_or_default());
         states.timeouts.extend(list(&service, "timeouts").into_iter().map(timeout));
+        let of_service = vec![json!({ "breaker": service["breaker"] })];
+        let (routes, endpoints) = (list(&service, "route_breakers"), list(&service, "endpoints"));
+        for (name, items) in [("", of_service), ("route", routes), ("address", endpoints)] {
+            let not_closed = |it: &Value| it["breaker"].as_str().is_some_and(|phase| phase != "closed");
+            let breaker = |it: Value| (key(&it, name), word(&it["breaker"]).replace('_', "-"));
+            states.breakers.extend(items.into_iter().filter(not_closed).map(breaker));
+        }
     }
     Ok((config, states))
 }
@@ -187,6 +200,7 @@ fn explain(
         "service": service.config.name,
         "address": service.config.address,
         "route": taken.map(|index| routes[index].name.as_str()),
+        "route_breaker": taken.and_then(|index| states.breaker(&service.config.name, &routes[index].name)),
         "routes": routes.len(),
         "action": action,
         "others": others.map(|(_, route)| json!({ "route": route.name, "why": why_not(route, &request) })).collect::<Vec<_>>(),
@@ -280,13 +294,16 @@ fn candidates(home: &Service, snapshot: &Snapshot, target: &Target, states: &Sta
     let endpoints = service.endpoints.iter().enumerate().filter(|(place, _)| is_member(*place)).map(|(_, endpoint)| {
         let address = endpoint.address.to_string();
         let up = states.up.get(&(service.config.name.clone(), address.clone()));
-        json!({ "address": address, "weight": endpoint.weight, "priority": endpoint.priority(), "up": up })
+        let breaker = states.breaker(&service.config.name, &address);
+        let (weight, priority) = (endpoint.weight, endpoint.priority());
+        json!({ "address": address, "weight": weight, "priority": priority, "up": up, "breaker": breaker })
     });
     json!({
         "service": service.config.name,
         "subset": target.subset,
         "balance": file::balance_word(service.config.policy.balance),
         "cluster": service.config.strategy.as_ref().map(file::strategy_word),
+        "breaker": states.breaker(&service.config.name, ""),
         "endpoints": endpoints.collect::<Vec<Value>>(),
     })
 }
@@ -300,7 +317,8 @@ fn tell(answer: &Value) -> String {
     };
     line("service", &format!("{}, {}", word(&answer["service"]), word(&answer["address"])));
     let route = answer["route"].as_str().unwrap_or("none matches");
-    line("route", &format!("{route} (of {})", answer["routes"]));
+    let breaker = |of: &Value| of.as_str().map(|phase| format!(", its breaker is {phase}")).unwrap_or_default();
+    line("route", &format!("{route} (of {}){}", answer["routes"], breaker(&answer["route_breaker"])));
     line("request", &word(&answer["action"]));
     if let Some(timeout) = answer["timeout"].as_str() {
         line("timeout", timeout);
@@ -315,6 +333,9 @@ fn tell(answer: &Value) -> String {
         let endpoints: Vec<String> = list(&target["endpoints"])
             .iter()
             .map(|it| match it["up"].as_bool() {
+                Some(true) if it["breaker"].is_string() => {
+                    format!("{} (its breaker is {})", word(&it["address"]), word(&it["breaker"]))
+                }
                 Some(true) => word(&it["address"]) + " (up)",
                 Some(false) => word(&it["address"]) + " (down)",
                 None => word(&it["address"]),
@@ -322,7 +343,7 @@ fn tell(answer: &Value) -> String {
             .collect();
         let who = if endpoints.is_empty() { "nobody: 503".to_owned() } else { endpoints.join(", ") };
         let strategy = target["cluster"].as_str().map(|strategy| format!(", {strategy}")).unwrap_or_default();
-        let how = word(&target["balance"]) + &strategy;
+        let how = word(&target["balance"]) + &strategy + &breaker(&target["breaker"]);
         line(name, &format!("{percent}{}, {how}: {who}", word(&target["service"])));
     }
     for other in list(&answer["others"]) {
@@ -360,6 +381,7 @@ mod tests {
             up: [(key("b", "10.0.0.5:80"), false)].into_iter().collect(),
             canaries: [(key("orders", "tried"), 25)].into_iter().collect(),
             timeouts: [(key("orders", "tried"), 812.4)].into_iter().collect(),
+            breakers: [(key("orders", "10.0.0.2:80"), "open".to_owned())].into_iter().collect(),
         };
         tell(
             &explain(&snapshot.services[0], &snapshot, parts, &states, None)

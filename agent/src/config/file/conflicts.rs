@@ -124,9 +124,14 @@ impl Placed {
             let what = format!("\"{name}\" is this service itself; name another");
             problems.0.push(Problem { at: *at, path: path.clone(), what });
         }
+        let is_tcp = self.protocol == Some(Protocol::Tcp);
         for (at, path, name) in self.named.iter().chain(&self.stand_ins) {
             let what = match spoken.get(name.as_str()) {
                 None => "is no service of this file; write the name of one",
+                Some(Some(Protocol::Tcp)) if is_tcp => continue,
+                Some(Some(Protocol::Http | Protocol::Http2 | Protocol::Udp)) if is_tcp => {
+                    "is a service that does not take bytes as they come; name one with protocol: tcp or auto"
+                }
                 Some(Some(Protocol::Tcp | Protocol::Udp)) => {
                     "is a service that does not speak HTTP; write protocol: http there, or name another"
                 }

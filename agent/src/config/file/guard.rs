@@ -1,4 +1,4 @@
-//! What keeps a service alive when its endpoints fail: its keys `breaker`, `isolation`, `fallback`, `degrade` and `reason_header`.
+//! What keeps a service alive when its endpoints fail: its keys `breaker`, `endpoint_breaker`, `isolation`, `fallback`, `degrade` and `reason_header`.
 
 mod show;
 #[cfg(test)]
@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 
 use http::HeaderValue;
 
-pub(super) use self::show::show;
+pub(super) use self::show::{breaker as show_breaker, show};
 use super::{
     SWITCHES, milliseconds,
     route::{self, own_field_name},
     section::{Field, Path, Position, Problem, Problems, Section, shown},
     service::service_name,
+    threshold::thresholds,
     tree::Value,
 };
 use crate::config::{
@@ -25,7 +26,8 @@ use crate::config::{
 };
 
 /// The keys of a service.
-pub(super) const KEYS: [&str; 5] = ["breaker", "isolation", "fallback", "degrade", "reason_header"];
+pub(super) const KEYS: [&str; 7] =
+    ["breaker", "endpoint_breaker", "thresholds", "isolation", "fallback", "degrade", "reason_header"];
 
 const TIME_MS_MAX: u32 = 3_600_000;
 const TIMEOUT_MS: u32 = 1_000; // Hystrix's, as are the next six
@@ -121,25 +123,51 @@ pub(super) fn guard(
     named: &mut Named,
     problems: &mut Problems,
 ) -> Option<Guard> {
+    let is_relayed = protocol == Some(Protocol::Tcp) && mode == Some(Mode::Agent);
     if mode == Some(Mode::Kernel) || matches!(protocol, Some(Protocol::Tcp | Protocol::Udp)) {
-        for field in KEYS.iter().filter_map(|key| section.get(key)) {
-            let what = "is about requests, and those of this service are not seen by the agent; write protocol: http or \
-                        http2, or remove it";
+        for key in KEYS.iter().filter(|key| !(is_relayed && **key == "fallback")) {
+            let Some(field) = section.get(key) else { continue };
+            let what = match (*key, protocol) {
+                ("fallback", Some(Protocol::Tcp)) => {
+                    "is dialled by the agent; write mode: agent, or list backups among the endpoints, with a priority"
+                }
+                _ => {
+                    "is about requests, and those of this service are not seen by the agent; write protocol: http or \
+                     http2, or remove it"
+                }
+            };
             field.refuse(what, problems);
         }
     }
-    let breaker = section.or("breaker", || None, |field, p| breaker(field, named, p).map(Some), problems);
+    let [own, of_endpoints] = ["breaker", "endpoint_breaker"]
+        .map(|key| section.or(key, || None, |field, p| breaker(field, named, p).map(Some), problems));
+    let thresholds = section.or("thresholds", || None, |field, p| thresholds(field, p).map(Some), problems);
     let isolation = section.or("isolation", || None, |field, p| isolation(field, p).map(Some), problems);
-    let fallback = section.or("fallback", || None, |field, p| fallback(field, named, p).map(Some), problems);
+    let fallback =
+        section.or("fallback", || None, |field, p| fallback(field, is_relayed, named, p).map(Some), problems);
     let degrade = section.or("degrade", || None, |field, p| degrade(field, named, p).map(Some), problems);
     let tells_reason = section.or("reason_header", || false, |field, p| field.choice(&SWITCHES, p), problems);
     Some(Guard {
-        breaker: breaker?,
+        breaker: own?,
+        endpoint_breaker: of_endpoints?,
+        thresholds: thresholds?,
         isolation: isolation?,
         fallback: fallback?,
         degrade: degrade?,
         tells_reason: tells_reason?,
     })
+}
+
+/// That of a route; the service that it names is noted with those that the routes do.
+pub(super) fn breaker_of_route(
+    field: &Field<'_>,
+    named: &mut Vec<(Position, String, String)>,
+    problems: &mut Problems,
+) -> Option<Breaker> {
+    let mut names = Named::default();
+    let read = breaker(field, &mut names, problems);
+    named.append(&mut names.services);
+    read
 }
 
 fn breaker(field: &Field<'_>, named: &mut Named, problems: &mut Problems) -> Option<Breaker> {
@@ -276,10 +304,22 @@ fn isolation(field: &Field<'_>, problems: &mut Problems) -> Option<Isolation> {
     Some(isolation)
 }
 
-fn fallback(field: &Field<'_>, named: &mut Named, problems: &mut Problems) -> Option<Fallback> {
+/// Of a connection that is only relayed, all that can be known is that it was not to be had.
+fn fallback(field: &Field<'_>, is_relayed: bool, named: &mut Named, problems: &mut Problems) -> Option<Fallback> {
     let section = Section::open(field.node, &field.path, &["on", "respond", "to", "max_concurrency"], problems)?;
-    let usual = || Why::ALL.into_iter().filter(|why| !matches!(why, Why::ServerError | Why::Degraded)).collect();
+    if let (true, Some(field)) = (is_relayed, section.get("respond")) {
+        field.refuse("is an answer of HTTP, which is not what is spoken here; write to: SERVICE", problems);
+    }
+    let usual = || match is_relayed {
+        true => vec![Why::Unreached],
+        false => usual_whys(),
+    };
     let on = section.or("on", usual, whys, problems);
+    if let (true, Some(field), Some(on)) = (is_relayed, section.get("on"), &on)
+        && *on != [Why::Unreached]
+    {
+        field.refuse("says what can be known of requests alone; write [unreached], or leave it out", problems);
+    }
     let instead = match (section.get("respond"), section.get("to")) {
         (Some(field), None) => respond(&field, problems).map(Instead::Respond),
         (None, Some(field)) => named.service(&field, problems).map(Instead::To),
@@ -295,6 +335,11 @@ fn fallback(field: &Field<'_>, named: &mut Named, problems: &mut Problems) -> Op
         field.refuse("says nothing where an answer is given at once; remove it", problems);
     }
     Some(Fallback { on: on?, instead: instead?, concurrency: concurrency? })
+}
+
+/// All that is no answer of an endpoint.
+fn usual_whys() -> Vec<Why> {
+    Why::ALL.into_iter().filter(|why| !matches!(why, Why::ServerError | Why::Degraded)).collect()
 }
 
 fn whys(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Why>> {

@@ -18,7 +18,7 @@ pub(super) use self::matching::{caller, matches, show as show_match, show_caller
 pub use self::show::show_tried;
 pub(super) use self::show::{show, show_changes};
 use super::{
-    SWITCHES, deadline, request_limit, retry,
+    SWITCHES, deadline, guard, request_limit, retry,
     section::{Field, Path, Position, Problems, Section, shown},
     service::service_name,
     tree::{Key, Node, Value},
@@ -93,9 +93,8 @@ fn route(
     problems: &mut Problems,
 ) -> Option<Route> {
     let own = ["name", "match", "split", "canary", "rewrite", "mirror", "redirect", "respond"];
-    let own =
-        [&own[..], &["request_headers", "response_headers"], &["retry", "one_way", "request_limits"], &deadline::KEYS]
-            .concat();
+    let more = ["request_headers", "response_headers", "retry", "one_way", "request_limits", "breaker"];
+    let own = [&own[..], &more, &deadline::KEYS].concat();
     let keys = [&own[..], &TARGET_KEYS].concat();
     let section = Section::open(item, path, &keys, problems)?;
     let name = section.or("name", || format!("route-{}", index + 1), service_name, problems);
@@ -105,6 +104,8 @@ fn route(
     let strategy = section.or("retry", || None, |field, p| retry::retry(field, p).map(Arc::new).map(Some), problems);
     let one_way = section.or("one_way", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let request_limits = request_limit::of_route(&section, problems);
+    let breaker = |field: &Field<'_>, p: &mut Problems| guard::breaker_of_route(field, named, p).map(Some);
+    let breaker = section.or("breaker", || None, breaker, problems);
     let request_headers = section.or("request_headers", HeaderChanges::default, header_changes, problems);
     let response_headers = section.or("response_headers", HeaderChanges::default, header_changes, problems);
     let route = Route {
@@ -115,6 +116,7 @@ fn route(
         strategy: strategy?,
         one_way: one_way?,
         request_limits: request_limits?,
+        breaker: breaker?,
         request_headers: request_headers?,
         response_headers: response_headers?,
     };
@@ -131,9 +133,8 @@ fn route(
         if let Some(field) = section.get("request_headers") {
             field.refuse("changes a request that is passed on, and this one is answered; remove it", problems);
         }
-        for field in
-            deadline::KEYS.iter().chain(&["retry", "one_way", "request_limits"]).filter_map(|key| section.get(key))
-        {
+        let own = ["retry", "one_way", "request_limits", "breaker"];
+        for field in deadline::KEYS.iter().chain(&own).filter_map(|key| section.get(key)) {
             field.refuse("is of a request that is passed on, and this one is answered; remove it", problems);
         }
     }

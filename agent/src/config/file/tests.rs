@@ -244,7 +244,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("services: {}\n", "F:1:11: services: expected a list, found a mapping; begin each item with \"- \""),
         (
             "services: [ a ]\n",
-            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, preset, address, protocol, upstream_protocol, mode, http, tls, shortcut, original_dst, connect_timeout_ms, probe_interval_ms, probe, outlier, cluster, retry, request_limits, pending, filters, endpoint_drain_ms, udp_idle_timeout_ms, endpoints, routes, timeout_ms, timeout, deadline, breaker, isolation, fallback, degrade, reason_header, balance, source, affinity_timeout_ms, maglev_table_size, limits, eject, prefer_zone, slow_start, panic_threshold_percent, least_request, peak_ewma, \
+            "F:1:13: services[0]: expected a mapping, found a text; write its keys: name, preset, address, protocol, upstream_protocol, mode, http, tls, shortcut, original_dst, connect_timeout_ms, probe_interval_ms, probe, outlier, cluster, retry, request_limits, pending, filters, endpoint_drain_ms, udp_idle_timeout_ms, endpoints, routes, timeout_ms, timeout, deadline, breaker, endpoint_breaker, thresholds, isolation, fallback, degrade, reason_header, balance, source, affinity_timeout_ms, maglev_table_size, limits, eject, prefer_zone, slow_start, panic_threshold_percent, least_request, peak_ewma, \
              ring_hash, hash_on, hash_balance_factor, cost",
         ),
         (

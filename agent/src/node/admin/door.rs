@@ -6,7 +6,10 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,7 +23,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 
 /// Who is at the door.
@@ -33,6 +36,21 @@ pub enum Peer {
     },
     /// Anybody who has a way to the address.
     Tcp,
+}
+
+/// Who is at the door, and whether he stays.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// Who.
+    pub peer: Peer,
+    stays: Arc<AtomicBool>,
+}
+
+impl Guest {
+    /// From now on the visit lasts for as long as what it is told is read.
+    pub fn stays(&self) {
+        self.stays.store(true, Relaxed);
+    }
 }
 
 /// A stream that knows who is at its other end.
@@ -110,29 +128,33 @@ impl<L> Door<L> {
 
 impl<L: Listener<Io: Known>> Listener for Door<L> {
     type Io = Visitor<L::Io>;
-    type Addr = Peer;
+    type Addr = Guest;
 
-    async fn accept(&mut self) -> (Self::Io, Peer) {
+    async fn accept(&mut self) -> (Self::Io, Guest) {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
         let (stream, _) = self.listener.accept().await;
-        let peer = stream.peer();
-        (Visitor { stream, leave: Box::pin(sleep(self.visit_max)), _permit: permit }, peer)
+        let guest = Guest { peer: stream.peer(), stays: Arc::default() };
+        let (visit_max, stays) = (self.visit_max, Arc::clone(&guest.stays));
+        (Visitor { stream, visit_max, stays, leave: Box::pin(sleep(visit_max)), _permit: permit }, guest)
     }
 
-    fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer::Tcp) // nobody asks
+    fn local_addr(&self) -> io::Result<Guest> {
+        Ok(Guest { peer: Peer::Tcp, stays: Arc::default() }) // nobody asks
     }
 }
 
-impl<L: Listener<Io: Known>> Connected<IncomingStream<'_, Door<L>>> for Peer {
+impl<L: Listener<Io: Known>> Connected<IncomingStream<'_, Door<L>>> for Guest {
     fn connect_info(stream: IncomingStream<'_, Door<L>>) -> Self {
-        *stream.remote_addr()
+        stream.remote_addr().clone()
     }
 }
 
 /// A connection that ends when its time is up.
 pub struct Visitor<S> {
     stream: S,
+    visit_max: Duration,
+    /// Whether its time begins anew with each write.
+    stays: Arc<AtomicBool>,
     leave: Pin<Box<Sleep>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -157,6 +179,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Visitor<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.in_time(context)?;
         let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
+        if self.stays.load(Relaxed) {
+            let until = Instant::now() + self.visit_max;
+            self.leave.as_mut().reset(until);
+        }
         Poll::Ready(Ok(written))
     }
 
@@ -184,8 +210,8 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let mut door = Door::new(listener, 1, Duration::from_secs(5));
         let _stream = UnixStream::connect(&path).await.expect("it listens");
-        let (_visitor, peer) = door.accept().await;
-        assert_eq!(peer, Peer::Socket { uid: Some(rustix::process::getuid().as_raw()) });
+        let (_visitor, guest) = door.accept().await;
+        assert_eq!(guest.peer, Peer::Socket { uid: Some(rustix::process::getuid().as_raw()) });
         drop(socket);
         assert_eq!(fs::read_dir(path.parent().expect("a directory")).expect("readable").count(), 0);
     }

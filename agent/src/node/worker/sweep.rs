@@ -19,6 +19,7 @@ pub(super) async fn sweep(inside: Rc<Inside>) {
     loop {
         tokio::time::sleep(TURN).await;
         inside.hop.watch.turn(began.elapsed());
+        inside.hop.upstreams.make_room();
         let turns = inside.vitals.progress.fetch_add(1, Relaxed);
         if turns.is_multiple_of(POOL_TURNS) {
             inside.hop.upstreams.sweep();

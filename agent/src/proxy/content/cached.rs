@@ -24,7 +24,7 @@ use crate::{
     proxy::{
         Cluster, Hop,
         filtered::{Chain, Head, Passage, Who},
-        guard::Entered,
+        guard::{Entered, Leave, OfRoute},
         reach::Tried,
         strategy,
         whole::{Answer, Body, Broken, Next, Piece, Through, Whole, ask},
@@ -412,12 +412,14 @@ pub(in crate::proxy) fn refresh(
         let Passage { content: Some(mut content), end: None, .. } = passage else { return };
         let entered = {
             let request = Request::of_parts(&parts, is_secure, 0);
-            hop.enter(&cluster, None, &request, Instant::now(), None)
+            hop.enter(&cluster, OfRoute { gate: None, circuit: None }, &request, (Instant::now(), None))
         };
         // Who is over a limit, or behind a breaker, is asked another time.
-        let Ok(Entered { cluster, wait, admitted: _admitted, leave, standing_in: None, stand: None }) = entered else {
+        let Ok(Entered { cluster, wait, admitted: _admitted, leave, standing_in: None, stand: None, extra }) = entered
+        else {
             return;
         };
+        let leave = Leave::with(leave, extra, Instant::now());
         tokio::time::sleep(wait).await;
         let tried = Tried::for_request(&hop, &cluster, 0, || Request::of_parts(&parts, is_secure, 0));
         let body = (Bytes::new(), HeaderMap::new());

@@ -15,7 +15,7 @@ use crate::{
     decode::http1::RequestHead,
     proxy::{
         admit::Admitted,
-        guard::{Entered, Guard, Leave},
+        guard::{Entered, Guard, Leave, OfRoute},
         reach::Upstream,
         whole::Answer,
     },
@@ -37,8 +37,8 @@ impl Connection<'_> {
         // Given back last: who waits for room finds all of it free.
         let mut _taken = Admitted::default();
         let next = match self.entered(&buf, &head, began).await {
-            Ok(Entered { cluster, wait, admitted, leave, standing_in, .. }) => {
-                (_taken, self.leave) = (admitted, leave);
+            Ok(Entered { cluster, wait, admitted, leave, standing_in, extra, .. }) => {
+                (_taken, self.leave) = (admitted, Leave::with(leave, extra, began));
                 if standing_in.is_none() {
                     self.guard.clone_from(&cluster.guard);
                 }
@@ -66,9 +66,9 @@ impl Connection<'_> {
     async fn entered(&mut self, buf: &Buf, head: &RequestHead, began: Instant) -> Result<Entered, Denied> {
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
         let (hop, time) = (self.hop, self.clock.time());
-        let patience = time.map(|time| time.left());
-        let gate = self.gate.as_deref();
-        let entered = hop.enter(&self.cluster, gate, &request, began, patience).map_err(Denied::Answered)?;
+        let circuit = self.circuit.take();
+        let of_route = OfRoute { gate: self.gate.as_deref(), circuit: circuit.as_ref() };
+        let entered = hop.enter(&self.cluster, of_route, &request, (began, time)).map_err(Denied::Answered)?;
         if entered.stand.is_none() {
             return Ok(entered);
         }

@@ -141,7 +141,9 @@ impl Connection<'_> {
             let attempt = Attempt::default();
             let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &attempt).await;
             buf = rest.unwrap_or(buf);
-            if let Some(seen) = ended.seen() {
+            // Who gives little time learns nothing of the endpoint.
+            let is_callers = matches!(ended, Ended::Over) && self.clock.is_callers();
+            if let Some(seen) = ended.seen().filter(|_| !is_callers) {
                 upstream.who().report(self.hop, seen);
             }
             let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !attempt.head_sent.get();
@@ -197,7 +199,7 @@ impl Connection<'_> {
             Err(error) => return (Ended::Unseen(error), None),
         };
         let hop = self.hop;
-        let Stream { reader, writer, socket } = &mut self.stream;
+        let Stream { reader, writer, socket, .. } = &mut self.stream;
         let (clock, is_one_way) = (&mut self.clock, self.one_way.is_some());
         let mut rest = None;
         let ended = {

@@ -5,7 +5,10 @@ use std::{borrow::Cow, time::Duration};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
-    config::guard::{Respond, Why},
+    config::{
+        guard::{Respond, Why},
+        threshold::Threshold,
+    },
     decode::{grpc, http1::BadRequest},
     filter::Local,
     proxy::reach::Unreached,
@@ -29,6 +32,8 @@ pub struct Reply {
     grpc: Option<u8>,
     /// Whether the fallback of its service stands in for it, whatever that is for.
     pub insists: bool,
+    /// Whether nothing is said instead of it.
+    pub is_last: bool,
 }
 
 impl Reply {
@@ -80,6 +85,8 @@ impl Reply {
             Unreached::Late(_) => Self::new("504 Gateway Timeout", why, Counter::ConnectTimeout),
             Unreached::Tls(_) => Self::new("502 Bad Gateway", why, Counter::EndpointTls),
             Unreached::NotHttp2 => Self::new("502 Bad Gateway", why, Counter::BadResponse),
+            Unreached::Overflow(of) => Self::overflow(of),
+            Unreached::CircuitOpen => Self::new("503 Service Unavailable", why, Counter::CircuitOpen),
             Unreached::NoEndpoint | Unreached::NoSocket => {
                 Self::new("503 Service Unavailable", why, Counter::NoEndpoint)
             }
@@ -104,6 +111,7 @@ impl Reply {
             counter,
             grpc: None,
             insists: false,
+            is_last: false,
         }
     }
 
@@ -115,7 +123,15 @@ impl Reply {
         if !names_type && !body.is_empty() {
             fields.push((header::CONTENT_TYPE, PLAIN));
         }
-        Self { status, text: body.to_owned(), fields, counter: Counter::Routed, grpc: None, insists: false }
+        Self {
+            status,
+            text: body.to_owned(),
+            fields,
+            counter: Counter::Routed,
+            grpc: None,
+            insists: false,
+            is_last: false,
+        }
     }
 
     /// What who is over a limit is told.
@@ -163,6 +179,12 @@ impl Reply {
                 Self { grpc: Some(grpc::code::DEADLINE_EXCEEDED), ..reply }
             }
         }
+    }
+
+    /// What a request is told that a threshold keeps from its service.
+    pub fn overflow(of: Threshold) -> Self {
+        let why = format!("the service is overloaded: {}", of.word());
+        Self::new("503 Service Unavailable", why, Counter::Overflow)
     }
 
     /// An endpoint's answer of 5xx that the client is not to see.

@@ -73,8 +73,10 @@ pub enum Unanswered {
 }
 
 /// What this says of the endpoint; `None`: nothing, the client did not wait for it.
-pub fn seen(answered: &Result<Answered, Unanswered>) -> Option<Seen> {
+pub fn seen(answered: &Result<Answered, Unanswered>, is_callers_time: bool) -> Option<Seen> {
     match answered {
+        // Who gives little time learns nothing of the endpoint.
+        Err(Unanswered::Over { .. }) if is_callers_time => None,
         Ok(answered) => Some(Seen::Answered { status: answered.status, grpc_status: None }),
         Err(Unanswered::Unwanted(status)) => Some(Seen::Answered { status: *status, grpc_status: None }),
         Err(Unanswered::Bad(_) | Unanswered::Broken) => Some(Seen::NoResponse),

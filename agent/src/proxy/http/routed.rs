@@ -49,6 +49,7 @@ impl Connection<'_> {
         self.response_change = onward.response;
         self.strategy = onward.strategy;
         self.gate = onward.gate;
+        self.circuit = onward.circuit;
         let is_tunnel = head.method == Method::Connect || head.websocket;
         self.one_way = onward.one_way.filter(|_| !is_tunnel);
         if let Some(ordered) = onward.mirror.filter(|_| !is_tunnel) {

@@ -43,9 +43,11 @@ enum Ended {
 }
 
 /// What this says of the endpoint.
-fn seen(ended: &Ended, is_late: bool) -> Option<Seen> {
+fn seen(ended: &Ended, is_late: bool, is_callers_time: bool) -> Option<Seen> {
     match ended {
-        Ended::Answered(answered) => respond::seen(answered),
+        Ended::Answered(answered) => respond::seen(answered, is_callers_time),
+        // Who gives little time learns nothing of the endpoint.
+        Ended::Over if is_callers_time => None,
         Ended::NoResponse if is_late => Some(Seen::Late),
         Ended::Over => Some(Seen::Late),
         Ended::NoResponse => Some(Seen::NoResponse),
@@ -69,7 +71,7 @@ impl Connection<'_> {
         let (uploaded, head_sent) = (Cell::new(false), Cell::new(false));
         let (ended, rest) = self.both_ways(&mut upstream, outgoing, head, &uploaded, &head_sent).await;
         let (late, stalled) = (upstream.stream.socket.is_overdue(), self.stream.socket.is_overdue());
-        if let Some(seen) = seen(&ended, late) {
+        if let Some(seen) = seen(&ended, late, self.clock.is_callers()) {
             upstream.who().report(self.hop, seen);
         }
         match ended {
@@ -146,9 +148,9 @@ impl Connection<'_> {
         let (change, replaces_errors) = (self.response_change.as_deref(), self.replaces_errors());
         let (clock, is_one_way) = (&mut self.clock, self.one_way.is_some());
         let answer = Answer { change, replaces_errors, ..answer(hop, head, &limits, uploaded, head_sent) };
-        let Stream { reader: client_reader, writer: client_writer, socket: client_socket } = &mut self.stream;
+        let Stream { reader: client_reader, writer: client_writer, socket: client_socket, .. } = &mut self.stream;
         let heard = upstream.who().heard();
-        let Stream { reader, writer, socket } = &mut upstream.stream;
+        let Stream { reader, writer, socket, .. } = &mut upstream.stream;
         reader.arm_on_demand(&hop.buffers, MEDIUM);
         let (up, down) = (Cell::new(0), Cell::new(0));
         let measured = self.tap.as_deref();

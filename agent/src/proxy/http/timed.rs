@@ -45,7 +45,10 @@ impl Connection<'_> {
         if !self.clock.is_over() {
             return self.left();
         }
-        upstream.who().report(self.hop, Seen::Late);
+        // Who gives little time learns nothing of the endpoint.
+        if !self.clock.is_callers() {
+            upstream.who().report(self.hop, Seen::Late);
+        }
         let buf = take_back(&mut upstream.stream, &mut self.pending).await;
         self.reply(Reply::deadline_exceeded(), head, buf).await
     }

@@ -45,7 +45,7 @@ use crate::{
     proxy::{
         Cluster,
         filtered::Ended as End,
-        guard::{Entered, Guard, Leave},
+        guard::{Entered, Guard, Leave, OfRoute},
         http::{Reply, outcome},
         mirror::Tap,
         one_way, own_time,
@@ -128,12 +128,12 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         // Boxed: most services have none.
         Box::pin(filtered::pass(&connection, &chain, (&mut parts, !body.is_end_stream()), &mut way, time)).await;
     }
-    let Way { cluster, change, gate, strategy, one_way, ordered, filtered, end, .. } = way;
+    let Way { cluster, change, gate, strategy, one_way, circuit, ordered, filtered, end, .. } = way;
+    let of_route = OfRoute { gate: gate.as_deref(), circuit: circuit.as_ref() };
     let guard = cluster.guard.clone();
-    let patience = time.map(|time| time.left());
     let (entered, end) = match end {
         Some(end) => (Entered::none(&cluster), Some(end)),
-        None => match entered(&connection, &cluster, gate.as_deref(), &parts, (began, patience)) {
+        None => match entered(&connection, (&cluster, of_route), &parts, began, time) {
             Ok(entered) if entered.stand.is_some() => {
                 let until = time.and_then(|time| time.until());
                 // Boxed: most requests find room.
@@ -145,7 +145,8 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         },
     };
     connection.shed(&cluster, end.as_ref());
-    let Entered { cluster, wait, admitted, leave, standing_in, .. } = entered;
+    let Entered { cluster, wait, admitted, leave, standing_in, extra, .. } = entered;
+    let leave = Leave::with(leave, extra, began);
     let guard = if standing_in.is_some() { guard } else { cluster.guard.clone() };
     let until = leave.as_ref().and_then(|leave| leave.until);
     let has_begun = until.map(|_| Rc::<Cell<bool>>::default());

@@ -76,7 +76,7 @@ impl Copy {
 
     async fn converse(&self, stream: &mut Stream, message: &[u8], heard: Heard) -> Answered {
         let buffers = &self.hop.buffers;
-        let Stream { reader, writer, socket } = stream;
+        let Stream { reader, writer, socket, .. } = stream;
         socket.set_due(self.patience(), Due::End);
         reader.arm_on_demand(buffers, MEDIUM);
         let lost = || Answered::lost(if socket.is_overdue() { Seen::Late } else { Seen::NoResponse });

@@ -6,10 +6,11 @@ use tokio::time::{Sleep, sleep};
 
 use super::{discard, failed};
 use crate::{
-    cluster::{Cause, Effort, Place},
+    cluster::{Cause, Effort, Held, Place},
     config::{
         retry::{Budget, Retry},
         strategy::{Kind, Strategy},
+        threshold::Threshold,
     },
     proxy::{
         Cluster, Hop,
@@ -30,6 +31,8 @@ pub(super) struct Attempts<'a> {
     asking: Vec<Pin<Box<dyn Future<Output = Came>>>>,
     /// Among the retries; until the answer is there.
     places: Vec<Place>,
+    /// The same of the service's threshold.
+    held: Vec<Held>,
 }
 
 impl<'a> Attempts<'a> {
@@ -41,7 +44,7 @@ impl<'a> Attempts<'a> {
         (tried, rules): (Tried, &'a Strategy),
         made: u32,
     ) -> Self {
-        Self { hop, cluster, whole, rules, tried, made, asking: Vec::new(), places: Vec::new() }
+        Self { hop, cluster, whole, rules, tried, made, asking: Vec::new(), places: Vec::new(), held: Vec::new() }
     }
 
     /// The endpoints that were tried.
@@ -79,12 +82,16 @@ impl<'a> Attempts<'a> {
     /// Takes a place among the retries, if the service's budget has one.
     pub fn take_place(&mut self, budget: Budget) -> bool {
         let service = &self.cluster.service;
+        let Ok(held) = service.hold(Threshold::Retries) else { return false };
         let in_flight = service.endpoints.iter().map(|endpoint| u64::from(endpoint.state.active.load(Relaxed))).sum();
         let place = service.efforts.retry(|retrying| retry::is_within_budget(budget, retrying, in_flight));
         if place.is_none() {
             service.efforts.count(Effort::OverBudget);
         }
         let is_taken = place.is_some();
+        if is_taken {
+            self.held.extend(held);
+        }
         self.places.extend(place);
         is_taken
     }
@@ -92,6 +99,7 @@ impl<'a> Attempts<'a> {
     /// Gives back the places of attempts that are over.
     pub fn give_back(&mut self) {
         self.places.clear();
+        self.held.clear();
     }
 
     /// What came: the first answer that is none of the failures, or the last failure. Meanwhile others are asked, too, if it takes long.

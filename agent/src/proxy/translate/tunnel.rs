@@ -42,7 +42,7 @@ pub async fn relay(
     buffers: &Buffers,
     (out, back): (&Progress, &Progress),
 ) -> Ended {
-    let Stream { reader, writer, socket } = connection;
+    let Stream { reader, writer, socket, .. } = connection;
     let Ends { from, to } = stream;
     // Should the agent die, nobody takes that for the end.
     socket.reset_on_close(true);

@@ -16,6 +16,7 @@ fn route(matches: Match) -> Route {
         strategy: None,
         one_way: false,
         request_limits: Vec::new(),
+        breaker: None,
         request_headers: none(),
         response_headers: none(),
     }

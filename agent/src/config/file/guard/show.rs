@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{GRPC_STATUS_MAX, SWITCHES};
+use super::{super::threshold, GRPC_STATUS_MAX, SWITCHES};
 use crate::config::guard::{
     Breaker, Degrade, DegradeTo, Fallback, Guard, Instead, Isolation, Kind, OnOpen, Over, Respond,
 };
@@ -17,6 +17,8 @@ fn milliseconds(time: Duration) -> u64 {
 pub(in crate::config::file) fn show(guard: &Guard) -> Map<String, Json> {
     let said = [
         ("breaker", guard.breaker.as_ref().map(breaker)),
+        ("endpoint_breaker", guard.endpoint_breaker.as_ref().map(breaker)),
+        ("thresholds", guard.thresholds.as_ref().map(threshold::show)),
         ("isolation", guard.isolation.as_ref().map(isolation)),
         ("fallback", guard.fallback.as_ref().map(fallback)),
         ("degrade", guard.degrade.as_ref().map(degrade)),
@@ -25,7 +27,8 @@ pub(in crate::config::file) fn show(guard: &Guard) -> Map<String, Json> {
     said.into_iter().filter_map(|(key, said)| Some((key.to_owned(), said?))).collect()
 }
 
-fn breaker(breaker: &Breaker) -> Json {
+/// One of a service, a route or its endpoints.
+pub(in crate::config::file) fn breaker(breaker: &Breaker) -> Json {
     let over = |over: &Over| json!({ "window_ms": milliseconds(over.window), "requests_min": over.requests });
     // Sentinel's counts in one piece and rests from when a try failed; what else a preset means is written out.
     let preset = if breaker.rests_from_try { "hystrix" } else { "sentinel" };

@@ -54,6 +54,26 @@ fn presets_are_the_numbers_of_their_sources() {
 }
 
 #[test]
+fn routes_and_endpoints_have_breakers_of_their_own() {
+    let config = read(
+        "breaker: hystrix, endpoint_breaker: {kind: consecutive, failures: 2}, routes: [{name: x, breaker: {preset: textbook, on_open: {cluster: b}}}]",
+    );
+    let config = config.expect("a good file");
+    let shown = file::show(&config).to_string();
+    assert_eq!(file::parse(&shown, "shown").expect("what is shown can be read"), config, "{shown}");
+    let service = &config.services[0];
+    assert_eq!(service.guard.endpoint_breaker.as_ref().map(|it| it.kind), Some(Kind::Consecutive(2)));
+    let of_route = service.routes[0].breaker.as_ref().expect("a breaker");
+    assert_eq!((of_route.open_for, &of_route.on_open), (Duration::from_millis(500), &OnOpen::Cluster("b".into())));
+    let no = |keys: &str| read(keys).expect_err("no good file");
+    assert!(no("routes: [{breaker: {on_open: {cluster: c}}}]").contains("c"));
+    assert!(
+        no("routes: [{breaker: hystrix, respond: {status: 200}}]")
+            .contains("breaker: is of a request that is passed on")
+    );
+}
+
+#[test]
 fn everything_can_be_said() {
     assert_eq!(breaker_of("{kind: consecutive, failures: 7, half_open_requests: 3}").kind, Kind::Consecutive(7));
     assert_eq!(breaker_of("{on_open: {cluster: b}}").on_open, OnOpen::Cluster("b".into()));
@@ -73,7 +93,7 @@ fn everything_can_be_said() {
     assert_eq!(guard.degrade, Some(Degrade { switch: "sale".to_owned(), to }));
     assert!(guard.tells_reason);
     let fallback = guard_of("fallback: {to: b, max_concurrency: 5}").fallback.expect("a fallback");
-    assert_eq!((fallback.on.len(), fallback.concurrency), (7, Some(5)));
+    assert_eq!((fallback.on.len(), fallback.concurrency), (8, Some(5)));
     guard_of("degrade: {switch: sale, respond: {}}");
 }
 

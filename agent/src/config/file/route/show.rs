@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{FALLBACKS, SWITCHES, canary, deadline, matching, mirror, retry};
+use super::{FALLBACKS, SWITCHES, canary, deadline, guard, matching, mirror, retry};
 use crate::config::file::request_limit;
 use crate::config::route::{Action, Fallback, HeaderChanges, PathChange, Redirect, Rewrite, Route, Target, Template};
 
@@ -51,6 +51,7 @@ pub fn show(route: &Route) -> Value {
     if !route.request_limits.is_empty() {
         shown.insert("request_limits".into(), route.request_limits.iter().map(request_limit::show).collect());
     }
+    shown.extend(route.breaker.as_ref().map(|rules| ("breaker".to_owned(), guard::show_breaker(rules))));
     for (key, changes) in [("request_headers", &route.request_headers), ("response_headers", &route.response_headers)] {
         if !changes.is_empty() {
             shown.insert(key.into(), show_changes(changes));

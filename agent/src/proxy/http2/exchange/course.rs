@@ -11,6 +11,7 @@ use crate::{
     proxy::{
         Cluster,
         admit::Gate,
+        circuit::Circuit,
         filtered::{Chain, Ended},
         http::Reply,
         http2::Connection,
@@ -35,6 +36,8 @@ pub(super) struct Way {
     pub strategy: Option<Arc<Strategy>>,
     /// Who counts it, if nobody waits for its answer.
     pub one_way: Option<Arc<OneWayState>>,
+    /// Its breaker.
+    pub circuit: Option<Rc<Circuit>>,
     /// Who gets a copy.
     pub ordered: Option<Ordered>,
     /// What filters have said of it.
@@ -48,22 +51,15 @@ pub(super) fn way(connection: &Connection, parts: &mut Parts) -> (Way, Option<Rc
     let home = connection.cluster();
     let chain = home.chain.clone();
     let course = course(connection, &home, parts);
-    let straight = Way {
-        cluster: home,
-        change: None,
-        timing: None,
-        gate: None,
-        strategy: None,
-        one_way: None,
-        ordered: None,
-        filtered: None,
-        end: None,
-    };
+    let (change, timing, gate, strategy, one_way, circuit, ordered) = Default::default();
+    let straight =
+        Way { cluster: home, change, timing, gate, strategy, one_way, circuit, ordered, filtered: None, end: None };
     let way = match course {
         Course::Straight => straight,
         Course::On(onward) => {
-            let Onward { cluster, response: change, timing, gate, strategy, mirror: ordered, one_way, .. } = onward;
-            Way { cluster, change, timing, gate, strategy, one_way, ordered, ..straight }
+            let Onward { cluster, response: change, timing, gate, strategy, circuit, mirror: ordered, one_way, .. } =
+                onward;
+            Way { cluster, change, timing, gate, strategy, one_way, circuit, ordered, ..straight }
         }
         Course::Answered(reply) => Way { end: Some(Ended::Reply(reply)), ..straight },
     };

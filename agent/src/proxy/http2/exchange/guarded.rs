@@ -1,13 +1,6 @@
 //! A request of HTTP/2 to a service that is guarded.
 
-use std::{
-    cell::Cell,
-    future::poll_fn,
-    pin::pin,
-    rc::Rc,
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Instant};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -19,12 +12,11 @@ use crate::{
     decode::grpc,
     proxy::{
         Cluster,
-        admit::Gate,
         filtered::Ended as End,
-        guard::{Entered, Guard},
+        guard::{Entered, Guard, OfRoute},
         http::Reply,
         http2::{Connection, body::grpc_status},
-        timing::learn,
+        timing::{Time, learn},
     },
     record::Counter,
     route::Request,
@@ -33,16 +25,16 @@ use crate::{
 /// Whether a request may go on, and to whom; who gave a time waits no longer than that.
 pub(super) fn entered(
     connection: &Connection,
-    cluster: &Rc<Cluster>,
-    of_route: Option<&Gate>,
+    (cluster, of_route): (&Rc<Cluster>, OfRoute<'_>),
     parts: &Parts,
-    (now, timeout): (Instant, Option<Duration>),
+    now: Instant,
+    time: Option<Time>,
 ) -> Result<Entered, Reply> {
-    if !cluster.is_guarded() && cluster.gate.is_open() && of_route.is_none() {
+    if !cluster.is_guarded() && of_route.is_none() && cluster.gate.is_open() {
         return Ok(Entered::none(cluster));
     }
     let request = Request::of_parts(parts, connection.is_secure, connection.source);
-    connection.hop.enter(cluster, of_route, &request, now, timeout)
+    connection.hop.enter(cluster, of_route, &request, (now, time))
 }
 
 /// Waits until a request is let in; no longer than its client does.

@@ -71,7 +71,9 @@ impl Exchange<'_> {
     /// The request's time is over; the endpoint's stream was reset when the exchange was dropped.
     pub(super) fn too_late(&mut self) {
         let hop = &self.connection.hop;
-        if let Some(who) = self.awaited.take() {
+        // Who gives little time learns nothing of the endpoint.
+        let is_callers = self.time.is_some_and(|time| time.is_callers());
+        if let Some(who) = self.awaited.take().filter(|_| !is_callers) {
             who.report(hop, Seen::Late);
         }
         let counter = if let Some(down) = &mut self.down {
