@@ -69,6 +69,7 @@ use sockway_common::{
     watch::Watch,
 };
 
+pub use self::services::Gate;
 pub use self::{
     caller::{Caller, Process},
     choices::{Choice, Taken, algorithm_word},

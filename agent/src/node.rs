@@ -10,6 +10,7 @@ pub mod change;
 pub mod drain;
 mod error;
 pub mod faults;
+pub mod gates;
 pub mod history;
 mod hooks;
 mod jwks;
@@ -223,7 +224,11 @@ impl Node {
                 senses.outliers.ejected(&self.snapshot.load(), service, endpoint, reason);
                 self.apply_current();
             }
-            News::Kernel(Event::ConnectFailed { service, endpoint, .. }) => senses.prober.suspected(service, endpoint),
+            News::Kernel(Event::ConnectFailed { service, endpoint, .. }) => {
+                senses.prober.suspected(service, endpoint);
+                senses.gates.look_at(service, &mut self.kernel);
+            }
+            News::Gates => senses.gates.look(&mut self.kernel),
             News::Kernel(Event::UnseenNamespace { pid, .. }) => {
                 if let Some(opened) = self.namespaces.open_pid(pid, self.workers.len()) {
                     self.listen(opened);

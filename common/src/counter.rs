@@ -208,4 +208,6 @@ counters! {
     JoinInterleaved = "joined_fallbacks_total" ["reason" = "interleaved"],
     /// Joined directions that fell back because the agent had given the pair up.
     JoinEnded = "joined_fallbacks_total" ["reason" = "ended"],
+    /// connect() to a service whose breaker is open: refused, ECONNREFUSED.
+    ConnectOpen = "connects_total" ["verdict" = "breaker_open"],
 }

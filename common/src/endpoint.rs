@@ -64,6 +64,11 @@ pub struct EndpointLive {
     pub ejected_until_ns: u64,
 }
 
+/// The endpoint's id in the key under which an [`EndpointLive`] says what the breaker of a service does. The agent makes the entry when the
+/// breaker opens, and takes it away when that closes. Until `ejected_until_ns`, and while the agent's heartbeat is fresh, so many connects
+/// still pass as `failures` says, which they count down; `open` counts those that were refused.
+pub const ENDPOINT_BREAKER: u32 = u32::MAX - 1;
+
 /// When the kernel half ejects an endpoint by itself: one sealed entry by the service's id.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -65,6 +65,8 @@ pub mod service_flags {
     pub const LIMITED: u32 = 1 << 4;
     /// Endpoints that fail handshakes are ejected; implies `LIVE`.
     pub const EJECT: u32 = 1 << 3;
+    /// Its breaker may refuse connections (see [`crate::endpoint::ENDPOINT_BREAKER`]).
+    pub const BREAKER: u32 = 1 << 5;
     /// Who dials is told by its cgroup; by its network namespace unless a bit says otherwise.
     pub const SOURCE_CGROUP: u32 = 1 << 8;
     /// Who dials is told by its user id.

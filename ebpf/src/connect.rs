@@ -21,7 +21,7 @@ use sockway_common::{
 };
 
 use crate::{
-    caller,
+    breaker, caller,
     choose::{self, service_at},
     count, event, exclude,
     limit::{self, Over},
@@ -150,6 +150,10 @@ fn dial(ctx: &SockAddrContext, settings: &Settings, dialled: &Address, service: 
     // SAFETY: plain helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     let netns = socket::netns(ctx);
+    if service.flags & service_flags::BREAKER != 0 && breaker::refuses(service.id, settings, now) {
+        watch::not_dialled(dialled, service.id, netns, Counter::ConnectOpen);
+        return Verdict::Fail { error: -ECONNREFUSED, counter: Counter::ConnectOpen };
+    }
     let mut conn = Conn {
         original: *dialled,
         actual: *dialled,

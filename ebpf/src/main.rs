@@ -2,7 +2,7 @@
 //! counter for it. In doubt a hook passes: the program goes on as if Sockway were not there.
 //!
 //! - [`connect`]: a program dials: pass, balance, or hand to the agent;
-//!   ([`choose`]: which endpoint; [`turn`]: taking turns; [`limit`]: may it pass now?);
+//!   ([`choose`]: which endpoint; [`turn`]: taking turns; [`limit`]: may it pass now? [`breaker`]: may the service be used now?);
 //! - [`release`]: a connection ends, and what it held is given back;
 //! - [`sweep`]: the agent has idle entries of the limits removed;
 //! - [`exclude`]: whose sockets pass: users, network namespaces, cgroups within captured ones;
@@ -28,6 +28,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod breaker;
 mod caller;
 mod choose;
 mod connect;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use sockway_common::{
-    endpoint::{Endpoint, EndpointLive, endpoint_state},
+    endpoint::{ENDPOINT_BREAKER, Endpoint, EndpointLive, endpoint_state},
     limit::{Limit, LimitKey, LimitPolicy, LimitState, limit_scope},
     service::{Affinity, CHUNK_SLOTS, Chunk, ChunkKey, EndpointKey, Service, SourceKey, algorithm, service_flags},
 };
@@ -141,6 +141,16 @@ pub fn affinity(
     let endpoint: Option<Endpoint> = pinned.entry("ENDPOINTS", &key)?;
     let usable = endpoint.filter(|endpoint| left > 0 && endpoint.state == endpoint_state::ACTIVE);
     Ok(usable.map(|endpoint| (flows::socket_addr(&endpoint.address), Duration::from_nanos(left))))
+}
+
+/// Whether the service's breaker lets nobody pass now.
+pub fn is_open(pinned: &Pinned, service: &Service) -> Result<bool, KernelError> {
+    if service.flags & service_flags::BREAKER == 0 {
+        return Ok(false);
+    }
+    let key = EndpointKey { service: service.id, endpoint: ENDPOINT_BREAKER };
+    let gate: Option<EndpointLive> = pinned.entry("ENDPOINT_LIVE", &key)?;
+    Ok(gate.is_some_and(|gate| gate.failures == 0 && gate.ejected_until_ns > monotonic_ns()))
 }
 
 /// The service's limits and what is taken of them now.

@@ -26,6 +26,11 @@ impl Latencies {
         self.0.iter().flatten().map(sum).collect()
     }
 
+    /// Handshakes with an endpoint that succeeded.
+    pub fn established(&self, key: &EndpointKey) -> u64 {
+        self.0.get(key, 0).map_or(0, |values| values.iter().map(|value| value.connect.total()).sum())
+    }
+
     /// Removes what is measured of endpoints that are no more.
     pub fn keep(&mut self, is_there: impl Fn(&EndpointKey) -> bool) {
         let gone: Vec<EndpointKey> = self.0.keys().flatten().filter(|key| !is_there(key)).collect();

@@ -8,7 +8,7 @@ use sockway_common::{
     service::{EndpointKey, EndpointStats},
 };
 
-use super::{Fill, HookTime, Kernel};
+use super::{Fill, Gate, HookTime, Kernel};
 use crate::cluster::Snapshot;
 
 impl Kernel {
@@ -36,6 +36,31 @@ impl Kernel {
     /// What the hooks measured of the connections to each endpoint, added up over the CPUs.
     pub fn latencies(&self) -> Vec<(EndpointKey, EndpointLatency)> {
         self.latencies.read()
+    }
+
+    /// What became of the handshakes of a service, of these endpoints: those that succeeded, and those that failed.
+    pub fn handshakes(&self, service: u32, endpoints: impl Iterator<Item = u32>) -> (u64, u64) {
+        let keys = endpoints.map(|endpoint| EndpointKey { service, endpoint });
+        keys.fold((0, 0), |(established, failed), key| {
+            (established + self.latencies.established(&key), failed + self.tables.stats_of(&key).failures)
+        })
+    }
+
+    /// What the hooks are told of the breaker of a service; `None`: all may pass.
+    pub fn gate(&self, service: u32) -> Option<Gate> {
+        self.tables.gate(service)
+    }
+
+    /// Tells the hooks what the breaker of a service does, which they go by at the next `connect()`: so many pass, until a moment of
+    /// `CLOCK_MONOTONIC`; or all, `None`.
+    pub fn set_gate(&mut self, service: u32, gate: Option<(Gate, u64)>) {
+        let told = match gate {
+            Some((gate, until_ns)) => self.tables.shut_gate(service, gate, until_ns),
+            None => self.tables.open_gate(service),
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, service, "a breaker is not enforced at connect()");
+        }
     }
 
     /// How full the tables are.

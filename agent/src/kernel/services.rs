@@ -4,6 +4,7 @@
 
 mod adopt;
 mod entry;
+mod gate;
 mod limits;
 
 use std::{
@@ -27,8 +28,11 @@ use sockway_common::{
     watch::Name,
 };
 
-pub use self::limits::{LimitPrograms, Limits};
 use self::{adopt::Found, entry::Wanted};
+pub use self::{
+    gate::Gate,
+    limits::{LimitPrograms, Limits},
+};
 use super::KernelError;
 use crate::{
     balance,
@@ -348,6 +352,7 @@ impl Tables {
             let _ = self.cursors.remove(&id);
             let _ = self.limit_policies.remove(&id);
             let _ = self.eject_policies.remove(&id);
+            let _ = self.open_gate(id);
             (written.limits, written.eject) = (None, None);
         }
         let endpoints = origin.departure.as_deref().map(entry::leaving).unwrap_or_default();

@@ -69,6 +69,8 @@ pub struct Found {
     pub affinity: Option<(SocketAddr, Duration)>,
     /// Its limits, and what is taken of them.
     pub limits: Limits,
+    /// Whether its breaker lets nobody pass now.
+    pub is_open: bool,
 }
 
 /// A listener of the agent that the table names.
@@ -115,7 +117,8 @@ fn found(pinned: &Pinned, caller: &Caller, dialled: SocketAddr, service: Service
     let endpoints = choices::endpoints(pinned, &service)?;
     let affinity = choices::affinity(pinned, &service, caller)?;
     let limits = choices::limits(pinned, &service, caller)?;
-    Ok(Found { service, name, listener, endpoints, affinity, limits })
+    let is_open = choices::is_open(pinned, &service)?;
+    Ok(Found { service, name, listener, endpoints, affinity, limits, is_open })
 }
 
 /// The programs of the links that are pinned for the cgroups over a process.

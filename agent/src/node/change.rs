@@ -125,6 +125,7 @@ impl Node {
         tracing::info!(generation = snapshot.generation, services = snapshot.services.len(), "configuration applied");
         self.kernel.tell_lacking(&self.config);
         senses.prober.follow(&snapshot);
+        senses.gates.follow(&snapshot);
         if senses.outliers.follow(&snapshot, Instant::now()) {
             self.apply_current();
         }

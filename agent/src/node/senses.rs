@@ -19,6 +19,7 @@ use super::{
     bars::Bars,
     canary::Canaries,
     faults::{Faults, Ordered},
+    gates::Gates,
     outlier::{Outliers, Verdict},
     probe::{Changed, Prober},
     processor::Processors,
@@ -60,6 +61,8 @@ pub enum News {
     Endpoint(Changed),
     /// An interval has found something of endpoints.
     Outliers(Vec<Verdict>),
+    /// Time to look at the breakers of services that the kernel balances.
+    Gates,
     /// Endpoints that warm up take more.
     Warmer,
     /// Endpoints on their way out have come further.
@@ -93,6 +96,8 @@ pub struct Senses {
     pub prober: Prober,
     /// Finds endpoints that do worse than they should.
     pub outliers: Outliers,
+    /// Judges services that the kernel balances by their handshakes.
+    pub gates: Gates,
     /// Moves canaries on.
     pub canaries: Canaries,
     /// Knows how busy endpoints are.
@@ -132,6 +137,8 @@ impl Senses {
         prober.follow(snapshot);
         let mut outliers = Outliers::default();
         outliers.follow(snapshot, Instant::now());
+        let mut gates = Gates::new();
+        gates.follow(snapshot);
         canaries.follow(snapshot, Instant::now());
         let mut processors = Processors::default();
         processors.follow(snapshot, cgroup_mount, Instant::now());
@@ -150,6 +157,7 @@ impl Senses {
             interrupt: signal(SignalKind::interrupt())?,
             prober,
             outliers,
+            gates,
             canaries,
             processors,
             warmer: Warmer::default(),
@@ -175,6 +183,7 @@ impl Senses {
                 changed = self.prober.changed() => return News::Endpoint(changed),
                 verdicts = self.outliers.changed() => return News::Outliers(verdicts),
                 () = self.canaries.turn() => {}
+                () = self.gates.turn() => return News::Gates,
                 () = self.processors.turn() => {}
                 () = self.warmer.changed() => return News::Warmer,
                 over = self.bars.changed() => return News::Unbarred(over),

@@ -70,6 +70,9 @@ pub fn now(situation: &Situation) -> Verdict {
     if let Err(verdict) = included(situation) {
         return verdict;
     }
+    if found.is_open && is_alive(situation) {
+        return Verdict::new(Way::Refused, Counter::ConnectOpen, "the service's breaker is open: ECONNREFUSED");
+    }
     if let Err(verdict) = within_limits(found) {
         return verdict;
     }
@@ -130,6 +133,12 @@ fn included(situation: &Situation) -> Result<(), Verdict> {
         Some(false) => passed("a rule leaves the caller's network namespace out (capture.namespaces)"),
         _ => Ok(()),
     }
+}
+
+/// Whether the hooks take the agent for one that lives.
+fn is_alive(situation: &Situation) -> bool {
+    let most = Duration::from_nanos(situation.settings.heartbeat_max_age_ns);
+    situation.heartbeat_age.is_some_and(|age| age <= most)
 }
 
 /// Whether one more connection is within the service's limits.
@@ -247,6 +256,7 @@ mod tests {
                 endpoints: vec![Choice { address, share: 1.0, state: "active", ejected_for: None, open: None }],
                 affinity: None,
                 limits: Default::default(),
+                is_open: false,
             }),
         }
     }

@@ -123,11 +123,15 @@ pub(super) fn guard(
     named: &mut Named,
     problems: &mut Problems,
 ) -> Option<Guard> {
+    let is_balanced = mode == Some(Mode::Kernel) && protocol != Some(Protocol::Udp);
     let is_relayed = protocol == Some(Protocol::Tcp) && mode == Some(Mode::Agent);
     if mode == Some(Mode::Kernel) || matches!(protocol, Some(Protocol::Tcp | Protocol::Udp)) {
-        for key in KEYS.iter().filter(|key| !(is_relayed && **key == "fallback")) {
+        for key in KEYS {
+            if (is_relayed && key == "fallback") || (is_balanced && key == "breaker") {
+                continue;
+            }
             let Some(field) = section.get(key) else { continue };
-            let what = match (*key, protocol) {
+            let what = match (key, protocol) {
                 ("fallback", Some(Protocol::Tcp)) => {
                     "is dialled by the agent; write mode: agent, or list backups among the endpoints, with a priority"
                 }
@@ -141,6 +145,9 @@ pub(super) fn guard(
     }
     let [own, of_endpoints] = ["breaker", "endpoint_breaker"]
         .map(|key| section.or(key, || None, |field, p| breaker(field, named, p).map(Some), problems));
+    if let (true, Some(field), Some(Some(breaker))) = (is_balanced, section.get("breaker"), &own) {
+        refuse_of_requests(&field, breaker, problems);
+    }
     let thresholds = section.or("thresholds", || None, |field, p| thresholds(field, p).map(Some), problems);
     let isolation = section.or("isolation", || None, |field, p| isolation(field, p).map(Some), problems);
     let fallback =
@@ -156,6 +163,20 @@ pub(super) fn guard(
         degrade: degrade?,
         tells_reason: tells_reason?,
     })
+}
+
+/// Of connections that the kernel balances, all that is known is whether the handshake succeeded.
+fn refuse_of_requests(field: &Field<'_>, breaker: &Breaker, problems: &mut Problems) {
+    if matches!(breaker.kind, Kind::SlowCalls { .. } | Kind::Rate(_)) {
+        let what = "goes by how long requests take or how often they come, which nobody sees of a service that the kernel \
+                    balances; write kind: consecutive, error_ratio or error_count";
+        field.refuse(what, problems);
+    }
+    if let OnOpen::Cluster(_) = breaker.on_open {
+        let what = "names another service, and what the kernel balances is refused at connect(); leave on_open out, or list \
+                    backups among the endpoints, with a priority";
+        field.refuse(what, problems);
+    }
 }
 
 /// That of a route; the service that it names is noted with those that the routes do.

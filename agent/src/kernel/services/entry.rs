@@ -119,6 +119,7 @@ fn flags(service: &Service, shortcut: bool) -> u32 {
         (flows::is_opaque(service), service_flags::OPAQUE),
         (live, service_flags::LIVE),
         (config.policy.eject.is_some(), service_flags::EJECT),
+        (config.mode == Mode::Kernel && config.guard.breaker.is_some(), service_flags::BREAKER),
         (limits(service).is_some(), service_flags::LIMITED),
     ]
     .into_iter()

@@ -54,6 +54,20 @@ fn presets_are_the_numbers_of_their_sources() {
 }
 
 #[test]
+fn a_service_that_the_kernel_balances_has_a_breaker_of_its_handshakes() {
+    assert_eq!(guard_of("mode: kernel, breaker: textbook").breaker, Some(breaker_of("textbook")));
+    let of = |service: &str| file::parse(&format!("services: [{{name: a, address: 10.0.0.1:80, {service}}}]"), "F");
+    let tcp =
+        of("protocol: tcp, endpoints: [10.0.0.2:80], breaker: {kind: consecutive}").expect("it is balanced there");
+    assert!(tcp.services[0].guard.breaker.is_some());
+    for refused in ["protocol: tcp, mode: agent", "protocol: udp"] {
+        let found =
+            of(&format!("{refused}, endpoints: [10.0.0.2:80], breaker: {{kind: consecutive}}")).expect_err(refused);
+        assert!(found.to_string().contains("is about requests"), "{found}");
+    }
+}
+
+#[test]
 fn routes_and_endpoints_have_breakers_of_their_own() {
     let config = read(
         "breaker: hystrix, endpoint_breaker: {kind: consecutive, failures: 2}, routes: [{name: x, breaker: {preset: textbook, on_open: {cluster: b}}}]",
@@ -122,7 +136,9 @@ fn what_cannot_be_is_named() {
             "degrade: {switch: sails, respond: {}}",
             "\"sails\" is none of the file's switches; write switches: {sails: off}",
         ),
-        ("mode: kernel, breaker: hystrix", "is about requests"),
+        ("mode: kernel, isolation: hystrix", "is about requests"),
+        ("mode: kernel, breaker: {preset: sentinel, slow_ms: 9, open_ms: 9}", "goes by how long requests take"),
+        ("mode: kernel, breaker: {on_open: {cluster: b}}", "list backups among the endpoints"),
     ] {
         let found = read(keys).expect_err(keys);
         assert!(found.contains("F:4:") && found.contains(expected), "{keys}: {found}");
