@@ -18,6 +18,7 @@ use sockway_common::{
 
 use crate::{
     maps::{AFFINITY, ENDPOINT_LIVE, ENDPOINTS, SERVICES, SLOTS},
+    repeat::{Turns, repeat},
     turn,
 };
 
@@ -161,6 +162,16 @@ impl Table {
             ejects: shape >> 63 != 0,
         }
     }
+
+    /// The slot that stands so many behind another, as in a ring.
+    #[inline(always)]
+    fn slot_from(&self, start: u64, step: u64) -> Option<Slot> {
+        let slots = u64::from(self.slots);
+        if slots == 0 {
+            return None;
+        }
+        read_slot(self, start.wrapping_add(step) % slots)
+    }
 }
 
 /// The id of the endpoint that this source was sent to before, if that is not too long ago and it may still be chosen; else [`NONE`]. See
@@ -227,19 +238,28 @@ fn named(slot: Slot) -> u32 {
 #[inline(never)]
 pub extern "C" fn first_usable(table: u64, shape: u64, now: u64) -> u64 {
     let table = Table::unpacked(table, shape);
-    let slots = u64::from(table.slots);
-    let start = chance();
-    for step in 0..SCAN_MAX {
-        if step >= slots {
-            break;
+    let mut usable = Usable { table, start: chance(), now, found: NONE };
+    repeat::<_, SCAN_MAX>(u64::from(table.slots), &mut usable);
+    usable.found
+}
+
+struct Usable {
+    table: Table,
+    start: u64,
+    now: u64,
+    found: u64,
+}
+
+impl Turns for Usable {
+    #[inline(always)]
+    fn turn(&mut self, step: u64) -> bool {
+        let Some(slot) = self.table.slot_from(self.start, step) else { return false };
+        if may(&self.table, slot.first, self.now) != Some(true) {
+            return false;
         }
-        if let Some(slot) = read_slot(&table, (start + step) % slots)
-            && may(&table, slot.first, now) == Some(true)
-        {
-            return u64::from(slot.first);
-        }
+        self.found = u64::from(slot.first);
+        true
     }
-    NONE
 }
 
 /// The first endpoint that stands by and is not ejected: of each level, in order, all are looked at, from the one that `start` falls on.
@@ -247,21 +267,35 @@ pub extern "C" fn first_usable(table: u64, shape: u64, now: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn first_standby(table: u64, shape: u64, start: u64, now: u64) -> u64 {
-    let table = Table::unpacked(table, shape);
-    for step in 0..STANDBY_MAX as u64 {
-        let Some(own) = read_slot(&table, STANDBY_SLOT + step) else { break };
+    let mut standby = Standby { table: Table::unpacked(table, shape), start, now, found: NONE };
+    repeat::<_, { STANDBY_MAX as u64 }>(STANDBY_MAX as u64, &mut standby);
+    standby.found
+}
+
+struct Standby {
+    table: Table,
+    start: u64,
+    now: u64,
+    found: u64,
+}
+
+impl Turns for Standby {
+    #[inline(always)]
+    fn turn(&mut self, step: u64) -> bool {
+        let Some(own) = read_slot(&self.table, STANDBY_SLOT + step) else { return true };
         let (level, count) = (u64::from(own.second), u64::from(own.threshold));
         if count == 0 {
-            break;
+            return true;
         }
-        let turned = level + step.wrapping_sub(level).wrapping_add(start & u64::from(u32::MAX)) % count;
-        if let Some(slot) = read_slot(&table, STANDBY_SLOT + turned)
-            && may_stand_in(&table, slot.first, now)
+        let turned = level + step.wrapping_sub(level).wrapping_add(self.start & u64::from(u32::MAX)) % count;
+        if let Some(slot) = read_slot(&self.table, STANDBY_SLOT + turned)
+            && may_stand_in(&self.table, slot.first, self.now)
         {
-            return u64::from(slot.first);
+            self.found = u64::from(slot.first);
+            return true;
         }
+        false
     }
-    NONE
 }
 
 /// Number of the first standby endpoint, as [`read_slot`] counts.
@@ -273,25 +307,37 @@ const STANDBY_SLOT: u64 = STANDBY_CHUNK as u64 * CHUNK_SLOTS as u64;
 #[inline(never)]
 pub extern "C" fn least_open(table: u64, shape: u64, now: u64) -> u64 {
     let table = Table::unpacked(table, shape);
-    let slots = u64::from(table.slots);
-    let start = chance();
-    let (mut best, mut best_load, mut best_weight) = (NONE, 0_u64, 0_u64);
-    for step in 0..SCAN_MAX {
-        if step >= slots {
-            break;
-        }
-        if let Some(slot) = read_slot(&table, (start + step) % slots)
-            && let Some(live) = live(&table, slot.first)
-            && is_not_ejected(&live, now)
+    let mut least = Least { table, start: chance(), now, best: NONE, load: 0, weight: 0 };
+    repeat::<_, SCAN_MAX>(u64::from(table.slots), &mut least);
+    let best = least.best;
+    if best != NONE && may(&table, best as u32, now) == Some(true) { best } else { NONE }
+}
+
+struct Least {
+    table: Table,
+    start: u64,
+    now: u64,
+    best: u64,
+    /// Of the best.
+    load: u64,
+    weight: u64,
+}
+
+impl Turns for Least {
+    #[inline(always)]
+    fn turn(&mut self, step: u64) -> bool {
+        if let Some(slot) = self.table.slot_from(self.start, step)
+            && let Some(live) = live(&self.table, slot.first)
+            && is_not_ejected(&live, self.now)
         {
             let (load, weight) = (live.open.wrapping_add(1), u64::from(slot.threshold));
-            // load / weight < best_load / best_weight, without fractions.
-            if best == NONE || load.wrapping_mul(best_weight) < best_load.wrapping_mul(weight) {
-                (best, best_load, best_weight) = (u64::from(slot.first), load, weight);
+            // load / weight < best load / best weight, without fractions.
+            if self.best == NONE || load.wrapping_mul(self.weight) < self.load.wrapping_mul(weight) {
+                (self.best, self.load, self.weight) = (u64::from(slot.first), load, weight);
             }
         }
+        false
     }
-    if best != NONE && may(&table, best as u32, now) == Some(true) { best } else { NONE }
 }
 
 /// Whether the endpoint of this id may be chosen; `None` when it cannot be.

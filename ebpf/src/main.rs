@@ -46,6 +46,7 @@ mod mptcp;
 mod original;
 mod peer;
 mod release;
+mod repeat;
 mod sk_lookup;
 mod sk_msg;
 mod sock_ops;

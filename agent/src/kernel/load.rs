@@ -12,7 +12,8 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Program, SkMsg},
+    programs::{Program, ProgramType, SkMsg},
+    sys::{BpfHelper, is_helper_supported},
 };
 
 use super::{
@@ -137,7 +138,8 @@ impl Loaded {
         let task_flags = offsets::task_flags().filter(|_| can_peek != 0).unwrap_or(0);
         let has_mptcp = u32::from(offsets::of_running_kernel().is_ok_and(|offsets| offsets.is_mptcp != 0));
         loader.override_global("TASK_FLAGS", &task_flags, true).override_global("HAS_MPTCP", &has_mptcp, true);
-        loader.override_global("CAN_PEEK", &can_peek, true);
+        let has_loop = u32::from(has_loop());
+        loader.override_global("CAN_PEEK", &can_peek, true).override_global("HAS_LOOP", &has_loop, true);
         loader.override_global(STEERING_NETNS, &NO_NETNS, true);
         let shapes = shapes()?;
         if let Some((pins, sizes)) = pins {
@@ -255,6 +257,11 @@ pub fn steering(maps: &Path, netns: u64) -> Result<Ebpf, KernelError> {
     let program = ebpf.program_mut(STEERING).ok_or_else(|| KernelError::NoProgram { name: STEERING.into() })?;
     load_program(program).map_err(|source| KernelError::Program { hook: STEERING.into(), source: Box::new(source) })?;
     Ok(ebpf)
+}
+
+/// Whether the kernel runs loops for programs: then the verifier looks at them once.
+fn has_loop() -> bool {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_loop).unwrap_or(false)
 }
 
 fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
