@@ -26,9 +26,10 @@ const HANDSHAKES_MAX: u64 = 100_000;
 const LEASE_NS: u64 = 2_000_000_000;
 
 /// Those breakers.
+#[derive(Default)]
 pub struct Gates {
     watched: HashMap<u32, Watched>,
-    look: Interval,
+    look: Option<Interval>,
 }
 
 struct Watched {
@@ -46,13 +47,6 @@ struct Watched {
 }
 
 impl Gates {
-    /// None yet. Must be made within a tokio runtime.
-    pub fn new() -> Self {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { watched: HashMap::new(), look }
-    }
-
     /// Looks after the breakers of `snapshot`; what is known of those that stay is kept.
     pub fn follow(&mut self, snapshot: &Snapshot) {
         let mut before = std::mem::take(&mut self.watched);
@@ -72,7 +66,12 @@ impl Gates {
         if self.watched.is_empty() {
             return std::future::pending().await;
         }
-        self.look.tick().await;
+        let every = || {
+            let mut every = interval(LOOK);
+            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            every
+        };
+        self.look.get_or_insert_with(every).tick().await;
     }
 
     /// Looks at all of them.

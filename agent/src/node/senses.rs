@@ -137,7 +137,7 @@ impl Senses {
         prober.follow(snapshot);
         let mut outliers = Outliers::default();
         outliers.follow(snapshot, Instant::now());
-        let mut gates = Gates::new();
+        let mut gates = Gates::default();
         gates.follow(snapshot);
         canaries.follow(snapshot, Instant::now());
         let mut processors = Processors::default();
