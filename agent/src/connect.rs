@@ -73,7 +73,7 @@ pub struct Visit {
     /// What it dialled.
     pub destination: SocketAddr,
     /// What its last request used.
-    idle: RefCell<Option<Box<Stream>>>,
+    idle: RefCell<Option<Stream>>,
     /// What its requests share.
     links: RefCell<shared::Links>,
 }
@@ -85,13 +85,13 @@ impl Visit {
     }
 
     /// The connection to the program that its last request used, if that is still alive, as far as can be known.
-    pub fn reuse(&self) -> Option<Box<Stream>> {
+    pub fn reuse(&self) -> Option<Stream> {
         let mut stream = self.idle.borrow_mut().take()?;
         stream.reader.is_quiet().then_some(stream)
     }
 
     /// Keeps a connection to the program for its next request.
-    pub fn keep(&self, stream: Box<Stream>) {
+    pub fn keep(&self, stream: Stream) {
         *self.idle.borrow_mut() = Some(stream);
     }
 }
@@ -112,9 +112,7 @@ pub struct Upstreams {
 struct Shelf {
     meant: Meant,
     state: Arc<EndpointState>,
-    /// Boxed, since they change hands with every request.
-    #[allow(clippy::vec_box)]
-    idle: Vec<(Box<Stream>, Duration)>,
+    idle: Vec<(Stream, Duration)>,
 }
 
 /// What connections to an endpoint are made by: those made by anything else are of no use.
@@ -154,7 +152,7 @@ impl Upstreams {
     }
 
     /// A connection that an earlier request used and that is still alive, as far as can be known.
-    pub fn reuse(&self, service: &Service, endpoint: &Endpoint) -> Option<Box<Stream>> {
+    pub fn reuse(&self, service: &Service, endpoint: &Endpoint) -> Option<Stream> {
         let mut idle = self.idle.borrow_mut();
         let shelf = idle.get_mut(&(service.id, endpoint.id)).filter(|shelf| shelf.meant.holds(service, endpoint))?;
         while let Some((mut stream, _)) = shelf.idle.pop() {
@@ -168,7 +166,7 @@ impl Upstreams {
     }
 
     /// Keeps a connection for the next request. Everything asked on it must have been answered.
-    pub fn keep(&self, service: &Service, endpoint: &Endpoint, stream: Box<Stream>) {
+    pub fn keep(&self, service: &Service, endpoint: &Endpoint, stream: Stream) {
         // Somebody waits for its place.
         if service.guard.thresholds.as_ref().is_some_and(|thresholds| thresholds.waiting() > 0) {
             return;

@@ -294,12 +294,8 @@ impl Connection<'_> {
         // What is said if an endpoint did accept, but gave no response.
         let (mut replays, mut mute) = (0, None);
         loop {
-            let reached = {
-                // Pinned where it stands: it is large, and would be moved into each of those that bound it.
-                let reach = pin!(self.hop.reach(&self.cluster, &mut tried, replays > 0));
-                self.clock.bound(by(self.until(), reach)).await
-            };
-            let mut upstream = match reached {
+            let reach = by(self.until(), self.hop.reach(&self.cluster, &mut tried, replays > 0));
+            let mut upstream = match self.clock.bound(reach).await {
                 Some(Some(Ok(upstream))) => upstream,
                 Some(Some(Err(why))) if judged.is_some() && mute.is_none() => {
                     return Err(Fallen::of(Err(Missed::Unreached(why)), buf, send));
@@ -317,11 +313,8 @@ impl Connection<'_> {
             let until = self.until();
             let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
             let sent = &mut self.pending;
-            let answered = {
-                let answered = pin!(first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock));
-                by(until, answered).await
-            };
-            let Some(answered) = answered else { return Ok(self.isolated(upstream, head).await) };
+            let answered = first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock);
+            let Some(answered) = by(until, answered).await else { return Ok(self.isolated(upstream, head).await) };
             let Some((received, response)) = answered else { return Ok(self.waits_no_more(upstream, head).await) };
             if !matches!(received, Ok(1..)) {
                 self.hop.buffers.give(response);

@@ -33,7 +33,7 @@ const TRIES_MAX: usize = 8;
 /// A connection to an endpoint, counted as in use there until it is dropped or kept.
 pub struct Upstream {
     /// The connection.
-    pub stream: Box<Stream>,
+    pub stream: Stream,
     /// Whether an earlier request was answered on it.
     pub reused: bool,
     lease: Lease,
@@ -339,7 +339,7 @@ impl Hop {
             match self.upstreams.dial(&cluster.service, endpoint, within).await {
                 Ok(stream) => {
                     self.slab.count(Counter::UpstreamFresh);
-                    return Ok(lease(cluster, (chosen, ticket), Box::new(stream), false, tried));
+                    return Ok(lease(cluster, (chosen, ticket), stream, false, tried));
                 }
                 Err(error) => why = self.missed(cluster, (chosen, ticket), error, tried, why)?,
             }
@@ -421,7 +421,7 @@ impl Hop {
         match self.upstreams.dial_inside(&cluster.service, visit).await {
             Ok(stream) => {
                 self.slab.count(Counter::UpstreamFresh);
-                Ok(lease(cluster, (0, None), Box::new(stream), false, tried))
+                Ok(lease(cluster, (0, None), stream, false, tried))
             }
             Err(error) => Err(self.missed_inside(cluster, error, tried)),
         }
@@ -509,11 +509,11 @@ impl Hop {
         let Upstream { stream, lease, .. } = upstream;
         let who = &lease.who;
         if let Some(visit) = &who.cluster.visit {
-            let io = Io::new(*stream, &self.buffers, first);
+            let io = Io::new(stream, &self.buffers, first);
             return self.upstreams.share_inside(&who.cluster.service, visit, io).await;
         }
         if !self.is_draining() && who.endpoint().state.stage() == Stage::Active {
-            let io = Io::new(*stream, &self.buffers, first);
+            let io = Io::new(stream, &self.buffers, first);
             self.upstreams.share(&who.cluster.service, who.endpoint(), io).await;
         }
     }
@@ -555,6 +555,6 @@ fn is_its_fault(cluster: &Cluster, error: &ConnectError) -> bool {
     }
 }
 
-fn lease(cluster: &Rc<Cluster>, chosen: Chosen, stream: Box<Stream>, reused: bool, tried: &Tried) -> Upstream {
+fn lease(cluster: &Rc<Cluster>, chosen: Chosen, stream: Stream, reused: bool, tried: &Tried) -> Upstream {
     Upstream { stream, reused, lease: Lease::take(cluster, chosen, tried.cost) }
 }

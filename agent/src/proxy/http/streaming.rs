@@ -150,7 +150,7 @@ impl Connection<'_> {
         let answer = Answer { change, replaces_errors, ..answer(hop, head, &limits, uploaded, head_sent) };
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket, .. } = &mut self.stream;
         let heard = upstream.who().heard();
-        let Stream { reader, writer, socket, .. } = &mut *upstream.stream;
+        let Stream { reader, writer, socket, .. } = &mut upstream.stream;
         reader.arm_on_demand(&hop.buffers, MEDIUM);
         let (up, down) = (Cell::new(0), Cell::new(0));
         let measured = self.tap.as_deref();

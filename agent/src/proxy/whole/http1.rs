@@ -139,7 +139,7 @@ pub(in crate::proxy) async fn answer(
     let asked =
         Asked { head: is_head, websocket: false, http10: false, connect: false, fields_max: limits.head_fields };
     for _ in 0..INTERIM_MAX {
-        let Stream { reader, socket, .. } = &mut *upstream.stream;
+        let Stream { reader, socket, .. } = &mut upstream.stream;
         let read = read_head(reader, &hop.buffers, buf, asked, limits.head_bytes).await;
         let head = match read {
             _ if socket.is_overdue() => return Err(Missed::Late),
@@ -255,7 +255,7 @@ impl FromHttp1 {
 
     async fn receive(&mut self) -> Result<(), Broken> {
         let Some(upstream) = &mut self.upstream else { return Err(Broken::Off) };
-        let Stream { reader, socket, .. } = &mut *upstream.stream;
+        let Stream { reader, socket, .. } = &mut upstream.stream;
         if self.buf.capacity() > 0 {
             self.hop.buffers.give(mem::replace(&mut self.buf, Buf::of(&[])));
         }

@@ -179,7 +179,7 @@ impl Exchange<'_> {
     ) -> Ended {
         let hop = &self.connection.hop;
         let heard = upstream.who().heard();
-        let Stream { reader, writer, .. } = &mut *upstream.stream;
+        let Stream { reader, writer, .. } = &mut upstream.stream;
         let phase = Phase::default();
         let (tap, is_one_way) = (self.tap.clone(), self.one_way.is_some());
         if is_one_way {
