@@ -70,7 +70,8 @@
 //!
 //! 1. Judges never read clock, network or chance.
 //! 2. Between accept and record no lock is taken and nothing blocks; but for TLS handshakes, where rustls keeps what lets one be resumed, and for
-//!    requests that find no room and wait for it ([`cluster::PendingState`]): their line is one for all workers, behind a lock that nobody else takes.
+//!    requests that find no room and wait for it ([`cluster::PendingState`]): their line is one for all workers, behind a lock that nobody else takes;
+//!    and for a `cache`, whose shards are locked for a look-up and the move of a pointer, never across an await.
 //! 3. No read, write or accept in flight on the ring is dropped: a deadline shuts the socket, and the operation ends by itself.
 //! 4. In doubt the kernel half passes. A dead or hung agent never stops a program's new connections: the hook looks for a listener with
 //!    our tag and for a fresh heartbeat at each connect, and balances by itself otherwise.
