@@ -2,6 +2,7 @@
 //! for when that comes.
 
 mod asked;
+mod said;
 
 use std::{
     borrow::Cow,
@@ -18,6 +19,7 @@ use std::{
 use http::request::Parts;
 use tokio::time::sleep;
 
+pub(super) use self::said::{Filtered, change_also};
 use super::{
     Hop,
     content::{Content, Forget, Kept, Looked, Refresh, Step, Ticket, look},

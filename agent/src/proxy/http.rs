@@ -27,7 +27,7 @@ use std::{cell::Cell, io, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::p
 use admitted::Denied;
 use apply::apply;
 use attend::{Client, OwnTime, first_answer, pass_on, take_back};
-use filtered::{Filtered, Way};
+use filtered::Way;
 use linger::LINGER_PAUSE;
 use outgoing::{Outgoing, Rest};
 use quick::Fallen;
@@ -43,6 +43,7 @@ use super::{
     Cluster, Hop, Serving,
     admit::Gate,
     circuit::Circuit,
+    filtered::Filtered,
     guard::{Guard, Leave, by},
     mirror::Tap,
     one_way, opaque, own_time,
@@ -248,7 +249,9 @@ impl Connection<'_> {
             }
         }
         if self.filtered.is_some() {
-            self.let_content_go();
+            if let Some(filtered) = &mut self.filtered {
+                filtered.let_content_go(&mut self.response_change);
+            }
         }
         if self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2 {
             let spent = own.filter(|_| !is_tunnel).map(|_| Cell::default());
@@ -426,7 +429,9 @@ impl Connection<'_> {
 
     /// Answers a request in the endpoint's stead; the connection goes on if the client wants it to.
     async fn reply(&mut self, reply: Reply, head: &RequestHead, buf: Buf) -> Next {
-        if let Some(answer) = self.stands_in(reply.status()) {
+        if let Some(filtered) = &mut self.filtered
+            && let Some(answer) = filtered.stand_in(reply.status(), &mut self.response_change)
+        {
             // Boxed: most services have none.
             return Box::pin(self.give(answer, head, buf, None)).await;
         }

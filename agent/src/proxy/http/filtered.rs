@@ -2,34 +2,20 @@
 
 use std::{borrow::Cow, mem, rc::Rc};
 
-use http::StatusCode;
-
 use super::{Connection, Next, apply, reply::Reply};
 use crate::{
     config::HttpVersion,
     decode::http1::{Framing, RequestHead},
     proxy::{
-        content::{self, Content},
-        filtered::{Chain, Ended, Head, Passage, Who},
+        content,
+        filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also},
         left::Left,
         mirror::Tap,
         whole::Answer,
     },
     record::Counter,
     ring::Buf,
-    route::Fields,
 };
-
-/// What filters have said of the request that is under way.
-#[derive(Default)]
-pub(super) struct Filtered {
-    /// What is changed of an answer of our own; of an endpoint's answer it is changed with what its route changes.
-    pub fields: Fields,
-    /// The longest body that the request may have, and who says so.
-    pub body_max: Option<(u64, Rc<Chain>)>,
-    /// What else is done with its answer.
-    pub content: Option<Box<Content>>,
-}
 
 /// How a request goes on.
 pub(super) enum Way {
@@ -61,8 +47,7 @@ impl Connection<'_> {
             content::refresh(self.hop, &self.cluster, chain, *refresh, whose);
         }
         if !response.is_empty() && content.is_none() {
-            let of_route = self.response_change.take().map(|fields| *fields).unwrap_or_default();
-            self.response_change = Some(Box::new(of_route.then(response.clone())));
+            change_also(&mut self.response_change, response.clone());
         }
         let is_over = body_max.is_some_and(|most| self.measure(most, &buf, &head));
         let way = match end {
@@ -77,33 +62,6 @@ impl Connection<'_> {
         (buf, head, way)
     }
 
-    /// Whether something is done with the answer's content.
-    pub(super) fn has_content(&self) -> bool {
-        self.filtered.as_ref().is_some_and(|filtered| filtered.content.is_some())
-    }
-
-    /// The request goes its way as any other: of what filters do with its answer, what they change of its fields is left.
-    pub(super) fn let_content_go(&mut self) {
-        let Some(content) = self.filtered.as_mut().and_then(|filtered| filtered.content.as_mut()) else { return };
-        let fields = content.let_go();
-        let of_route = self.response_change.take().map(|fields| *fields).unwrap_or_default();
-        self.response_change = Some(Box::new(of_route.then(fields)));
-    }
-
-    /// An answer with all that filters do with it; of one of our own, only its fields are changed.
-    pub(super) fn content_of(&mut self, answer: Answer, is_ours: bool) -> Answer {
-        let content = self.filtered.as_mut().and_then(|filtered| filtered.content.take());
-        match content {
-            None => answer,
-            Some(mut content) if !is_ours => content.dress(answer),
-            Some(content) => {
-                let Answer { mut parts, body } = answer;
-                content.fields().of_map(&mut parts.headers);
-                Answer { parts, body }
-            }
-        }
-    }
-
     /// Gives what a cache has kept: what the route changes of answers, it has changed of this already.
     pub(super) async fn give_stored(&mut self, answer: Answer, buf: Buf, head: &RequestHead) -> Next {
         (self.response_change, self.one_way) = (None, None);
@@ -111,13 +69,6 @@ impl Connection<'_> {
             Ok(outgoing) => self.give(answer, head, outgoing.buf, None).await,
             Err(bad) => Next::End(self.refuse(Reply::malformed(bad)).await),
         }
-    }
-
-    /// What a cache has kept and may stand in for an error.
-    pub(super) fn stands_in(&mut self, status: StatusCode) -> Option<Answer> {
-        let answer = self.filtered.as_mut()?.content.as_mut()?.stand_in(status)?;
-        self.response_change = None;
-        Some(answer)
     }
 
     /// Breaks off, as a filter orders it.
@@ -161,8 +112,8 @@ impl Connection<'_> {
 
     /// What is said of a body that came to be longer than it may be.
     pub(super) fn body_too_long(&self) -> Reply {
-        let said = self.filtered.as_ref().and_then(|filtered| filtered.body_max.as_ref());
-        said.map_or_else(|| Reply::body_too_large(0), |(bytes_max, chain)| chain.refuse_body(*bytes_max))
+        let said = self.filtered.as_ref().and_then(|filtered| filtered.body_too_long());
+        said.unwrap_or_else(|| Reply::body_too_large(0))
     }
 }
 

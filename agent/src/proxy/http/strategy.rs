@@ -255,11 +255,8 @@ impl Connection<'_> {
                 self.reply(Reply::server_error(), head, rest).await
             }
             Some((Outcome::Answered(answer), _place)) => {
-                let answer = match self.stands_in(answer.parts.status) {
-                    Some(stored) => {
-                        crate::ring::spawn(answer.discard());
-                        stored
-                    }
+                let answer = match &mut self.filtered {
+                    Some(filtered) => filtered.or_stored(answer, &mut self.response_change),
                     None => answer,
                 };
                 self.give(answer, head, rest, None).await
@@ -278,7 +275,11 @@ impl Connection<'_> {
         if let Some(change) = &self.response_change {
             change.of_map(&mut answer.parts.headers);
         }
-        let Answer { parts, mut body } = self.content_of(answer, counter.is_some());
+        let answer = match &mut self.filtered {
+            Some(filtered) => filtered.dress(answer, counter.is_some()),
+            None => answer,
+        };
+        let Answer { parts, mut body } = answer;
         let is_bare =
             head.method == Method::Head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let framing = match (translate::declared_length(&parts.headers), body.ready_bytes()) {

@@ -24,7 +24,6 @@ use http::{HeaderMap, Request, Response, header, request::Parts};
 
 use self::{
     course::{Way, way},
-    filtered::Filtered,
     guarded::{begun_by, entered, stands},
     timed::time,
 };
@@ -44,7 +43,7 @@ use crate::{
     },
     proxy::{
         Cluster,
-        filtered::Ended as End,
+        filtered::{Ended as End, Filtered},
         guard::{Entered, Guard, Leave, OfRoute},
         http::{Reply, outcome},
         mirror::Tap,
@@ -192,7 +191,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
                 Err(kept) => (parts, begun) = kept,
             }
         }
-        exchange.let_content_go();
+        if let Some(filtered) = &mut exchange.filtered {
+            filtered.let_content_go(&mut exchange.change);
+        }
         match (cluster.spoken_upstream(HttpVersion::Http2), asked.tunnel) {
             (HttpVersion::Http2, _) => exchange.pass_on(parts, begun, &mut body).await,
             (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, begun, &mut body).await,

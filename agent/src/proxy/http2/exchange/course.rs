@@ -4,7 +4,6 @@ use std::{rc::Rc, sync::Arc};
 
 use http::request::Parts;
 
-use super::filtered::Filtered;
 use crate::{
     cluster::OneWayState,
     config::Strategy,
@@ -12,7 +11,7 @@ use crate::{
         Cluster,
         admit::Gate,
         circuit::Circuit,
-        filtered::{Chain, Ended},
+        filtered::{Chain, Ended, Filtered},
         http::Reply,
         http2::Connection,
         mirror::Ordered,

@@ -9,8 +9,8 @@ use super::{Exchange, course::Way};
 use crate::{
     config::HttpVersion,
     proxy::{
-        content::{self, Content},
-        filtered::{Chain, Ended, Head, Passage, Who},
+        content,
+        filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also},
         http::{Limits, Reply},
         http2::Connection,
         left::Left,
@@ -19,18 +19,7 @@ use crate::{
         whole::Answer,
     },
     record::Counter,
-    route::Fields,
 };
-
-/// What filters have said of a request.
-pub(super) struct Filtered {
-    /// What is changed of an answer of our own; of an endpoint's answer it is changed with what its route changes.
-    fields: Fields,
-    /// The longest body that the request may have, and who says so.
-    body_max: Option<(u64, Rc<Chain>)>,
-    /// What else is done with its answer.
-    content: Option<Box<Content>>,
-}
 
 /// Lets a request pass the filters; no longer than its time is.
 pub(super) async fn pass(
@@ -54,8 +43,7 @@ pub(super) async fn pass(
         content::refresh(&connection.hop, &way.cluster, chain, *refresh, whose);
     }
     if !response.is_empty() && content.is_none() {
-        let of_route = way.change.take().map(|fields| *fields).unwrap_or_default();
-        way.change = Some(Box::new(of_route.then(response.clone())));
+        change_also(&mut way.change, response.clone());
     }
     way.end = end.or(way.end.take());
     let body_max = body_max.map(|most| (most, Rc::clone(chain)));
@@ -95,46 +83,16 @@ pub(super) async fn unless_over<T>(tap: Option<Rc<Tap>>, future: impl Future<Out
 }
 
 impl Exchange<'_> {
-    /// Whether something is done with the answer's content.
-    pub(super) fn has_content(&self) -> bool {
-        self.filtered.as_ref().is_some_and(|filtered| filtered.content.is_some())
-    }
-
-    /// The request goes its way as any other: of what filters do with its answer, what they change of its fields is left.
-    pub(super) fn let_content_go(&mut self) {
-        let Some(content) = self.filtered.as_mut().and_then(|filtered| filtered.content.as_mut()) else { return };
-        let fields = content.let_go();
-        let of_route = self.change.take().map(|fields| *fields).unwrap_or_default();
-        self.change = Some(Box::new(of_route.then(fields)));
-    }
-
-    /// An answer with all that filters do with it; of one of our own, only its fields are changed.
-    pub(super) fn content_of(&mut self, answer: Answer, is_ours: bool) -> Answer {
-        let content = self.filtered.as_mut().and_then(|filtered| filtered.content.take());
-        match content {
-            None => answer,
-            Some(mut content) if !is_ours => content.dress(answer),
-            Some(content) => {
-                let Answer { mut parts, body } = answer;
-                content.fields().of_map(&mut parts.headers);
-                Answer { parts, body }
-            }
-        }
-    }
-
-    /// What a cache has kept and may stand in for an error.
-    pub(super) fn stands_in(&mut self, status: StatusCode) -> Option<Answer> {
-        let answer = self.filtered.as_mut()?.content.as_mut()?.stand_in(status)?;
-        // What the route changes of answers, it has changed of this already.
-        self.change = None;
-        Some(answer)
+    /// What a cache has kept and may stand in for an answer of our own.
+    pub(super) fn stored_for(&mut self, status: StatusCode) -> Option<Answer> {
+        self.filtered.as_mut()?.stand_in(status, &mut self.change)
     }
 
     /// Ends a request that goes no further.
     pub(super) async fn end(&mut self, ended: Ended) -> Counter {
         let limits = Limits::of(&self.cluster);
         match ended {
-            Ended::Reply(reply) => match self.stands_in(reply.status()) {
+            Ended::Reply(reply) => match self.stored_for(reply.status()) {
                 Some(answer) => self.give(answer, &limits, false).await,
                 None => self.reply(&reply),
             },
@@ -160,9 +118,7 @@ impl Exchange<'_> {
 
     /// The request's body came to be longer than it may be; the endpoint's stream was reset when the exchange was dropped.
     pub(super) fn body_too_long(&mut self) -> Counter {
-        let said = self.filtered.as_ref().and_then(|filtered| filtered.body_max.clone());
-        let reply = said.map(|(bytes_max, chain)| chain.refuse_body(bytes_max));
-        match reply {
+        match self.filtered.as_ref().and_then(|filtered| filtered.body_too_long()) {
             Some(reply) if self.down.is_none() => self.reply(&reply),
             _ => {
                 self.reset(Reason::CANCEL);

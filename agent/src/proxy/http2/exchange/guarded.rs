@@ -147,7 +147,7 @@ impl Exchange<'_> {
             || self.strategy.is_some()
             || self.cluster.service.config.strategy.is_some()
             || self.keeper().is_some()
-            || self.has_content()
+            || self.filtered.as_ref().is_some_and(|filtered| filtered.has_content())
     }
 
     /// Who may have to ask somebody else.

@@ -107,7 +107,7 @@ impl Exchange<'_> {
         };
         match outcome {
             None => Counter::RequestAborted,
-            Some((Outcome::Refused(reply), _)) => match self.stands_in(reply.status()) {
+            Some((Outcome::Refused(reply), _)) => match self.stored_for(reply.status()) {
                 Some(stored) => self.give(stored, &Limits::of(&cluster), false).await,
                 None => self.reply(&reply),
             },
@@ -117,11 +117,8 @@ impl Exchange<'_> {
                 self.reply(&Reply::server_error())
             }
             Some((Outcome::Answered(answer), _place)) => {
-                let answer = match self.stands_in(answer.parts.status) {
-                    Some(stored) => {
-                        crate::ring::spawn(answer.discard());
-                        stored
-                    }
+                let answer = match &mut self.filtered {
+                    Some(filtered) => filtered.or_stored(answer, &mut self.change),
                     None => answer,
                 };
                 self.give(answer, &Limits::of(&cluster), false).await
@@ -165,7 +162,11 @@ impl Exchange<'_> {
         if let Some(change) = &self.change {
             change.of_map(&mut answer.parts.headers);
         }
-        let Answer { mut parts, mut body } = self.content_of(answer, is_ours);
+        let answer = match &mut self.filtered {
+            Some(filtered) => filtered.dress(answer, is_ours),
+            None => answer,
+        };
+        let Answer { mut parts, mut body } = answer;
         // Of a body that is not there, its length is not that of nothing.
         let has_none = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if let Some(bytes) = body.ready_bytes().filter(|_| !has_none) {

@@ -1,0 +1,73 @@
+//! What filters have said of the request that is under way, in whatever protocol it came.
+
+use std::rc::Rc;
+
+use http::StatusCode;
+
+use super::Chain;
+use crate::{
+    proxy::{content::Content, http::Reply, whole::Answer},
+    route::Fields,
+};
+
+/// What filters have said of a request.
+#[derive(Default)]
+pub struct Filtered {
+    /// What is changed of an answer of our own; of an endpoint's answer it is changed with what its route changes.
+    pub fields: Fields,
+    /// The longest body that the request may have, and who says so.
+    pub body_max: Option<(u64, Rc<Chain>)>,
+    /// What else is done with its answer.
+    pub content: Option<Box<Content>>,
+}
+
+/// Changes these too, behind what `change` does.
+pub fn change_also(change: &mut Option<Box<Fields>>, fields: Fields) {
+    let before = change.take().map(|before| *before).unwrap_or_default();
+    *change = Some(Box::new(before.then(fields)));
+}
+
+impl Filtered {
+    /// Whether something is done with the answer's content.
+    pub fn has_content(&self) -> bool {
+        self.content.is_some()
+    }
+
+    /// The request goes its way as any other: of what filters do with its answer, what they change of its fields is left, in `change`.
+    pub fn let_content_go(&mut self, change: &mut Option<Box<Fields>>) {
+        if let Some(content) = &mut self.content {
+            change_also(change, content.let_go());
+        }
+    }
+
+    /// An answer with all that filters do with it; of one of our own, only its fields are changed.
+    pub fn dress(&mut self, mut answer: Answer, is_ours: bool) -> Answer {
+        match self.content.take() {
+            None => answer,
+            Some(mut content) if !is_ours => content.dress(answer),
+            Some(content) => {
+                content.fields().of_map(&mut answer.parts.headers);
+                answer
+            }
+        }
+    }
+
+    /// What a cache has kept and may stand in for an error. What the route changes of answers, it has changed of this already.
+    pub fn stand_in(&mut self, status: StatusCode, change: &mut Option<Box<Fields>>) -> Option<Answer> {
+        let answer = self.content.as_mut()?.stand_in(status)?;
+        *change = None;
+        Some(answer)
+    }
+
+    /// An endpoint's answer, or what may stand in for it.
+    pub fn or_stored(&mut self, answer: Answer, change: &mut Option<Box<Fields>>) -> Answer {
+        let Some(stored) = self.stand_in(answer.parts.status, change) else { return answer };
+        crate::ring::spawn(answer.discard());
+        stored
+    }
+
+    /// What is said of a body that came to be longer than it may be.
+    pub fn body_too_long(&self) -> Option<Reply> {
+        self.body_max.as_ref().map(|(bytes_max, chain)| chain.refuse_body(*bytes_max))
+    }
+}
