@@ -19,12 +19,10 @@ use sockway_tests::{
     peers,
     process::Room,
     stage::{Stage, tell},
-    translation::HTTP2,
+    translation::{GRPC, HTTP2},
     wait,
 };
 
-const GRPC: [&str; 7] =
-    [HTTP2, "-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@/dev/null"];
 const ALL: [&[&str]; 3] = [&[], &[HTTP2], &GRPC];
 
 /// An endpoint whose mood can be changed.

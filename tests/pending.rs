@@ -17,12 +17,10 @@ use sockway_tests::{
     peers,
     process::Room,
     stage::Stage,
-    translation::HTTP2,
+    translation::{GRPC, HTTP2},
     wait,
 };
 
-const GRPC: [&str; 7] =
-    [HTTP2, "-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@/dev/null"];
 /// One at a time, for as long as a test may take.
 const ONE: &str = "request_limits: [{ kind: concurrency, limit: 1 }]";
 

@@ -25,12 +25,10 @@ use sockway_tests::{
     peers,
     process::Room,
     stage::Stage,
-    translation::HTTP2,
+    translation::{GRPC, HTTP2},
     wait,
 };
 
-const GRPC: [&str; 7] =
-    [HTTP2, "-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@/dev/null"];
 const ALL: [&[&str]; 3] = [&[], &[HTTP2], &GRPC];
 
 /// An endpoint that takes its time, and knows the most that it ever had at once.

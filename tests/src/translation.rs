@@ -32,6 +32,9 @@ pub const INTERNAL_ERROR: u32 = 2;
 pub const REFUSED_STREAM: u32 = 7;
 /// What makes curl speak it.
 pub const HTTP2: &str = "--http2-prior-knowledge";
+/// What has curl make a call of gRPC, as far as its frames go: the message is none.
+pub const GRPC: [&str; 7] =
+    [HTTP2, "-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@/dev/null"];
 
 /// A stage with one service.
 #[derive(Debug)]
