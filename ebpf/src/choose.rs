@@ -204,27 +204,38 @@ const REFUSED: u64 = 1 << 32;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn draw_endpoint(table: u64, shape: u64, source: u64, now: u64) -> u64 {
-    let table = Table::unpacked(table, shape);
-    let slots = u64::from(table.slots);
-    let mut refused = NONE;
-    for ask in 0..ASKS_MAX {
-        let word = match table.algorithm {
-            algorithm::IN_TURN => turn::next(table.service, now).unwrap_or_else(chance),
+    let mut draw = Draw { table: Table::unpacked(table, shape), source, now, drawn: NONE };
+    repeat::<_, ASKS_MAX>(ASKS_MAX, &mut draw);
+    draw.drawn
+}
+
+struct Draw {
+    table: Table,
+    source: u64,
+    now: u64,
+    drawn: u64,
+}
+
+impl Turns for Draw {
+    #[inline(always)]
+    fn turn(&mut self, ask: u64) -> bool {
+        let word = match self.table.algorithm {
+            algorithm::IN_TURN => turn::next(self.table.service, self.now).unwrap_or_else(chance),
             // Asked again, the hash of another number: what one source is sent to instead does not depend on the others.
-            algorithm::BY_SOURCE => spread(source.wrapping_add(ask)),
+            algorithm::BY_SOURCE => spread(self.source.wrapping_add(ask)),
             _ => chance(),
         };
-        if slots != 0
-            && let Some(id) = read_slot(&table, word % slots).map(named)
-        {
-            match may(&table, id, now) {
-                Some(true) => return u64::from(id),
-                Some(false) => refused = u64::from(id) | REFUSED,
-                None => {}
+        let Some(id) = self.table.slot_from(word, 0).map(named) else { return false };
+        match may(&self.table, id, self.now) {
+            Some(true) => {
+                self.drawn = u64::from(id);
+                return true;
             }
+            Some(false) => self.drawn = u64::from(id) | REFUSED,
+            None => {}
         }
+        false
     }
-    refused
 }
 
 /// Of a slot's two endpoints the one that chance falls on.

@@ -17,7 +17,12 @@ use sockway_common::{
     join::{Half, Join, WAYS, first_place, half_flags, half_state, join_state},
 };
 
-use crate::{count, maps::JOINS, sk_msg, socket};
+use crate::{
+    count,
+    maps::JOINS,
+    repeat::{Turns, repeat},
+    sk_msg, socket,
+};
 
 /// How long a sender may be kept in its hook for room in the receiver's queue: a reader that is awake takes 64 KiB in 10 to 30 µs, and the
 /// way through TCP and the agent costs both more than this.
@@ -29,7 +34,7 @@ const QUIET_WAIT_NS: u64 = 20_000;
 /// processor meanwhile, keeping the sender is in vain.
 const QUIET_WAITS_MAX: u32 = 256;
 /// Most looks in one wait, which the verifier wants to be bounded; each takes 25 ns or more.
-const LOOKS_MAX: u32 = 2_000;
+const LOOKS_MAX: u64 = 2_000;
 
 /// Whether the message went straight to the other program. If not, it goes where the half's state says.
 #[inline(always)]
@@ -157,34 +162,59 @@ fn gets_settled(half: &mut Half, settings: &Settings, sent: u32, join: *mut Join
         return false;
     }
     half.waits += 1;
-    let all = all_bytes(half, sent);
-    let began = now();
-    for _ in 0..LOOKS_MAX {
+    let mut quiet = Quiet { join, all: all_bytes(half, sent), began: now(), is_there: false };
+    repeat::<_, LOOKS_MAX>(LOOKS_MAX, &mut quiet);
+    quiet.is_there && peer_has_read(half, settings, sent) && at_again(join, half.cookie)
+}
+
+/// The wait for the agent.
+struct Quiet {
+    join: *mut Join,
+    /// Bytes that it is to have passed on.
+    all: u32,
+    began: u64,
+    is_there: bool,
+}
+
+impl Turns for Quiet {
+    #[inline(always)]
+    fn turn(&mut self, _: u64) -> bool {
         // SAFETY: a word of an element of an array.
-        if unsafe { core::ptr::read_volatile(&raw const (*join).forwarded) } as u32 == all {
-            return peer_has_read(half, settings, sent) && at_again(join, half.cookie);
-        }
-        if now().wrapping_sub(began) > QUIET_WAIT_NS {
-            return false;
-        }
+        self.is_there = unsafe { core::ptr::read_volatile(&raw const (*self.join).forwarded) } as u32 == self.all;
+        self.is_there || now().wrapping_sub(self.began) > QUIET_WAIT_NS
     }
-    false
 }
 
 /// Keeps the sender for a moment, since a reader that is nearly as fast would otherwise lose it to TCP at every stumble. Whether there is
 /// room now.
 #[inline(always)]
 fn gets_room(half: &Half, settings: &Settings) -> bool {
-    let began = now();
-    for _ in 0..LOOKS_MAX {
-        if word(half.to_sock, settings.offsets.rmem_alloc) <= settings.shortcut_bytes_max {
-            return true;
-        }
-        if now().wrapping_sub(began) > ROOM_WAIT_NS {
-            return false;
-        }
+    let mut room = Room {
+        to_sock: half.to_sock,
+        rmem_alloc: settings.offsets.rmem_alloc,
+        bytes_max: settings.shortcut_bytes_max,
+        began: now(),
+        is_there: false,
+    };
+    repeat::<_, LOOKS_MAX>(LOOKS_MAX, &mut room);
+    room.is_there
+}
+
+/// The wait for a reader.
+struct Room {
+    to_sock: u64,
+    rmem_alloc: u32,
+    bytes_max: u32,
+    began: u64,
+    is_there: bool,
+}
+
+impl Turns for Room {
+    #[inline(always)]
+    fn turn(&mut self, _: u64) -> bool {
+        self.is_there = word(self.to_sock, self.rmem_alloc) <= self.bytes_max;
+        self.is_there || now().wrapping_sub(self.began) > ROOM_WAIT_NS
     }
-    false
 }
 
 #[inline(always)]

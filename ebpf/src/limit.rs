@@ -13,6 +13,7 @@ use sockway_common::{
 use crate::{
     atomic, count,
     maps::{LIMIT_POLICIES, LIMITS, SETTINGS},
+    repeat::{Turns, repeat},
 };
 
 /// `BPF_NOEXIST`.
@@ -20,7 +21,7 @@ const NO_EXIST: u64 = 1;
 /// `-EEXIST`: another CPU made the entry first.
 const EXISTS: i32 = -17;
 /// Tries to change a word that others change: each failure is another CPU's success, which then is busy connecting for microseconds.
-const TRIES_MAX: usize = 16;
+const TRIES_MAX: u64 = 16;
 
 /// Nothing taken. Not on the stack, of which the hook and what it calls have 512 bytes together.
 static FRESH: LimitState = LimitState { open: 0, theoretical_ns: 0 };
@@ -115,17 +116,27 @@ pub fn settle(carried: &LimitCarried) -> bool {
     // SAFETY: words of a map value; while counts are carried over, nobody removes one.
     unsafe {
         atomic::fetch_add(&raw mut (*state).open, carried.opened as u64);
-        for _ in 0..TRIES_MAX {
-            let theoretical = ptr::read_volatile(&raw const (*state).theoretical_ns);
-            if theoretical >= carried.theoretical_ns
-                || atomic::compare_exchange(&raw mut (*state).theoretical_ns, theoretical, carried.theoretical_ns)
-                    == theoretical
-            {
-                break;
-            }
+    }
+    repeat::<_, TRIES_MAX>(TRIES_MAX, &mut Postpone { state, to_ns: carried.theoretical_ns });
+    true
+}
+
+/// A bucket's theoretical arrival is moved to this moment, unless it is later.
+struct Postpone {
+    state: *mut LimitState,
+    to_ns: u64,
+}
+
+impl Turns for Postpone {
+    #[inline(always)]
+    fn turn(&mut self, _: u64) -> bool {
+        // SAFETY: one word of a map value.
+        unsafe {
+            let word = &raw mut (*self.state).theoretical_ns;
+            let before = ptr::read_volatile(word);
+            before >= self.to_ns || atomic::compare_exchange(word, before, self.to_ns) == before
         }
     }
-    true
 }
 
 /// Whether some hooks still count in the table before: then a count below zero is one that the other table has too many.
@@ -235,16 +246,32 @@ fn try_connection(key: &LimitKey, most: u64) -> u64 {
 pub extern "C" fn take_token(source: u64, service: u64, interval_ns: u64, tolerance_ns: u64, now: u64) -> u64 {
     let limit = Limit { connections: 0, interval_ns, tolerance_ns };
     let Some(state) = LIMITS.get_ptr_mut(&unpacked(source, service)) else { return UNLIMITED };
-    for _ in 0..TRIES_MAX {
+    let mut token = Token { state, limit, now, taken: TOO_FAST };
+    repeat::<_, TRIES_MAX>(TRIES_MAX, &mut token);
+    token.taken
+}
+
+struct Token {
+    state: *mut LimitState,
+    limit: Limit,
+    now: u64,
+    taken: u64,
+}
+
+impl Turns for Token {
+    #[inline(always)]
+    fn turn(&mut self, _: u64) -> bool {
         // SAFETY: one word of a map value.
-        let theoretical = unsafe { ptr::read_volatile(&raw const (*state).theoretical_ns) };
-        let Some(next) = limit.arrival(theoretical, now) else { return TOO_FAST };
-        // SAFETY: as above.
-        if unsafe { atomic::compare_exchange(&raw mut (*state).theoretical_ns, theoretical, next) } == theoretical {
-            return RESERVED;
+        unsafe {
+            let word = &raw mut (*self.state).theoretical_ns;
+            let before = ptr::read_volatile(word);
+            let Some(next) = self.limit.arrival(before, self.now) else { return true };
+            if atomic::compare_exchange(word, before, next) == before {
+                self.taken = RESERVED;
+            }
         }
+        self.taken == RESERVED
     }
-    TOO_FAST
 }
 
 /// The entry of `key`, made if there is none; `None` when there is no room for it. One that is being swept is gone in a moment.
@@ -274,19 +301,32 @@ fn living(key: &LimitKey) -> Option<*mut LimitState> {
 #[inline(always)]
 fn take_open(state: *mut LimitState, most: u64) -> bool {
     let most = if most == 0 { LIMIT_DEAD } else { most };
-    let may_be_negative = is_carrying();
-    for _ in 0..TRIES_MAX {
+    let mut opening = Opening { state, most, may_be_negative: is_carrying(), is_taken: false };
+    repeat::<_, TRIES_MAX>(TRIES_MAX, &mut opening);
+    opening.is_taken
+}
+
+struct Opening {
+    state: *mut LimitState,
+    most: u64,
+    may_be_negative: bool,
+    is_taken: bool,
+}
+
+impl Turns for Opening {
+    #[inline(always)]
+    fn turn(&mut self, _: u64) -> bool {
         // SAFETY: one word of a map value.
-        let open = unsafe { ptr::read_volatile(&raw const (*state).open) };
-        if open >= most && !(may_be_negative && (open as i64) < 0) {
-            return false;
+        unsafe {
+            let word = &raw mut (*self.state).open;
+            let open = ptr::read_volatile(word);
+            if open >= self.most && !(self.may_be_negative && (open as i64) < 0) {
+                return true;
+            }
+            self.is_taken = atomic::compare_exchange(word, open, open + 1) == open;
         }
-        // SAFETY: as above.
-        if unsafe { atomic::compare_exchange(&raw mut (*state).open, open, open + 1) } == open {
-            return true;
-        }
+        self.is_taken
     }
-    false
 }
 
 /// Gives back one connection, and the token that it took if it never was one.

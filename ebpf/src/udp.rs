@@ -27,7 +27,9 @@ use crate::{
     choose::{self, service_at},
     count, exclude,
     maps::{CONNECTED, CONNS, CONVERSATIONS, SETTINGS},
-    release, socket, watch,
+    release,
+    repeat::{Turns, repeat},
+    socket, watch,
 };
 
 /// The hook lets the call go on.
@@ -125,7 +127,7 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
     let chosen = choose::endpoint(service, source, now).ok_or(Counter::SendNoEndpoint)?;
     begin(
         conversations,
-        Conversation {
+        &Conversation {
             original: *asked,
             actual: chosen.address,
             service: service.id,
@@ -155,26 +157,40 @@ fn current<'a>(conversations: &'a mut Conversations, asked: &Address) -> Option<
 /// Writes a new conversation where the same one stood before, or nothing, or else the one that has been quiet for longest. What went on
 /// with the same address until now is kept for its late replies.
 #[inline(always)]
-fn begin(conversations: &mut Conversations, new: Conversation) {
-    let mut place = 0;
-    let mut oldest = u64::MAX;
-    for index in 0..CONVERSATIONS_MAX {
-        let entry = &mut conversations.table[index];
-        let same = entry.original == new.original;
+fn begin(conversations: &mut Conversations, new: &Conversation) {
+    let mut place = Place { conversations, new, index: 0, oldest: u64::MAX };
+    repeat::<_, { CONVERSATIONS_MAX as u64 }>(CONVERSATIONS_MAX as u64, &mut place);
+    if place.oldest > 1 {
+        count::one(Counter::ConversationEvicted);
+    }
+    place.conversations.table[place.index & (CONVERSATIONS_MAX - 1)] = *new;
+}
+
+/// Where a new conversation is written.
+struct Place<'a> {
+    conversations: &'a mut Conversations,
+    new: &'a Conversation,
+    index: usize,
+    /// Of the entry there: 0 is the same conversation, 1 was never used, and later ones are that much later.
+    oldest: u64,
+}
+
+impl Turns for Place<'_> {
+    #[inline(always)]
+    fn turn(&mut self, step: u64) -> bool {
+        let index = step as usize & (CONVERSATIONS_MAX - 1);
+        let entry = &mut self.conversations.table[index];
+        let same = entry.original == self.new.original;
         if same {
             entry.state = conversation_state::FORMER;
         }
         // Nothing is as old as an entry that was never used, but for the entry that is the same.
-        let age = if same && entry.actual == new.actual { 0 } else { entry.used_ns.saturating_add(1) };
-        if age < oldest {
-            (place, oldest) = (index, age);
+        let age = if same && entry.actual == self.new.actual { 0 } else { entry.used_ns.saturating_add(1) };
+        if age < self.oldest {
+            (self.index, self.oldest) = (index, age);
         }
+        false
     }
-    let entry = &mut conversations.table[place & (CONVERSATIONS_MAX - 1)];
-    if oldest > 1 {
-        count::one(Counter::ConversationEvicted);
-    }
-    *entry = new;
 }
 
 /// What the program asked when it is `from` that answers; `None` for a stranger.

@@ -18,8 +18,10 @@ use crate::{
 };
 
 /// For every compile of the kernel half. BTF needs debug info, which also puts Rust lines into the verifier's log;
-/// v3 has the atomics that return a value (Linux 5.12).
-const RUSTFLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
+/// v3 has the atomics that return a value (Linux 5.12). Expanding copies "in order" (bpf-linker's default) leaves moves and fills to
+/// functions that take a byte at a time, each of which the verifier follows, and every `connect()` pays for.
+const RUSTFLAGS: [&str; 4] =
+    ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order", "-Ctarget-cpu=v3"];
 
 /// What cargo makes of `ebpf/`, below its target folder.
 const BUILT: &str = "ebpf/target/bpfel-unknown-none/release/sockway";
