@@ -36,23 +36,33 @@ pub fn ebpf() -> Result<()> {
     publish(&root().join(BUILT), &ebpf_object())
 }
 
-/// The agent of tomorrow: the same with another layout of what lives with sockets, for the tests of taking over. Below `target/next`.
+/// The agent of tomorrow: the same with another layout of what lives with sockets, for the tests of taking over. It is built beside today's,
+/// with which it has all but a few crates in common, and put below `target/next`.
 pub fn next() -> Result<()> {
     let compiler = ready(&[Group::Build])?.context("no compiler for the kernel half")?;
     let mut command = compiler.cargo();
-    let (folder, built) = (root().join("ebpf"), "target/next/bpfel-unknown-none/release/sockway");
-    command.current_dir(&folder).args(["build", "--release"]).args(NEXT).args(locked());
+    command.current_dir(root().join("ebpf")).args(["build", "--release", "--features", "next-layout"]).args(locked());
     for_kernel(&mut command, &[]);
     streamed("building the kernel half of another layout", &mut command)?;
     let object = root().join("target/next/sockway.o");
-    publish(&folder.join(built), &object)?;
+    publish(&root().join(BUILT), &object)?;
     let mut command = Command::new(cargo());
-    command.current_dir(root()).env("SOCKWAY_EBPF_OBJECT", object).args(["build", "--package", "sockway"]);
-    streamed("building the agent of another layout", command.args(NEXT).args(locked()))
+    command.current_dir(root()).env("SOCKWAY_EBPF_OBJECT", object).args(locked());
+    command.args(["build", "--workspace", "--bin", "sockway", "--features", "sockway/next-layout"]);
+    // Cargo leaves the program where today's is, which is put back.
+    let (built, next) = (root().join("target/debug/sockway"), root().join("target/next/debug/sockway"));
+    fs::create_dir_all(next.parent().context("a program is in a folder")?)?;
+    let kept = built.with_extension("kept");
+    let is_kept = fs::rename(&built, &kept).is_ok();
+    let result = streamed("building the agent of another layout", &mut command).and_then(|()| {
+        fs::rename(&built, &next)
+            .with_context(|| format!("cannot put the agent of another layout to {}", next.display()))
+    });
+    if is_kept {
+        fs::rename(&kept, &built).with_context(|| format!("cannot put {} back", built.display()))?;
+    }
+    result
 }
-
-/// Apart from what is built otherwise.
-const NEXT: [&str; 4] = ["--features", "next-layout", "--target-dir", "target/next"];
 
 /// Compiles the kernel half with warnings denied, beside the real build so as not to disturb it.
 pub fn ebpf_without_warnings(compiler: &Compiler) -> Result<()> {
