@@ -1,6 +1,7 @@
 //! The corridor: a connection walks through the rooms in order.
 
 mod admit;
+mod asker;
 pub mod auto;
 mod circuit;
 mod content;

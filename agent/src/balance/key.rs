@@ -1,12 +1,12 @@
 //! What of a request is hashed -> the key that it is balanced by, as Envoy's hash policies.
 
-use crate::config::tuning::{HashOn, Part};
+use crate::config::tuning::{HashKey, HashOn};
 
-/// The key; `hash` says what a part's hash is, if the request has it. `None` where it has none of them.
-pub fn of<'r>(rules: &'r [HashOn], hash: impl Fn(&'r Part) -> Option<u64>) -> Option<u64> {
+/// The key; `hash` says what the hash of one of these is, if the request has it. `None` where it has none of them.
+pub fn of<'r>(rules: &'r [HashOn], hash: impl Fn(&'r HashKey) -> Option<u64>) -> Option<u64> {
     let mut key: Option<u64> = None;
     for rule in rules {
-        let Some(hash) = hash(&rule.part) else { continue };
+        let Some(hash) = hash(&rule.key) else { continue };
         // Rotated: the same part twice would otherwise be none.
         key = Some(key.map_or(hash, |key| key.rotate_left(1) ^ hash));
         if rule.terminal {
@@ -19,14 +19,15 @@ pub fn of<'r>(rules: &'r [HashOn], hash: impl Fn(&'r Part) -> Option<u64>) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tuning::Part;
 
     fn rule(name: &str, terminal: bool) -> HashOn {
-        HashOn { part: Part::Header(name.to_owned()), terminal }
+        HashOn { key: HashKey::Part(Part::Header(name.to_owned())), terminal }
     }
 
     fn key(rules: &[HashOn], found: &[(&str, u64)]) -> Option<u64> {
         of(rules, |part| {
-            let Part::Header(name) = part else { return None };
+            let HashKey::Part(Part::Header(name)) = part else { return None };
             found.iter().find(|(header, _)| header == name).map(|(_, hash)| *hash)
         })
     }

@@ -37,6 +37,18 @@ impl Default for Tuning {
     }
 }
 
+impl Tuning {
+    /// Whether a request may be given a cookie.
+    pub fn gives_cookies(&self) -> bool {
+        self.hash_on.iter().any(|rule| matches!(rule.key, HashKey::Given(_)))
+    }
+
+    /// Whether somebody wants to know where connections come from.
+    pub fn asks_address(&self) -> bool {
+        self.hash_on.iter().any(|rule| rule.key == HashKey::Address)
+    }
+}
+
 /// Most points of a ring: Envoy's bound.
 pub const RING_SIZE_MAX: u32 = 8_388_608;
 
@@ -96,10 +108,32 @@ pub enum PointHash {
 /// What of a request is hashed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HashOn {
-    /// Where it stands.
-    pub part: Part,
+    /// What it is.
+    pub key: HashKey,
     /// Where it is there, nothing behind it counts.
     pub terminal: bool,
+}
+
+/// What a request is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashKey {
+    /// Something that stands in it, or who dialled.
+    Part(Part),
+    /// A cookie that is given to who has none.
+    Given(GivenCookie),
+    /// The address that its connection comes from; of who has bound none, who dialled.
+    Address,
+}
+
+/// A cookie that is given with the answer to a request that has none: Envoy's `hash_policy.cookie` with a `ttl`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenCookie {
+    /// Its name.
+    pub name: String,
+    /// How long the client keeps it, in whole seconds; `None`: for a session.
+    pub ttl: Option<Duration>,
+    /// The paths that it comes back with begin so.
+    pub path: String,
 }
 
 /// A part of a request.

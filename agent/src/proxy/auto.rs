@@ -4,7 +4,7 @@
 //! A server that speaks first makes the connection opaque, unless what it says is what a server of HTTP/2 may say before it is asked. A client
 //! that speaks first is listened to for as long as what it says may still become one of the protocols that are understood.
 
-use std::{future::poll_fn, rc::Rc, task::Poll};
+use std::{future::poll_fn, os::fd::AsFd as _, rc::Rc, task::Poll};
 
 use super::{
     Cluster, Hop, Serving, http, http2,
@@ -136,7 +136,8 @@ async fn without_endpoint(
     match sniff(client.bytes()).and_then(|spoken| understood(&cluster, &spoken, false)) {
         Some(spoken) => Ok(serve_requests(hop, downstream, cluster, original, (spoken, client))),
         None => {
-            let Some((cluster, mut upstream, place)) = reach_instead(hop, &cluster, original.source).await else {
+            let asker = cluster.asker(hop, downstream.socket.as_fd(), original.source);
+            let Some((cluster, mut upstream, place)) = reach_instead(hop, &cluster, asker).await else {
                 downstream.socket.reset();
                 return Err(Counter::RelayNoEndpoint);
             };

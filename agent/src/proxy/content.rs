@@ -82,6 +82,11 @@ impl Content {
         }
     }
 
+    /// And at the very end fields are changed: what steps keep is without them.
+    pub fn change_last(&mut self, fields: Fields) {
+        self.steps.insert(0, Step::Fields(fields));
+    }
+
     /// And then this.
     pub fn add(&mut self, step: Step) {
         self.steps.push(step);

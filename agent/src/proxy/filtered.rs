@@ -19,7 +19,7 @@ use std::{
 use http::request::Parts;
 use tokio::time::sleep;
 
-pub(super) use self::said::{Filtered, change_also};
+pub(super) use self::said::{Filtered, change_also, give_also};
 use super::{
     Hop,
     content::{Content, Forget, Kept, Looked, Refresh, Step, Ticket, look},

@@ -18,6 +18,7 @@ pub(super) use self::why::{is_server_error, why_of};
 use super::{
     Cluster, Hop,
     admit::{Admitted, Gate},
+    asker::Asker,
     circuit::{Circuit, Ticket},
     http::Reply,
     pending::{Refusal, Stand},
@@ -109,7 +110,7 @@ pub(super) struct Keeping<'k> {
     /// What the client speaks, whether within TLS, and who that is.
     pub client: HttpVersion,
     pub is_secure: bool,
-    pub source: u64,
+    pub asker: Asker,
 }
 
 /// A request that may go on.

@@ -42,6 +42,7 @@ pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 use super::{
     Cluster, Hop, Serving,
     admit::Gate,
+    asker::Asker,
     circuit::Circuit,
     filtered::Filtered,
     guard::{Guard, Leave, by},
@@ -71,8 +72,8 @@ struct Connection<'h> {
     cluster: Rc<Cluster>,
     /// What the client dialled.
     dialled: SocketAddr,
-    /// Who dialled, as the service's hashes know it.
-    source: u64,
+    /// Who dialled.
+    asker: Asker,
     /// The same by names, if a route asked for them when the connection was made.
     dialler: Option<Box<Dialler>>,
     /// Bytes of the next request that have come already.
@@ -119,6 +120,7 @@ pub fn serve(
     pending: Option<Buf>,
 ) -> Serving<'_> {
     let (dialled, source) = (original.address, original.source);
+    let asker = cluster.asker(hop, stream.socket.as_fd(), source);
     let was_asked = pending.is_some();
     let dialler = cluster.dialler(stream.socket.as_fd(), source, hop.watch.now());
     // Boxed by itself: within a future it would stand twice, where it came in and where it is kept.
@@ -127,7 +129,7 @@ pub fn serve(
         stream,
         cluster,
         dialled,
-        source,
+        asker,
         dialler,
         pending,
         was_asked,
@@ -232,12 +234,17 @@ impl Connection<'_> {
             }
             self.circuit = None;
         }
+        // What stays of a request that was given a cookie.
+        self.response_change = None;
         self.hop.slab.request_duration.observe(began.elapsed());
         next
     }
 
     async fn forward(&mut self, mut buf: Buf, head: RequestHead, own: Option<OwnTime>) -> Next {
         let is_tunnel = head.websocket || head.method == Method::Connect;
+        if self.cluster.service.config.policy.tuning.gives_cookies() {
+            self.give_cookies(&buf, &head);
+        }
         if self.keeps() && !is_tunnel {
             if self.is_quick(&buf, &head) {
                 return Box::pin(self.quickly(buf, head, own)).await;
@@ -248,10 +255,8 @@ impl Connection<'_> {
                 Err(kept) => buf = kept,
             }
         }
-        if self.filtered.is_some() {
-            if let Some(filtered) = &mut self.filtered {
-                filtered.let_content_go(&mut self.response_change);
-            }
+        if let Some(filtered) = &mut self.filtered {
+            filtered.let_content_go(&mut self.response_change);
         }
         if self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http2 {
             let spent = own.filter(|_| !is_tunnel).map(|_| Cell::default());
@@ -260,8 +265,8 @@ impl Connection<'_> {
             own_time::observe(&hop.slab, spent);
             return next;
         }
-        let request = || Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
-        let tried = Tried::for_request(self.hop, &self.cluster, self.source, request);
+        let request = || Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
+        let tried = Tried::for_request(self.hop, &self.cluster, self.asker, request);
         let received = buf.len();
         let outgoing = match self.outgoing(buf, &head) {
             Ok(outgoing) => outgoing,

@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, server::Builder};
 
-use super::{Cluster, Hop};
+use super::{Cluster, Hop, asker::Asker};
 use crate::{
     cluster::Dialler,
     connect::{CONNECTION_WINDOW_BYTES, RESET_STREAMS_MAX, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX},
@@ -53,8 +53,8 @@ const ERRORS_MAX: usize = 100;
 pub(super) struct Connection {
     hop: Rc<Hop>,
     cluster: RefCell<Rc<Cluster>>,
-    /// Who dialled, as the service's hashes know it.
-    source: u64,
+    /// Who dialled.
+    asker: Asker,
     /// The same by names, if a route asked for them when the connection was made.
     dialler: Option<Box<Dialler>>,
     /// Whether the client speaks TLS.
@@ -86,6 +86,7 @@ pub async fn serve(
     first: Option<Buf>,
 ) -> Counter {
     let guard = Rc::new(RefCell::new(Guard::new(PREFACE.len(), hop.watch.now())));
+    let asker = cluster.asker(hop, stream.socket.as_fd(), original.source);
     let connection = Rc::new(Connection {
         hop: Rc::clone(hop),
         dialler: cluster.dialler(stream.socket.as_fd(), original.source, hop.watch.now()),
@@ -93,7 +94,7 @@ pub async fn serve(
         stops: cluster.line.as_ref().map_or(0, |line| line.stops()),
         is_shed: Cell::default(),
         cluster: RefCell::new(cluster),
-        source: original.source,
+        asker,
         is_secure: stream.is_tls(),
         guard: Rc::clone(&guard),
     });

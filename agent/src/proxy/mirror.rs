@@ -17,7 +17,7 @@ use std::{
 
 use http::{Uri, header, request::Parts, uri::Authority};
 
-use super::{Cluster, Hop, left::Left};
+use super::{Cluster, Hop, asker::Asker, left::Left};
 use crate::{
     cluster::MirrorState,
     config::HttpVersion,
@@ -42,8 +42,8 @@ struct Copy {
     ordered: Ordered,
     parts: Parts,
     body: Vec<u8>,
-    /// Who asked, as hashes know it.
-    source: u64,
+    /// Who asked.
+    asker: Asker,
     /// What the client speaks.
     spoken: HttpVersion,
 }
@@ -85,7 +85,7 @@ impl Tap {
         ordered: Ordered,
         head: &[u8],
         (framing, here): (Framing, &[u8]),
-        source: u64,
+        asker: Asker,
     ) -> Rc<Self> {
         let is_secure = ordered.cluster.service.config.tls.originate.is_some();
         let making = match (translate::request_to_http2(head, is_secure), framing) {
@@ -94,7 +94,7 @@ impl Tap {
                 None
             }
             (Ok((parts, _)), _) => {
-                let copy = Copy::new(hop, ordered, parts, source, HttpVersion::Http1);
+                let copy = Copy::new(hop, ordered, parts, asker, HttpVersion::Http1);
                 Some(Making { copy, left: Left::of(framing) })
             }
             (Err(_), _) => {
@@ -108,8 +108,8 @@ impl Tap {
     }
 
     /// For a request of HTTP/2, of whose body nothing has come yet.
-    pub(super) fn of_http2(hop: &Rc<Hop>, ordered: Ordered, parts: &Parts, source: u64) -> Rc<Self> {
-        let copy = Copy::new(hop, ordered, parts.clone(), source, HttpVersion::Http2);
+    pub(super) fn of_http2(hop: &Rc<Hop>, ordered: Ordered, parts: &Parts, asker: Asker) -> Rc<Self> {
+        let copy = Copy::new(hop, ordered, parts.clone(), asker, HttpVersion::Http2);
         Rc::new(Self { making: RefCell::new(Some(Making { copy, left: Left::UntilClose })), ..Self::default() })
     }
 
@@ -194,11 +194,11 @@ impl Drop for Place {
 }
 
 impl Copy {
-    fn new(hop: &Rc<Hop>, ordered: Ordered, mut parts: Parts, source: u64, spoken: HttpVersion) -> Self {
+    fn new(hop: &Rc<Hop>, ordered: Ordered, mut parts: Parts, asker: Asker, spoken: HttpVersion) -> Self {
         parts.uri = shadow(parts.uri);
         // All of the body is there.
         parts.headers.remove(header::EXPECT);
-        Self { hop: Rc::clone(hop), ordered, parts, body: Vec::new(), source, spoken }
+        Self { hop: Rc::clone(hop), ordered, parts, body: Vec::new(), asker, spoken }
     }
 
     /// On its way, if there is a place.

@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     Cluster, Hop,
+    asker::Asker,
     guard::StandingIn,
     reach::{Tried, Upstream},
 };
@@ -25,7 +26,8 @@ use crate::{
 
 /// Serves one connection.
 pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, source: u64) -> Counter {
-    let Some((cluster, mut upstream, _place)) = reach(hop, cluster, source).await else {
+    let asker = cluster.asker(hop, downstream.socket.as_fd(), source);
+    let Some((cluster, mut upstream, _place)) = reach(hop, cluster, asker).await else {
         // The program would have met the same: a connection that is not to be had.
         downstream.socket.reset();
         return Counter::RelayNoEndpoint;
@@ -40,27 +42,27 @@ pub async fn serve(hop: &Rc<Hop>, mut downstream: Stream, cluster: Rc<Cluster>, 
 async fn reach(
     hop: &Rc<Hop>,
     cluster: Rc<Cluster>,
-    source: u64,
+    asker: Asker,
 ) -> Option<(Rc<Cluster>, Upstream, Option<StandingIn>)> {
     if cluster.guard.is_none() || cluster.has_hope() {
-        match hop.reach(&cluster, &mut Tried::by(source), true).await {
+        match hop.reach(&cluster, &mut Tried::for_connection(&cluster, asker), true).await {
             Ok(upstream) => return Some((cluster, upstream, None)),
             Err(_) if cluster.guard.is_none() => return None,
             Err(_) => {}
         }
     }
-    reach_instead(hop, &cluster, source).await.map(|(cluster, upstream, place)| (cluster, upstream, Some(place)))
+    reach_instead(hop, &cluster, asker).await.map(|(cluster, upstream, place)| (cluster, upstream, Some(place)))
 }
 
 /// The same, of the one that stands in for it.
 pub(super) async fn reach_instead(
     hop: &Rc<Hop>,
     cluster: &Cluster,
-    source: u64,
+    asker: Asker,
 ) -> Option<(Rc<Cluster>, Upstream, StandingIn)> {
     let (other, place) = hop.stand_in(cluster.guard.as_ref()?, Why::Unreached)?;
     tracing::debug!(service = cluster.service.config.name, by = other.service.config.name, "another stands in");
-    let upstream = hop.reach(&other, &mut Tried::by(source), true).await.ok()?;
+    let upstream = hop.reach(&other, &mut Tried::for_connection(&other, asker), true).await.ok()?;
     Some((other, upstream, place))
 }
 

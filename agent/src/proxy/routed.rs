@@ -36,6 +36,8 @@ pub(super) struct Routes {
     gates: Vec<Option<Rc<Gate>>>,
     /// Who finds out who dials, if a route asks for it.
     diallers: Option<Diallers>,
+    /// Whether the address of who dials is asked for where one leads.
+    pub asks_address: bool,
 }
 
 /// The targets of a route.
@@ -129,7 +131,11 @@ impl Routes {
             Action::Redirect(_) | Action::Respond(_) => Split::default(),
         });
         let gates = service.routes.iter().map(Gate::of_route).collect();
-        Some(Self { goals: goals.collect(), gates, table: table(), diallers: diallers(routes, flows) })
+        let goals: Vec<Split> = goals.collect();
+        let leads_to = |goal: &Goal| snapshot.by_id(goal.service);
+        let asks = |service: &Arc<Service>| service.config.policy.tuning.asks_address();
+        let asks_address = goals.iter().flat_map(|split| &split.goals).filter_map(leads_to).any(asks);
+        Some(Self { goals, gates, table: table(), diallers: diallers(routes, flows), asks_address })
     }
 
     /// Who dialled, if a route asks for it.

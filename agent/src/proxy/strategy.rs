@@ -81,8 +81,8 @@ pub async fn carry_out(
     if let Outcome::Answered(answer) = outcome {
         discard(Ok(answer));
     }
-    let request = || Request::of_parts(&whole.parts, keeping.is_secure, keeping.source);
-    let tried = Tried::for_request(hop, &other, keeping.source, request);
+    let request = || Request::of_parts(&whole.parts, keeping.is_secure, keeping.asker.source);
+    let tried = Tried::for_request(hop, &other, keeping.asker, request);
     (Outcome::of(ask(Rc::clone(hop), other, tried, Rc::new(again)).await), Some(place))
 }
 

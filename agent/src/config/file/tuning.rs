@@ -10,7 +10,10 @@ use super::{
 };
 use crate::config::{
     Balance,
-    tuning::{Among, Cost, HashOn, LeastRequest, Part, PeakEwma, PointHash, RING_SIZE_MAX, RingHash, Tuning},
+    tuning::{
+        Among, Cost, GivenCookie, HashKey, HashOn, LeastRequest, Part, PeakEwma, PointHash, RING_SIZE_MAX, RingHash,
+        Tuning,
+    },
 };
 
 /// Keys of a service that are read here.
@@ -24,6 +27,8 @@ const FACTOR_MAX: u32 = 10_000;
 const COST_MAX: u32 = 1_000_000;
 const COST_OF_HEADER_MAX: u32 = 1_000; // unless said: who asks must not make an endpoint look busy for good
 const PARTS: [&str; 4] = ["header", "cookie", "query", "source"];
+const ADDRESS: &str = "source_ip"; // Envoy's name
+const TTL_S_MAX: u32 = 31_536_000; // a year
 const PARTS_MAX: usize = 16;
 const NAME_BYTES_MAX: usize = 256;
 
@@ -93,10 +98,15 @@ pub(super) fn refuse_where_opaque(section: &Section<'_>, balance: Option<Balance
             "goes by how long answers take, and protocol: tcp has none; write least_request, or another protocol";
         field.refuse(what, problems);
     }
-    for key in ["hash_on", "cost"] {
-        if let Some(field) = section.get(key) {
-            field.refuse("goes by a request's head, and protocol: tcp has none; leave the key out", problems);
-        }
+    if let Some(field) = section.get("cost") {
+        field.refuse("goes by a request's head, and protocol: tcp has none; leave the key out", problems);
+    }
+    if let Some(field) = section.get("hash_on")
+        && hash_on(&field, &mut Problems::default()).is_some_and(|rules| rules.iter().any(asks_head))
+    {
+        let what = "goes by a request's head, and protocol: tcp has none; write source: on or source_ip: on, or leave the \
+                    key out";
+        field.refuse(what, problems);
     }
 }
 
@@ -165,24 +175,63 @@ fn hash_on(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<HashOn>> {
 }
 
 fn part(field: &Field<'_>, problems: &mut Problems) -> Option<HashOn> {
-    let keys = [&PARTS[..], &["terminal"]].concat();
+    let keys = [&PARTS[..], &[ADDRESS, "generate", "terminal"]].concat();
     let section = Section::open(field.node, &field.path, &keys, problems)?;
     let terminal = section.or("terminal", || false, |field, p| field.choice(&SWITCHES, p), problems);
-    Some(HashOn { part: named_part(field, &section, problems)?, terminal: terminal? })
+    let key = match section.get(ADDRESS).filter(|_| PARTS.iter().all(|part| section.get(part).is_none())) {
+        Some(on) => on.choice(&[("on", ())], problems).map(|()| HashKey::Address)?,
+        None => HashKey::Part(named_part(field, (&section, ", source_ip: on"), problems)?),
+    };
+    let key = match (section.get("generate"), key) {
+        (None, key) => key,
+        (Some(how), HashKey::Part(Part::Cookie(name))) => HashKey::Given(given(&how, name, problems)?),
+        (Some(how), _) => {
+            how.refuse("is of cookies; write cookie: NAME beside it, or remove it", problems);
+            return None;
+        }
+    };
+    Some(HashOn { key, terminal: terminal? })
+}
+
+/// Whether it stands in the head of a request.
+fn asks_head(rule: &HashOn) -> bool {
+    !matches!(rule.key, HashKey::Address | HashKey::Part(Part::Source))
+}
+
+fn given(field: &Field<'_>, name: String, problems: &mut Problems) -> Option<GivenCookie> {
+    let section = Section::open(field.node, &field.path, &["ttl_s", "path"], problems)?;
+    let ttl = section.or("ttl_s", || 0, |field, p| field.integer(0..=TTL_S_MAX, p), problems);
+    let path = section.or("path", || "/".to_owned(), cookie_path, problems);
+    let ttl = ttl?;
+    Some(GivenCookie { name, ttl: (ttl > 0).then(|| Duration::from_secs(ttl.into())), path: path? })
+}
+
+/// A path as RFC 6265 section 4.1.1 has them, from the root on.
+fn cookie_path(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+    let text = field.text(problems)?;
+    let is_path = |byte: u8| (b'!'..=b'~').contains(&byte) && byte != b';';
+    if text.starts_with('/') && text.len() <= NAME_BYTES_MAX && text.bytes().all(is_path) {
+        return Some(text.to_owned());
+    }
+    field.refuse(format!("\"{}\" is no path of a cookie; write / or /PATH", shown(text)), problems);
+    None
 }
 
 /// One part of a request.
 pub(super) fn one_part(field: &Field<'_>, problems: &mut Problems) -> Option<Part> {
     let section = Section::open(field.node, &field.path, &PARTS, problems)?;
-    named_part(field, &section, problems)
+    named_part(field, (&section, ""), problems)
 }
 
-fn named_part(field: &Field<'_>, section: &Section<'_>, problems: &mut Problems) -> Option<Part> {
+/// `more` is what else could stand there.
+fn named_part(field: &Field<'_>, (section, more): (&Section<'_>, &str), problems: &mut Problems) -> Option<Part> {
     let named = PARTS.into_iter().filter_map(|key| Some((key, section.get(key)?)));
     let named: Vec<(&str, Field<'_>)> = named.collect();
     let [(key, value)] = &named[..] else {
         field.refuse(
-            "is not one part of a request; write one of header: NAME, cookie: NAME, query: NAME, source: on",
+            format!(
+                "is not one part of a request; write one of header: NAME, cookie: NAME, query: NAME, source: on{more}"
+            ),
             problems,
         );
         return None;
@@ -272,7 +321,13 @@ pub(super) fn show_part(part: &Part) -> Json {
 }
 
 fn show_rule(rule: &HashOn) -> Json {
-    let mut shown = show_part(&rule.part);
+    let mut shown = match &rule.key {
+        HashKey::Part(part) => show_part(part),
+        HashKey::Address => json!({ ADDRESS: "on" }),
+        HashKey::Given(GivenCookie { name, ttl, path }) => {
+            json!({ "cookie": name, "generate": { "ttl_s": ttl.map_or(0, |ttl| ttl.as_secs()), "path": path } })
+        }
+    };
     if rule.terminal {
         shown["terminal"] = json!("on");
     }

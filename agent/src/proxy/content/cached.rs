@@ -23,6 +23,7 @@ use crate::{
     filter::cache::{self, Look, Reuse},
     proxy::{
         Cluster, Hop,
+        asker::Asker,
         filtered::{Chain, Head, Passage, Who},
         guard::{Entered, Leave, OfRoute},
         reach::Tried,
@@ -421,7 +422,8 @@ pub(in crate::proxy) fn refresh(
         };
         let leave = Leave::with(leave, extra, Instant::now());
         tokio::time::sleep(wait).await;
-        let tried = Tried::for_request(&hop, &cluster, 0, || Request::of_parts(&parts, is_secure, 0));
+        let tried =
+            Tried::for_request(&hop, &cluster, Asker::ourselves(&hop), || Request::of_parts(&parts, is_secure, 0));
         let body = (Bytes::new(), HeaderMap::new());
         let Ok(whole) = Whole::new((parts, asked), body, (&cluster, client), None) else { return };
         let came = ask(Rc::clone(&hop), cluster, tried, Rc::new(whole)).await;

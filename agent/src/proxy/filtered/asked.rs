@@ -12,6 +12,7 @@ use crate::{
     decode::translate,
     filter::Answered,
     proxy::{
+        asker::Asker,
         reach::Tried,
         whole::{Piece, Whole, ask},
     },
@@ -28,7 +29,8 @@ pub(super) async fn answer(hop: &Rc<Hop>, to: &str, question: &[u8], patience: D
         let cluster = hop.cluster_of(id)?;
         let is_secure = cluster.service.config.tls.originate.is_some();
         let request = translate::request_to_http2(question, is_secure).ok()?;
-        let tried = Tried::for_request(hop, &cluster, 0, || Request::of_http1(question, is_secure, 0));
+        let tried =
+            Tried::for_request(hop, &cluster, Asker::ourselves(hop), || Request::of_http1(question, is_secure, 0));
         let body = (Bytes::new(), HeaderMap::new());
         let whole = Whole::new(request, body, (&cluster, HttpVersion::Http1), None).ok()?;
         let mut answer = ask(Rc::clone(hop), cluster, tried, Rc::new(whole)).await.ok()?;

@@ -27,6 +27,14 @@ pub fn change_also(change: &mut Option<Box<Fields>>, fields: Fields) {
     *change = Some(Box::new(before.then(fields)));
 }
 
+/// Gives what the client of an endpoint's answer is known by from now on, and it alone: nobody keeps it for another.
+pub fn give_also(filtered: Option<&mut Filtered>, change: &mut Option<Box<Fields>>, fields: Fields) {
+    match filtered.and_then(|filtered| filtered.content.as_mut()) {
+        Some(content) => content.change_last(fields),
+        None => change_also(change, fields),
+    }
+}
+
 impl Filtered {
     /// Whether something is done with the answer's content.
     pub fn has_content(&self) -> bool {

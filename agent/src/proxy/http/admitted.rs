@@ -31,7 +31,7 @@ impl Connection<'_> {
         if self.cluster.gate.is_open() {
             return Ok(Admitted::default());
         }
-        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
         let patience = self.clock.time().map(|time| time.left());
         let (hop, gate) = (self.hop, &self.cluster.gate);
         let (wait, admitted) =

@@ -8,13 +8,14 @@ use crate::{
     decode::http1::{Framing, RequestHead},
     proxy::{
         content,
-        filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also},
+        filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also, give_also},
         left::Left,
         mirror::Tap,
         whole::Answer,
     },
     record::Counter,
     ring::Buf,
+    route::Request,
 };
 
 /// How a request goes on.
@@ -31,8 +32,12 @@ impl Connection<'_> {
     pub(super) async fn filtered(&mut self, chain: &Rc<Chain>, buf: Buf, head: RequestHead) -> (Buf, RequestHead, Way) {
         let (mut buf, mut head) = self.settled(buf, head);
         let has_body = head.framing != Framing::None;
-        let who =
-            Who { is_secure: self.stream.is_tls(), source: self.source, dialler: self.dialler.as_deref(), has_body };
+        let who = Who {
+            is_secure: self.stream.is_tls(),
+            source: self.asker.source,
+            dialler: self.dialler.as_deref(),
+            has_body,
+        };
         let mut lines = Head::Lines(Cow::Borrowed(&buf.bytes()[..head.bytes]));
         let mut clock = mem::take(&mut self.clock);
         let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
@@ -60,6 +65,14 @@ impl Connection<'_> {
         let body_max = body_max.map(|most| (most, Rc::clone(chain)));
         self.filtered = Some(Box::new(Filtered { fields: response, body_max, content }));
         (buf, head, way)
+    }
+
+    /// Gives who has no cookie those by which its endpoint is chosen.
+    pub(super) fn give_cookies(&mut self, buf: &Buf, head: &RequestHead) {
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
+        if let Some(fields) = self.asker.given(&self.cluster.service.config, &request) {
+            give_also(self.filtered.as_deref_mut(), &mut self.response_change, fields);
+        }
     }
 
     /// Gives what a cache has kept: what the route changes of answers, it has changed of this already.

@@ -64,7 +64,7 @@ impl Connection<'_> {
 
     /// Waits until a request is let in; no longer than its client does.
     async fn entered(&mut self, buf: &Buf, head: &RequestHead, began: Instant) -> Result<Entered, Denied> {
-        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
         let (hop, time) = (self.hop, self.clock.time());
         let circuit = self.circuit.take();
         let of_route = OfRoute { gate: self.gate.as_deref(), circuit: circuit.as_ref() };

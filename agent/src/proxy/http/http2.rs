@@ -127,8 +127,8 @@ impl Connection<'_> {
             framing => Body::Begun(Some(std::mem::replace(&mut buf, self.hop.buffers.holding(&[]))), framing),
         };
         let limits = self.limits();
-        let request = || route::Request::of_parts(&parts, self.stream.is_tls(), self.source);
-        let mut tried = Tried::for_request(self.hop, &self.cluster, self.source, request);
+        let request = || route::Request::of_parts(&parts, self.stream.is_tls(), self.asker.source);
+        let mut tried = Tried::for_request(self.hop, &self.cluster, self.asker, request);
         let (mut replays, mut before) = (0, None);
         loop {
             let reached = self.clock.bound(self.hop.reach_shared(&self.cluster, &mut tried)).await;

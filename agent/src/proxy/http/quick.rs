@@ -98,8 +98,8 @@ impl Connection<'_> {
             let is_said = |name: &[u8]| name.eq_ignore_ascii_case(b"x-envoy-attempt-count");
             head.edits.replace_fields(&buf.bytes()[..head.bytes], is_said, FIRST);
         }
-        let request = || Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
-        let mut tried = Tried::for_request(self.hop, &cluster, self.source, request);
+        let request = || Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
+        let mut tried = Tried::for_request(self.hop, &cluster, self.asker, request);
         let received = buf.len();
         let outgoing = match self.outgoing(buf, &head) {
             Ok(outgoing) => outgoing,

@@ -31,7 +31,7 @@ impl Connection<'_> {
     /// Finds the way of a request, or what it is answered here.
     pub(super) fn routed(&mut self, buf: Buf, head: RequestHead) -> Passed {
         let is_secure = self.cluster.service.config.tls.terminate.is_some();
-        let request = Request::of_http1(&buf.bytes()[..head.bytes], is_secure, self.source);
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], is_secure, self.asker.source);
         let request = request.by(self.dialler.as_deref());
         match self.hop.course(&self.cluster, &request) {
             Course::Straight => Passed { buf, head, home: None, timing: None, reply: None },
@@ -64,7 +64,7 @@ impl Connection<'_> {
         let (lines, body) = buf.bytes().split_at(head.bytes);
         let buffers = &self.hop.buffers;
         let (edited, bytes) = apply(buffers, buffers.holding(lines), head.bytes, head.start_line_bytes, &head.edits);
-        let tap = Tap::of_http1(self.hop, ordered, &edited.bytes()[..bytes], (head.framing, body), self.source);
+        let tap = Tap::of_http1(self.hop, ordered, &edited.bytes()[..bytes], (head.framing, body), self.asker);
         buffers.give(edited);
         tap
     }

@@ -138,8 +138,8 @@ impl Connection<'_> {
     pub(super) fn whole_of(&self, head: &[u8], body: Body) -> Result<(Whole, Tried), Reply> {
         let is_secure = self.cluster.service.config.tls.originate.is_some();
         let request = translate::request_to_http2(head, is_secure).map_err(Reply::refused)?;
-        let of = || route::Request::of_parts(&request.0, self.stream.is_tls(), self.source);
-        let tried = Tried::for_request(self.hop, &self.cluster, self.source, of);
+        let of = || route::Request::of_parts(&request.0, self.stream.is_tls(), self.asker.source);
+        let tried = Tried::for_request(self.hop, &self.cluster, self.asker, of);
         let cluster = (&*self.cluster, HttpVersion::Http1);
         let whole =
             Whole::new(request, (body.bytes, body.trailers), cluster, self.clock.time()).map_err(Reply::refused)?;
@@ -223,10 +223,10 @@ impl Connection<'_> {
         rules: Option<&Strategy>,
         (head, rest): (&RequestHead, Buf),
     ) -> Next {
-        let (is_secure, source) = (self.stream.is_tls(), self.source);
+        let (is_secure, asker) = (self.stream.is_tls(), self.asker);
         let guard = self.keeper().cloned();
         let (guard, leave) = (guard.as_ref(), self.leave.as_ref());
-        let keeping = Keeping { rules, guard, leave, client: HttpVersion::Http1, is_secure, source };
+        let keeping = Keeping { rules, guard, leave, client: HttpVersion::Http1, is_secure, asker };
         let mut client = Client {
             reader: &mut self.stream.reader,
             socket: &self.stream.socket,

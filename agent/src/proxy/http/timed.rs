@@ -26,7 +26,7 @@ impl Connection<'_> {
         if head.websocket || head.method == Method::Connect {
             return Ok(());
         }
-        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.source);
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
         let Some(time) = Time::of(timing, &request, began) else { return Ok(()) };
         self.clock = Clock::of(time, pace);
         if time.is_over() { Err(Reply::deadline_exceeded()) } else { Ok(()) }

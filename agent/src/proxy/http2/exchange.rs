@@ -184,6 +184,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             return Counter::RequestAborted;
         }
         let (mut parts, mut begun) = (parts, None);
+        if cluster.service.config.policy.tuning.gives_cookies() {
+            exchange.give_cookies(&parts);
+        }
         if exchange.keeps() && asked.tunnel.is_none() {
             // Boxed: most services have none.
             match Box::pin(exchange.by_strategy(parts, &mut body)).await {
@@ -275,9 +278,9 @@ impl Exchange<'_> {
     async fn pass_on(&mut self, parts: Parts, begun: Option<Gathered>, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
         let cluster = Rc::clone(&self.cluster);
-        let (source, is_secure) = (self.connection.source, self.connection.is_secure);
-        let request = || RouteRequest::of_parts(&parts, is_secure, source);
-        let mut tried = Tried::for_request(hop, &cluster, source, request);
+        let (asker, is_secure) = (self.connection.asker, self.connection.is_secure);
+        let request = || RouteRequest::of_parts(&parts, is_secure, asker.source);
+        let mut tried = Tried::for_request(hop, &cluster, asker, request);
         let (mut replays, mut before) = (0, None);
         let held = RefCell::new(Held::tapped(self.tap.clone()));
         if let Some(begun) = begun {

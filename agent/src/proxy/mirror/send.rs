@@ -47,8 +47,8 @@ impl Copy {
     /// Sends it; whether it was answered.
     pub(super) async fn send(&self) -> bool {
         let cluster = &self.ordered.cluster;
-        let request = || route::Request::of_parts(&self.parts, false, self.source);
-        let tried = Tried::for_request(&self.hop, cluster, self.source, request);
+        let request = || route::Request::of_parts(&self.parts, false, self.asker.source);
+        let tried = Tried::for_request(&self.hop, cluster, self.asker, request);
         let seen = match cluster.spoken_upstream(self.spoken) {
             HttpVersion::Http1 => self.to_http1(tried).await,
             HttpVersion::Http2 => self.to_http2(tried).await,

@@ -3,8 +3,8 @@
 use super::Tried;
 use crate::{
     balance::key,
-    config::tuning::{Cost, Part},
-    proxy::{Cluster, Hop},
+    config::tuning::Cost,
+    proxy::{Cluster, Hop, asker::Asker},
     route::Request,
 };
 
@@ -13,28 +13,26 @@ impl Tried {
     pub fn for_request<'r>(
         hop: &Hop,
         cluster: &'r Cluster,
-        source: u64,
+        asker: Asker,
         request: impl FnOnce() -> Request<'r>,
     ) -> Self {
         let tuning = &cluster.service.config.policy.tuning;
-        let by_source = Self::by(source);
+        let by_source = Self::by(asker.source);
         if tuning.hash_on.is_empty() && tuning.cost.is_none() {
             return by_source;
         }
         let request = request();
-        let hash = |part: &'r Part| {
-            let text = match part {
-                Part::Header(name) => request.header(name),
-                Part::Cookie(name) => request.cookie(name),
-                Part::Query(name) => request.parameter(name),
-                Part::Source => return Some(cluster.balancer.hash(&source.to_be_bytes())),
-            };
-            text.map(|text| cluster.balancer.hash(text))
-        };
+        let hash = |of| asker.hash(of, &cluster.balancer, Some(&request));
         // As Envoy: who has nothing to be known by goes anywhere.
         let key = (!tuning.hash_on.is_empty()).then(|| key::of(&tuning.hash_on, hash).unwrap_or_else(|| hop.chance()));
         let cost = tuning.cost.as_ref().map_or(1, |cost| cost_of(cost, &request));
         Self { key, cost, ..by_source }
+    }
+
+    /// The same for a connection of which nothing is read.
+    pub fn for_connection(cluster: &Cluster, asker: Asker) -> Self {
+        let rules = &cluster.service.config.policy.tuning.hash_on;
+        Self { key: key::of(rules, |of| asker.hash(of, &cluster.balancer, None)), ..Self::by(asker.source) }
     }
 }
 

@@ -41,13 +41,21 @@ fn each_way_has_its_settings() {
 #[test]
 fn parts_of_a_request_are_read_in_order() {
     let text = "balance: maglev, hash_balance_factor: 125, hash_on: [{header: X-User, terminal: on}, \
-                {cookie: sid}, {query: id}, {source: on}]";
+                {cookie: sid}, {query: id}, {source: on}, {source_ip: on}, {cookie: lb, generate: {ttl_s: 60, path: /a}}, \
+                {cookie: lc, generate: {}}]";
     let tuning = tuned(text);
+    let given = |name: &str, ttl: Option<u64>, path: &str| {
+        let (name, path) = (name.to_owned(), path.to_owned());
+        HashKey::Given(GivenCookie { name, ttl: ttl.map(Duration::from_secs), path })
+    };
     let parts = [
-        HashOn { part: Part::Header("x-user".to_owned()), terminal: true },
-        HashOn { part: Part::Cookie("sid".to_owned()), terminal: false },
-        HashOn { part: Part::Query("id".to_owned()), terminal: false },
-        HashOn { part: Part::Source, terminal: false },
+        HashOn { key: HashKey::Part(Part::Header("x-user".to_owned())), terminal: true },
+        HashOn { key: HashKey::Part(Part::Cookie("sid".to_owned())), terminal: false },
+        HashOn { key: HashKey::Part(Part::Query("id".to_owned())), terminal: false },
+        HashOn { key: HashKey::Part(Part::Source), terminal: false },
+        HashOn { key: HashKey::Address, terminal: false },
+        HashOn { key: given("lb", Some(60), "/a"), terminal: false },
+        HashOn { key: given("lc", None, "/"), terminal: false },
     ];
     assert_eq!((tuning.hash_balance_factor, &tuning.hash_on[..]), (Some(125), &parts[..]));
 }
@@ -87,7 +95,7 @@ fn what_cannot_be_is_named() {
         (
             "protocol: http, balance: maglev, hash_on: [{header: a, query: b}]",
             "services[0].hash_on[0]: is not one part of a request; write one of header: NAME, cookie: NAME, query: NAME, source: \
-             on",
+             on, source_ip: on",
         ),
         (
             "protocol: http, balance: maglev, hash_balance_factor: 99",
@@ -96,6 +104,19 @@ fn what_cannot_be_is_named() {
         (
             "protocol: http, balance: ring_hash, ring_hash: {size_min: 10, size_max: 9}",
             "services[0].ring_hash.size_max: 9 is less than size_min, 10; write as many at least",
+        ),
+        (
+            "protocol: http, balance: maglev, hash_on: [{header: a, generate: {}}]",
+            "services[0].hash_on[0].generate: is of cookies; write cookie: NAME beside it, or remove it",
+        ),
+        (
+            "protocol: http, balance: maglev, hash_on: [{cookie: a, generate: {path: '/;x'}}]",
+            "services[0].hash_on[0].generate.path: \"/;x\" is no path of a cookie; write / or /PATH",
+        ),
+        (
+            "protocol: tcp, mode: agent, balance: maglev, hash_on: [{source_ip: on}, {header: a}]",
+            "services[0].hash_on: goes by a request's head, and protocol: tcp has none; write source: on or source_ip: on, or \
+             leave the key out",
         ),
         (
             "protocol: http, balance: maglev, hash_on: [{cookie: 'a b'}]",

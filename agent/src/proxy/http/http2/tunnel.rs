@@ -25,6 +25,7 @@ use crate::{
     },
     record::{Bytes as Count, Counter},
     ring::Buf,
+    route,
 };
 
 /// A stream that was answered.
@@ -46,8 +47,10 @@ impl Connection<'_> {
         };
         buf.consume(head_bytes);
         let limits = self.limits();
+        let request = || route::Request::of_parts(&parts, self.stream.is_tls(), self.asker.source);
+        let tried = Tried::for_request(self.hop, &self.cluster, self.asker, request);
         let opened = {
-            let mut opening = pin!(open(self.hop, &self.cluster, self.source, &parts, &limits));
+            let mut opening = pin!(open(self.hop, &self.cluster, tried, &parts, &limits));
             let client = &mut self.stream.reader;
             poll_fn(|context| match opening.as_mut().poll(context) {
                 Poll::Ready(opened) => Poll::Ready(Some(opened)),
@@ -114,12 +117,11 @@ impl Connection<'_> {
 async fn open(
     hop: &Hop,
     cluster: &Rc<Cluster>,
-    source: u64,
+    mut tried: Tried,
     parts: &request::Parts,
     limits: &Limits,
 ) -> Result<Opened, Reply> {
     let is_extended = parts.extensions.get::<Protocol>().is_some();
-    let mut tried = Tried::by(source);
     let mut replays = 0;
     loop {
         let place = hop.reach_shared(cluster, &mut tried).await.map_err(Reply::unreached)?;

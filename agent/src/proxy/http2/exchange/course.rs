@@ -70,7 +70,7 @@ fn course(connection: &Connection, home: &Rc<Cluster>, parts: &mut Parts) -> Cou
         return Course::Straight;
     }
     let is_secure = home.service.config.tls.terminate.is_some();
-    let request = Request::of_parts(parts, is_secure, connection.source).by(connection.dialler.as_deref());
+    let request = Request::of_parts(parts, is_secure, connection.asker.source).by(connection.dialler.as_deref());
     let course = connection.hop.course(home, &request);
     match course {
         Course::On(Onward { change: Some(ref change), .. }) => match change.of_parts(parts) {

@@ -10,7 +10,7 @@ use crate::{
     config::HttpVersion,
     proxy::{
         content,
-        filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also},
+        filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also, give_also},
         http::{Limits, Reply},
         http2::Connection,
         left::Left,
@@ -19,6 +19,7 @@ use crate::{
         whole::Answer,
     },
     record::Counter,
+    route::Request,
 };
 
 /// Lets a request pass the filters; no longer than its time is.
@@ -32,7 +33,7 @@ pub(super) async fn pass(
     let (is_secure, dialler) = (connection.is_secure, connection.dialler.as_deref());
     let mut head = Head::Parts(parts);
     let passed =
-        chain.pass(&connection.hop, &mut head, Who { is_secure, source: connection.source, dialler, has_body });
+        chain.pass(&connection.hop, &mut head, Who { is_secure, source: connection.asker.source, dialler, has_body });
     let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
     let Passage { response, content, refresh, body_max, end } = match time {
         None => passed.await,
@@ -57,7 +58,7 @@ pub(super) fn tap(
     filtered: Option<&Filtered>,
     (parts, body): (&Parts, &RecvStream),
 ) -> Option<Rc<Tap>> {
-    let tap = ordered.map(|ordered| Tap::of_http2(&connection.hop, ordered, parts, connection.source));
+    let tap = ordered.map(|ordered| Tap::of_http2(&connection.hop, ordered, parts, connection.asker));
     if let (Some(tap), true) = (&tap, body.is_end_stream()) {
         tap.piece(&[], true);
     }
@@ -86,6 +87,15 @@ impl Exchange<'_> {
     /// What a cache has kept and may stand in for an answer of our own.
     pub(super) fn stored_for(&mut self, status: StatusCode) -> Option<Answer> {
         self.filtered.as_mut()?.stand_in(status, &mut self.change)
+    }
+
+    /// Gives who has no cookie those by which its endpoint is chosen.
+    pub(super) fn give_cookies(&mut self, parts: &Parts) {
+        let Connection { asker, is_secure, .. } = *self.connection;
+        let request = Request::of_parts(parts, is_secure, asker.source);
+        if let Some(fields) = asker.given(&self.cluster.service.config, &request) {
+            give_also(self.filtered.as_deref_mut(), &mut self.change, fields);
+        }
     }
 
     /// Ends a request that goes no further.

@@ -33,7 +33,7 @@ pub(super) fn entered(
     if !cluster.is_guarded() && of_route.is_none() && cluster.gate.is_open() {
         return Ok(Entered::none(cluster));
     }
-    let request = Request::of_parts(parts, connection.is_secure, connection.source);
+    let request = Request::of_parts(parts, connection.is_secure, connection.asker.source);
     connection.hop.enter(cluster, of_route, &request, (now, time))
 }
 
@@ -45,7 +45,7 @@ pub(super) async fn stands(
     until: Option<Instant>,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<Entered, End> {
-    let request = Request::of_parts(parts, connection.is_secure, connection.source);
+    let request = Request::of_parts(parts, connection.is_secure, connection.asker.source);
     let mut stands = pin!(connection.hop.stands(entered, &request, until));
     poll_fn(|context| match stands.as_mut().poll(context) {
         Poll::Ready(entered) => Poll::Ready(entered.map_err(End::Reply)),

@@ -98,9 +98,9 @@ impl Exchange<'_> {
             tap.stop_if_over().await;
         }
         let framing = framing(&parts, has_body, &begun);
-        let (source, is_secure) = (self.connection.source, self.connection.is_secure);
+        let (asker, is_secure) = (self.connection.asker, self.connection.is_secure);
         let mut tried =
-            Tried::for_request(hop, &cluster, source, || route::Request::of_parts(&parts, is_secure, source));
+            Tried::for_request(hop, &cluster, asker, || route::Request::of_parts(&parts, is_secure, asker.source));
         let (mut replays, mut is_mute) = (0, false);
         loop {
             self.shrink_timeout(&mut parts);

@@ -68,9 +68,10 @@ impl Exchange<'_> {
 
     async fn carried_out(&mut self, parts: Parts, body: Gathered, rules: Option<&Strategy>) -> Counter {
         let cluster = Rc::clone(&self.cluster);
-        let (source, is_secure) = (self.connection.source, self.connection.is_secure);
+        let (asker, is_secure) = (self.connection.asker, self.connection.is_secure);
         let hop = &self.connection.hop;
-        let tried = Tried::for_request(hop, &cluster, source, || route::Request::of_parts(&parts, is_secure, source));
+        let tried =
+            Tried::for_request(hop, &cluster, asker, || route::Request::of_parts(&parts, is_secure, asker.source));
         let mut trailers = body.end.clone().unwrap_or_default();
         if http2::trailers(&mut trailers).is_err() {
             return self.ended(Ended::RequestBroken(Reason::PROTOCOL_ERROR.into()));
@@ -93,7 +94,7 @@ impl Exchange<'_> {
             leave: leave.as_deref(),
             client: HttpVersion::Http2,
             is_secure,
-            source,
+            asker,
         };
         // Its time is looked at there.
         self.begins();

@@ -37,7 +37,7 @@ pub(super) fn time(
     if asked.tunnel.is_some() || (ruled.is_none() && !asked.is_grpc) {
         return (None, None);
     }
-    let request = Request::of_parts(parts, connection.is_secure, connection.source);
+    let request = Request::of_parts(parts, connection.is_secure, connection.asker.source);
     let timing = ruled.as_ref().map(|ruled| ruled.timing).unwrap_or_default();
     (Time::of(timing, &request, began), ruled.and_then(|ruled| ruled.pace))
 }

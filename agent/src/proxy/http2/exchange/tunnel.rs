@@ -23,6 +23,7 @@ use crate::{
     },
     record::{Bytes, Counter},
     ring::{Buf, MEDIUM, Stream},
+    route::Request,
 };
 
 /// How a tunnel is asked for.
@@ -42,8 +43,11 @@ impl Exchange<'_> {
             Ok(opening) => opening,
             Err(reply) => return self.reply(&reply),
         };
+        let (asker, is_secure) = (self.connection.asker, self.connection.is_secure);
+        let request = || Request::of_parts(&parts, is_secure, asker.source);
+        let mut tried = Tried::for_request(hop, &cluster, asker, request);
         // A new connection: one that was kept may have ended, and what was sent on it might have been seen.
-        let mut upstream = match hop.reach(&cluster, &mut Tried::by(self.connection.source), true).await {
+        let mut upstream = match hop.reach(&cluster, &mut tried, true).await {
             Ok(upstream) => upstream,
             Err(why) => return self.reply(&Reply::unreached(why)),
         };
