@@ -9,7 +9,7 @@ use std::{
 use divan::{AllocProfiler, Bencher, black_box};
 use sockway::{
     balance::{
-        Ask, Balancer,
+        Ask, Balancer, Site,
         peak_ewma::{Estimate, Nanos},
     },
     cluster::Shares,
@@ -88,8 +88,8 @@ impl Ask for &World {
 fn bench(bencher: Bencher<'_, '_>, policy: Policy, weights: Vec<u32>) {
     let endpoints = weights.len();
     let address = |index: usize| SocketAddr::from(([10, 0, (index / 256) as u8, index as u8], 80));
-    let addresses: Vec<SocketAddr> = (0..endpoints).map(address).collect();
-    let balancer = Balancer::new(&policy, &addresses, &Shares { weights, standby: Vec::new() });
+    let sites: Vec<Site> = (0..endpoints).map(|index| Site::plain(address(index))).collect();
+    let balancer = Balancer::new(&policy, &sites, &Shares { weights, standby: Vec::new() });
     let world = World::new(policy, endpoints);
     bencher.bench_local(|| black_box(balancer.choose(|index| world.loads[index].load(Relaxed) < 100, &world)));
 }

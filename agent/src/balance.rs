@@ -48,6 +48,22 @@ pub trait Ask {
     fn key(&self) -> Option<u64>;
 }
 
+/// Where an endpoint is, and its weight as configured: what does not change while its share does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// What it is known by on every host.
+    pub address: SocketAddr,
+    /// At least 1.
+    pub weight: u32,
+}
+
+impl Site {
+    /// One of the weight 1.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, weight: 1 }
+    }
+}
+
 /// A service's policy, prepared for its endpoints.
 #[derive(Debug)]
 pub struct Balancer {
@@ -75,8 +91,7 @@ enum Order {
 }
 
 impl Order {
-    fn new(policy: &Policy, addresses: &[SocketAddr], weights: Vec<u32>) -> Self {
-        let keys = || -> Vec<String> { addresses.iter().map(ToString::to_string).collect() };
+    fn new(policy: &Policy, sites: &[Site], weights: Vec<u32>) -> Self {
         match policy.balance {
             _ if weights.len() == 1 => Self::Only,
             Balance::RoundRobin => Self::InTurn(round_robin::cycle(&weights)),
@@ -84,14 +99,14 @@ impl Order {
             Balance::LeastConnections => Self::LeastLoad(weights),
             Balance::LeastRequest => Self::Fewest(Fewest::new(policy.tuning.least_request, weights)),
             Balance::PeakEwma => Self::Fastest(Fastest::new(policy.tuning.peak_ewma, weights)),
-            Balance::RingHash => Self::Ring(Ring::new(&policy.tuning.ring_hash, &keys(), &weights)),
+            Balance::RingHash => Self::Ring(Ring::new(&policy.tuning.ring_hash, sites, &weights)),
             Balance::SourceHash | Balance::Maglev => {
-                let choice = |(endpoint, (address, weight)): (u32, (&SocketAddr, &u32))| Choice {
+                let choice = |(endpoint, (site, weight)): (u32, (&Site, &u32))| Choice {
                     endpoint,
                     weight: *weight,
-                    address: *address,
+                    address: site.address,
                 };
-                let choices: Vec<Choice> = (0..).zip(addresses.iter().zip(&weights)).map(choice).collect();
+                let choices: Vec<Choice> = (0..).zip(sites.iter().zip(&weights)).map(choice).collect();
                 let slots = table(policy.balance, &choices, policy.maglev_table_size);
                 Self::ByHash(slots.iter().map(|slot| slot.first).collect())
             }
@@ -100,14 +115,14 @@ impl Order {
 }
 
 impl Balancer {
-    /// For endpoints of these addresses, with these shares.
-    pub fn new(policy: &Policy, addresses: &[SocketAddr], shares: &Shares) -> Self {
+    /// For these endpoints, with these shares.
+    pub fn new(policy: &Policy, sites: &[Site], shares: &Shares) -> Self {
         let weight = |index: &usize| shares.weights.get(*index).copied().unwrap_or(0);
-        let (taking, idle): (Vec<usize>, Vec<usize>) = (0..addresses.len()).partition(|index| weight(index) > 0);
+        let (taking, idle): (Vec<usize>, Vec<usize>) = (0..sites.len()).partition(|index| weight(index) > 0);
         let weights: Vec<u32> = taking.iter().map(weight).collect();
         let factor = policy.tuning.hash_balance_factor.filter(|_| policy.balance.hashes());
         let bounds = factor.map(|factor| Bounds::new(factor, &weights));
-        let of_those: Vec<SocketAddr> = taking.iter().map(|index| addresses[*index]).collect();
+        let of_those: Vec<Site> = taking.iter().map(|index| sites[*index]).collect();
         let order = Order::new(policy, &of_those, weights);
         let mut others: Vec<usize> = shares.standby.iter().map(|(index, _)| *index).collect();
         let rest: Vec<usize> = idle.into_iter().filter(|index| !others.contains(index)).collect();

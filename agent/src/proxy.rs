@@ -43,8 +43,8 @@ use tokio::sync::Notify;
 pub(crate) use self::routed::members;
 use self::{admit::Gate, circuit::Circuit, filtered::Chain, guard::Guard, pending::Line, routed::Routes};
 use crate::{
-    balance::Balancer,
-    cluster::{CanaryState, Dialler, Reason, Service, Shares, Snapshot},
+    balance::{Balancer, Site},
+    cluster::{CanaryState, Dialler, Endpoint, Reason, Service, Shares, Snapshot},
     config::{self, Balance, HttpVersion, Protocol},
     connect::{Upstreams, Visit},
     kernel::Flows,
@@ -143,8 +143,9 @@ impl Cluster {
         let shares_version = service.shares.version();
         let shares = service.shares.current().unwrap_or_else(|| Arc::new(configured(service)));
         let shares = members.as_deref().map_or(shares.clone(), |members| Arc::new(only(members, &shares, service)));
-        let addresses: Vec<SocketAddr> = service.endpoints.iter().map(|endpoint| endpoint.address).collect();
-        let balancer = Balancer::new(&service.config.policy, &addresses, &shares);
+        let site = |endpoint: &Arc<Endpoint>| Site { address: endpoint.address, weight: endpoint.weight };
+        let sites: Vec<Site> = service.endpoints.iter().map(site).collect();
+        let balancer = Balancer::new(&service.config.policy, &sites, &shares);
         Self {
             service: Arc::clone(service),
             members,

@@ -7,6 +7,7 @@ mod murmur2;
 use xxhash_rust::xxh64::xxh64;
 
 use self::{ketama::crc32, murmur2::murmur2};
+use super::Site;
 use crate::config::tuning::{PointHash, RingHash};
 
 /// How many points are looked at for one whose endpoint may be chosen; who has none there is found without the ring.
@@ -21,12 +22,13 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Of endpoints that are known by these texts on every host (`IP:PORT`), with these weights.
-    pub fn new(rules: &RingHash, keys: &[String], weights: &[u32]) -> Self {
+    /// Of these endpoints, with these shares of what there is.
+    pub fn new(rules: &RingHash, sites: &[Site], weights: &[u32]) -> Self {
+        let keys: Vec<String> = sites.iter().map(|site| site.address.to_string()).collect();
         let mut points = match rules.hash {
-            PointHash::Ketama => ketama::points(keys, weights, rules.size_max as usize),
-            PointHash::Xxh64 => points(rules, keys, weights, |text| xxh64(text, 0)),
-            PointHash::Murmur2 => points(rules, keys, weights, murmur2),
+            PointHash::Ketama => ketama::points(&keys, &ketama::counts(sites, weights, rules.size_max.into())),
+            PointHash::Xxh64 => points(rules, &keys, weights, |text| xxh64(text, 0)),
+            PointHash::Murmur2 => points(rules, &keys, weights, murmur2),
         };
         points.sort_by_key(|(hash, _)| *hash);
         // As nginx does it: of two in one place the first holds.

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::config::tuning::{PointHash, RingHash, Tuning};
 
 const POLICIES: [Balance; 9] = [
     Balance::RoundRobin,
@@ -56,10 +55,14 @@ fn balancer(policy: Balance, weights: &[u32]) -> Balancer {
 }
 
 fn shared(policy: Balance, weights: &[u32], standby: &[(usize, u32)]) -> Balancer {
-    let addresses: Vec<SocketAddr> = (0..weights.len()).map(|index| ([10, 0, 0, index as u8], 80).into()).collect();
+    let sites = sites(weights.len());
     let shares = Shares { weights: weights.to_vec(), standby: standby.to_vec() };
     let policy = Policy { balance: policy, maglev_table_size: 1021, ..Policy::default() };
-    Balancer::new(&policy, &addresses, &shares)
+    Balancer::new(&policy, &sites, &shares)
+}
+
+fn sites(count: usize) -> Vec<Site> {
+    (0..count).map(|index| Site::plain(([10, 0, 0, index as u8], 80).into())).collect()
 }
 
 #[test]
@@ -172,12 +175,11 @@ fn a_key_decides_and_not_who_asks_where_there_is_one() {
 
 #[test]
 fn a_full_endpoint_is_passed_over_with_a_balance_factor() {
-    let addresses: Vec<SocketAddr> = (0..4_u8).map(|index| ([10, 0, 0, index], 80).into()).collect();
     let shares = Shares { weights: vec![1; 4], standby: Vec::new() };
     for balance in [Balance::SourceHash, Balance::Maglev, Balance::RingHash] {
         let mut policy = Policy { balance, ..Policy::default() };
         policy.tuning.hash_balance_factor = Some(150);
-        let balancer = Balancer::new(&policy, &addresses, &shares);
+        let balancer = Balancer::new(&policy, &sites(4), &shares);
         let mut world = World { loads: vec![0; 4], key: Some(7), ..World::default() };
         let own = balancer.choose(|_| true, &world).expect("one");
         for _ in 0..40 {
@@ -216,30 +218,25 @@ fn chance_stays_within_three_sigma_of_each_share() {
 #[test]
 fn when_one_of_ten_goes_no_more_keys_move_than_a_tenth_and_a_fifth_of_that() {
     const KEYS: u64 = 20_000;
-    let addresses: Vec<SocketAddr> = (0..10).map(|index| ([10, 0, 0, index], 80).into()).collect();
-    // Envoy's ring has at least so many points, however few share them: when one goes the others get more, and more keys move.
-    let defaults = Tuning::default();
-    let ring_hash = RingHash { hash: PointHash::Ketama, ..defaults.ring_hash };
-    let tuning = Tuning { ring_hash, ..defaults };
-    let chosen = |policy: Balance, addresses: &[SocketAddr]| -> Vec<SocketAddr> {
-        let shares = Shares { weights: vec![1; addresses.len()], standby: Vec::new() };
-        let balancer =
-            Balancer::new(&Policy { balance: policy, tuning: tuning.clone(), ..Policy::default() }, addresses, &shares);
+    let all = sites(10);
+    let chosen = |policy: Balance, sites: &[Site]| -> Vec<SocketAddr> {
+        let shares = Shares { weights: vec![1; sites.len()], standby: Vec::new() };
+        let balancer = Balancer::new(&Policy { balance: policy, ..Policy::default() }, sites, &shares);
         let choose = |key| balancer.choose(|_| true, &World { key: Some(spread(key)), ..World::default() });
-        (0..KEYS).map(|key| addresses[choose(key).expect("one of them")]).collect()
+        (0..KEYS).map(|key| sites[choose(key).expect("one of them")].address).collect()
     };
     for policy in [Balance::Maglev, Balance::RingHash] {
-        let before = chosen(policy, &addresses);
+        let before = chosen(policy, &all);
         let (mut moved, mut of_others) = (0, 0);
-        for gone in &addresses {
-            let left: Vec<SocketAddr> = addresses.iter().copied().filter(|address| address != gone).collect();
+        for gone in &all {
+            let left: Vec<Site> = all.iter().copied().filter(|site| site != gone).collect();
             for (was, is) in before.iter().zip(chosen(policy, &left)) {
                 moved += usize::from(*was != is);
-                of_others += usize::from(*was != is && was != gone);
+                of_others += usize::from(*was != is && *was != gone.address);
             }
         }
         // Of all ten that may go, on the average: the parts of a ring differ.
-        let part = moved as f64 / (KEYS as f64 * addresses.len() as f64);
+        let part = moved as f64 / (KEYS as f64 * all.len() as f64);
         println!("{policy:?}: {:.2} % of the keys move", 100.0 * part);
         assert!(part <= 0.1 * 1.2, "{policy:?}: {part}");
         assert!(of_others == 0 || policy == Balance::Maglev, "a ring moves nobody else's");

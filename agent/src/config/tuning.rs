@@ -29,7 +29,7 @@ impl Default for Tuning {
                 start: Duration::from_millis(30),
                 penalty: Duration::from_secs(5),
             },
-            ring_hash: RingHash { size_min: 1024, size_max: RING_SIZE_MAX, hash: PointHash::Xxh64 },
+            ring_hash: RingHash { size_min: 1024, size_max: KETAMA_SIZE_MAX, hash: PointHash::Ketama },
             hash_on: Vec::new(),
             hash_balance_factor: None,
             cost: None,
@@ -49,6 +49,9 @@ impl Tuning {
     }
 }
 
+/// Most points of a ring of [`PointHash::Ketama`] unless said otherwise: 4 MiB, which a thousand endpoints of the weight 1 stay below, and
+/// ten of the weight 100. A heavier service's ring has a half of its points, or a quarter, and so on.
+pub const KETAMA_SIZE_MAX: u32 = 262_144;
 /// Most points of a ring: Envoy's bound.
 pub const RING_SIZE_MAX: u32 = 8_388_608;
 

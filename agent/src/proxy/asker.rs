@@ -130,7 +130,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cluster::Shares, config::file};
+    use crate::{balance::Site, cluster::Shares, config::file};
 
     const ASKER: Asker = Asker { source: 7, address: None, number: 0xabc };
 
@@ -167,9 +167,9 @@ mod tests {
     #[test]
     fn who_was_given_a_cookie_is_known_by_it_when_it_comes_back() {
         let service = service("[{cookie: sid, generate: {}}]");
-        let addresses = ["10.0.0.2:80", "10.0.0.3:80"].map(|text| text.parse().expect("an address"));
+        let sites = ["10.0.0.2:80", "10.0.0.3:80"].map(|text| Site::plain(text.parse().expect("an address")));
         let shares = Shares { weights: vec![1, 1], standby: Vec::new() };
-        let balancer = Balancer::new(&service.policy, &addresses, &shares);
+        let balancer = Balancer::new(&service.policy, &sites, &shares);
         let hash = |asker: Asker, fields: &str| {
             let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
             let request = Request::of_http1(head.as_bytes(), false, 7);
@@ -183,9 +183,9 @@ mod tests {
     #[test]
     fn an_address_is_hashed_as_text_and_who_has_none_of_his_own_is_known_as_who_dialled() {
         let service = service("[{source_ip: on}]");
-        let addresses = ["10.0.0.2:80".parse().expect("an address")];
+        let sites = [Site::plain("10.0.0.2:80".parse().expect("an address"))];
         let shares = Shares { weights: vec![1], standby: Vec::new() };
-        let balancer = Balancer::new(&service.policy, &addresses, &shares);
+        let balancer = Balancer::new(&service.policy, &sites, &shares);
         for (address, expected) in [
             (Some("192.0.2.7"), &b"192.0.2.7"[..]),
             (Some("2001:db8::1"), b"2001:db8::1"),

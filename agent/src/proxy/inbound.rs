@@ -4,7 +4,7 @@ use std::{cell::RefCell, net::SocketAddr, os::fd::OwnedFd, rc::Rc, sync::Arc, sy
 
 use super::{Cluster, Hop, Serving, admit::Gate, auto, http, http2, opaque, tls};
 use crate::{
-    balance::Balancer,
+    balance::{Balancer, Site},
     cluster::{Inbound, Refused, Service, Shares},
     config::Protocol,
     connect::Visit,
@@ -83,7 +83,7 @@ async fn accepted(
 /// Chooses among the one endpoint that there is.
 fn only(service: &Service, program: SocketAddr) -> Balancer {
     let all = Shares { weights: vec![1], standby: Vec::new() };
-    Balancer::new(&service.config.policy, &[program], &all)
+    Balancer::new(&service.config.policy, &[Site::plain(program)], &all)
 }
 
 /// A place among the connections of a rule, given back when dropped.

@@ -1,21 +1,34 @@
 //! Points as nginx places them for `hash KEY consistent`, which follows Perl's `Cache::Memcached::Fast`: each is the CRC-32 of host, zero
 //! byte, port and the point before it (`ngx_http_upstream_hash_module.c`, `ngx_http_upstream_update_chash`).
 
-/// Points for each unit of weight.
-const POINTS_EACH: u64 = 160;
+use crate::balance::Site;
 
-/// The points of these endpoints, no more than about `most` in all: weights that would need more are scaled down.
-pub fn points(keys: &[String], weights: &[u32], most: usize) -> Vec<(u64, u32)> {
-    let sum: u64 = weights.iter().map(|weight| u64::from((*weight).max(1))).sum();
-    let units_max = (most as u64 / POINTS_EACH).max(1);
+/// Points for each unit of weight.
+const POINTS_EACH: u128 = 160;
+
+/// How many points each has, no more than about `most` in all: so many for each unit of its weight as configured, and fewer if it takes less
+/// than its weight. What the others have does not depend on who else is there, so that their keys stay; where there would be too many
+/// points, all have a half of them, or a quarter, and so on.
+pub fn counts(sites: &[Site], weights: &[u32], most: u64) -> Vec<u64> {
+    let of = |(site, weight): (&Site, &u32)| (u128::from((*weight).max(1)), u128::from(site.weight.max(1)));
+    let fuller = |best: (u128, u128), next: (u128, u128)| if next.0 * best.1 > best.0 * next.1 { next } else { best };
+    // Who takes most of its weight takes all of it.
+    let Some((part, whole)) = sites.iter().zip(weights).map(of).reduce(fuller) else { return Vec::new() };
+    let exact = |weight: &u32| ((u128::from((*weight).max(1)) * whole * POINTS_EACH + part / 2) / part).max(1);
+    let exact: Vec<u128> = weights.iter().map(exact).collect();
+    let sum: u128 = exact.iter().sum();
+    let halved = (0..u128::BITS).find(|times| sum >> times <= u128::from(most)).unwrap_or_default();
+    exact.iter().map(|count| ((count >> halved) as u64).max(1)).collect()
+}
+
+/// The points of these endpoints: so many of each.
+pub fn points(keys: &[String], counts: &[u64]) -> Vec<(u64, u32)> {
     let mut points = Vec::new();
-    for (index, (key, weight)) in (0_u32..).zip(keys.iter().zip(weights)) {
-        let weight = u64::from((*weight).max(1));
-        let weight = if sum > units_max { (weight * units_max / sum).max(1) } else { weight };
+    for (index, (key, count)) in (0_u32..).zip(keys.iter().zip(counts)) {
         let (host, port) = key.rsplit_once(':').unwrap_or((key, ""));
         let base = crc32(crc32(crc32(0, host.as_bytes()), &[0]), port.as_bytes());
         let mut point = 0_u32;
-        for _ in 0..weight * POINTS_EACH {
+        for _ in 0..*count {
             point = crc32(base, &point.to_le_bytes());
             points.push((u64::from(point), index));
         }
@@ -55,8 +68,29 @@ mod tests {
 
     #[test]
     fn each_unit_of_weight_has_160_points_until_there_are_too_many() {
-        let keys = ["10.0.0.1:80".to_owned(), "10.0.0.2:80".to_owned()];
-        assert_eq!(points(&keys, &[1, 2], 8_388_608).len(), 480);
-        assert!(points(&keys, &[65_535, 65_535], 16_000).len() <= 16_000);
+        assert_eq!(counts(&sites(&[1, 2]), &[1, 2], 8_388_608), [160, 320]);
+        assert_eq!(counts(&sites(&[1; 4]), &[1; 4], 640), [160; 4]);
+        assert_eq!(counts(&sites(&[1; 4]), &[1; 4], 639), [80; 4]);
+        assert!(counts(&sites(&[65_535, 65_535]), &[65_535, 65_535], 16_000).iter().sum::<u64>() <= 16_000);
+        assert_eq!(counts(&[], &[], 1), [0; 0]);
+    }
+
+    #[test]
+    fn shares_in_lowest_terms_are_told_from_the_weights_that_they_stand_for() {
+        for (configured, taken, expected) in [
+            (&[2, 4][..], &[1, 2][..], &[320, 640][..]),
+            (&[100, 100], &[1, 1], &[16_000, 16_000]),
+            // The last of three takes a tenth of its weight as yet, and then a quarter.
+            (&[1, 1, 1], &[10, 10, 1], &[160, 160, 16]),
+            (&[3, 2, 3], &[12, 8, 3], &[480, 320, 120]),
+        ] {
+            assert_eq!(counts(&sites(configured), taken, 8_388_608), expected, "{configured:?} {taken:?}");
+        }
+    }
+
+    fn sites(weights: &[u32]) -> Vec<Site> {
+        let site =
+            |(index, weight): (u8, &u32)| Site { weight: *weight, ..Site::plain(([10, 0, 0, index], 80).into()) };
+        (0..).zip(weights).map(site).collect()
     }
 }

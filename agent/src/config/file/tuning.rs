@@ -11,8 +11,8 @@ use super::{
 use crate::config::{
     Balance,
     tuning::{
-        Among, Cost, GivenCookie, HashKey, HashOn, LeastRequest, Part, PeakEwma, PointHash, RING_SIZE_MAX, RingHash,
-        Tuning,
+        Among, Cost, GivenCookie, HashKey, HashOn, KETAMA_SIZE_MAX, LeastRequest, Part, PeakEwma, PointHash,
+        RING_SIZE_MAX, RingHash, Tuning,
     },
 };
 
@@ -145,12 +145,16 @@ fn peak_ewma(field: &Field<'_>, problems: &mut Problems) -> Option<PeakEwma> {
 fn ring_hash(field: &Field<'_>, problems: &mut Problems) -> Option<RingHash> {
     let default = Tuning::default().ring_hash;
     let section = Section::open(field.node, &field.path, &["size_min", "size_max", "hash"], problems)?;
+    // Who says how large a ring is at least means one of Envoy's.
+    let usual = if section.get("size_min").is_some() { PointHash::Xxh64 } else { default.hash };
+    let hash = section.or("hash", || usual, |field, p| field.choice(&POINT_HASHES, p), problems);
+    let most = if hash == Some(PointHash::Ketama) { KETAMA_SIZE_MAX } else { RING_SIZE_MAX };
     let size = |field: &Field<'_>, p: &mut Problems| field.integer(1..=RING_SIZE_MAX, p);
     let size_min = section.or("size_min", || default.size_min, size, problems);
-    let size_max = section.or("size_max", || default.size_max, size, problems);
-    let hash = section.or("hash", || default.hash, |field, p| field.choice(&POINT_HASHES, p), problems);
+    let size_max = section.or("size_max", || most, size, problems);
     if let (Some(least), Some(most), Some(field)) = (size_min, size_max, section.get("size_max"))
         && most < least
+        && hash != Some(PointHash::Ketama)
     {
         field.refuse(format!("{most} is less than size_min, {least}; write as many at least"), problems);
     }

@@ -32,8 +32,11 @@ fn each_way_has_its_settings() {
     let expected =
         PeakEwma { of: Among::Some(2), decay: Duration::from_secs(5), start: Duration::ZERO, penalty: Duration::ZERO };
     assert_eq!(rules, expected);
-    let ring = tuned("balance: ring_hash, ring_hash: {hash: ketama}").ring_hash;
-    assert_eq!(ring.hash, PointHash::Ketama);
+    let ring = |text: &str| tuned(&format!("balance: ring_hash, ring_hash: {{{text}}}")).ring_hash;
+    assert_eq!(ring("hash: ketama"), Tuning::default().ring_hash);
+    let envoy_s = RingHash { size_min: 1024, size_max: RING_SIZE_MAX, hash: PointHash::Xxh64 };
+    assert_eq!([ring("hash: xxh64"), ring("size_min: 1024")], [envoy_s; 2]);
+    assert_eq!(ring("size_max: 160").size_max, 160);
     let ring = tuned("balance: ring_hash, ring_hash: {size_min: 64, size_max: 128, hash: murmur2}").ring_hash;
     assert_eq!(ring, RingHash { size_min: 64, size_max: 128, hash: PointHash::Murmur2 });
 }
