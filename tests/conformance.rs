@@ -1,7 +1,7 @@
 //! The agent's HTTP/2 as a client sees it: every case that `httpwg` makes of RFC 9113, with a real endpoint behind. What does not pass is
 //! listed here with the reason; a case that fails and is not listed, or passes and is, fails the test.
 
-use std::{collections::BTreeSet, process::Command, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, process::Command, time::Duration};
 
 use sockway_tests::{
     agent::{Agent, httpwg},
@@ -14,6 +14,10 @@ use sockway_tests::{
 
 /// How many cases there are: fewer would be a suite that broke off.
 const CASES: usize = 107;
+
+/// How often a case that came out otherwise than expected is tried by itself: the suite makes all its connections at once, and on a busy
+/// machine gives some of them up too soon, towards nghttpd as well.
+const TRIES: usize = 5;
 
 /// How long a case waits for a frame; the one that fails for want of it waits so long.
 const CASE: Duration = Duration::from_secs(3);
@@ -53,19 +57,32 @@ fn every_case_of_rfc_9113_passes_but_those_that_are_listed() {
     let (endpoint, service) = (stage.address(), stage.address());
     let _origin = Nghttpd::start_answering(Room::of(&stage.origins), stage.origin(), endpoint);
     let _agent = Agent::start(&stage.config().service(Service::http2("web", service).to(endpoint)));
+    let (all, passed, why) = run(&stage, service, None);
+    assert_eq!(all.len(), CASES, "{all:?}");
+    let (fail, either) = (names(&FAIL), names(&EITHER));
+    let is_expected = |name: &String, passed: &BTreeSet<String>| passed.contains(name) != fail.contains(name);
+    let mut wrong: BTreeSet<String> =
+        all.difference(&either).filter(|name| !is_expected(name, &passed)).cloned().collect();
+    wrong.retain(|name| {
+        !(0..TRIES).any(|_| {
+            let (all, passed, _) = run(&stage, service, Some(name));
+            all.contains(name) && is_expected(name, &passed)
+        })
+    });
+    assert!(wrong.is_empty(), "neither passed nor listed, or both: {wrong:#?}\n{why}");
+    assert!(either.is_subset(&all) && fail.is_subset(&all), "what is listed is a case");
+}
+
+/// Runs the suite, or the cases whose name contains this: all that were tried, those that passed, and what was said of the others.
+fn run(stage: &Stage, service: SocketAddr, filter: Option<&str>) -> (BTreeSet<String>, BTreeSet<String>, String) {
     let patience = patience::deadline(CASE).as_millis().to_string();
     let mut command = Command::new(httpwg());
     command.args(["--verbose", "--connect-timeout", &patience, "--frame-timeout", &patience]);
+    command.args(filter.map(|filter| ["--filter", filter]).into_iter().flatten());
     // By itself it takes 256 MiB for buffers.
     command.args(["--address", &service.to_string()]).env("BUFFET_NUM_BUFS", "8192");
     let output = process::run(Room::of(&stage.clients), command);
     let printed = String::from_utf8_lossy(&output.stderr);
-    let all = told(&printed, "Running test: ");
-    assert_eq!(all.len(), CASES, "{printed}");
-    let passed = told(&printed, "Test passed: ");
-    let either = names(&EITHER);
-    let failed: BTreeSet<String> = all.difference(&passed).filter(|name| !either.contains(*name)).cloned().collect();
     let why: Vec<&str> = printed.lines().filter(|line| line.contains("Expected") || line.contains("Wanted")).collect();
-    assert_eq!(failed, names(&FAIL), "left: what failed, right: what is listed\n{}", why.join("\n"));
-    assert!(either.is_subset(&all), "what is listed is a case");
+    (told(&printed, "Running test: "), told(&printed, "Test passed: "), why.join("\n"))
 }
