@@ -57,6 +57,19 @@ pub struct Asked {
     pub is_grpc: bool,
 }
 
+impl Asked {
+    /// Of a head that asks for no tunnel.
+    pub fn of(parts: &Parts) -> Self {
+        let is_grpc = |value: &HeaderValue| grpc::is_grpc(value.as_bytes());
+        Self {
+            is_idempotent: is_idempotent(&parts.method),
+            is_head: parts.method == Method::HEAD,
+            tunnel: None,
+            is_grpc: parts.headers.get(header::CONTENT_TYPE).is_some_and(is_grpc),
+        }
+    }
+}
+
 /// Checks a request's head and makes it one that may be passed on. `protocol` is what `:protocol` says, which only CONNECT may have.
 pub fn request(parts: &mut Parts, protocol: Option<&[u8]>) -> Result<Asked, BadRequest> {
     if parts.headers.len() > FIELDS_MAX {
@@ -64,13 +77,8 @@ pub fn request(parts: &mut Parts, protocol: Option<&[u8]>) -> Result<Asked, BadR
     }
     check_values(&parts.headers).map_err(BadRequest::Malformed)?;
     let tunnel = Tunnel::of(&parts.method, protocol);
-    let is_grpc = |value: &HeaderValue| grpc::is_grpc(value.as_bytes());
-    let asked = Asked {
-        is_idempotent: is_idempotent(&parts.method),
-        is_head: parts.method == Method::HEAD,
-        tunnel,
-        is_grpc: tunnel.is_none() && parts.headers.get(header::CONTENT_TYPE).is_some_and(is_grpc),
-    };
+    let asked = Asked::of(parts);
+    let asked = Asked { tunnel, is_grpc: asked.is_grpc && tunnel.is_none(), ..asked };
     if tunnel.is_some() {
         // Nothing of a tunnel's bytes is a body (RFC 9110 section 9.3.6).
         parts.headers.remove(header::CONTENT_LENGTH);

@@ -163,9 +163,14 @@ impl Answer {
     }
 
     /// Nobody wants it: a short one is read to its end, the others are given up.
-    pub async fn discard(mut self) {
+    pub async fn discard(self) {
+        self.discard_to(UNWANTED_BYTES_MAX).await;
+    }
+
+    /// The same, where it is short if it has no more than so many bytes.
+    pub async fn discard_to(mut self, bytes_max: usize) {
         let mut read = 0;
-        while read < UNWANTED_BYTES_MAX
+        while read < bytes_max
             && let Ok(Piece::Data(piece)) = self.body.next().await
         {
             read += piece.len();

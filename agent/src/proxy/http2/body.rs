@@ -149,20 +149,6 @@ async fn send(
     Ok(())
 }
 
-/// Sends a body that is all there, as the receiver's windows allow.
-pub async fn send_whole(to: &mut SendStream<Bytes>, mut body: Bytes) -> Result<(), Broken> {
-    to.reserve_capacity(body.len());
-    while !body.is_empty() {
-        let room = match to.capacity() {
-            0 => capacity(to).await?,
-            room => room,
-        };
-        let part = body.split_to(room.min(body.len()));
-        to.send_data(part, body.is_empty()).map_err(|_| Broken::To)?;
-    }
-    Ok(())
-}
-
 /// Waits until some may be sent.
 pub async fn capacity(to: &mut SendStream<Bytes>) -> Result<usize, Broken> {
     poll_fn(|context| {
