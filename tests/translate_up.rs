@@ -1,7 +1,12 @@
 //! Clients of HTTP/1 at endpoints of HTTP/2, through the real agent.
 
 use std::{
-    io::{BufReader, Write as _},
+    io::{self, BufReader, Write as _},
+    mem,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -10,11 +15,13 @@ use sockway_tests::{
     agent::Agent,
     answer::{read_body, read_head},
     config::Service,
-    frames::{self, END_HEADERS, END_STREAM, kind, request},
+    frames::{self, END_HEADERS, END_STREAM, Frame, Peer, kind, request},
+    origin::Origin,
     peers::{self, Nghttpd},
     process::Room,
     stage::Stage,
     translation::{Hop, INTERNAL_ERROR, REFUSED_STREAM, STATUS_200, ask, body, framed, rest},
+    wait,
     web::pattern,
 };
 use tempfile::NamedTempFile;
@@ -182,4 +189,112 @@ fn a_client_that_expects_to_be_told_to_continue_is_told_by_the_endpoint() {
     client.write_all(b"body").unwrap();
     let head = read_head(&mut reader).unwrap().unwrap();
     assert_eq!((head.word(1), read_body(&mut reader, &head, false).unwrap()), ("200", b"framed".to_vec()));
+}
+
+/// Has one stream's body sent back at its end, and counts what comes of it.
+fn echo(peer: &mut Peer, frame: &Frame, (all, seen): &(Mutex<Vec<u8>>, AtomicUsize)) -> io::Result<()> {
+    if frame.kind != kind::DATA {
+        return Ok(());
+    }
+    let mut all = all.lock().unwrap();
+    all.extend_from_slice(&frame.payload);
+    seen.fetch_add(frame.payload.len(), Ordering::SeqCst);
+    if frame.ends_stream() {
+        peer.send(kind::HEADERS, END_HEADERS, frame.stream, &[STATUS_200])?;
+        peer.send(kind::DATA, END_STREAM, frame.stream, &mem::take(&mut *all))?;
+    }
+    Ok(())
+}
+
+/// Sends a body in two pieces, the second when an endpoint that answers has the first, and gives what comes back.
+#[track_caller]
+fn in_two_pieces(hop: &Hop, seen: &AtomicUsize, [head, first, second]: [&str; 3]) -> Vec<u8> {
+    let mut client = hop.client1();
+    let before = seen.load(Ordering::SeqCst);
+    write!(client, "POST / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n{first}").unwrap();
+    wait::until("the first piece to arrive", wait::SOON, || seen.load(Ordering::SeqCst) == before + 6);
+    // What stands behind it is the next request.
+    write!(client, "{second}GET /no-body HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut reader = BufReader::new(client);
+    let head = read_head(&mut reader).unwrap().unwrap();
+    assert_eq!(head.word(1), "200");
+    read_body(&mut reader, &head, false).unwrap()
+}
+
+const BY_LENGTH: [&str; 3] = ["Content-Length: 15", "begun ", "and ended"];
+const IN_CHUNKS: [&str; 3] =
+    ["Transfer-Encoding: chunked", "6\r\nbegun \r\n9", "\r\nand ended\r\n0\r\nx-sum: 1\r\n\r\n"];
+
+/// An endpoint that refuses a stream when some of its body is there, if it is its turn, and echoes otherwise.
+fn wavering(stage: &Stage, turn: &Arc<AtomicUsize>, seen: &Arc<(Mutex<Vec<u8>>, AtomicUsize)>) -> Origin {
+    let (turn, seen, refused) = (Arc::clone(turn), Arc::clone(seen), AtomicU32::new(0));
+    framed(stage, move |peer, frame, _| match (frame.kind, frame.ends_stream()) {
+        (kind::HEADERS, false) => {
+            let is_refused = turn.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+            refused.store(if is_refused { frame.stream } else { 0 }, Ordering::SeqCst);
+            Ok(())
+        }
+        (kind::DATA, _) if refused.load(Ordering::SeqCst) == frame.stream => {
+            peer.send(kind::RST_STREAM, 0, frame.stream, &REFUSED_STREAM.to_be_bytes())
+        }
+        // Behind trailer fields, too, the body is whole.
+        (kind::HEADERS, true) => echo(peer, &Frame { kind: kind::DATA, payload: vec![], ..*frame }, &seen),
+        _ => echo(peer, frame, &seen),
+    })
+}
+
+#[test]
+fn a_body_that_had_begun_is_sent_again_to_who_has_not_seen_it() {
+    let Some(stage) = Stage::set() else { return };
+    let (turn, seen) = (Arc::default(), Arc::new((Mutex::default(), AtomicUsize::new(0))));
+    let origins = [wavering(&stage, &turn, &seen), wavering(&stage, &turn, &seen)];
+    let hop = Hop::up(stage, origins.iter().map(Origin::address));
+    for (body, replays) in [(BY_LENGTH, 1.0), (BY_LENGTH, 2.0), (IN_CHUNKS, 3.0), (IN_CHUNKS, 4.0)] {
+        assert_eq!(in_two_pieces(&hop, &seen.1, body), b"begun and ended");
+        assert_eq!(hop.agent.metric("sockway_upstream_replays_total", &[]), replays);
+    }
+}
+
+#[test]
+fn a_body_that_had_begun_is_sent_again_behind_a_goaway() {
+    let Some(stage) = Stage::set() else { return };
+    let seen = Arc::new((Mutex::default(), AtomicUsize::new(0)));
+    let counted = Arc::clone(&seen);
+    let origin = framed(&stage, move |peer, frame, number| match (number, frame.kind) {
+        (0, kind::DATA) => peer.send(kind::GOAWAY, 0, 0, &[0; 8]),
+        (0, _) => Ok(()),
+        _ => echo(peer, frame, &counted),
+    });
+    let hop = Hop::up(stage, [origin.address()]);
+    assert_eq!(in_two_pieces(&hop, &seen.1, BY_LENGTH), b"begun and ended");
+    assert_eq!(origin.accepted(), 2);
+}
+
+#[test]
+fn of_a_body_too_long_to_be_held_nothing_is_sent_again() {
+    let Some(stage) = Stage::set() else { return };
+    let taken = AtomicUsize::new(0);
+    let origin = framed(&stage, move |peer, frame, _| {
+        if frame.kind == kind::HEADERS {
+            let more = 100_000_u32.to_be_bytes();
+            peer.send(kind::WINDOW_UPDATE, 0, 0, &more)?;
+            peer.send(kind::WINDOW_UPDATE, 0, frame.stream, &more)?;
+        }
+        let bytes = if frame.kind == kind::DATA { frame.payload.len() } else { 0 };
+        // Once, when it has more than is held.
+        match taken.fetch_add(bytes, Ordering::SeqCst) {
+            before if before < 100_000 && before + bytes >= 100_000 => {
+                peer.send(kind::RST_STREAM, 0, frame.stream, &REFUSED_STREAM.to_be_bytes())
+            }
+            _ => Ok(()),
+        }
+    });
+    let hop = Hop::up(stage, [origin.address()]);
+    let mut sent = NamedTempFile::new().unwrap();
+    sent.write_all(&[b'x'; 200_000]).unwrap();
+    let data = format!("@{}", sent.path().display());
+    let (told, why) = hop.curl("/", &["--data-binary", &data]);
+    assert_eq!(told, "1.1 502");
+    assert!(String::from_utf8_lossy(&why).contains("refused stream"), "{}", why.escape_ascii());
+    assert_eq!(hop.agent.metric("sockway_upstream_replays_total", &[]), 0.0);
 }

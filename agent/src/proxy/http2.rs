@@ -5,7 +5,7 @@
 
 pub(super) mod body;
 mod exchange;
-mod held;
+pub(super) mod held;
 mod reply;
 
 use std::{

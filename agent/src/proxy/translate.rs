@@ -1,7 +1,10 @@
 //! Bodies between HTTP/1 and HTTP/2, in both directions: no faster than the receiver takes them, and with bounded memory. And the clock over
 //! an exchange whose sides speak differently.
 
+mod coming;
 pub mod tunnel;
+
+pub use coming::Coming;
 
 use std::{
     cell::Cell,
@@ -24,7 +27,7 @@ use super::{
 };
 use crate::{
     decode::{
-        chunked::{Decoder, Event, Style},
+        chunked::Style,
         http1::Framing,
         translate::{trailers_to_http1, trailers_to_http2},
     },
@@ -290,47 +293,36 @@ pub struct Passed {
     pub grpc_status: Option<Bytes>,
 }
 
-/// What is left of a body.
-enum Left {
-    Length(u64),
-    Chunked(Decoder),
-    UntilClose,
-}
-
-/// What became of the bytes that had come.
-enum Step {
-    More,
-    Done(Option<Bytes>),
-}
-
 impl Inlet<'_> {
     /// Passes on a body, which begins in `buf`. What it receives is sent before more is received.
     pub async fn pass_on(
         &mut self,
         to: &mut SendStream<Bytes>,
-        mut buf: Buf,
+        buf: Buf,
         framing: Framing,
     ) -> Result<Passed, forward::Broken> {
-        let mut left = match framing {
-            Framing::None => Left::Length(0),
-            Framing::Length(bytes) => Left::Length(bytes),
-            Framing::Chunked => Left::Chunked(Decoder::default()),
-            Framing::UntilClose => Left::UntilClose,
-        };
-        loop {
-            if let Step::Done(grpc_status) = self.step(to, &mut buf, &mut left).await? {
-                let rest = if buf.is_empty() { self.give(buf) } else { Some(buf) };
-                return Ok(Passed { rest, grpc_status });
-            }
-            buf = self.receive(to, buf).await?;
-            if buf.is_empty() {
-                self.give(buf);
-                return match left {
-                    Left::UntilClose => self.send(to, Bytes::new(), true).await.map(|()| Passed::default()),
-                    _ => Err(forward::Broken::Ended),
-                };
+        self.go_on(to, &mut Coming::new(buf, framing), &Cell::new(true)).await
+    }
+
+    /// Passes on a body, from its beginning if somebody was sent some of it before. It is held until somebody `is_answering`.
+    pub async fn go_on(
+        &mut self,
+        to: &mut SendStream<Bytes>,
+        body: &mut Coming,
+        is_answering: &Cell<bool>,
+    ) -> Result<Passed, forward::Broken> {
+        let (again, is_last) = body.again();
+        self.send(to, again, is_last).await?;
+        while !body.is_done() {
+            let (bytes, is_last) = body.next(is_answering.get())?;
+            self.send(to, bytes, is_last).await?;
+            if !body.is_done() && !self.receive(to, body).await? {
+                self.send(to, Bytes::new(), true).await?;
             }
         }
+        let grpc_status = body.trailers().map(|lines| send_trailers(to, lines)).transpose()?.flatten();
+        let rest = body.take().and_then(|rest| if rest.is_empty() { self.give(rest) } else { Some(rest) });
+        Ok(Passed { rest, grpc_status })
     }
 
     fn give(&self, buf: Buf) -> Option<Buf> {
@@ -338,56 +330,17 @@ impl Inlet<'_> {
         None
     }
 
-    /// Sends what the buffer has of the body.
-    async fn step(
-        &mut self,
-        to: &mut SendStream<Bytes>,
-        buf: &mut Buf,
-        left: &mut Left,
-    ) -> Result<Step, forward::Broken> {
-        match left {
-            Left::Length(left) => {
-                let here = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= here as u64;
-                let is_last = *left == 0;
-                self.send(to, Bytes::copy_from_slice(&buf.bytes()[..here]), is_last).await?;
-                buf.consume(here);
-                Ok(if is_last { Step::Done(None) } else { Step::More })
+    /// Waits for more, into the buffer that was sent, or a larger one if that was full; whether more came, and not the body's end.
+    async fn receive(&mut self, to: &mut SendStream<Bytes>, body: &mut Coming) -> Result<bool, forward::Broken> {
+        // The reader has it where somebody else waited before.
+        let buf = body.take().or_else(|| self.from.disarm());
+        let mut buf = match buf {
+            Some(buf) if buf.capacity() < SMALL || buf.room() == 0 => {
+                self.buffers.give(buf);
+                self.buffers.take(LARGE)
             }
-            Left::Chunked(decoder) => {
-                let mut at = 0;
-                let mut pieces = Vec::new();
-                while let Event::Data(piece) = decoder.next(buf.bytes(), &mut at)? {
-                    pieces.push(piece);
-                }
-                let is_done = decoder.is_done();
-                let has_trailers = !decoder.trailers().is_empty();
-                let bytes = pieces.into_iter().fold(Vec::new(), |mut all, piece| {
-                    all.extend_from_slice(&buf.bytes()[piece]);
-                    all
-                });
-                self.send(to, bytes.into(), is_done && !has_trailers).await?;
-                buf.consume(at);
-                match is_done {
-                    false => Ok(Step::More),
-                    true if has_trailers => send_trailers(to, decoder.trailers()).map(Step::Done),
-                    true => Ok(Step::Done(None)),
-                }
-            }
-            Left::UntilClose => {
-                self.send(to, Bytes::copy_from_slice(buf.bytes()), false).await?;
-                buf.consume(buf.len());
-                Ok(Step::More)
-            }
-        }
-    }
-
-    /// Waits for more, into the buffer that was sent, or a larger one if that was full.
-    async fn receive(&mut self, to: &mut SendStream<Bytes>, mut buf: Buf) -> Result<Buf, forward::Broken> {
-        if buf.room() == 0 || buf.capacity() < SMALL {
-            self.buffers.give(buf);
-            buf = self.buffers.take(LARGE);
-        }
+            buf => buf.unwrap_or_else(|| self.buffers.take(LARGE)),
+        };
         buf.clear();
         self.from.arm(buf);
         let (received, buf) = poll_fn(|context| {
@@ -397,19 +350,20 @@ impl Inlet<'_> {
             to.poll_reset(context).map(|_| Err(gone()))
         })
         .await?;
-        match received {
-            Ok(_) => {
-                if let Some(tap) = self.tap {
-                    tap.raw(buf.bytes());
-                    tap.stop_if_over().await;
-                }
-                Ok(buf)
-            }
-            Err(error) => {
-                self.buffers.give(buf);
-                Err(forward::Broken::Receiving(error))
-            }
+        if let Err(error) = received {
+            self.buffers.give(buf);
+            return Err(forward::Broken::Receiving(error));
         }
+        if let Some(tap) = self.tap {
+            tap.raw(buf.bytes());
+            tap.stop_if_over().await;
+        }
+        if buf.is_empty() {
+            self.buffers.give(buf);
+            return if body.ends() { Ok(false) } else { Err(forward::Broken::Ended) };
+        }
+        body.put(buf);
+        Ok(true)
     }
 
     /// Sends a piece as the receiver's windows allow.

@@ -23,7 +23,7 @@ use crate::{
         mirror::Tap,
         one_way,
         reach::{Heard, Shared, Tried},
-        translate::{Gathered, Inlet, Late, Outlet, Phase, Progress, gather, while_moving},
+        translate::{Coming, Gathered, Inlet, Late, Outlet, Phase, gather, while_moving},
         whole,
     },
     record::{Bytes as Count, Counter},
@@ -81,8 +81,26 @@ impl Ended {
 enum Body {
     /// All of it; it can be sent again.
     Whole(Bytes),
-    /// What of it has come; the rest is to be received.
-    Begun(Option<Buf>, Framing),
+    /// Some of it; the rest is to be received.
+    Begun(Coming),
+}
+
+impl Body {
+    /// Whether it can be sent from its beginning.
+    fn can_repeat(&self) -> bool {
+        match self {
+            Self::Whole(_) => true,
+            Self::Begun(body) => body.can_repeat(),
+        }
+    }
+
+    /// Whether it was read to its end, behind which the next request begins.
+    fn is_read(&self) -> bool {
+        match self {
+            Self::Whole(_) => true,
+            Self::Begun(body) => body.is_done(),
+        }
+    }
 }
 
 /// One attempt.
@@ -124,7 +142,10 @@ impl Connection<'_> {
                 buf.consume(whole.len());
                 Body::Whole(whole)
             }
-            framing => Body::Begun(Some(std::mem::replace(&mut buf, self.hop.buffers.holding(&[]))), framing),
+            framing => {
+                let begun = std::mem::replace(&mut buf, self.hop.buffers.holding(&[]));
+                Body::Begun(Coming::new(begun, framing))
+            }
         };
         let limits = self.limits();
         let request = || route::Request::of_parts(&parts, self.stream.is_tls(), self.asker.source);
@@ -146,7 +167,7 @@ impl Connection<'_> {
             if let Some(seen) = ended.seen().filter(|_| !is_callers) {
                 upstream.who().report(self.hop, seen);
             }
-            let can_repeat = matches!(body, Body::Whole(_) | Body::Begun(Some(_), _)) && !attempt.head_sent.get();
+            let can_repeat = body.can_repeat() && !attempt.head_sent.get();
             let (is_unseen, error) = match ended {
                 Ended::Sent(response) => return self.sent_http2((upstream, response), &head, buf).await,
                 Ended::Unseen(error) => (true, error),
@@ -173,10 +194,7 @@ impl Connection<'_> {
 
     /// Answers in the endpoint's stead; of a body that was not read to its end nobody knows where the next request begins.
     async fn reply_http2(&mut self, reply: Reply, head: &RequestHead, body: &Body, buf: Buf) -> Next {
-        match body {
-            Body::Whole(_) => self.reply(reply, head, buf).await,
-            Body::Begun(..) => Next::End(self.refuse(reply).await),
-        }
+        if body.is_read() { self.reply(reply, head, buf).await } else { Next::End(self.refuse(reply).await) }
     }
 
     async fn attempt_http2(
@@ -206,7 +224,7 @@ impl Connection<'_> {
             let change = self.response_change.as_deref();
             let answer = Answer { hop, head, attempt, change, heard: upstream.who().heard() };
             let tap = self.tap.as_deref();
-            let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, &phase.up, tap));
+            let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, phase, tap));
             let mut download = pin!(answer.give(&mut response, writer));
             let mut client = None;
             let both = poll_fn(|context| {
@@ -324,17 +342,14 @@ async fn upload<'r>(
     up: &mut SendStream<Bytes>,
     from: &'r mut Reader,
     buffers: &'r Buffers,
-    progress: &'r Progress,
+    phase: &'r Phase,
     tap: Option<&'r Tap>,
 ) -> (Result<Option<Buf>, forward::Broken>, &'r mut Reader) {
-    let mut inlet = Inlet { from, buffers, progress, tap };
+    let mut inlet = Inlet { from, buffers, progress: &phase.up, tap };
     let sent = match body {
         Body::Whole(whole) if whole.is_empty() => Ok(None),
         Body::Whole(whole) => inlet.send(up, whole.clone(), true).await.map(|()| None),
-        Body::Begun(buf, framing) => match buf.take() {
-            Some(buf) => inlet.pass_on(up, buf, *framing).await.map(|passed| passed.rest),
-            None => Err(forward::Broken::Ended),
-        },
+        Body::Begun(body) => inlet.go_on(up, body, &phase.answering).await.map(|passed| passed.rest),
     };
     (sent, inlet.from)
 }
