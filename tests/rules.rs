@@ -4,6 +4,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use sockway_tests::{
@@ -63,6 +64,30 @@ fn scene(stage: &Stage, config: Config) -> Scene {
     let (origin, service) = (stage.echo("origin"), stage.address());
     let config = config.service(Service::kernel_tcp("pipe", service).to(origin.address()));
     Scene { service, config, _origin: origin }
+}
+
+/// How many descriptors the agent may have from now on.
+fn allow_descriptors(agent: &Agent, most: u32) {
+    let (pid, most) = (agent.pid().to_string(), format!("--nofile={most}:"));
+    let output = Command::new("prlimit").args(["--pid", &pid, &most]).output().expect("util-linux");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn an_agent_that_cannot_look_for_want_of_descriptors_lets_go_of_no_cgroup() {
+    let Some(stage) = Stage::set() else { return };
+    let Scene { service, config, _origin } = scene(&stage, stage.config());
+    let agent = Agent::start(&config);
+    assert!(is_captured(stage.client(), service));
+    allow_descriptors(&agent, 8);
+    wait::until("it to look in vain", wait::SOON, || agent.log().contains("are not followed"));
+    assert!(is_captured(stage.client(), service));
+    allow_descriptors(&agent, 1024);
+    let later = stage.clients.child("later");
+    assert!(is_captured(&Door::open(Room::of(&later)), service));
+    agent.reload(&config.without_rules());
+    wait::until("it to let go when it is told to", wait::SOON, || agent.log().contains("no longer captured"));
+    assert_eq!(agent.log().matches("no longer captured").count(), 1, "{}", agent.log());
 }
 
 #[test]

@@ -141,7 +141,8 @@ impl Rules {
 
     /// `whole`: a cgroup that cannot be attached is an error, unless it has just gone.
     fn apply(&mut self, whole: bool) -> Result<bool, KernelError> {
-        let mut found = self.tree.look(&self.rules);
+        // Who could not see all of it lets go of nothing.
+        let mut found = self.tree.look(&self.rules).map_err(|(path, source)| KernelError::Cgroup { path, source })?;
         // What is left out first: not for a moment is it captured with what is around it.
         found.sort_by_key(|found| found.policy != Policy::LeftOut);
         let mut changed = false;

@@ -64,6 +64,7 @@ struct Look<'t> {
     watched: HashSet<i32>,
     unwatched: usize,
     found: Vec<Found>,
+    failed: Option<(PathBuf, io::Error)>,
 }
 
 impl Tree {
@@ -88,19 +89,28 @@ impl Tree {
 
     /// Every cgroup that gets other hooks than what is around it. The nearest rule holds for a cgroup; of several for the same cgroup,
     /// one without a hole goes before patterns, and the earlier before the later.
-    pub fn look(&mut self, rules: &[Rule]) -> Vec<Found> {
-        let mut look = Look { tree: self, rules, watched: HashSet::new(), unwatched: 0, found: Vec::new() };
+    ///
+    /// # Errors
+    ///
+    /// When a directory that is there could not be read, and which: what was not seen may be there, too.
+    pub fn look(&mut self, rules: &[Rule]) -> Result<Vec<Found>, (PathBuf, io::Error)> {
+        let mut look =
+            Look { tree: self, rules, watched: HashSet::new(), unwatched: 0, found: Vec::new(), failed: None };
         let names = look.watch(Path::new(NAMED));
         let start: Standings = rules.iter().map(|rule| rule.path.start()).collect();
         look.visit(&self.mount, &start, Policy::LeftOut);
-        let (found, watched, unwatched) = (look.found, look.watched, look.unwatched);
+        let (found, watched, unwatched, failed) = (look.found, look.watched, look.unwatched, look.failed);
+        if let Some(failed) = failed {
+            self.watched.extend(watched);
+            return Err(failed);
+        }
         for stale in self.watched.difference(&watched) {
             let _ = inotify::remove_watch(&self.inotify, *stale);
         }
         self.watched = watched;
         self.names = names;
         self.tell(unwatched);
-        found
+        Ok(found)
     }
 
     /// Whether news may be about names of network namespaces: also what nobody watches any more, and what was lost, may be.
@@ -133,8 +143,15 @@ impl Look<'_> {
             return;
         }
         self.watch(directory);
-        let Ok(entries) = fs::read_dir(directory) else { return };
-        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        let entries = match fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+            Ok(entries) => entries,
+            Err(error) if is_gone(&error) => return,
+            Err(error) => {
+                self.failed.get_or_insert_with(|| (directory.into(), error));
+                return;
+            }
+        };
+        for entry in entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
             let name = entry.file_name();
             // The kernel lets a cgroup have any name; one that is no text is meant by no rule.
             let Some(name) = name.to_str() else { continue };
@@ -174,6 +191,12 @@ impl Look<'_> {
         }
         None
     }
+}
+
+/// Whether a directory is not there: it went since its name was read, or while it was listed (then kernfs says ENODEV).
+fn is_gone(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::NOENT | Errno::NOTDIR | Errno::NODEV))
 }
 
 /// News of the tree, not yet awaited.
@@ -268,6 +291,7 @@ mod tests {
         let mut found: Vec<_> = Tree::new(root)
             .expect("inotify")
             .look(rules)
+            .expect("readable")
             .into_iter()
             .map(|found| (format!("/{}", found.path.strip_prefix(root).expect("below").display()), found.policy))
             .collect();
@@ -316,12 +340,12 @@ mod tests {
         let mut tree = Tree::new(root.path()).expect("inotify");
         let mut news = tree.news().and_then(TreeNews::listen).expect("a runtime");
         let rules = [rule("/a/**/z", ON)];
-        assert_eq!(tree.look(&rules), []);
+        assert_eq!(tree.look(&rules).expect("readable"), []);
         let mut after = async |make: bool, path: &str| {
             let path = root.path().join(path);
             if make { fs::create_dir(path) } else { fs::remove_dir(path) }.expect("writable");
             time::timeout(Duration::from_secs(5), news.changed()).await.expect("news").expect("inotify");
-            tree.look(&rules).len()
+            tree.look(&rules).expect("readable").len()
         };
         // Another test may make a namespace meanwhile, which is news, too: it changes nothing of what is found.
         assert_eq!(after(true, "a").await, 0);
