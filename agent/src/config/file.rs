@@ -37,6 +37,7 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path as FilePath,
     time::Duration,
 };
@@ -163,6 +164,23 @@ pub fn text(path: &FilePath) -> Result<String, ConfigError> {
         .and_then(|file| file.take(tree::BYTES_MAX as u64 + 1).read_to_string(&mut text))
         .map_err(|source| ConfigError::Unreadable { name: path.display().to_string(), source })?;
     Ok(text)
+}
+
+/// As [`text`], of a file that was read before: what is none any more is refused, and not waited for.
+pub fn text_again(path: &FilePath) -> Result<String, ConfigError> {
+    regular(path).map_err(|source| ConfigError::Unreadable { name: path.display().to_string(), source })?;
+    text(path)
+}
+
+/// Opens a file that can be read at any time: nothing in whose other end somebody may or may not write.
+fn regular(path: &FilePath) -> io::Result<File> {
+    // Of a pipe that nobody writes the open itself would wait.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.file_type() {
+        kind if kind.is_file() => Ok(file),
+        kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+    }
 }
 
 /// Reads a text; `name` is what messages call it.

@@ -166,7 +166,7 @@ impl Reloader {
 }
 
 fn read(path: &Path, before: Option<&Seen>, current: &Config) -> (Option<Seen>, Read) {
-    let text = match file::text(path) {
+    let text = match file::text_again(path) {
         Ok(text) => text,
         Err(error) => return (None, Read::Bad(error)),
     };
@@ -266,6 +266,17 @@ mod tests {
         let capture = Capture { except, ..old.capture.clone() };
         assert_eq!(config, Config { drain_timeout: Duration::from_millis(6), capture, ..old.clone() });
         assert_eq!(keep_fixed(&old, old.clone()), (old.clone(), vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_the_files_place_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("f.yaml");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+        let mut reloader = Reloader::new(path, "workers: 1".into(), parsed("workers: 1"));
+        reloader.begin();
+        let read = tokio::time::timeout(Duration::from_secs(10), reloader.ended()).await.expect("nobody waits");
+        assert!(matches!(read, Read::Bad(error) if error.to_string().contains("no regular file")));
     }
 
     fn parsed(text: &str) -> Arc<Config> {

@@ -2,7 +2,6 @@
 //! with the place where it is named.
 
 use std::{
-    fs::File,
     io::{self, Read as _},
     path::{Path as FilePath, PathBuf},
     sync::Arc,
@@ -14,7 +13,7 @@ use serde_json::{Value as Json, json};
 
 use super::{
     filter::FILES,
-    milliseconds,
+    milliseconds, regular,
     section::{Field, Path, Problems, Section, shown},
     tree::{self, Node, Value},
 };
@@ -181,7 +180,7 @@ fn file(field: &Field<'_>, problems: &mut Problems) -> Option<(PathBuf, Vec<u8>)
 /// What a file holds, no more of it than one with certificates can.
 pub fn bytes(path: &FilePath) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    regular(path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

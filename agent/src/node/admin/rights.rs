@@ -1,7 +1,5 @@
 //! Who may change something: whoever can open the Unix socket, and whoever shows a token that the configuration knows.
 
-use std::fs;
-
 use axum::http::{HeaderMap, header};
 use ring::digest;
 
@@ -9,6 +7,7 @@ use super::door::Peer;
 use crate::config::{
     Admin,
     admin::{self, Token},
+    file,
 };
 
 /// Bytes of a token file that are read: a thousand lines.
@@ -51,11 +50,9 @@ pub fn who(peer: Peer, headers: &HeaderMap, admin: &Admin) -> Result<String, For
     let listed = known(&admin.tokens, shown.as_ref());
     let found = match &admin.token_file {
         Some(path) if listed.is_none() => {
-            let text = fs::metadata(path).and_then(|file| {
-                if file.len() > TOKEN_FILE_BYTES_MAX {
-                    return Err(std::io::ErrorKind::FileTooLarge.into());
-                }
-                fs::read_to_string(path)
+            let text = file::bytes(path).and_then(|bytes| match bytes.len() as u64 {
+                0..=TOKEN_FILE_BYTES_MAX => String::from_utf8(bytes).map_err(std::io::Error::other),
+                _ => Err(std::io::ErrorKind::FileTooLarge.into()),
             });
             let text = text.map_err(|error| Forbidden::File(error.to_string()))?;
             known(&admin::tokens(&text).map_err(Forbidden::File)?, shown.as_ref())
@@ -79,6 +76,8 @@ fn known(tokens: &[Token], shown: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn token(name: &str, secret: &str) -> Token {
