@@ -79,6 +79,8 @@ pub struct Guard {
     /// Bytes to pass over before the next frame's head.
     skip: usize,
     rules: Rules,
+    /// Whether what comes first was not seen yet, which is SETTINGS (RFC 9113 section 3.4).
+    is_first: bool,
     head: [u8; FrameHead::BYTES],
     head_bytes: usize,
     leave: u64,
@@ -101,6 +103,7 @@ impl Guard {
         Self {
             skip: preface_bytes,
             rules: Rules::default(),
+            is_first: preface_bytes > 0,
             head: [0; FrameHead::BYTES],
             head_bytes: 0,
             leave: CONTROL_FRAMES_MAX,
@@ -189,6 +192,9 @@ impl Guard {
     }
 
     fn frame(&mut self, head: FrameHead) -> Result<(), Wrong> {
+        if std::mem::take(&mut self.is_first) && !head.is_settings() {
+            return Err(Broken::Protocol.into());
+        }
         self.rules.frame(head)?;
         self.last = head.kind;
         match head.kind {
@@ -315,6 +321,19 @@ mod tests {
         let more = passed(&mut guard, &[0, 0, 0, 9, 0, 0, 0, 0, 1], 5_000, START);
         assert_eq!(more, (5, Some(Flood::Continuations.into())));
         assert_eq!(guard.wrong(), more.1);
+    }
+
+    #[test]
+    fn a_preface_ends_with_settings() {
+        let acknowledgement = [0, 0, 0, 4, 1, 0, 0, 0, 0];
+        for first in [&PING[..], &HEADERS, &acknowledgement] {
+            assert_eq!(
+                Guard::new(3, START).see(&[b"PRI", first].concat(), START, 0),
+                Err((3, Broken::Protocol.into()))
+            );
+        }
+        let good = [b"PRI", &SETTINGS[..], &PING].concat();
+        assert_eq!(Guard::new(3, START).see(&good, START, 0), Ok(()));
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl FrameHead {
         // The highest bit is to be ignored.
         Self { length, kind, flags, stream: u32::from_be_bytes(stream) & 0x7fff_ffff }
     }
+
+    /// Whether it says what its sender wants, and does not acknowledge what the other side does.
+    pub fn is_settings(self) -> bool {
+        self.kind == kind::SETTINGS && self.flags & FLAG == 0
+    }
 }
 
 /// Kinds of frames (RFC 9113 section 6).
