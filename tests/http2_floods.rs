@@ -102,6 +102,21 @@ fn requests_that_are_taken_back_at_once_end_their_connection() {
 }
 
 #[test]
+fn requests_that_are_taken_back_in_the_same_breath_are_nobodys_work() {
+    let Some(hop) = Hop::set() else { return };
+    let head = request("GET", "/bytes", &[]);
+    let asked = |stream| frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, &head);
+    let back =
+        |number: u32| [asked(2 * number + 1), frame(kind::RST_STREAM, 0, 2 * number + 1, &[0, 0, 0, 8])].concat();
+    let mut client = Peer::client(hop.stage.dial(hop.service).unwrap()).unwrap();
+    client.send_bytes(&(0..20).flat_map(back).chain(asked(41)).collect::<Vec<u8>>()).unwrap();
+    while client.until(kind::DATA).stream != 41 {}
+    let requests = |outcome| hop.agent.metric("sockway_requests_total", &[("outcome", outcome)]);
+    wait::until("all to be counted", wait::SOON, || requests("client_aborted") + requests("2xx") == 21.0);
+    assert_eq!(hop.agent.metric("sockway_upstream_requests_total", &[]), 1.0);
+}
+
+#[test]
 fn calls_that_are_given_up_within_their_responses_are_no_flood() {
     let Some(stage) = Stage::set() else { return };
     let origin = framed(&stage, |peer, frame, _| match frame.kind {

@@ -14,7 +14,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Instant,
 };
 
@@ -101,6 +101,10 @@ fn answered(status: u16, grpc_status: Option<&Bytes>) -> Seen {
 pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let began = Instant::now();
     let hop = &connection.hop;
+    // Taken back before anybody looked at it (CVE-2023-44487): nobody else is to have work of it.
+    if respond.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+        return hop.slab.count(Counter::RequestAborted);
+    }
     let (mut parts, mut body) = request.into_parts();
     let protocol = parts.extensions.get::<Protocol>().cloned();
     let asked = match http2::request(&mut parts, protocol.as_ref().map(AsRef::as_ref)) {
