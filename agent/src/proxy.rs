@@ -18,6 +18,7 @@ mod own_time;
 mod pending;
 mod reach;
 mod routed;
+mod seldom;
 mod strategy;
 #[cfg(test)]
 mod textbook;
@@ -41,7 +42,9 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
 
 pub(crate) use self::routed::members;
-use self::{admit::Gate, circuit::Circuit, filtered::Chain, guard::Guard, pending::Line, routed::Routes};
+use self::{
+    admit::Gate, circuit::Circuit, filtered::Chain, guard::Guard, pending::Line, routed::Routes, seldom::Seldom,
+};
 use crate::{
     balance::{Balancer, Site},
     cluster::{CanaryState, Dialler, Endpoint, Reason, Service, Shares, Snapshot},
@@ -79,6 +82,8 @@ pub struct Hop {
     drain_begins: Notify,
     chance: Cell<u64>,
     requests: Cell<usize>,
+    /// That there are no descriptors left.
+    no_socket: Seldom,
 }
 
 /// What a worker finds of an endpoint that the node must know.
@@ -290,6 +295,7 @@ impl Hop {
             drain_begins: Notify::new(),
             chance: Cell::new(seed),
             requests: Cell::new(0),
+            no_socket: Seldom::default(),
         }
     }
 

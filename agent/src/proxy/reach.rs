@@ -7,7 +7,7 @@ mod timed;
 
 use std::{
     cell::Cell,
-    mem,
+    io, mem,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -373,8 +373,7 @@ impl Hop {
         mut why: Unreached,
     ) -> Result<Unreached, Unreached> {
         if let ConnectError::Ours(error) = error {
-            tracing::error!(%error, "no socket for an upstream connection");
-            return Err(Unreached::NoSocket);
+            return Err(self.no_socket(&error));
         }
         if let ConnectError::Overflow(of) = error {
             return Err(Unreached::Overflow(of));
@@ -443,11 +442,17 @@ impl Hop {
         }
     }
 
+    fn no_socket(&self, error: &io::Error) -> Unreached {
+        if self.no_socket.is_due(self.watch.now()) {
+            tracing::error!(%error, "no socket for a connection to an endpoint");
+        }
+        Unreached::NoSocket
+    }
+
     fn missed_inside(&self, cluster: &Cluster, error: ConnectError, tried: &mut Tried) -> Unreached {
         let why = match error {
             ConnectError::Ours(error) => {
-                tracing::error!(%error, "no socket for a connection to a program");
-                return Unreached::NoSocket;
+                return self.no_socket(&error);
             }
             ConnectError::Late(timeout) | ConnectError::Mute(timeout) => Unreached::Late(timeout),
             ConnectError::NotHttp2 => Unreached::NotHttp2,
