@@ -1,14 +1,22 @@
 //! Filters that change how an answer's body goes: compressed, or over a narrow line. In HTTP/1 and HTTP/2.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use sockway_tests::{
     agent::Agent,
+    config::Service,
     filtered::{Filtered, counted, field, status},
-    peers::python_command,
+    peers::{Nghttpd, curl, python_command},
     process::{Process, Room},
+    stage::Stage,
+    translation::HTTP2,
     wait,
+    web::pattern,
 };
+use tempfile::NamedTempFile;
 
 const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 
@@ -140,4 +148,52 @@ fn a_narrow_line_takes_its_time() {
         assert_eq!(pair.ask_bytes(index, "/bytes/60000", &[]).1.len(), 60_000);
     }
     assert_eq!(counted(&agent, "fault", "slowed"), 2.0);
+}
+
+#[test]
+fn what_is_sent_over_a_narrow_line_takes_its_time_whatever_either_side_speaks() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, up) = (stage.web("a"), stage.address());
+    let _origin = Nghttpd::start(Room::of(&stage.origins), stage.origin(), up, 1_000, &[]);
+    let fault = "filters: [{ kind: fault, bandwidth_bytes_per_second: 60000, direction: request }]";
+    let services = [(); 5].map(|()| stage.address());
+    let config = stage
+        .config()
+        .service(Service::http("plain", services[0]).set(fault).to(web.address()))
+        .service(Service::http2("down", services[1]).set(fault).set("upstream_protocol: http1").to(web.address()))
+        .service(Service::http("up", services[2]).set(fault).set("upstream_protocol: http2").to(up))
+        .service(Service::http2("both", services[3]).set(fault).to(up))
+        .service(Service::http("kept", services[4]).set(fault).set("retry: { attempts: 2 }").to(web.address()));
+    let agent = Agent::start(&config);
+    let mut sent = NamedTempFile::new().expect("a file");
+    sent.write_all(&pattern(60_000)).expect("room for it");
+    let data = format!("@{}", sent.path().display());
+    let chunked: &[&str] = &["--header", "transfer-encoding: chunked"];
+    let ways: [(usize, &[&str]); 8] =
+        [(0, &[]), (0, chunked), (1, &[HTTP2]), (2, &[]), (2, chunked), (3, &[HTTP2]), (4, &[]), (4, chunked)];
+    for (place, arguments) in ways {
+        let url = format!("http://{}/echo", services[place]);
+        let began = Instant::now();
+        let output = curl(Room::of(&stage.clients), &[&[&url, "--data-binary", &data], arguments].concat());
+        let took = began.elapsed();
+        assert!(output.stdout == pattern(60_000), "{place} {arguments:?}: {} bytes", output.stdout.len());
+        assert!(took >= Duration::from_millis(900), "{place} {arguments:?}: {took:?}");
+    }
+    assert!(counted(&agent, "fault", "slowed") > 7.0);
+}
+
+#[test]
+fn who_is_in_a_hurry_does_not_wait_for_a_narrow_line() {
+    let keys = "timeout_ms: 700";
+    let fault = "{ kind: fault, bandwidth_bytes_per_second: 1000, direction: both }";
+    let Some(pair) = Filtered::with(fault, keys) else { return };
+    let _agent = Agent::start(&pair.config);
+    let data = "x".repeat(20_000);
+    for index in [0, 1] {
+        let began = Instant::now();
+        let answer = pair.ask(index, "/echo", &["--data", &data]);
+        assert_eq!(status(&answer), "504", "{answer}");
+        // All of it would take 20 s.
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
 }

@@ -361,7 +361,9 @@ fn a_drill_reports_what_became_of_requests_and_leaves_the_service_as_it_was_also
     let plan = "service: web
 before_ms: 1000
 after_ms: 1000
-steps: [{ name: broken, for_ms: 2000, fault: { abort_status: 503, percent: 50 } }]
+steps:
+  - { name: broken, for_ms: 2000, fault: { abort_status: 503, percent: 50 } }
+  - { name: narrow, for_ms: 3000, fault: { bandwidth_bytes_per_second: 2, direction: response } }
 ";
     fs::write(&file, plan).expect("writable");
     let file = file.to_string_lossy().into_owned();
@@ -371,11 +373,14 @@ steps: [{ name: broken, for_ms: 2000, fault: { abort_status: 503, percent: 50 } 
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let good = |phase: usize| report[phase]["good_percent"].as_f64().expect("requests");
     assert_eq!(
-        ["before", "broken", "after"].map(|name| json!(name)),
-        [0, 1, 2].map(|place| report[place]["phase"].clone())
+        ["before", "broken", "narrow", "after"].map(|name| json!(name)),
+        [0, 1, 2, 3].map(|place| report[place]["phase"].clone())
     );
     assert_eq!(good(0), 100.0);
-    assert!((30.0..70.0).contains(&good(1)) && good(2) > 99.0, "{report:#}");
+    assert!((30.0..70.0).contains(&good(1)) && good(3) > 99.0, "{report:#}");
+    // Its name is 1 byte and takes half a second; of four who ask at once, no more than some twenty get it in that time.
+    let slowed = report[2]["requests"].as_f64().expect("a number");
+    assert!(good(2) > 99.0 && slowed < report[1]["requests"].as_f64().expect("a number") / 4.0, "{report:#}");
     let moved = report[1]["moved"].as_object().expect("what moved");
     assert!(moved.keys().any(|series| series.contains("limit=\"all\"") && series.contains("passed")), "{report:#}");
 

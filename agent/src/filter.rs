@@ -45,7 +45,7 @@ use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use crate::{
     cluster::{FilterState, Outcome},
-    config::filter::Kind,
+    config::filter::{Direction, Kind},
     route::{Fields, Request},
 };
 
@@ -151,8 +151,8 @@ pub enum Duty {
     Cache(cache::Ask),
     /// The answer is compressed.
     Compress(compress::Order),
-    /// The answer goes no faster than this, in bytes a second.
-    Bandwidth(u32),
+    /// These bodies go no faster than this, in bytes a second.
+    Bandwidth(u32, Direction),
 }
 
 impl Verdict {

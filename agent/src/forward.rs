@@ -3,6 +3,8 @@
 //! While a piece is being sent the next is being received, so that at most two buffers are in use for each direction. What was
 //! submitted last may still be in flight when a copy returns: the writer has it.
 
+mod narrow;
+
 use std::{
     cell::Cell,
     future::{pending, poll_fn},
@@ -12,6 +14,7 @@ use std::{
     task::Poll,
 };
 
+pub use self::narrow::Narrow;
 use crate::{
     decode::chunked::{BadChunk, Decoder, Style, reframe},
     kernel::Way,
@@ -53,6 +56,8 @@ pub struct Copy<'s> {
     pub count: &'s Count,
     /// Told of all that is received, as it came.
     pub tap: Option<Told<'s>>,
+    /// What it goes over, if that is slow on purpose.
+    pub narrow: Option<&'s Narrow>,
 }
 
 impl Copy<'_> {
@@ -115,8 +120,30 @@ impl Copy<'_> {
         }
     }
 
-    /// Sends what stands at `range`, once what was submitted before is sent.
+    /// Sends what stands at `range`, once what was submitted before is sent; over a narrow line, piece by piece.
     pub async fn submit(&mut self, buf: Buf, range: std::ops::Range<usize>) -> Result<(), Broken> {
+        match self.narrow {
+            None => self.submit_at_once(buf, range).await,
+            // Boxed: hardly any line is.
+            Some(narrow) => Box::pin(self.trickle(buf, range, narrow)).await,
+        }
+    }
+
+    async fn trickle(&mut self, mut buf: Buf, range: std::ops::Range<usize>, narrow: &Narrow) -> Result<(), Broken> {
+        let all = buf.memory()[range].to_vec();
+        self.buffers.give(buf);
+        for piece in all.chunks(narrow.piece_bytes_max()) {
+            narrow.turn().await;
+            let buf = Buf::of(piece);
+            let range = buf.range();
+            self.submit_at_once(buf, range).await?;
+            narrow.leaves(piece.len());
+        }
+        Ok(())
+    }
+
+    /// The same, however narrow the line is.
+    pub async fn submit_at_once(&mut self, buf: Buf, range: std::ops::Range<usize>) -> Result<(), Broken> {
         self.flush().await?;
         self.count.set(self.count.get() + range.len());
         self.to.submit(buf, range);
@@ -210,8 +237,8 @@ pub async fn relay(
     first.socket.reset_on_close(true);
     second.socket.reset_on_close(true);
     let relayed = {
-        let there = Copy { from: &mut first.reader, to: &mut second.writer, buffers, count: counts.0, tap: None };
-        let back = Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1, tap: None };
+        let there = Copy { from: &mut first.reader, to: &mut second.writer, buffers, count: counts.0, tap: None, narrow: None };
+        let back = Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1, tap: None, narrow: None };
         let ends = (&first.socket, &second.socket);
         let told = |way| move |bytes| settled(way, bytes, ends);
         let mut there = pin!(one_way(there, told(Way::There)));

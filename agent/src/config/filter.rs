@@ -172,8 +172,28 @@ pub struct Fault {
     pub grpc_status: Option<u8>,
     /// Or their connection is reset; of HTTP/2 their stream.
     pub reset: bool,
-    /// Or the body of their response goes no faster than this, in bytes a second.
+    /// Or a body of theirs goes no faster than this, in bytes a second.
     pub bandwidth: Option<u32>,
+    /// Which of their bodies that is.
+    pub direction: Direction,
+}
+
+/// Which body goes over a narrow line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// The request's.
+    Request,
+    /// The response's.
+    #[default]
+    Response,
+    /// Each by itself.
+    Both,
+}
+
+impl Direction {
+    /// All of them, with their names.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("request", Self::Request), ("response", Self::Response), ("both", Self::Both)];
 }
 
 /// Who says who may ask.

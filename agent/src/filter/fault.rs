@@ -32,8 +32,12 @@ impl Filter for Faulty {
             None if fault.bandwidth.is_some() => (Outcome::Slowed, None),
             None => (Outcome::Delayed, None),
         };
-        Verdict { wait: fault.delay, end, duty: fault.bandwidth.map(Duty::Bandwidth), ..Verdict::pass(outcome) }
+        Verdict { wait: fault.delay, end, duty: duty(fault), ..Verdict::pass(outcome) }
     }
+}
+
+fn duty(fault: &Fault) -> Option<Duty> {
+    Some(Duty::Bandwidth(fault.bandwidth?, fault.direction))
 }
 
 #[cfg(test)]
@@ -41,7 +45,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::filter::tests::judged;
+    use crate::{config::filter::Direction, filter::tests::judged};
 
     #[test]
     fn each_fault_is_what_was_ordered() {
@@ -51,7 +55,7 @@ mod tests {
             (Fault { delay: second, ..base() }, Outcome::Delayed),
             (Fault { delay: second, abort: Some(503), grpc_status: Some(13), ..base() }, Outcome::Aborted),
             (Fault { reset: true, ..base() }, Outcome::Reset),
-            (Fault { bandwidth: Some(1_000), ..base() }, Outcome::Slowed),
+            (Fault { bandwidth: Some(1_000), direction: Direction::Both, ..base() }, Outcome::Slowed),
             (Fault { percent: 0, reset: true, ..base() }, Outcome::Passed),
         ] {
             let verdict = judged(&Faulty::new(fault.clone()), "GET / HTTP/1.1", 0, second);
@@ -62,7 +66,7 @@ mod tests {
             };
             assert_eq!(status, fault.abort.map(|status| (status, fault.grpc_status)));
             assert_eq!(verdict.end == Some(End::Reset), outcome == Outcome::Reset);
-            assert_eq!(verdict.duty, fault.bandwidth.map(Duty::Bandwidth));
+            assert_eq!(verdict.duty, fault.bandwidth.map(|rate| Duty::Bandwidth(rate, Direction::Both)));
         }
     }
 

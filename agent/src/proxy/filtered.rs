@@ -30,7 +30,7 @@ use crate::{
     cluster::{Dialler, FilterState, Service},
     config::{
         NamespaceRules,
-        filter::{Access, Kind},
+        filter::{Access, Direction, Kind},
         route::{Action, CallerMatch, Forward, HeaderChanges, Match, Rewrite, Route},
     },
     decode::{http2::Asked, translate},
@@ -90,6 +90,8 @@ pub(super) struct Passage {
     pub refresh: Option<Box<Refresh>>,
     /// The longest body that the request may have.
     pub body_max: Option<u64>,
+    /// How fast that may go at most, in bytes a second.
+    pub request_rate: Option<u32>,
     /// It goes no further.
     pub end: Option<Ended>,
 }
@@ -226,7 +228,14 @@ impl Link {
                 passage.body_max = Some(passage.body_max.map_or(bytes, |least| least.min(bytes)));
             }
             Duty::Compress(order) => passage.step(Step::Compress(order, Arc::clone(&self.state))),
-            Duty::Bandwidth(rate) => passage.step(Step::Pace(rate)),
+            Duty::Bandwidth(rate, direction) => {
+                if direction != Direction::Request {
+                    passage.step(Step::Pace(rate));
+                }
+                if direction != Direction::Response {
+                    passage.request_rate = Some(passage.request_rate.map_or(rate, |least| least.min(rate)));
+                }
+            }
             Duty::Cache(Ask::Forget(key)) => {
                 Forget::new(&self.state, &key).into_iter().for_each(|forget| passage.step(Step::Forget(forget)));
             }

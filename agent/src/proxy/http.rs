@@ -274,7 +274,7 @@ impl Connection<'_> {
         };
         self.hop.slab.count_bytes(Bytes::DownstreamReceived, received);
         self.hop.slab.count_bytes(Bytes::UpstreamSent, outgoing.send.len());
-        if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() {
+        if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() && !self.is_narrow(&head) {
             let whole = self.exchange_whole(outgoing.buf, outgoing.send, &head, (tried, None), own).await;
             // Who can do nothing about a failure passes it on.
             whole.unwrap_or(Next::End(Counter::UpstreamAborted))

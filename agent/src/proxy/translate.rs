@@ -31,7 +31,7 @@ use crate::{
         http1::Framing,
         translate::{trailers_to_http1, trailers_to_http2},
     },
-    forward,
+    forward::{self, Narrow},
     ring::{Buf, Buffers, LARGE, MEDIUM, Reader, SMALL, Writer},
 };
 
@@ -183,6 +183,8 @@ pub struct Outlet<'o> {
     pub progress: &'o Progress,
     /// Told of all that comes in, but for what was there at first.
     pub tap: Option<&'o Tap>,
+    /// What its body goes over, if that is slow on purpose.
+    pub narrow: Option<&'o Narrow>,
 }
 
 impl Outlet<'_> {
@@ -194,7 +196,7 @@ impl Outlet<'_> {
         first: &Gathered,
         from: &mut RecvStream,
     ) -> Result<Option<Bytes>, body::Broken> {
-        self.send_gathered(head, style, first).await.map_err(|_| body::Broken::To)?;
+        self.send_slowly(head, style, first).await.map_err(|_| body::Broken::To)?;
         release(from, first);
         let mut end = first.end.as_ref().map(grpc_status);
         while end.is_none() {
@@ -203,11 +205,24 @@ impl Outlet<'_> {
                 next.tell(tap);
                 tap.stop_if_over().await;
             }
-            self.send_gathered(&[], style, &next).await.map_err(|_| body::Broken::To)?;
+            self.send_slowly(&[], style, &next).await.map_err(|_| body::Broken::To)?;
             release(from, &next);
             end = next.end.as_ref().map(grpc_status);
         }
         Ok(end.flatten())
+    }
+
+    /// Sends it as fast as its line is.
+    async fn send_slowly(&mut self, head: &[u8], style: Style, gathered: &Gathered) -> io::Result<()> {
+        let Some(narrow) = self.narrow else { return self.send_gathered(head, style, gathered).await };
+        self.send_gathered(head, style, &Gathered::default()).await?;
+        for piece in gathered.pieces.iter().flat_map(|piece| piece.chunks(narrow.piece_bytes_max())) {
+            narrow.turn().await;
+            let part = Gathered { pieces: vec![Bytes::copy_from_slice(piece)], bytes: piece.len(), end: None };
+            self.send_gathered(&[], style, &part).await?;
+            narrow.leaves(piece.len());
+        }
+        self.send_gathered(&[], style, &Gathered { end: gathered.end.clone(), ..Gathered::default() }).await
     }
 
     async fn send_gathered(&mut self, head: &[u8], style: Style, gathered: &Gathered) -> io::Result<()> {
@@ -282,6 +297,8 @@ pub struct Inlet<'i> {
     pub progress: &'i Progress,
     /// Told of all that comes in.
     pub tap: Option<&'i Tap>,
+    /// What it goes over, if that is slow on purpose.
+    pub narrow: Option<&'i Narrow>,
 }
 
 /// A body of HTTP/1 that was passed on.
@@ -386,7 +403,17 @@ impl Inlet<'_> {
                 room => room,
             };
             self.progress.waits_to_send.set(false);
+            let room = match self.narrow {
+                None => room,
+                Some(narrow) => {
+                    narrow.turn().await;
+                    room.min(narrow.piece_bytes_max())
+                }
+            };
             let part = piece.split_to(room.min(piece.len()));
+            if let Some(narrow) = self.narrow {
+                narrow.leaves(part.len());
+            }
             self.progress.add(part.len());
             to.send_data(part, is_last && piece.is_empty()).map_err(|_| gone())?;
         }

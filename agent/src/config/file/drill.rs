@@ -19,8 +19,8 @@ use crate::config::{
 const PERIOD_MS_MAX: u32 = 3_600_000;
 const STEPS_MAX: usize = 64;
 const LOOK_MS: u32 = 5_000;
-const FAULT: [&str; 7] =
-    ["match", "percent", "delay_ms", "abort_status", "grpc_status", "reset", "bandwidth_bytes_per_second"];
+const FAULT: [&str; 8] =
+    ["match", "percent", "delay_ms", "abort_status", "grpc_status", "reset", "bandwidth_bytes_per_second", "direction"];
 /// What the filter of a drill is called, in metrics.
 const NAME: &str = "drill";
 
@@ -120,7 +120,7 @@ steps:
   - { name: slow, for_ms: 10000, fault: { delay_ms: 500, percent: 50, match: { path: { prefix: /api } } } }
   - { for_ms: 5000 }
   - { name: broken, for_ms: 3000, fault: { abort_status: 503, grpc_status: 14 } }
-  - { name: narrow, for_ms: 3000, fault: { bandwidth_bytes_per_second: 1000 } }
+  - { name: narrow, for_ms: 3000, fault: { bandwidth_bytes_per_second: 1000, direction: both } }
 ";
         let read = plan(text, "F").expect("a good file");
         assert_eq!(

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::config::{
     Mode, Protocol,
-    filter::{Access, Callers, Cors, FILTERS_MAX, Fault, Filter, Headers, Kind, Origin, RequestId},
+    filter::{Access, Callers, Cors, Direction, FILTERS_MAX, Fault, Filter, Headers, Kind, Origin, RequestId},
     route::{Expression, HeaderChanges, Template},
 };
 
@@ -44,7 +44,7 @@ const KINDS: [(&str, &[&str]); 12] = [
     ("cors", &["origins", "methods", "headers", "expose", "credentials", "max_age_s"]),
     ("access", &["allow", "deny"]),
     ("body_limit", &["bytes_max"]),
-    ("fault", &["percent", "delay_ms", "abort_status", "grpc_status", "reset", "bandwidth_bytes_per_second"]),
+    ("fault", &["percent", "delay_ms", "abort_status", "grpc_status", "reset", "bandwidth_bytes_per_second", "direction"]),
     ("api_key", identity::API_KEY),
     ("basic", identity::BASIC),
     ("jwt", identity::JWT),
@@ -231,6 +231,8 @@ pub(super) fn fault(section: &Section<'_>, problems: &mut Problems) -> Option<Fa
     let grpc_status = number("grpc_status", None, 1..=GRPC_STATUS_MAX);
     let bandwidth = number("bandwidth_bytes_per_second", None, 1..=BYTES_MAX);
     let reset = section.or("reset", || false, |field, p| field.choice(&SWITCHES, p), problems);
+    let direction =
+        section.or("direction", Direction::default, |field, p| field.choice(&Direction::NAMES, p), problems);
     let fault = Fault {
         percent: percent?.unwrap_or(100),
         delay: delay?.map(milliseconds).unwrap_or_default(),
@@ -238,6 +240,7 @@ pub(super) fn fault(section: &Section<'_>, problems: &mut Problems) -> Option<Fa
         grpc_status: grpc_status?.map(|status| status as u8),
         reset: reset?,
         bandwidth: bandwidth?,
+        direction: direction?,
     };
     let ends = ["abort_status", "reset", "bandwidth_bytes_per_second"].map(|key| section.get(key));
     if let [_, other, ..] = ends.iter().flatten().collect::<Vec<_>>().as_slice() {
@@ -245,6 +248,9 @@ pub(super) fn fault(section: &Section<'_>, problems: &mut Problems) -> Option<Fa
     }
     if let (Some(field), None) = (section.get("grpc_status"), fault.abort) {
         field.refuse("is told with abort_status; write that, too", problems);
+    }
+    if let (Some(field), None) = (section.get("direction"), fault.bandwidth) {
+        field.refuse("is of a narrow line; write bandwidth_bytes_per_second, too", problems);
     }
     if section.get("delay_ms").is_none() && ends.iter().all(Option::is_none) {
         let what = "nothing goes wrong; write delay_ms, abort_status, reset: on or bandwidth_bytes_per_second";

@@ -4,8 +4,9 @@ use std::rc::Rc;
 
 use http::StatusCode;
 
-use super::Chain;
+use super::{Chain, Passage};
 use crate::{
+    forward::Narrow,
     proxy::{content::Content, http::Reply, whole::Answer},
     route::Fields,
 };
@@ -17,6 +18,8 @@ pub struct Filtered {
     pub fields: Fields,
     /// The longest body that the request may have, and who says so.
     pub body_max: Option<(u64, Rc<Chain>)>,
+    /// What its body goes over, if that is slow on purpose.
+    pub narrow: Option<Rc<Narrow>>,
     /// What else is done with its answer.
     pub content: Option<Box<Content>>,
 }
@@ -36,6 +39,13 @@ pub fn give_also(filtered: Option<&mut Filtered>, change: &mut Option<Box<Fields
 }
 
 impl Filtered {
+    /// What they have said, on their way.
+    pub fn of(passage: Passage, chain: &Rc<Chain>) -> Box<Self> {
+        let Passage { response: fields, content, body_max, request_rate, .. } = passage;
+        let body_max = body_max.map(|most| (most, Rc::clone(chain)));
+        Box::new(Self { fields, body_max, narrow: request_rate.map(|rate| Rc::new(Narrow::new(rate))), content })
+    }
+
     /// Whether something is done with the answer's content.
     pub fn has_content(&self) -> bool {
         self.content.is_some()

@@ -2,10 +2,10 @@
 
 use std::{borrow::Cow, mem, rc::Rc};
 
-use super::{Connection, Next, apply, reply::Reply};
+use super::{Connection, Next, admitted::Denied, apply, reply::Reply};
 use crate::{
     config::HttpVersion,
-    decode::http1::{Framing, RequestHead},
+    decode::http1::{Framing, Method, RequestHead},
     proxy::{
         content,
         filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also, give_also},
@@ -41,19 +41,19 @@ impl Connection<'_> {
         let mut lines = Head::Lines(Cow::Borrowed(&buf.bytes()[..head.bytes]));
         let mut clock = mem::take(&mut self.clock);
         let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
-        let passage = clock.bound(chain.pass(self.hop, &mut lines, who)).await.unwrap_or_else(late);
+        let mut passage = clock.bound(chain.pass(self.hop, &mut lines, who)).await.unwrap_or_else(late);
         if let Head::Lines(Cow::Owned(lines)) = lines {
             (buf, head) = self.with_lines(&lines, buf, head);
         }
         self.clock = clock;
-        let Passage { response, content, refresh, body_max, end } = passage;
-        if let Some(refresh) = refresh {
+        if let Some(refresh) = passage.refresh.take() {
             let whose = (HttpVersion::Http1, self.stream.is_tls(), self.dialler.as_deref().cloned());
             content::refresh(self.hop, &self.cluster, chain, *refresh, whose);
         }
-        if !response.is_empty() && content.is_none() {
-            change_also(&mut self.response_change, response.clone());
+        if !passage.response.is_empty() && passage.content.is_none() {
+            change_also(&mut self.response_change, passage.response.clone());
         }
+        let (body_max, end) = (passage.body_max, passage.end.take());
         let is_over = body_max.is_some_and(|most| self.measure(most, &buf, &head));
         let way = match end {
             Some(Ended::Reply(reply)) => Way::Answered(reply),
@@ -62,8 +62,7 @@ impl Connection<'_> {
             None if is_over => Way::Answered(chain.refuse_body(body_max.unwrap_or_default())),
             None => Way::On,
         };
-        let body_max = body_max.map(|most| (most, Rc::clone(chain)));
-        self.filtered = Some(Box::new(Filtered { fields: response, body_max, content }));
+        self.filtered = Some(Filtered::of(passage, chain));
         (buf, head, way)
     }
 
@@ -113,6 +112,25 @@ impl Connection<'_> {
         self.hop.buffers.give(buf);
         (head.bytes, head.start_line_bytes) = (lines.len(), start_line_bytes(lines));
         (whole, head)
+    }
+
+    /// Whether a request's body goes over a line that is slow on purpose.
+    pub(super) fn is_narrow(&self, head: &RequestHead) -> bool {
+        let is_tunnel = head.websocket || head.method == Method::Connect;
+        head.framing != Framing::None
+            && !is_tunnel
+            && self.filtered.as_ref().is_some_and(|filtered| filtered.narrow.is_some())
+    }
+
+    /// What is received whole leaves when its last byte would have come over a narrow line.
+    pub(super) async fn dawdle(&mut self, bytes: usize, leaves: bool) -> Result<(), Denied> {
+        match self.filtered.as_ref().and_then(|filtered| filtered.narrow.as_ref().map(|narrow| narrow.takes(bytes))) {
+            Some(takes) if !takes.is_zero() => {
+                let patience = self.clock.time().map_or(takes, |time| time.left());
+                self.waited(takes.min(patience), leaves).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Begins to measure a request's body; whether it is too long by what has come already.

@@ -27,7 +27,7 @@ use crate::{
         whole,
     },
     record::{Bytes as Count, Counter},
-    ring::{Buf, Buffers, Reader, Stream, Writer},
+    ring::{Buf, Reader, Stream, Writer},
     route::{self, Fields},
 };
 
@@ -224,7 +224,9 @@ impl Connection<'_> {
             let change = self.response_change.as_deref();
             let answer = Answer { hop, head, attempt, change, heard: upstream.who().heard() };
             let tap = self.tap.as_deref();
-            let mut upload = pin!(upload(body, &mut up, reader, &hop.buffers, phase, tap));
+            let narrow = self.filtered.as_ref().and_then(|filtered| filtered.narrow.as_deref());
+            let inlet = Inlet { from: reader, buffers: &hop.buffers, progress: &phase.up, tap, narrow };
+            let mut upload = pin!(upload(body, &mut up, inlet, phase));
             let mut download = pin!(answer.give(&mut response, writer));
             let mut client = None;
             let both = poll_fn(|context| {
@@ -340,12 +342,9 @@ impl Connection<'_> {
 async fn upload<'r>(
     body: &mut Body,
     up: &mut SendStream<Bytes>,
-    from: &'r mut Reader,
-    buffers: &'r Buffers,
-    phase: &'r Phase,
-    tap: Option<&'r Tap>,
+    mut inlet: Inlet<'r>,
+    phase: &Phase,
 ) -> (Result<Option<Buf>, forward::Broken>, &'r mut Reader) {
-    let mut inlet = Inlet { from, buffers, progress: &phase.up, tap };
     let sent = match body {
         Body::Whole(whole) if whole.is_empty() => Ok(None),
         Body::Whole(whole) => inlet.send(up, whole.clone(), true).await.map(|()| None),
@@ -357,7 +356,7 @@ async fn upload<'r>(
 impl Answer<'_> {
     /// Passes a response on.
     async fn give(&self, response: &mut ResponseFuture, to: &mut Writer) -> Ended {
-        let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.attempt.phase.down, tap: None };
+        let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.attempt.phase.down, tap: None, narrow: None };
         for _ in 0..INTERIM_MAX {
             match next(response).await {
                 Came::Final(Ok(response)) => {

@@ -17,6 +17,8 @@ pub(super) struct Outgoing {
     pub buf: Buf,
     /// Where in it.
     pub send: Range<usize>,
+    /// How much of that is the head.
+    pub head_bytes: usize,
     /// What is sent after that: the trailer fields of a body that was all there.
     pub tail: Vec<u8>,
     /// What of the body is still to come.
@@ -46,10 +48,10 @@ impl Connection<'_> {
                 let reframed = reframe(&mut decoder, buf.memory(), head_bytes, body..range.end, Style::Chunks)?;
                 buf.set_start(reframed.rest);
                 let rest = if reframed.done { Rest::None } else { Rest::Chunked(decoder) };
-                return Ok(Outgoing { buf, send: reframed.send, tail: reframed.tail, rest });
+                return Ok(Outgoing { buf, send: reframed.send, head_bytes, tail: reframed.tail, rest });
             }
         };
         buf.set_start(end);
-        Ok(Outgoing { buf, send: range.start..end, tail: Vec::new(), rest })
+        Ok(Outgoing { buf, send: range.start..end, head_bytes, tail: Vec::new(), rest })
     }
 }

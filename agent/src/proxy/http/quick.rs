@@ -83,7 +83,8 @@ impl Connection<'_> {
         let is_plain = retry.per_try.is_none()
             && retry.hedge.is_none()
             && self.one_way.is_none()
-            && !self.filtered.as_ref().is_some_and(|filtered| filtered.has_content());
+            && !self.filtered.as_ref().is_some_and(|filtered| filtered.has_content())
+            && !self.is_narrow(head);
         let is_spoken = || self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http1;
         is_here && is_plain && is_spoken() && self.keeper().is_none() && !is_grpc(&buf.bytes()[..head.bytes])
     }

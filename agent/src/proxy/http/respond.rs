@@ -99,7 +99,7 @@ impl Answer<'_> {
         mut buf: Buf,
         count: &Cell<usize>,
     ) -> Result<Answered, Unanswered> {
-        let copy = &mut Copy { from, to, buffers: &self.hop.buffers, count, tap: None };
+        let copy = &mut Copy { from, to, buffers: &self.hop.buffers, count, tap: None, narrow: None };
         for _ in 0..INTERIM_MAX {
             let head;
             (buf, head) = read_head(copy.from, copy.buffers, buf, self.asked, self.head_bytes_max).await?;

@@ -7,6 +7,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::{
     Connection, Limits, Next,
+    admitted::Denied,
     apply::apply,
     attend::{Client, set_or_clear},
     outcome,
@@ -103,6 +104,12 @@ impl Connection<'_> {
             Gathered::Over(next) => return Ok(next),
         };
         self.hop.slab.count_bytes(Count::DownstreamReceived, end);
+        if let Err(denied) = self.dawdle(body.bytes.len(), head.keep_alive && buf.len() == end).await {
+            return Ok(match denied {
+                Denied::Answered(reply) => Next::End(self.refuse(reply).await),
+                Denied::Gone => self.left(),
+            });
+        }
         let rest = self.hop.buffers.holding(&buf.bytes()[end..]);
         Ok(match (self.whole(buf, head, body), one_way) {
             (Ok(request), Some(state)) => self.sent_off(request, &state, head, rest).await,
@@ -299,7 +306,7 @@ impl Connection<'_> {
         let mut next = body.next_now().await;
         let progress = Progress::default();
         let mut outlet =
-            Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress: &progress, tap: None };
+            Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress: &progress, tap: None, narrow: None };
         let ended = loop {
             let (is_over, broken) = match next.take() {
                 None => (false, None),

@@ -154,6 +154,7 @@ impl Connection<'_> {
         reader.arm_on_demand(&hop.buffers, MEDIUM);
         let (up, down) = (Cell::new(0), Cell::new(0));
         let measured = self.tap.as_deref();
+        let narrow = self.filtered.as_ref().and_then(|filtered| filtered.narrow.clone());
         let told = measured.map(|tap| {
             move |bytes: &[u8]| {
                 tap.raw(bytes);
@@ -161,7 +162,7 @@ impl Connection<'_> {
             }
         });
         let tap = told.as_ref().map(|told| told as Told<'_>);
-        let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up, tap };
+        let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up, tap, narrow: narrow.as_deref() };
         let mut upload = pin!(upload(copy, outgoing));
         let is_answering = Cell::new(false);
         let mut download = pin!(async {
@@ -248,9 +249,15 @@ async fn upload<'s>(mut copy: Copy<'s>, outgoing: Outgoing) -> (Result<Option<Bu
 }
 
 async fn send_whole(copy: &mut Copy<'_>, outgoing: Outgoing) -> Result<Option<Buf>, Broken> {
-    let Outgoing { buf, send, tail, rest } = outgoing;
+    let Outgoing { mut buf, mut send, head_bytes, tail, rest } = outgoing;
     // What stands behind a request that is all there but for its trailer fields.
     let mut behind = (!buf.is_empty()).then(|| copy.buffers.holding(buf.bytes()));
+    if copy.narrow.is_some() {
+        let head = Buf::of(&buf.memory()[send.start..send.start + head_bytes]);
+        let all = head.range();
+        copy.submit_at_once(head, all).await?;
+        send.start += head_bytes;
+    }
     copy.submit(buf, send).await?;
     if !tail.is_empty() {
         let tail = Buf::of(&tail);

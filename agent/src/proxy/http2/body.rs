@@ -136,11 +136,18 @@ async fn send(
         return if is_last { to.send_data(piece, true).map_err(|_| Broken::To) } else { Ok(()) };
     }
     to.reserve_capacity(piece.len());
+    let narrow = held.borrow().narrow();
     while !piece.is_empty() {
-        let room = match to.capacity() {
+        let mut room = match to.capacity() {
             0 => capacity(to).await?,
             room => room,
         };
+        if let Some(narrow) = &narrow {
+            // Boxed: hardly any line is.
+            Box::pin(narrow.turn()).await;
+            room = room.min(narrow.piece_bytes_max());
+            narrow.leaves(room.min(piece.len()));
+        }
         let part = piece.split_to(room.min(piece.len()));
         let bytes = part.len();
         to.send_data(part, is_last && piece.is_empty()).map_err(|_| Broken::To)?;

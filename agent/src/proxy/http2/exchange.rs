@@ -286,7 +286,7 @@ impl Exchange<'_> {
         let request = || RouteRequest::of_parts(&parts, is_secure, asker.source);
         let mut tried = Tried::for_request(hop, &cluster, asker, request);
         let (mut replays, mut before) = (0, None);
-        let held = RefCell::new(Held::tapped(self.tap.clone()));
+        let held = RefCell::new(Held::tapped(self.tap.clone(), self.narrow()));
         if let Some(begun) = begun {
             held.borrow_mut().begin(&begun.bytes());
         }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use h2::RecvStream;
 
-use crate::proxy::mirror::Tap;
+use crate::{forward::Narrow, proxy::mirror::Tap};
 
 /// How much is held: what most bodies have, and what a hundred streams of one connection may have without harm.
 const HELD_BYTES_MAX: usize = 64 * 1024;
@@ -23,12 +23,19 @@ pub struct Held {
     owed: usize,
     /// What sees all of it, if it is copied.
     tap: Option<Rc<Tap>>,
+    /// What it goes over, if that is slow on purpose.
+    narrow: Option<Rc<Narrow>>,
 }
 
 impl Held {
-    /// Nothing yet, of a body that is seen by this as it comes.
-    pub fn tapped(tap: Option<Rc<Tap>>) -> Self {
-        Self { tap, ..Self::default() }
+    /// Nothing yet, of a body that is seen by this as it comes, and goes over that.
+    pub fn tapped(tap: Option<Rc<Tap>>, narrow: Option<Rc<Narrow>>) -> Self {
+        Self { tap, narrow, ..Self::default() }
+    }
+
+    /// What it goes over, if that is slow on purpose.
+    pub fn narrow(&self) -> Option<Rc<Narrow>> {
+        self.narrow.clone()
     }
 
     /// Its first bytes, however many, were taken from the client before.

@@ -48,11 +48,11 @@ pub async fn relay(
     socket.reset_on_close(true);
     let ended = {
         let mut outward = pin!(async {
-            let mut outlet = Outlet { to: writer, buffers, progress: out, tap: None };
+            let mut outlet = Outlet { to: writer, buffers, progress: out, tap: None, narrow: None };
             outlet.send(head, Style::Bare, &Gathered::default(), from).await?;
             outlet.to.end().await.map_err(|_| body::Broken::To)
         });
-        let mut inlet = Inlet { from: reader, buffers, progress: back, tap: None };
+        let mut inlet = Inlet { from: reader, buffers, progress: back, tap: None, narrow: None };
         let mut inward = pin!(inlet.pass_on(to, first, Framing::UntilClose));
         let (mut out_done, mut in_done) = (false, false);
         poll_fn(|context| {

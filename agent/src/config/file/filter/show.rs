@@ -11,7 +11,7 @@ use super::{
     content::{show_cache, show_compress},
     identity::{show_api_key, show_basic, show_external, show_jwt},
 };
-use crate::config::filter::{Access, Callers, Cors, Fault, Filter, Kind, Origin, RequestId};
+use crate::config::filter::{Access, Callers, Cors, Direction, Fault, Filter, Kind, Origin, RequestId};
 
 /// A chain; nothing if it has no filter.
 pub(in super::super) fn show_all(filters: &[Filter]) -> Option<Vec<Json>> {
@@ -89,5 +89,7 @@ fn show_fault(fault: &Fault) -> Json {
     shown.extend(fault.grpc_status.map(|status| ("grpc_status".to_owned(), json!(status))));
     shown.extend(fault.reset.then(|| ("reset".to_owned(), json!("on"))));
     shown.extend(fault.bandwidth.map(|bytes| ("bandwidth_bytes_per_second".to_owned(), json!(bytes))));
+    let direction = fault.bandwidth.map(|_| word(&Direction::NAMES, fault.direction));
+    shown.extend(direction.map(|direction| ("direction".to_owned(), json!(direction))));
     Json::Object(shown)
 }

@@ -8,6 +8,7 @@ use http::{StatusCode, request::Parts};
 use super::{Exchange, course::Way};
 use crate::{
     config::HttpVersion,
+    forward::Narrow,
     proxy::{
         content,
         filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also, give_also},
@@ -35,20 +36,19 @@ pub(super) async fn pass(
     let passed =
         chain.pass(&connection.hop, &mut head, Who { is_secure, source: connection.asker.source, dialler, has_body });
     let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
-    let Passage { response, content, refresh, body_max, end } = match time {
+    let mut passage = match time {
         None => passed.await,
         Some(time) => tokio::time::timeout(time.left(), passed).await.unwrap_or_else(|_| late()),
     };
-    if let Some(refresh) = refresh {
+    if let Some(refresh) = passage.refresh.take() {
         let whose = (HttpVersion::Http2, is_secure, dialler.cloned());
         content::refresh(&connection.hop, &way.cluster, chain, *refresh, whose);
     }
-    if !response.is_empty() && content.is_none() {
-        change_also(&mut way.change, response.clone());
+    if !passage.response.is_empty() && passage.content.is_none() {
+        change_also(&mut way.change, passage.response.clone());
     }
-    way.end = end.or(way.end.take());
-    let body_max = body_max.map(|most| (most, Rc::clone(chain)));
-    way.filtered = Some(Box::new(Filtered { fields: response, body_max, content }));
+    way.end = passage.end.take().or(way.end.take());
+    way.filtered = Some(Filtered::of(passage, chain));
 }
 
 /// What is to see a request's body, if it is copied, or may not have any length.
@@ -84,6 +84,19 @@ pub(super) async fn unless_over<T>(tap: Option<Rc<Tap>>, future: impl Future<Out
 }
 
 impl Exchange<'_> {
+    /// What the request's body goes over, if that is slow on purpose.
+    pub(super) fn narrow(&self) -> Option<Rc<Narrow>> {
+        self.filtered.as_ref().filter(|_| self.asked.tunnel.is_none())?.narrow.clone()
+    }
+
+    /// What is received whole leaves when its last byte would have come over a narrow line; whether its client waits for that.
+    pub(super) async fn dawdles(&mut self, bytes: usize) -> bool {
+        match self.narrow().map(|narrow| narrow.takes(bytes)) {
+            Some(takes) if !takes.is_zero() => self.waits(takes).await,
+            _ => true,
+        }
+    }
+
     /// What a cache has kept and may stand in for an answer of our own.
     pub(super) fn stored_for(&mut self, status: StatusCode) -> Option<Answer> {
         self.filtered.as_mut()?.stand_in(status, &mut self.change)

@@ -181,11 +181,12 @@ impl Exchange<'_> {
         let heard = upstream.who().heard();
         let Stream { reader, writer, .. } = &mut upstream.stream;
         let phase = Phase::default();
-        let (tap, is_one_way) = (self.tap.clone(), self.one_way.is_some());
+        let (tap, narrow, is_one_way) = (self.tap.clone(), self.narrow(), self.one_way.is_some());
         if is_one_way {
             reader.arm_on_demand(&hop.buffers, MEDIUM);
         }
-        let mut outlet = Outlet { to: writer, buffers: &hop.buffers, progress: &phase.up, tap: tap.as_deref() };
+        let (buffers, progress, narrow) = (&hop.buffers, &phase.up, narrow.as_deref());
+        let mut outlet = Outlet { to: writer, buffers, progress, tap: tap.as_deref(), narrow };
         let ended = {
             let mut upload = pin!(outlet.send(outgoing.head, outgoing.style, outgoing.begun, body));
             let mut download = pin!(self.download_http1(reader, limits, &phase, heard));
@@ -300,7 +301,7 @@ impl Exchange<'_> {
         if is_whole {
             return Ok(Ended::Answered(head.status, trailers_only, head.keep_alive && buf.is_empty()));
         }
-        let mut inlet = Inlet { from, buffers: &self.connection.hop.buffers, progress: &phase.down, tap: None };
+        let mut inlet = Inlet { from, buffers: &self.connection.hop.buffers, progress: &phase.down, tap: None, narrow: None };
         match inlet.pass_on(down, buf, head.framing).await {
             // Bytes behind a response belong to no request: the connection is not to be trusted any more.
             Ok(passed) => {

@@ -63,6 +63,9 @@ impl Exchange<'_> {
             all.tell(tap);
             tap.stop_if_over().await;
         }
+        if !self.dawdles(all.bytes).await {
+            return Ok(Counter::RequestAborted);
+        }
         Ok(self.carried_out(parts, all, rules).await)
     }
 

@@ -105,7 +105,7 @@ impl Exchange<'_> {
     ) -> Result<(Buf, ResponseHead), Ended> {
         let buffers = &self.connection.hop.buffers;
         let Stream { reader, writer, .. } = &mut upstream.stream;
-        let mut outlet = Outlet { to: writer, buffers, progress: &phase.up, tap: None };
+        let mut outlet = Outlet { to: writer, buffers, progress: &phase.up, tap: None, narrow: None };
         outlet.submit(Buf::of(&opening.head)).await.map_err(|_| Ended::Silent(false))?;
         reader.arm(buffers.take(MEDIUM));
         let first = poll_fn(|context| {
