@@ -251,3 +251,53 @@ fn bbr_goes_by_the_processor_time_of_who_listens() {
         tell(&format!("{} may be on their way", metric("sockway_request_limit_concurrency")));
     });
 }
+
+#[test]
+fn a_gradient_and_a_bbr_of_a_route_go_by_the_requests_of_that_route_alone() {
+    let Some(stage) = Stage::set() else { return };
+    let (takes, service) = (Duration::from_millis(40), stage.address());
+    let (_server, origin) = Server::start(&stage, 8, takes);
+    let limits = "request_limits: [{ kind: gradient, min: 4, min_rtt_requests: 20 }, { kind: bbr }]";
+    let routes = format!("routes: [{{ name: slow, match: {{ path: / }}, {limits} }}, {{ name: rest }}]");
+    let agent =
+        Agent::start(&stage.config().service(Service::http("limited", service).set(&routes).to(origin.address())));
+    let of =
+        |name: &str, limit: &str| agent.metric(name, &[("service", "limited"), ("route", "slow"), ("limit", limit)]);
+    for _ in 0..30 {
+        assert_eq!(stage.session(service).get("/other").expect("an answer").status, 200);
+    }
+    assert_eq!(of("sockway_route_limit_concurrency", "gradient"), 0.0, "nothing was asked of that route");
+    // Three times what the server gets done.
+    let load = (60, Duration::from_millis(100), takes * 4);
+    under_load(&stage, service, load, |told| {
+        let limit = || of("sockway_route_limit_concurrency", "gradient");
+        wait::until("the limit to be found", wait::SOON, || limit() >= 8.0);
+        let good = told.good_in(Duration::from_secs(3));
+        tell(&format!("{good:.0} good a second of {:.0}, limit {}", capacity(8.0, takes), limit()));
+        assert!(good > 0.5 * capacity(8.0, takes), "{good}");
+        assert!(told.refused.load(Relaxed) > 0);
+    });
+    wait::until("all places to be given back", wait::SOON, || of("sockway_route_limit_open", "gradient") == 0.0);
+    assert_eq!(of("sockway_route_limit_open", "bbr"), 0.0);
+}
+
+#[test]
+fn what_a_gradient_has_no_room_for_waits_where_the_service_has_a_line() {
+    let Some(stage) = Stage::set() else { return };
+    let (takes, service) = (Duration::from_millis(40), stage.address());
+    let (_server, origin) = Server::start(&stage, 8, takes);
+    let limits = "request_limits: [{ kind: gradient, min: 4, min_rtt_requests: 20 }, { kind: bbr }]";
+    let pending = "pending: { requests_max: 1000, wait_max_ms: 20000 }";
+    let limited = Service::http("limited", service).set(limits).set(pending).to(origin.address());
+    let agent = Agent::start(&stage.config().service(limited));
+    let of = |name: &str| agent.metric(name, &[("service", "limited")]);
+    let load = (60, Duration::from_millis(100), Duration::from_secs(60));
+    under_load(&stage, service, load, |told| {
+        wait::until("some to wait", wait::SOON, || of("sockway_pending_requests") > 0.0);
+        wait::until("some to be served that waited", wait::SOON, || of("sockway_pending_served_total") > 100.0);
+        assert_eq!(told.refused.load(Relaxed), 0, "there is room in the line for all of them");
+        let served = told.good_in(Duration::from_secs(3));
+        assert!(served > 0.5 * capacity(8.0, takes), "{served}");
+    });
+    wait::until("nobody to wait", wait::SOON, || of("sockway_pending_requests") == 0.0);
+}

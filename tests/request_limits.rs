@@ -298,3 +298,121 @@ fn a_leaky_bucket_lets_requests_out_one_by_one() {
     // The first may have been late.
     assert!(span + Duration::from_millis(300) >= SPACING * most, "{most} in {span:?} are too many");
 }
+
+#[test]
+fn who_waits_for_a_window_passes_in_the_next_that_has_room_in_both_protocols() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service, service2) = (stage.web("a"), stage.address(), stage.address());
+    let rule = |kind: &str| {
+        format!("{{ kind: {kind}, limit: 2, window_ms: 2000, on_limit: {{ wait: {{ max_ms: 30000 }} }} }}")
+    };
+    let second = Service::http2("second", service2).set("upstream_protocol: http1");
+    let second = second.set(&format!("request_limits: [{}]", rule("sliding_window"))).to(web.address());
+    let agent =
+        Agent::start(&stage.config().service(limited(service, &rule("fixed_window"), web.address())).service(second));
+    for (at, arguments, name) in [(service, &[][..], "limited"), (service2, &[HTTP2][..], "second")] {
+        let began = Instant::now();
+        thread::scope(|scope| {
+            let ask = || curl(&stage, at, arguments);
+            let told: Vec<_> = (0..7).map(|_| scope.spawn(ask)).collect();
+            told.into_iter().for_each(|told| assert!(told.join().expect("no panic").contains(" 200")));
+        });
+        // Two in each window: the last one comes three windows behind the first, wherever in its own that came.
+        assert!(began.elapsed() >= Duration::from_secs(4), "{name}: {:?}", began.elapsed());
+        let decided = |decision: &str| {
+            agent.metric("sockway_request_limit_decisions_total", &[("service", name), ("decision", decision)])
+        };
+        assert_eq!((decided("passed") + decided("waited"), decided("refused")), (7.0, 0.0), "{name}");
+        assert!(decided("waited") >= 3.0, "{name}");
+    }
+}
+
+#[test]
+fn who_waits_for_a_place_gets_it_in_his_turn_or_is_refused_when_he_waited_for_long_enough() {
+    let Some(stage) = Stage::set() else { return };
+    let web = stage.web("a");
+    let [service, service2, short, timed] = [(); 4].map(|()| stage.address());
+    let routes = "routes: [{ name: root, match: { path: / }, timeout_ms: 1000 }]";
+    let rule = |wait_ms: u32| {
+        format!("request_limits: [{{ kind: concurrency, limit: 1, on_limit: {{ wait: {{ max_ms: {wait_ms} }} }} }}]")
+    };
+    let config = stage
+        .config()
+        .service(Service::http("limited", service).set(&rule(60_000)).to(web.address()))
+        .service(
+            Service::http2("second", service2).set("upstream_protocol: http1").set(&rule(60_000)).to(web.address()),
+        )
+        .service(Service::http("short", short).set(&rule(200)).to(web.address()))
+        .service(Service::http("timed", timed).set(&rule(60_000)).set(routes).to(web.address()));
+    let agent = Agent::start(&config);
+    let waiting =
+        |name: &str| agent.metric("sockway_request_limit_waiting", &[("service", name), ("limit", "concurrency")]);
+    let ask = |at: SocketAddr, path: &str, arguments: &[&str]| {
+        let url = format!("http://{at}{path}");
+        let output = peers::curl(Room::of(&stage.clients), &[&["--include", &url], arguments].concat());
+        String::from_utf8_lossy(&output.stdout).to_lowercase()
+    };
+    let order = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let mut held = Vec::new();
+        let all: [(SocketAddr, &[&str], &str, u32); 3] =
+            [(service, &[], "limited", 3), (service2, &[HTTP2], "second", 3), (short, &[], "short", 0)];
+        for (taken, (at, arguments, name, most)) in all.into_iter().enumerate() {
+            let ask = &ask;
+            held.push(scope.spawn(move || ask(at, "/gate", arguments)));
+            wait::until("the place to be taken", wait::SOON, || web.waiting() == taken + 1);
+            for place in 0..most {
+                let order = &order;
+                held.push(scope.spawn(move || {
+                    let told = ask(at, "/", arguments);
+                    order.lock().expect("no panic").push((name, place));
+                    told
+                }));
+                wait::until("it to wait", wait::SOON, || waiting(name) == f64::from(place + 1));
+            }
+        }
+        let began = Instant::now();
+        let refused = ask(short, "/", &[]);
+        assert!(refused.starts_with("http/1.1 429") && refused.ends_with("over the limit concurrency\n"), "{refused}");
+        assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
+        // Nobody waits past his deadline.
+        let ask = &ask;
+        held.push(scope.spawn(move || ask(timed, "/gate", &[])));
+        wait::until("the place to be taken", wait::SOON, || web.waiting() == 4);
+        assert!(ask(timed, "/", &[]).starts_with("http/1.1 504"));
+        // Who goes away stands there no more.
+        assert!(ask(service, "/", &["--max-time", "0.3"]).is_empty());
+        wait::until("its place in the line to be free", wait::SOON, || waiting("limited") == 3.0);
+        web.open_gate();
+        held.into_iter().for_each(|held| assert!(held.join().expect("no panic").contains(" 200")));
+    });
+    let order = order.into_inner().expect("no panic");
+    let of = |of: &str| order.iter().filter(|(name, _)| *name == of).map(|(_, place)| *place).collect::<Vec<_>>();
+    let sum = |name: &str| of(name).len();
+    // Curl's processes end as they like; that each got his turn the endpoint saw one at a time.
+    assert_eq!((sum("limited"), sum("second")), (3, 3));
+    for name in ["limited", "second"] {
+        assert_eq!(waiting(name), 0.0);
+        let waited =
+            agent.metric("sockway_request_limit_decisions_total", &[("service", name), ("decision", "waited")]);
+        assert_eq!(waited, 3.0, "{name}");
+    }
+}
+
+#[test]
+fn a_quota_may_end_at_midnight_of_a_place() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, service) = (stage.web("a"), stage.address());
+    // Half past what it is elsewhere.
+    let rule = "{ kind: fixed_window, limit: 1, aligned: day, time_zone: Asia/Kolkata }";
+    let _agent = Agent::start(&stage.config().service(limited(service, rule, web.address())));
+    let left = || {
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        86_400 - (now_s + 5 * 3_600 + 1_800) % 86_400
+    };
+    assert!(curl(&stage, service, &[]).starts_with("http/1.1 200"));
+    let before = left();
+    let refused = curl(&stage, service, &[]);
+    let told: u64 = field(&refused, "retry-after").parse().expect("seconds");
+    assert!((left()..=before).contains(&told), "{told} is not up to {before}");
+}

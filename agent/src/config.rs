@@ -23,6 +23,7 @@ pub mod strategy;
 pub mod threshold;
 pub mod tls;
 pub mod tuning;
+pub mod zone;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 

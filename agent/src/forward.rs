@@ -237,8 +237,10 @@ pub async fn relay(
     first.socket.reset_on_close(true);
     second.socket.reset_on_close(true);
     let relayed = {
-        let there = Copy { from: &mut first.reader, to: &mut second.writer, buffers, count: counts.0, tap: None, narrow: None };
-        let back = Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1, tap: None, narrow: None };
+        let there =
+            Copy { from: &mut first.reader, to: &mut second.writer, buffers, count: counts.0, tap: None, narrow: None };
+        let back =
+            Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1, tap: None, narrow: None };
         let ends = (&first.socket, &second.socket);
         let told = |way| move |bytes| settled(way, bytes, ends);
         let mut there = pin!(one_way(there, told(Way::There)));

@@ -114,6 +114,8 @@ pub struct Cluster {
     routes: Option<Routes>,
     /// Who counts what becomes of its requests, if they are tried out.
     canary: Option<Arc<CanaryState>>,
+    /// The limits of a route that measure what becomes of its requests, if these are its.
+    measured: Option<Rc<Gate>>,
     /// What its requests pass before they go to an endpoint.
     gate: Gate,
     /// What they pass before that, if anything.
@@ -157,6 +159,7 @@ impl Cluster {
             cursor: Arc::clone(cursor),
             routes: None,
             canary: None,
+            measured: None,
             gate: Gate::of(service),
             chain: None,
             guard: Guard::of(service),
@@ -192,7 +195,7 @@ impl Cluster {
 
     /// Whether its requests pass more than limits that decide at once.
     fn is_guarded(&self) -> bool {
-        self.guard.is_some() || self.line.is_some()
+        self.guard.is_some() || self.line.is_some() || !self.gate.queues().is_empty()
     }
 
     /// Whether an endpoint may be up, or nobody is asked instead.
@@ -209,7 +212,9 @@ impl Cluster {
 
     /// Whether somebody wants to know how long its endpoints take.
     fn goes_by_latency(&self) -> bool {
-        self.gate.measures() || self.canary.as_deref().is_some_and(|canary| canary.rules.guard.latency.is_some())
+        self.gate.measures()
+            || self.measured.is_some()
+            || self.canary.as_deref().is_some_and(|canary| canary.rules.guard.latency.is_some())
     }
 
     /// Who dialled, if a route or a filter asks for it.

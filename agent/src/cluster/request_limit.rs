@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::{adaptive::Adaptive, keyed::Keyed};
+use super::{PendingState, adaptive::Adaptive, keyed::Keyed};
 use crate::config::{RequestLimit, request_limit::Kind};
 
 /// What is known of one limit.
@@ -14,6 +14,7 @@ pub struct LimitState {
     /// What was configured.
     pub config: RequestLimit,
     known: Known,
+    line: Option<Arc<PendingState>>,
     /// Requests that passed at once.
     pub passed: AtomicU64,
     /// Requests that waited before they passed.
@@ -48,7 +49,8 @@ impl LimitState {
             (None, Some(_)) => Known::Each(Keyed::new(config.keys_max as usize)),
         };
         let (passed, waited, refused) = Default::default();
-        Self { config: config.clone(), known, passed, waited, refused }
+        let line = config.has_line().then(Arc::default);
+        Self { config: config.clone(), known, line, passed, waited, refused }
     }
 
     /// Where requests of this key are counted, which is a hash. What was never asked for begins with the word `fresh`. `None`: there is no
@@ -64,6 +66,11 @@ impl LimitState {
             Known::Each(table) => table.place(key, now_ns, fresh, must_stay).map(LimitPlace),
             Known::Adaptive(_) => Some(LimitPlace(0)),
         }
+    }
+
+    /// Who waits for a place, where somebody may.
+    pub fn line(&self) -> Option<&Arc<PendingState>> {
+        self.line.as_ref()
     }
 
     /// What is measured, if the limit follows that.

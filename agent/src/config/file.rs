@@ -58,6 +58,7 @@ use super::{
 
 pub use self::{
     amend::{amend, written},
+    calendar::{show_hours, show_zone},
     drill::{lease, plan, show_lease},
     filter::keys_of,
     request_limit::show as show_limit,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::tuning::Part;
+use super::{tuning::Part, zone::Zone};
 
 /// Most that may be counted in a window, or be at once: the counts of a limit stand in one word.
 pub const COUNT_MAX: u32 = (1 << 24) - 1;
@@ -20,7 +20,7 @@ pub struct RequestLimit {
     pub keys_max: u32,
     /// The part of each day in which it holds; `None`: always.
     pub hours: Option<Hours>,
-    /// How long a request waits for its turn; `None`: it is refused at once. Of buckets only.
+    /// How long a request waits for its turn; `None`: it is refused at once. Of limits that know when that is, or stand in a line.
     pub wait_max: Option<Duration>,
     /// What becomes of a request that does not pass.
     pub on_limit: OnLimit,
@@ -41,8 +41,8 @@ pub struct Hours {
     pub from_s: u32,
     /// In seconds of the day, or of the next if that is not later. Up to 86 400.
     pub until_s: u32,
-    /// How many seconds the clocks that are meant are before UTC's.
-    pub offset_s: i32,
+    /// Whose clocks are meant.
+    pub zone: Zone,
 }
 
 /// What becomes of a request that a limit does not let pass, nor wait.
@@ -88,8 +88,8 @@ pub enum Kind {
         limit: u32,
         /// How long a window is. More than nothing.
         window: Duration,
-        /// Whether windows begin when clocks say so that are so many seconds before UTC's, and not at some moment.
-        aligned: Option<i32>,
+        /// By whose clocks windows begin; `None`: at some moment.
+        aligned: Option<Zone>,
     },
     /// So many in any stretch as long as a window, as far as two counts tell: the window before counts as if its requests had come evenly.
     SlidingWindow {
@@ -168,6 +168,13 @@ pub struct Admission {
     pub requests_min: u32,
     /// Whether what is refused counts as failed.
     pub counts_refused: bool,
+}
+
+impl RequestLimit {
+    /// Whether requests stand in a line for it, because nobody knows when there will be room.
+    pub fn has_line(&self) -> bool {
+        self.wait_max.is_some() && matches!(self.kind, Kind::Concurrency { .. })
+    }
 }
 
 impl Kind {

@@ -29,6 +29,8 @@ pub struct Judge {
     resume_at: usize,
     wait_max: Duration,
     resume_below: Duration,
+    /// Whether nobody is let in while the first waits for too long.
+    shuts_by_age: bool,
 }
 
 /// What somebody who waits is to do.
@@ -54,7 +56,13 @@ impl Judge {
             resume_at: requests_max * RESUME_PERCENT as usize / 100,
             wait_max: rules.wait_max,
             resume_below: rules.wait_max * RESUME_PERCENT / 100,
+            shuts_by_age: true,
         }
+    }
+
+    /// The same, but that who comes may wait as long as anybody, however long others have.
+    pub fn whoever_comes(self) -> Self {
+        Self { shuts_by_age: false, resume_below: Duration::MAX, ..self }
     }
 
     /// Takes somebody in who waits for `patience` at most; his number, and whether that shut the line.
@@ -127,7 +135,7 @@ impl Judge {
     pub fn left(&self, line: &mut Line, number: u64, why: Unserved, now: Instant) -> (Option<Waker>, bool) {
         let was_there = line.waiting.remove(&number).is_some();
         let was_open = !line.is_shut;
-        line.is_shut |= was_there && why == Unserved::TooOld;
+        line.is_shut |= was_there && why == Unserved::TooOld && self.shuts_by_age;
         self.reopen(line, now);
         (call(line), was_open && line.is_shut)
     }

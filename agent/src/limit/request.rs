@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{calendar, warm_up::WarmUp, window::Window};
-use crate::config::request_limit::Kind;
+use crate::config::{request_limit::Kind, zone::Zone};
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub enum Judge {
     Bucket(Bucket),
     /// So many in each window.
     Fixed(Window),
-    /// So many in each window of a calendar, whose clock is so many seconds before UTC's.
-    Aligned(Window, i32),
+    /// So many in each window of a calendar, by the clocks of a zone.
+    Aligned(Window, Zone),
     /// So many in any stretch of that length.
     Sliding(Window),
     /// So many at once.
@@ -53,10 +53,10 @@ impl Judge {
                 Self::Bucket(Bucket { token_ns, depth_ns: token_ns, lot_ns: 1, starts_empty: false, wait_max_ns })
             }
             Kind::FixedWindow { limit, window, aligned } => {
-                let window = Window::new(limit, window);
-                aligned.map_or(Self::Fixed(window), |offset_s| Self::Aligned(window, offset_s))
+                let window = Window::new(limit, window, wait_max_ns);
+                aligned.map_or(Self::Fixed(window), |zone| Self::Aligned(window, zone))
             }
-            Kind::SlidingWindow { limit, window } => Self::Sliding(Window::new(limit, window)),
+            Kind::SlidingWindow { limit, window } => Self::Sliding(Window::new(limit, window, wait_max_ns)),
             Kind::Concurrency { limit } => Self::Concurrency(limit.into()),
             Kind::WarmUp { limit, period_s, cold_factor } => Self::WarmUp(WarmUp::new(limit, period_s, cold_factor)),
             Kind::Gradient(_) | Kind::Bbr { .. } | Kind::Admission { .. } => return None,
@@ -96,9 +96,12 @@ impl Judge {
     fn step(&self, known: u64, now_ns: u64, patience_ns: u64) -> (u64, Verdict) {
         match *self {
             Self::Bucket(ref bucket) => bucket.take(known, now_ns, patience_ns),
-            Self::Fixed(window) => window.fixed(known, now_ns),
-            Self::Aligned(window, offset_s) => window.fixed(known, calendar::local_ns(now_ns, offset_s)),
-            Self::Sliding(window) => window.sliding(known, now_ns),
+            Self::Fixed(window) => window.fixed(known, now_ns, patience_ns),
+            Self::Aligned(window, zone) => {
+                let until = |due_ns| calendar::until_local_ns(now_ns, zone, due_ns);
+                window.fixed_by(known, calendar::local_ns(now_ns, zone), patience_ns, until)
+            }
+            Self::Sliding(window) => window.sliding(known, now_ns, patience_ns),
             Self::Concurrency(limit) if known < limit => (known + 1, Verdict::After(0)),
             Self::Concurrency(_) => (known, Verdict::Refused(None)),
             Self::WarmUp(ref warm_up) => warm_up.step(known, now_ns),
@@ -220,6 +223,35 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_tokens_that_come_in_lots_waits_for_the_lot() {
+        let bucket = token_bucket(50, 1_000, 5, 5, false, 250 * MS);
+        let word = AtomicU64::new(bucket.fresh(10 * SECOND));
+        let waits: Vec<Verdict> = (0..17).map(|_| bucket.ask(&word, 10 * SECOND + 30 * MS, PATIENT)).collect();
+        let turns = [[0; 5], [70; 5], [170; 5]].concat().into_iter().map(|ms| Verdict::After(ms * MS));
+        assert_eq!(waits[..15], turns.collect::<Vec<_>>());
+        assert_eq!(waits[15..], [Verdict::Refused(Some(270 * MS)); 2]);
+    }
+
+    #[test]
+    fn who_waits_for_a_window_of_a_calendar_waits_by_its_clocks() {
+        let hour = 3_600 * SECOND;
+        let berlin = Zone::named("Europe/Berlin").expect("it is there");
+        let kind = Kind::FixedWindow { limit: 1, window: Duration::from_secs(86_400), aligned: Some(berlin) };
+        let judge = Judge::new(&kind, 60 * SECOND).expect("it counts");
+        // The days on which clocks are put forward and back begin at these hours of UTC, and are 23 and 25 hours long.
+        for (midnight_s, hours) in [(1_774_738_800, 23), (1_792_879_200, 25)] {
+            let (word, midnight) = (AtomicU64::default(), midnight_s * SECOND);
+            let ask = |at| judge.ask(&word, at, PATIENT);
+            let end = midnight + hours * hour;
+            assert_eq!(ask(midnight - 1), Verdict::After(0));
+            assert_eq!((ask(midnight), ask(midnight)), (Verdict::After(0), Verdict::Refused(Some(hours * hour))));
+            assert_eq!(ask(end - 61 * SECOND), Verdict::Refused(Some(61 * SECOND)));
+            assert_eq!(ask(end - 5 * SECOND), Verdict::After(5 * SECOND), "the first of the next day");
+            assert_eq!(ask(end), Verdict::Refused(Some(24 * hour)), "it had gone already");
+        }
+    }
+
+    #[test]
     fn a_leaky_bucket_lets_one_out_at_a_time() {
         let leaky = |queue, wait_ms| {
             let kind = Kind::LeakyBucket { limit: 50, window: Duration::from_secs(1), queue };
@@ -238,7 +270,7 @@ mod tests {
     #[test]
     fn a_days_quota_begins_at_midnight_where_it_is_meant() {
         let day = Duration::from_secs(86_400);
-        let kind = Kind::FixedWindow { limit: 2, window: day, aligned: Some(2 * 3_600) };
+        let kind = Kind::FixedWindow { limit: 2, window: day, aligned: Some(Zone::Offset(2 * 3_600)) };
         let judge = Judge::new(&kind, 0).expect("it counts");
         // 2023-11-15 in UTC.
         let midnight = 1_700_006_400 * SECOND;

@@ -78,7 +78,7 @@ impl Word {
     /// `None`: nothing is known.
     fn of(known: u64) -> Option<Self> {
         let second = known >> 48;
-        let Counts { before: tokens, here: passed } = Counts::of(known, second);
+        let (Counts { before: tokens, here: passed }, _) = Counts::of(known, second);
         (known != 0).then_some(Self { second, tokens, passed })
     }
 

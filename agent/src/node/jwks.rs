@@ -45,6 +45,8 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 enum Trouble {
     #[error("its host has no address that answers: {0}")]
     Unreached(io::Error),
+    #[error("no TLS connection comes about: {0}")]
+    Tls(io::Error),
     #[error("it does not speak as it should: {0}")]
     Broken(#[from] hyper::Error),
     #[error("the answer is {0}, and only 200 has keys")]
@@ -122,7 +124,7 @@ async fn get(remote: &Remote) -> Result<(Vec<JwtKey>, Option<Duration>), Trouble
         Some((_, client)) => {
             let name = tls::name_of(&remote.host).ok_or(Trouble::Unreached(io::ErrorKind::InvalidInput.into()))?;
             let stream = TlsConnector::from(Arc::clone(client)).connect(name, stream).await;
-            ask(stream.map_err(Trouble::Unreached)?, remote).await
+            ask(stream.map_err(Trouble::Tls)?, remote).await
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio::{task::JoinHandle, time};
 
 use crate::{
     cluster::{LimitState, Measured, Service, Snapshot},
+    config::route::{Action, Target},
     kernel::{cgroup, listening_cgroups},
     limit::bbr::smoothed,
 };
@@ -32,7 +33,8 @@ type Found = HashMap<SocketAddr, Vec<PathBuf>>;
 #[derive(Default)]
 pub struct Processors {
     mount: Option<PathBuf>,
-    limits: Vec<(Arc<Service>, Arc<LimitState>)>,
+    /// Those, and whose endpoints are meant.
+    limits: Vec<(Vec<Arc<Service>>, Arc<LimitState>)>,
     /// When they are looked at next. `None`: there is none.
     due: Option<Instant>,
     looked_for: Option<Instant>,
@@ -46,8 +48,13 @@ impl Processors {
     /// Goes on with another snapshot; `mount` is where cgroup v2 is.
     pub fn follow(&mut self, snapshot: &Snapshot, mount: Option<&Path>, now: Instant) {
         let of = |service: &Arc<Service>| -> Vec<_> {
-            let limits = service.request_limits.iter().filter(|limit| busy(limit).is_some());
-            limits.map(|limit| (Arc::clone(service), Arc::clone(limit))).collect()
+            let routes = service.config.routes.iter().zip(&service.routes);
+            let of_routes = routes.flat_map(|(route, state)| {
+                state.request_limits.iter().map(|limit| (targets(&route.action, service, snapshot), limit))
+            });
+            let own = service.request_limits.iter().map(|limit| (vec![Arc::clone(service)], limit));
+            let limits = own.chain(of_routes).filter(|(_, limit)| busy(limit).is_some());
+            limits.map(|(services, limit)| (services, Arc::clone(limit))).collect()
         };
         self.mount = mount.map(Path::to_owned);
         self.limits = snapshot.services.iter().flat_map(of).collect();
@@ -77,8 +84,7 @@ impl Processors {
         }
         let is_due = self.looked_for.is_none_or(|looked_for| now.duration_since(looked_for) >= LOOK_AGAIN);
         let asking = self.limits.iter().filter(|(_, limit)| limit.config.cgroup.is_none());
-        let wanted: Vec<SocketAddr> =
-            asking.flat_map(|(service, _)| service.endpoints.iter().map(|endpoint| endpoint.address)).collect();
+        let wanted: Vec<SocketAddr> = asking.flat_map(|(services, _)| endpoints(services)).collect();
         if let (Some(mount), true, None, false) = (self.mount.clone(), is_due, &self.looking, wanted.is_empty()) {
             self.looked_for = Some(now);
             self.looking = Some(tokio::task::spawn_blocking(move || find(&mount, &wanted)));
@@ -88,10 +94,10 @@ impl Processors {
     fn look(&mut self, now: Instant) {
         let mut permille_of: HashMap<PathBuf, Option<u32>> = HashMap::new();
         let mut used = HashMap::new();
-        for (service, limit) in &self.limits {
+        for (services, limit) in &self.limits {
             let cgroups: Vec<&PathBuf> = match &limit.config.cgroup {
                 Some(cgroup) => vec![cgroup],
-                None => service.endpoints.iter().filter_map(|it| self.found.get(&it.address)).flatten().collect(),
+                None => endpoints(services).filter_map(|address| self.found.get(&address)).flatten().collect(),
             };
             let mut busiest = 0;
             for path in cgroups {
@@ -111,6 +117,20 @@ impl Processors {
         }
         self.used = used;
     }
+}
+
+fn endpoints(services: &[Arc<Service>]) -> impl Iterator<Item = SocketAddr> {
+    services.iter().flat_map(|service| service.endpoints.iter().map(|endpoint| endpoint.address))
+}
+
+/// The services that a route leads to.
+fn targets(action: &Action, home: &Arc<Service>, snapshot: &Snapshot) -> Vec<Arc<Service>> {
+    let Action::Forward(forward) = action else { return Vec::new() };
+    let target = |target: &Target| match &target.to {
+        None => Some(Arc::clone(home)),
+        Some(name) => snapshot.by_name(name).cloned(),
+    };
+    forward.targets.iter().filter_map(target).collect()
 }
 
 fn busy(limit: &LimitState) -> Option<&std::sync::atomic::AtomicU32> {

@@ -1,5 +1,7 @@
 //! Whether a service's limits let a request pass, before it goes to an endpoint.
 
+mod queue;
+
 use std::{
     rc::Rc,
     sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
@@ -9,7 +11,11 @@ use std::{
 use http::{HeaderName, HeaderValue, header};
 use xxhash_rust::xxh64::xxh64;
 
-use super::{http::Reply, pending::Line};
+pub(super) use self::queue::{Queue, Standing};
+use super::{
+    http::Reply,
+    pending::{Line, knock},
+};
 use crate::{
     cluster::{LimitPlace, LimitState, RouteState, Service},
     config::{RequestLimit, request_limit::OnLimit, tuning::Part},
@@ -31,6 +37,8 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// The limits of a service, ready to be asked.
 pub(super) struct Gate {
     limits: Vec<Limit>,
+    /// Those that requests wait for in lines of their own.
+    queues: Vec<Rc<Queue>>,
     /// How many of them are asked first, once for each request. The others say whether there is room, and are asked again while one waits for it.
     first: usize,
     measures: bool,
@@ -81,7 +89,12 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.taken.iter().for_each(|(limit, place)| request::leave(limit.word(*place)));
+        for (limit, place) in &self.taken {
+            request::leave(limit.word(*place));
+            if let Some(line) = limit.line() {
+                knock(line);
+            }
+        }
         if let Some(line) = &self.line {
             line.knock();
         }
@@ -106,7 +119,8 @@ impl Gate {
             let judge = Judge::new(&state.config.kind, wait_max_ns).map(Asked::Counts).or_else(measures)?;
             Some(Limit { judge, state: Arc::clone(state) })
         };
-        let mut limits: Vec<Limit> = states.iter().filter_map(limit).collect();
+        let (lined, mut limits): (Vec<Limit>, Vec<Limit>) =
+            states.iter().filter_map(limit).partition(|limit| limit.state.config.has_line());
         let mut first = limits.len();
         if has_line {
             limits.sort_by_key(Limit::is_of_room);
@@ -114,12 +128,11 @@ impl Gate {
         }
         let measures = limits.iter().any(|limit| matches!(limit.judge, Asked::Measures(_)));
         let asks_wall = limits.iter().any(Limit::asks_wall);
-        Self { limits, first, measures, asks_wall }
+        Self { limits, queues: lined.into_iter().filter_map(Queue::of).collect(), first, measures, asks_wall }
     }
 
     fn when(&self, now: Instant, patience_ns: u64) -> When {
-        let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-        When { now_ns: now_ns(now), wall_ns: if self.asks_wall { wall() } else { 0 }, patience_ns }
+        When { now_ns: now_ns(now), wall_ns: if self.asks_wall { wall_ns() } else { 0 }, patience_ns }
     }
 
     /// Whether what becomes of attempts is to be [`Self::seen`].
@@ -143,7 +156,12 @@ impl Gate {
 
     /// Whether there is no limit.
     pub(super) fn is_open(&self) -> bool {
-        self.limits.is_empty()
+        self.limits.is_empty() && self.queues.is_empty()
+    }
+
+    /// The limits that requests wait for in lines of their own.
+    pub(super) fn queues(&self) -> &[Rc<Queue>] {
+        &self.queues
     }
 
     /// Asks every limit, but those that say whether there is room for who may wait for it. The request passes when it has waited for so long; its client waits for `patience` at most. What an earlier limit
@@ -259,6 +277,7 @@ impl Limit {
         match (verdict, left_ns) {
             // When it does not hold any more, everybody may come.
             (Verdict::Refused(Some(wait_ns)), Some(left_ns)) => (Verdict::Refused(Some(wait_ns.min(left_ns))), place),
+            (Verdict::After(wait_ns), Some(left_ns)) => (Verdict::After(wait_ns.min(left_ns)), place),
             _ => (verdict, place),
         }
     }
@@ -272,6 +291,11 @@ impl Limit {
 /// As limits reckon.
 fn now_ns(now: Instant) -> u64 {
     now.saturating_duration_since(*EPOCH).as_nanos() as u64
+}
+
+/// The clock on the wall since 1970.
+fn wall_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 
 /// Of a part of the request; those who do not say it are counted together.
@@ -301,6 +325,12 @@ impl Over {
     pub(super) fn reply(&self) -> Reply {
         refusal(&self.limit.config, self.wait_ns)
     }
+}
+
+/// What a request is told that a limit does not let pass, though it waited, or because it may not wait; somebody else may come so much later.
+pub(super) fn refused(limit: &LimitState, after: Duration) -> Reply {
+    limit.refused.fetch_add(1, Relaxed);
+    refusal(&limit.config, Some(after.as_nanos() as u64))
 }
 
 fn refusal(config: &RequestLimit, wait_ns: Option<u64>) -> Reply {

@@ -17,7 +17,7 @@ use self::why::{has_failed, why};
 pub(super) use self::why::{is_server_error, why_of};
 use super::{
     Cluster, Hop,
-    admit::{Admitted, Gate},
+    admit::{Admitted, Gate, Standing},
     asker::Asker,
     circuit::{Circuit, Ticket},
     http::Reply,
@@ -219,7 +219,7 @@ impl Guard {
     }
 
     /// Whether a request may pass.
-    fn enter(self: &Rc<Self>, now: Instant) -> Result<Leave, Why> {
+    pub(super) fn enter(self: &Rc<Self>, now: Instant) -> Result<Leave, Why> {
         let pass = self.passed(now)?.into();
         let most = self.places();
         let has_place = most.is_some_and(|most| self.usage().active.take(most));
@@ -498,7 +498,7 @@ impl Hop {
         }
         let held = cluster.service.hold(Threshold::Requests);
         let held = held.map_err(|overflow| (Why::Overflow, Reply::overflow(overflow.0)))?;
-        let (mut wait, mut admitted) = (Duration::ZERO, Admitted::default());
+        let (mut wait, mut admitted, mut queues) = (Duration::ZERO, Admitted::default(), Vec::new());
         for gate in of_route.into_iter().chain([&cluster.gate]) {
             let (for_long, taken) = gate.admit(request, now, patience, || self.chance()).map_err(|over| {
                 let broken = cluster.guard.as_ref().filter(|guard| over.breaks() && guard.trip(now));
@@ -509,6 +509,12 @@ impl Hop {
             })?;
             wait = wait.max(for_long);
             admitted.join(taken);
+            queues.extend_from_slice(gate.queues());
+        }
+        let standing = Standing::of(queues, wait, &mut admitted, (now, patience));
+        if let Some(standing) = standing.map_err(|reply| (why_of(&reply), reply))? {
+            let stand = Some(Stand::Queued(standing));
+            return Ok((Passed { wait, admitted, leave: None, stand }, held));
         }
         let passed = match &cluster.line {
             None => {

@@ -62,6 +62,7 @@ async fn accepted(
         cursor: Arc::clone(&rule.service.cursor),
         routes: None,
         canary: None,
+        measured: None,
         gate: Gate::of(&rule.service),
         chain: hop.chain(&rule.service),
         visit: Some(Visit::new(place, client, dialled)),

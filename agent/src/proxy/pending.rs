@@ -22,23 +22,28 @@ use tokio::time::{sleep, sleep_until};
 
 use super::{
     Cluster, Hop,
-    admit::Admitted,
+    admit::{Admitted, Standing, refused},
     guard::{Entered, Leave, Passed, why_of},
     http::Reply,
 };
 use crate::{
-    cluster::{PendingState, Service, Unserved},
-    config::guard::Why,
+    cluster::{LimitState, PendingState, Service, Unserved},
+    config::{Pending, guard::Why},
     limit::pending::{Judge, Turn, call},
     route::Request,
 };
 
-/// Of a service, ready for its requests.
+/// Most that wait for a place of one limit: each holds a connection or a stream, as those of `pending` do.
+const WAITING_MAX: u32 = 10_000;
+
+/// Of a service, or of a limit, ready for its requests.
 pub(super) struct Line {
-    /// Of the service, for the log.
+    /// Of the service or the limit, for the log.
     name: String,
     state: Arc<PendingState>,
     judge: Judge,
+    /// The limit that it is before, if not all that the service has room for.
+    limit: Option<Arc<LimitState>>,
 }
 
 /// A place in the line, given up when it is dropped.
@@ -57,6 +62,8 @@ pub(super) enum Stand {
     In(Place),
     /// It has to wait for something else first.
     Later,
+    /// It waits for places of limits that have lines of their own.
+    Queued(Standing),
 }
 
 impl Line {
@@ -64,7 +71,20 @@ impl Line {
     pub(super) fn of(service: &Service) -> Option<Rc<Self>> {
         let (rules, state) = service.config.pending.as_ref().zip(service.pending.as_ref())?;
         let (name, state) = (service.config.name.clone(), Arc::clone(state));
-        Some(Rc::new(Self { name, state, judge: Judge::new(rules) }))
+        Some(Rc::new(Self { name, state, judge: Judge::new(rules), limit: None }))
+    }
+
+    /// Of a limit; `None`: nobody waits for it.
+    pub(super) fn of_limit(limit: &Arc<LimitState>) -> Option<Rc<Self>> {
+        let (wait_max, state) = limit.config.wait_max.zip(limit.line())?;
+        let judge = Judge::new(&Pending { requests_max: WAITING_MAX, wait_max }).whoever_comes();
+        let (name, state) = (limit.config.name.clone(), Arc::clone(state));
+        Some(Rc::new(Self { name, state, judge, limit: Some(Arc::clone(limit)) }))
+    }
+
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.depth() == 0
     }
 
     /// How often it was shut.
@@ -74,16 +94,11 @@ impl Line {
 
     /// Somebody has made room.
     pub(super) fn knock(&self) {
-        // Who joins writes how many there are before he looks for room, and who makes room does so before he reads it: one of them sees the other.
-        fence(SeqCst);
-        if self.state.depth() > 0 {
-            let first = call(&mut self.state.hold().line);
-            wake(first);
-        }
+        knock(&self.state);
     }
 
     /// Takes a request in.
-    fn join(self: &Rc<Self>, now: Instant, patience: Option<Duration>) -> Result<Place, Reply> {
+    pub(super) fn join(self: &Rc<Self>, now: Instant, patience: Option<Duration>) -> Result<Place, Reply> {
         let joined = self.judge.join(&mut self.state.hold().line, now, patience);
         let (number, has_shut, waked) = joined.map_err(|why| self.unserved(why))?;
         self.shut(has_shut);
@@ -95,7 +110,11 @@ impl Line {
     fn shut(&self, has_shut: bool) {
         if has_shut {
             self.state.stops.fetch_add(1, Relaxed);
-            tracing::info!(service = self.name, waiting = self.state.depth(), "requests are refused: too many wait");
+            let (name, waiting) = (&self.name, self.state.depth());
+            match self.limit {
+                None => tracing::info!(service = name, waiting, "requests are refused: too many wait"),
+                Some(_) => tracing::info!(limit = name, waiting, "requests are refused: too many wait"),
+            }
         }
     }
 
@@ -108,7 +127,21 @@ impl Line {
             Unserved::TooOld => "the service had no room in the time for which a request may wait",
             Unserved::Doomed => "the call's time would be over before its turn",
         };
-        Reply::unserved(text, self.judge.retry_after(&self.state.hold().line))
+        let after = self.judge.retry_after(&self.state.hold().line);
+        match &self.limit {
+            None => Reply::unserved(text, after),
+            Some(limit) => refused(limit, after),
+        }
+    }
+}
+
+/// Somebody has made room for who waits in this line.
+pub(super) fn knock(state: &PendingState) {
+    // Who joins writes how many there are before he looks for room, and who makes room does so before he reads it: one of them sees the other.
+    fence(SeqCst);
+    if state.depth() > 0 {
+        let first = call(&mut state.hold().line);
+        wake(first);
     }
 }
 
@@ -118,7 +151,7 @@ fn wake(waked: impl IntoIterator<Item = std::task::Waker>) {
 
 impl Place {
     /// Waits for room, as long as this one may; `look` looks for it when it is its turn.
-    async fn room<T>(mut self, mut look: impl FnMut() -> Option<T>) -> Result<T, Reply> {
+    pub(super) async fn room<T>(mut self, mut look: impl FnMut() -> Option<T>) -> Result<T, Reply> {
         let mut patience = pin!(sleep_until(self.until.into()));
         let found = poll_fn(|context| {
             if patience.as_mut().poll(context).is_ready() {
@@ -240,11 +273,25 @@ impl Hop {
 
     async fn stood(&self, entered: &mut Entered, stand: Stand, until: Option<Instant>) -> Result<(), Refusal> {
         let cluster = Rc::clone(&entered.cluster);
-        let Some(line) = &cluster.line else { return Ok(()) };
+        if !matches!(stand, Stand::In(_)) {
+            sleep(std::mem::take(&mut entered.wait)).await;
+        }
+        let stand = match stand {
+            Stand::Queued(standing) => {
+                let stood = standing.wait(&mut entered.admitted, until).await;
+                stood.map_err(|reply| (why_of(&reply), reply))?;
+                Stand::Later
+            }
+            stand => stand,
+        };
+        let Some(line) = &cluster.line else {
+            let leave = cluster.guard.as_ref().map(|guard| guard.enter(Instant::now())).transpose();
+            entered.leave = leave.map_err(|why| (why, Reply::guarded(why)))?;
+            return Ok(());
+        };
         let place = match stand {
             Stand::In(place) => place,
-            Stand::Later => {
-                sleep(std::mem::take(&mut entered.wait)).await;
+            Stand::Later | Stand::Queued(_) => {
                 let admitted = std::mem::take(&mut entered.admitted);
                 let Passed { admitted, leave, stand, .. } = self.room_or_line(&cluster, line, admitted, left(until))?;
                 (entered.admitted, entered.leave) = (admitted, leave);
@@ -267,7 +314,7 @@ impl Hop {
 }
 
 /// Now, and how much is left from then on.
-fn left(until: Option<Instant>) -> (Instant, Option<Duration>) {
+pub(super) fn left(until: Option<Instant>) -> (Instant, Option<Duration>) {
     let now = Instant::now();
     (now, until.map(|until| until.saturating_duration_since(now)))
 }

@@ -289,11 +289,11 @@ impl Hop {
             let is_slow = canary.rules.guard.latency.zip(waited).is_some_and(|(limit, waited)| waited.took() > limit);
             canary.count(has_failed(seen), is_slow);
         }
-        if cluster.gate.measures() {
+        for gate in cluster.measured.as_deref().into_iter().chain([&cluster.gate]).filter(|gate| gate.measures()) {
             // How soon somebody fails says nothing of how much he gets done; that he is late does.
             let says = !has_failed(seen) || seen == Seen::Late;
             let sent = waited.filter(|_| says).map(|waited| (waited.age(), waited.took()));
-            cluster.gate.seen(sent, !has_failed(seen), || self.chance());
+            gate.seen(sent, !has_failed(seen), || self.chance());
         }
         if let (Some(rules), Some(marks)) = (&service.config.outlier, found.state.marks()) {
             let court = Court { rules, ejections: &service.ejections, hosts: service.endpoints.len() };

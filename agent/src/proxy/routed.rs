@@ -70,6 +70,8 @@ struct Goal {
     subset: Option<Subset>,
     /// Who counts what becomes of its requests.
     canary: Option<Arc<CanaryState>>,
+    /// The route's limits, if they measure that.
+    measured: Option<Rc<Gate>>,
 }
 
 struct Subset {
@@ -123,14 +125,15 @@ impl Routes {
         if routes.is_empty() {
             return None;
         }
+        let gates: Vec<Option<Rc<Gate>>> = service.routes.iter().map(Gate::of_route).collect();
         let goals = routes.iter().zip(&service.routes).enumerate().map(|(index, (route, state))| match &route.action {
             Action::Forward(forward) => {
                 let circuit = Circuit::of_route(service, index);
-                Split { circuit, ..Split::new(forward, state, service, snapshot) }
+                let measured = gates[index].as_ref().filter(|gate| gate.measures());
+                Split { circuit, ..Split::new(forward, (state, measured), service, snapshot) }
             }
             Action::Redirect(_) | Action::Respond(_) => Split::default(),
         });
-        let gates = service.routes.iter().map(Gate::of_route).collect();
         let goals: Vec<Split> = goals.collect();
         let leads_to = |goal: &Goal| snapshot.by_id(goal.service);
         let asks = |service: &Arc<Service>| service.config.policy.tuning.asks_address();
@@ -177,6 +180,7 @@ impl Goal {
             weight: target.weight.into(),
             subset: (!target.subset.is_empty()).then(|| Subset::new(target, cursor)),
             canary: None,
+            measured: None,
         })
     }
 
@@ -185,11 +189,29 @@ impl Goal {
         self.canary = Some(Arc::clone(canary));
         self.subset.get_or_insert_with(|| Subset::new(target, cursor));
     }
+
+    /// The same, by the limits of its route.
+    fn measured(mut self, gate: &Rc<Gate>, target: &Target, cursor: &Arc<AtomicUsize>) -> Self {
+        self.measured = Some(Rc::clone(gate));
+        self.subset.get_or_insert_with(|| Subset::new(target, cursor));
+        self
+    }
 }
 
 impl Split {
-    fn new(forward: &Forward, state: &RouteState, home: &Service, snapshot: &Snapshot) -> Self {
-        let of = |(target, cursor): (&Target, &Arc<AtomicUsize>)| Goal::new(target, cursor, home, snapshot);
+    fn new(
+        forward: &Forward,
+        (state, measured): (&RouteState, Option<&Rc<Gate>>),
+        home: &Service,
+        snapshot: &Snapshot,
+    ) -> Self {
+        let of = |(target, cursor): (&Target, &Arc<AtomicUsize>)| {
+            let goal = Goal::new(target, cursor, home, snapshot)?;
+            Some(match measured {
+                Some(gate) => goal.measured(gate, target, cursor),
+                None => goal,
+            })
+        };
         let mut goals: Vec<Goal> = forward.targets.iter().zip(&state.cursors).filter_map(of).collect();
         let mirror = forward.mirror.as_ref().zip(state.mirror.as_ref()).and_then(|(mirror, state)| {
             Some(Mirror {
@@ -284,8 +306,9 @@ impl Hop {
             false => Arc::clone(&home.service),
         };
         let members = members(&service, &subset.labels, &subset.fallback);
-        let canary = goal.canary.clone();
-        let made = Cluster { canary, ..Cluster::of_subset(&service, home.generation, members, &subset.cursor) };
+        let (canary, measured) = (goal.canary.clone(), goal.measured.clone());
+        let of_subset = Cluster::of_subset(&service, home.generation, members, &subset.cursor);
+        let made = Cluster { canary, measured, ..of_subset };
         let made = Rc::new(made);
         *cluster = Some(Rc::clone(&made));
         Some(made)

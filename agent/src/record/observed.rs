@@ -410,6 +410,7 @@ fn limits_json(service: &Service) -> Vec<Value> {
             shown[name] = json!(count.load(Ordering::Relaxed));
         }
         shown["open"] = json!(state.open());
+        shown["waiting"] = json!(state.line().map(|line| line.depth()));
         shown["found"] = json!(state.adaptive().and_then(Adaptive::limit));
         shown
     };

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::{
-    Pending, Service, Strategy, Timing,
+    Pending, Service, Strategy, Timing, file,
     filter::Filter,
     guard::{Breaker, Degrade, DegradeTo, Fallback, Instead, Isolation, Kind as Opens, OnOpen, Over},
     outlier::Outlier,
@@ -12,6 +12,7 @@ use crate::config::{
     retry::Retry,
     strategy,
     tuning::Part,
+    zone::Zone,
 };
 
 /// The lines, in the order in which a request meets what they tell of.
@@ -24,6 +25,10 @@ pub(super) fn lines(service: &Service, switches: &BTreeMap<String, bool>) -> Vec
     lines.extend(service.request_limits.iter().map(limit));
     for route in &service.routes {
         lines.extend(route.request_limits.iter().map(|it| format!("route {}: {}", route.name, limit(it))));
+        lines.extend(route.one_way.then(|| {
+            let told = "the client is answered with 202 at once, and what comes back is dropped";
+            format!("route {}: one way; {told}", route.name)
+        }));
     }
     lines.extend(service.pending.as_ref().map(pending));
     lines.extend(service.timing.as_ref().and_then(timing));
@@ -60,8 +65,19 @@ fn limit(limit: &RequestLimit) -> String {
         OnLimit::Fallback => "the fallback".to_owned(),
         OnLimit::Break => "the breaker opens".to_owned(),
     };
-    let part = if limit.hours.is_some() { " for a part of the day" } else { "" };
+    let part = limit
+        .hours
+        .map(|hours| format!(" from {}{}", file::show_hours(&hours).replace('-', " to "), clocks(hours.zone)));
+    let part = part.unwrap_or_default();
     format!("request limit {}: {kind}{by}{part}; over that {wait}{then}", limit.name)
+}
+
+/// Whose clocks are meant.
+fn clocks(zone: Zone) -> String {
+    match zone {
+        Zone::UTC => " in UTC".to_owned(),
+        zone => format!(" by the clocks of {}", file::show_zone(zone).1),
+    }
 }
 
 fn pending(rules: &Pending) -> String {
@@ -81,8 +97,13 @@ fn counted(kind: &Kind) -> String {
             format!("{limit} in {window:?}, one by one, {queue} in the queue")
         }
         Kind::FixedWindow { limit, window, aligned: None } => format!("{limit} in each window of {window:?}"),
-        Kind::FixedWindow { limit, window, aligned: Some(_) } => {
-            format!("{limit} in each {window:?} of the calendar")
+        Kind::FixedWindow { limit, window, aligned: Some(zone) } => {
+            let window = match window.as_secs() {
+                60 => "minute",
+                3_600 => "hour",
+                _ => "day",
+            };
+            format!("{limit} in each {window} of the calendar{}", clocks(*zone))
         }
         Kind::SlidingWindow { limit, window } => format!("{limit} in any {window:?}"),
         Kind::Concurrency { limit } => format!("{limit} at once"),
@@ -188,7 +209,6 @@ fn degraded(degrade: &Degrade, is_on: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::file;
 
     fn told(keys: &str) -> Vec<String> {
         let text = format!(
@@ -234,7 +254,20 @@ mod tests {
             ),
             (
                 "request_limits: [{kind: fixed_window, limit: 7, aligned: day, between: \"09:00-18:00\"}]",
-                "request limit fixed_window: 7 in each 86400s of the calendar for a part of the day; over that 429",
+                "request limit fixed_window: 7 in each day of the calendar in UTC from 09:00 to 18:00 in UTC; over that 429",
+            ),
+            (
+                "request_limits: [{kind: fixed_window, limit: 7, aligned: hour, time_zone: Europe/Berlin, on_limit: {wait: {max_ms: 500}}}]",
+                "request limit fixed_window: 7 in each hour of the calendar by the clocks of Europe/Berlin; over that a wait of up to 500ms, \
+                 then 429",
+            ),
+            (
+                "request_limits: [{kind: concurrency, limit: 7, between: \"22:00-06:00\", utc_offset: \"-05:00\"}]",
+                "request limit concurrency: 7 at once from 22:00 to 06:00 by the clocks of -05:00; over that 429",
+            ),
+            (
+                "routes: [{name: r, one_way: on}]",
+                "route r: one way; the client is answered with 202 at once, and what comes back is dropped",
             ),
             (
                 "request_limits: [{kind: gradient}]",

@@ -1,7 +1,7 @@
-//! What goes by the clock on the wall: the keys `aligned`, `between` and `utc_offset` of a request limit.
+//! What goes by the clock on the wall: the keys `aligned`, `between`, `utc_offset` and `time_zone` of a request limit.
 
 use super::section::{Field, Problems, Section, shown};
-use crate::config::request_limit::Hours;
+use crate::config::{request_limit::Hours, zone::Zone};
 
 const MINUTE_S: u32 = 60;
 const HOUR_S: u32 = 3_600;
@@ -12,12 +12,36 @@ const EAST_S_MAX: i32 = 14 * 3_600; // Kiritimati
 /// Windows, in seconds.
 pub(super) const WINDOWS: [(&str, u32); 3] = [("minute", MINUTE_S), ("hour", HOUR_S), ("day", DAY_S)];
 
-/// How many seconds the clocks that are meant are before UTC's.
-pub(super) fn offset(section: &Section<'_>, problems: &mut Problems) -> Option<i32> {
-    if let (Some(field), None, None) = (section.get("utc_offset"), section.get("aligned"), section.get("between")) {
-        field.refuse("says nothing without aligned or between; remove it", problems);
+/// Whose clocks are meant.
+pub(super) fn zone(section: &Section<'_>, problems: &mut Problems) -> Option<Zone> {
+    let keys = ["utc_offset", "time_zone"].map(|key| section.get(key));
+    if section.get("aligned").is_none() && section.get("between").is_none() {
+        for field in keys.iter().flatten() {
+            field.refuse("says nothing without aligned or between; remove it", problems);
+        }
     }
-    section.or("utc_offset", || 0, read_offset, problems)
+    match keys {
+        [Some(_), Some(zone)] => {
+            zone.refuse("says what utc_offset says otherwise; write one of them", problems);
+            None
+        }
+        [None, Some(zone)] => read_zone(&zone, problems),
+        [Some(offset), None] => read_offset(&offset, problems).map(Zone::Offset),
+        [None, None] => Some(Zone::UTC),
+    }
+}
+
+fn read_zone(field: &Field<'_>, problems: &mut Problems) -> Option<Zone> {
+    let name = field.text(problems)?;
+    let zone = Zone::named(name);
+    if zone.is_none() {
+        let what = format!(
+            "\"{}\" is no time zone of the IANA database; write one of its names, as Europe/Berlin, or utc_offset",
+            shown(name)
+        );
+        field.refuse(what, problems);
+    }
+    zone
 }
 
 fn read_offset(field: &Field<'_>, problems: &mut Problems) -> Option<i32> {
@@ -38,12 +62,12 @@ fn read_offset(field: &Field<'_>, problems: &mut Problems) -> Option<i32> {
 }
 
 /// The part of a day that is written as `09:00-18:00`.
-pub(super) fn hours(field: &Field<'_>, offset_s: i32, problems: &mut Problems) -> Option<Hours> {
+pub(super) fn hours(field: &Field<'_>, zone: Zone, problems: &mut Problems) -> Option<Hours> {
     let text = field.text(problems)?;
     let read = || {
         let (from, until) = text.split_once('-')?;
         let (from_s, until_s) = (time(from.trim())?, time(until.trim())?);
-        (from_s != until_s && from_s < DAY_S).then_some(Hours { from_s, until_s, offset_s })
+        (from_s != until_s && from_s < DAY_S).then_some(Hours { from_s, until_s, zone })
     };
     let hours = read();
     if hours.is_none() {
@@ -70,12 +94,17 @@ fn show_time(seconds: u32) -> String {
 }
 
 /// As it would be written.
-pub(super) fn show_hours(hours: &Hours) -> String {
+pub fn show_hours(hours: &Hours) -> String {
     format!("{}-{}", show_time(hours.from_s), show_time(hours.until_s))
 }
 
-/// As it would be written.
-pub(super) fn show_offset(offset_s: i32) -> String {
-    let sign = if offset_s < 0 { '-' } else { '+' };
-    format!("{sign}{}", show_time(offset_s.unsigned_abs()))
+/// As it would be written: the key, and what stands behind it.
+pub fn show_zone(zone: Zone) -> (&'static str, String) {
+    match zone {
+        Zone::Named(place) => ("time_zone", place.name.clone()),
+        Zone::Offset(offset_s) => {
+            let sign = if offset_s < 0 { '-' } else { '+' };
+            ("utc_offset", format!("{sign}{}", show_time(offset_s.unsigned_abs())))
+        }
+    }
 }

@@ -44,7 +44,10 @@ const KINDS: [(&str, &[&str]); 12] = [
     ("cors", &["origins", "methods", "headers", "expose", "credentials", "max_age_s"]),
     ("access", &["allow", "deny"]),
     ("body_limit", &["bytes_max"]),
-    ("fault", &["percent", "delay_ms", "abort_status", "grpc_status", "reset", "bandwidth_bytes_per_second", "direction"]),
+    (
+        "fault",
+        &["percent", "delay_ms", "abort_status", "grpc_status", "reset", "bandwidth_bytes_per_second", "direction"],
+    ),
     ("api_key", identity::API_KEY),
     ("basic", identity::BASIC),
     ("jwt", identity::JWT),

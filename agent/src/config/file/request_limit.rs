@@ -18,7 +18,8 @@ use super::{
 };
 use crate::config::{
     Guard, Mode, Protocol,
-    request_limit::{Kind, OnLimit, RequestLimit},
+    request_limit::{COUNT_MAX, Kind, OnLimit, RequestLimit},
+    zone::Zone,
 };
 
 const LIMITS_MAX: usize = 16; // each is asked for each request
@@ -30,12 +31,26 @@ const STATUS_FOUND: u32 = 503; // Envoy's, where the limit is what a service can
 const WAIT_MS_MAX: u32 = 60_000;
 
 const GRPC: [(&str, bool); 2] = [("unavailable", false), ("resource_exhausted", true)];
-const COMMON: [&str; 7] = ["name", "kind", "between", "utc_offset", "on_limit", "status", "grpc_status"];
+const COMMON: [&str; 8] = ["name", "kind", "between", "utc_offset", "time_zone", "on_limit", "status", "grpc_status"];
 const ON_LIMIT: [(&str, OnLimit); 3] =
     [("reject", OnLimit::Reject), ("fallback", OnLimit::Fallback), ("break", OnLimit::Break)];
-/// Those that know when it is the turn of who waits.
-const BUCKETS: [&str; 2] = ["token_bucket", "leaky_bucket"];
-const OF_ROOM: [&str; 3] = ["concurrency", "gradient", "bbr"];
+/// Those for which nobody can wait, and why, and what to write instead.
+const NEVER_WAITING: [(&str, &str); 5] = [
+    (
+        "warm_up",
+        "how many pass in a second depends on how many come until then, so that nobody knows whose turn it is when; use token_bucket",
+    ),
+    (
+        "gradient",
+        "it finds how much room there is for all requests of the service; write pending there, where requests wait for that",
+    ),
+    (
+        "bbr",
+        "it finds how much room there is for all requests of the service; write pending there, where requests wait for that",
+    ),
+    ("admission", "it refuses by chance, and nobody's turn comes; write on_limit: reject"),
+    ("client_throttling", "it refuses by chance, and nobody's turn comes; write on_limit: reject"),
+];
 
 /// Reads the key if it is there.
 pub(super) fn request_limits(
@@ -56,15 +71,7 @@ pub(super) fn request_limits(
 /// As [`request_limits`], of a route.
 pub(super) fn of_route(section: &Section<'_>, problems: &mut Problems) -> Option<Vec<RequestLimit>> {
     let Some(field) = section.get("request_limits") else { return Some(Vec::new()) };
-    let limits = read(&field, problems)?;
-    if let Some(limit) = limits.iter().find(|limit| limit.kind.limit() == 0) {
-        let what = format!(
-            "{} goes by what becomes of all requests of a service; write it there, in its request_limits",
-            limit.name
-        );
-        field.refuse(what, problems);
-    }
-    Some(limits)
+    read(&field, problems)
 }
 
 fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<RequestLimit>> {
@@ -102,9 +109,9 @@ fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLi
         }
     }
     let name = section.or("name", || word.to_owned(), service_name, problems);
-    let offset_s = calendar::offset(&section, problems);
-    let kind = kind::read(word, &section, offset_s.unwrap_or_default(), problems);
-    let of_day = |field: &Field<'_>, p: &mut Problems| calendar::hours(field, offset_s?, p).map(Some);
+    let zone = calendar::zone(&section, problems);
+    let kind = kind::read(word, &section, zone.unwrap_or(Zone::UTC), problems);
+    let of_day = |field: &Field<'_>, p: &mut Problems| calendar::hours(field, zone?, p).map(Some);
     let hours = section.or("between", || None, of_day, problems);
     let on_limit = section.or("on_limit", Default::default, |field, p| on_limit(field, word, p), problems);
     let by = section.or("by", || None, |field, p| tuning::one_part(field, p).map(Some), problems);
@@ -117,7 +124,10 @@ fn request_limit(field: &Field<'_>, problems: &mut Problems) -> Option<RequestLi
     let grpc = section.or("grpc_status", || false, |field, p| field.choice(&GRPC, p), problems);
     let tells_limit = section.or("headers", || false, |field, p| field.choice(&SWITCHES, p), problems);
     let cgroup = section.or("cgroup", || None, |field, p| field.path(p).map(Some), problems);
-    let (kind, (on_limit, wait)) = (kind?, on_limit?);
+    let (mut kind, (on_limit, wait)) = (kind?, on_limit?);
+    if let Some(wait) = wait {
+        settle_wait(&section, &mut kind, wait, by.as_ref().is_some_and(Option::is_some), problems);
+    }
     Some(RequestLimit {
         name: name?,
         kind,
@@ -143,15 +153,44 @@ fn on_limit(field: &Field<'_>, kind: &str, problems: &mut Problems) -> Option<(O
     let section = Section::open(wait.node, &wait.path, &["max_ms"], problems)?;
     let max_ms = section.require("max_ms", "write how long a request waits at most", problems)?;
     let wait_ms = max_ms.integer(1..=WAIT_MS_MAX, problems)?;
-    if !BUCKETS.contains(&kind) {
-        let remedy = match OF_ROOM.contains(&kind) {
-            true => "write pending at the service, where requests wait for room",
-            false => "use token_bucket or leaky_bucket",
-        };
-        wait.refuse(format!("is for buckets, which know whose turn it is when; {remedy}"), problems);
+    if let Some((_, why)) = NEVER_WAITING.iter().find(|(word, _)| *word == kind) {
+        wait.refuse(format!("cannot be with kind: {kind}: {why}"), problems);
         return None;
     }
     Some((OnLimit::Reject, Some(milliseconds(wait_ms))))
+}
+
+/// What a wait means for who waits in a line of its own: that of a leaky bucket is as long as can be served in that time, unless it is said;
+/// and that for places is one.
+fn settle_wait(section: &Section<'_>, kind: &mut Kind, wait: Duration, has_keys: bool, problems: &mut Problems) {
+    match kind {
+        Kind::LeakyBucket { limit, window, queue } if *queue == 0 => {
+            if let Some(field) = section.get("queue") {
+                field.refuse("lets nobody wait, and on_limit says for how long; remove one of them", problems);
+            }
+            let served = wait.as_nanos() * u128::from(*limit) / window.as_nanos().max(1);
+            *queue = u32::try_from(served).unwrap_or(COUNT_MAX).clamp(1, COUNT_MAX);
+        }
+        Kind::Concurrency { .. } if has_keys => {
+            if let Some(field) = section.get("on_limit") {
+                let what = "with by, each value would need a line of its own for those who wait for a place; remove by, or \
+                            write on_limit: reject";
+                field.refuse(what, problems);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Notes a limit that keeps a line of its own where its service keeps one for all.
+pub(super) fn refuse_two_lines(section: &Section<'_>, limits: &[RequestLimit], problems: &mut Problems) {
+    if let (Some(field), Some(_), Some(limit)) =
+        (section.get("request_limits"), section.get("pending"), limits.iter().find(|limit| limit.has_line()))
+    {
+        let what =
+            format!("{} has a line of its own, and the service has one in pending; write one of the two", limit.name);
+        field.refuse(what, problems);
+    }
 }
 
 /// Notes limits that call for what their service does not have.
@@ -208,8 +247,9 @@ pub fn show(limit: &RequestLimit) -> Json {
     let mut shown = kind::show(&limit.kind);
     shown["name"] = json!(limit.name);
     let aligned = if let Kind::FixedWindow { aligned, .. } = limit.kind { aligned } else { None };
-    if let Some(offset_s) = limit.hours.map(|hours| hours.offset_s).or(aligned) {
-        shown["utc_offset"] = json!(calendar::show_offset(offset_s));
+    if let Some(zone) = limit.hours.map(|hours| hours.zone).or(aligned) {
+        let (key, value) = calendar::show_zone(zone);
+        shown[key] = json!(value);
     }
     if let Some(hours) = &limit.hours {
         shown["between"] = json!(calendar::show_hours(hours));
@@ -273,13 +313,28 @@ mod tests {
             ("fixed_window, limit: 7", Kind::FixedWindow { limit: 7, window: second, aligned: None }, None),
             (
                 "fixed_window, limit: 7, aligned: day, utc_offset: \"-05:30\", between: \"22:00-06:15\"",
-                Kind::FixedWindow { limit: 7, window: 86_400 * second, aligned: Some(-19_800) },
+                Kind::FixedWindow { limit: 7, window: 86_400 * second, aligned: Some(Zone::Offset(-19_800)) },
                 None,
             ),
             (
                 "fixed_window, limit: 7, aligned: hour",
-                Kind::FixedWindow { limit: 7, window: 3_600 * second, aligned: Some(0) },
+                Kind::FixedWindow { limit: 7, window: 3_600 * second, aligned: Some(Zone::UTC) },
                 None,
+            ),
+            (
+                "fixed_window, limit: 7, aligned: day, time_zone: Europe/Berlin, on_limit: {wait: {max_ms: 5}}",
+                Kind::FixedWindow { limit: 7, window: 86_400 * second, aligned: Zone::named("Europe/Berlin") },
+                Some(5),
+            ),
+            (
+                "leaky_bucket, limit: 50, on_limit: {wait: {max_ms: 100}}",
+                Kind::LeakyBucket { limit: 50, window: second, queue: 5 },
+                Some(100),
+            ),
+            (
+                "sliding_window, limit: 7, on_limit: {wait: {max_ms: 100}}",
+                Kind::SlidingWindow { limit: 7, window: second },
+                Some(100),
             ),
             ("sliding_window, limit: 7, window_ms: 60000", Kind::SlidingWindow { limit: 7, window: 60 * second }, None),
             (
@@ -367,11 +422,6 @@ mod tests {
                 "[{kind: token_bucket, limit: 1, on_limit: queue}]",
                 "request_limits[0].on_limit: unknown value \"queue\"",
             ),
-            (
-                "[{kind: fixed_window, limit: 1, on_limit: {wait: {max_ms: 5}}}]",
-                "on_limit.wait: is for buckets, which know whose turn it is when; use token_bucket",
-            ),
-            ("[{kind: concurrency, limit: 1, on_limit: {wait: {max_ms: 5}}}]", "write pending at the service"),
             ("[{kind: token_bucket, limit: 1, on_limit: {wait: {}}}]", "on_limit.wait.max_ms: is missing"),
             ("[{kind: token_bucket, limit: 1, on_limit: fallback}]", "on_limit: is answered by the service's fallback"),
             (
@@ -386,6 +436,27 @@ mod tests {
             ("[{kind: sliding_window, limit: 1, aligned: day}]", "aligned: says nothing with kind: sliding_window"),
             ("[{kind: fixed_window, limit: 1, utc_offset: \"+02:00\"}]", "utc_offset: says nothing without aligned"),
             ("[{kind: fixed_window, limit: 1, aligned: day, utc_offset: \"+15:00\"}]", "is no offset from UTC"),
+            (
+                "[{kind: fixed_window, limit: 1, aligned: day, time_zone: Europe/Bern}]",
+                "time_zone: \"Europe/Bern\" is no time zone",
+            ),
+            (
+                "[{kind: fixed_window, limit: 1, aligned: day, time_zone: UTC, utc_offset: \"+01:00\"}]",
+                "write one of them",
+            ),
+            ("[{kind: fixed_window, limit: 1, time_zone: UTC}]", "time_zone: says nothing without aligned"),
+            (
+                "[{kind: warm_up, limit: 1, on_limit: {wait: {max_ms: 5}}}]",
+                "cannot be with kind: warm_up: how many pass",
+            ),
+            ("[{kind: admission, on_limit: {wait: {max_ms: 5}}}]", "it refuses by chance"),
+            ("[{kind: gradient, on_limit: {wait: {max_ms: 5}}}]", "write pending there"),
+            ("[{kind: leaky_bucket, limit: 1, queue: 0, on_limit: {wait: {max_ms: 5}}}]", "queue: lets nobody wait"),
+            ("[{kind: concurrency, limit: 1, by: {source: on}, on_limit: {wait: {max_ms: 5}}}]", "remove by, or write"),
+            (
+                "[{kind: concurrency, limit: 1, on_limit: {wait: {max_ms: 5}}}], isolation: hystrix, pending: on",
+                "write one of the two",
+            ),
             ("[{kind: bbr, between: \"9:00-18:00\"}]", "request_limits[0].between: \"9:00-18:00\" is no part of a day"),
             ("[{kind: bbr, between: \"09:00-09:00\"}]", "is no part of a day"),
             ("[{kind: fixed_window, limit: 1, keys_max: 5}]", "keys_max: says nothing without by"),

@@ -255,6 +255,8 @@ fn draft(item: &Node, path: &Path<'_>, problems: &mut Problems) -> Option<Draft>
     request_limit::refuse_idle(&section, draft.guard.as_ref(), problems);
     let room = (draft.request_limits.as_ref(), draft.guard.as_ref());
     pending::settle(&section, &mut draft.pending, room, problems);
+    let limits = draft.request_limits.as_deref().unwrap_or_default();
+    request_limit::refuse_two_lines(&section, limits, problems);
     let balance = draft.policy.as_ref().map(|policy| policy.balance);
     match draft.mode() {
         Some(Mode::Agent) => policy::refuse_in_agent(&section, path, problems),

@@ -356,7 +356,8 @@ async fn upload<'r>(
 impl Answer<'_> {
     /// Passes a response on.
     async fn give(&self, response: &mut ResponseFuture, to: &mut Writer) -> Ended {
-        let mut outlet = Outlet { to, buffers: &self.hop.buffers, progress: &self.attempt.phase.down, tap: None, narrow: None };
+        let mut outlet =
+            Outlet { to, buffers: &self.hop.buffers, progress: &self.attempt.phase.down, tap: None, narrow: None };
         for _ in 0..INTERIM_MAX {
             match next(response).await {
                 Came::Final(Ok(response)) => {

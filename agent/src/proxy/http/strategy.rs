@@ -305,8 +305,13 @@ impl Connection<'_> {
         // What is there already leaves with the head.
         let mut next = body.next_now().await;
         let progress = Progress::default();
-        let mut outlet =
-            Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress: &progress, tap: None, narrow: None };
+        let mut outlet = Outlet {
+            to: &mut self.stream.writer,
+            buffers: &self.hop.buffers,
+            progress: &progress,
+            tap: None,
+            narrow: None,
+        };
         let ended = loop {
             let (is_over, broken) = match next.take() {
                 None => (false, None),

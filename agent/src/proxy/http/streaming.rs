@@ -162,7 +162,8 @@ impl Connection<'_> {
             }
         });
         let tap = told.as_ref().map(|told| told as Told<'_>);
-        let copy = Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up, tap, narrow: narrow.as_deref() };
+        let copy =
+            Copy { from: client_reader, to: writer, buffers: &hop.buffers, count: &up, tap, narrow: narrow.as_deref() };
         let mut upload = pin!(upload(copy, outgoing));
         let is_answering = Cell::new(false);
         let mut download = pin!(async {

@@ -18,22 +18,25 @@ fn write_routes(text: &mut String, services: &[Arc<Service>]) {
     let routes = services.iter().flat_map(|service| {
         service.config.routes.iter().zip(&service.routes).map(move |(route, state)| (service, route, state))
     });
-    let mut limits = routes
-        .flat_map(|(service, route, state)| state.request_limits.iter().map(move |limit| (service, route, limit)))
-        .peekable();
-    if limits.peek().is_none() {
+    let labels = |service: &Service, route: &str, limit: &LimitState| {
+        format!("service=\"{}\",route=\"{route}\",limit=\"{}\"", service.config.name, limit.config.name)
+    };
+    let limits = routes.flat_map(|(service, route, state)| {
+        state.request_limits.iter().map(move |limit| (labels(service, &route.name, limit), &**limit))
+    });
+    let limits: Vec<(String, &LimitState)> = limits.collect();
+    if limits.is_empty() {
         return;
     }
     let name = "sockway_route_limit_decisions_total";
     let _ = writeln!(text, "# HELP {name} Requests that a limit of their route was asked for.\n# TYPE {name} counter");
-    for (service, route, limit) in limits {
+    for (labels, limit) in &limits {
         for (decision, count) in decisions(limit) {
-            let (of, route, by) = (&service.config.name, &route.name, &limit.config.name);
-            let labels = format!("service=\"{of}\",route=\"{route}\",limit=\"{by}\",decision=\"{decision}\"");
-            let _ = writeln!(text, "{name}{{{labels}}} {count}");
+            let _ = writeln!(text, "{name}{{{labels},decision=\"{decision}\"}} {count}");
         }
     }
     text.push('\n');
+    write_known(text, "route", &limits);
 }
 
 fn decisions(limit: &LimitState) -> [(&'static str, u64); 3] {
@@ -58,51 +61,62 @@ fn write_services(text: &mut String, services: &[Arc<Service>]) {
         }
     }
     text.push('\n');
-    write_adaptive(text, services);
+    let each = services.iter().flat_map(|service| service.request_limits.iter().map(move |limit| (service, limit)));
+    let labels = |service: &Service, limit: &LimitState| {
+        format!("service=\"{}\",limit=\"{}\"", service.config.name, limit.config.name)
+    };
+    let known: Vec<(String, &LimitState)> = each.map(|(service, limit)| (labels(service, limit), &**limit)).collect();
+    write_known(text, "request", &known);
 }
 
-/// What is known of a limit that follows what it measures.
+/// What is known of a limit by now.
 struct Family {
     name: &'static str,
     help: &'static str,
-    of: fn(&Adaptive) -> Option<f64>,
+    of: fn(&LimitState) -> Option<f64>,
 }
 
-const ADAPTIVE: [Family; 3] = [
+const KNOWN: [Family; 4] = [
     Family {
-        name: "sockway_request_limit_concurrency",
+        name: "concurrency",
         help: "Requests that may be on their way at once, as a limit has found.",
-        of: |known| known.limit().map(|limit| limit as f64),
+        of: |limit| limit.adaptive()?.limit().map(|limit| limit as f64),
     },
     Family {
-        name: "sockway_request_limit_open",
+        name: "open",
         help: "Requests on their way, by a limit that finds how many may be.",
-        of: |known| match &known.measured {
-            Measured::Admission(_) => None,
-            _ => Some(known.open.load(Relaxed) as f64),
+        of: |limit| match limit.adaptive()? {
+            Adaptive { measured: Measured::Admission(_), .. } => None,
+            known => Some(known.open.load(Relaxed) as f64),
         },
     },
     Family {
-        name: "sockway_request_limit_processor_busy_ratio",
+        name: "processor_busy_ratio",
         help: "Processor time that those who answer take of what they may, smoothed, for a limit that goes by it.",
-        of: |known| match &known.measured {
+        of: |limit| match &limit.adaptive()?.measured {
             Measured::Bbr(bbr) => Some(f64::from(bbr.busy_permille.load(Relaxed)) / 1_000.0),
             _ => None,
         },
     },
+    Family {
+        name: "waiting",
+        help: "Requests that wait for a place of a limit on how many there are at once.",
+        of: |limit| Some(f64::from(limit.line()?.depth())),
+    },
 ];
 
-fn write_adaptive(text: &mut String, services: &[Arc<Service>]) {
-    for Family { name, help, of } in ADAPTIVE {
-        let each = services.iter().flat_map(|service| service.request_limits.iter().map(move |limit| (service, limit)));
-        let told: Vec<_> = each.filter_map(|(service, limit)| Some((service, limit, of(limit.adaptive()?)?))).collect();
+/// What is known of limits, of these labels.
+fn write_known(text: &mut String, of: &str, limits: &[(String, &LimitState)]) {
+    for family in KNOWN {
+        let told = limits.iter().filter_map(|(labels, limit)| Some((labels, (family.of)(limit)?)));
+        let told: Vec<(&String, f64)> = told.collect();
         if told.is_empty() {
             continue;
         }
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
-        for (service, limit, value) in told {
-            let (of, by) = (&service.config.name, &limit.config.name);
-            let _ = writeln!(text, "{name}{{service=\"{of}\",limit=\"{by}\"}} {value}");
+        let name = format!("sockway_{of}_limit_{}", family.name);
+        let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} gauge", family.help);
+        for (labels, value) in told {
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
         }
         text.push('\n');
     }

@@ -8,7 +8,10 @@ use super::super::{
     calendar, milliseconds,
     section::{Field, Problems, Section},
 };
-use crate::config::request_limit::{Admission, COUNT_MAX, Gradient, Kind};
+use crate::config::{
+    request_limit::{Admission, COUNT_MAX, Gradient, Kind},
+    zone::Zone,
+};
 
 const WINDOW_MS: u32 = 1_000;
 const TIME_MS_MAX: u32 = 86_400_000;
@@ -50,7 +53,7 @@ pub(super) const KINDS: [(&str, &[&str]); 11] = [
 ];
 
 /// Reads what the algorithm of this name needs.
-pub(super) fn read(word: &str, section: &Section<'_>, offset_s: i32, problems: &mut Problems) -> Option<Kind> {
+pub(super) fn read(word: &str, section: &Section<'_>, zone: Zone, problems: &mut Problems) -> Option<Kind> {
     let mut number = |key: &'static str, default: u32, least: u32, most: u32| {
         section.or(key, || default, |field, p| field.integer(least..=most, p), problems)
     };
@@ -86,11 +89,11 @@ pub(super) fn read(word: &str, section: &Section<'_>, offset_s: i32, problems: &
             };
             Some(Kind::Admission { rules, stretches: STRETCHES })
         }
-        _ => counting(word, section, offset_s, problems),
+        _ => counting(word, section, zone, problems),
     }
 }
 
-fn counting(word: &str, section: &Section<'_>, offset_s: i32, problems: &mut Problems) -> Option<Kind> {
+fn counting(word: &str, section: &Section<'_>, zone: Zone, problems: &mut Problems) -> Option<Kind> {
     let aligned = |field: &Field<'_>, p: &mut Problems| field.choice(&calendar::WINDOWS, p).map(Some);
     let aligned = section.or("aligned", || None, aligned, problems)?;
     if let (Some(_), Some(field)) = (aligned, section.get("window_ms")) {
@@ -120,7 +123,7 @@ fn counting(word: &str, section: &Section<'_>, offset_s: i32, problems: &mut Pro
             None => Kind::FixedWindow { limit, window, aligned: None },
             Some(window_s) => {
                 let window = Duration::from_secs(window_s.into());
-                Kind::FixedWindow { limit, window, aligned: Some(offset_s) }
+                Kind::FixedWindow { limit, window, aligned: Some(zone) }
             }
         },
         "sliding_window" => Kind::SlidingWindow { limit, window },

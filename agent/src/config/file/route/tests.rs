@@ -154,7 +154,7 @@ fn who_asks_for_a_callers_cgroup_knows_sources_by_it() {
 }
 
 #[test]
-fn a_routes_limits_are_read_and_shown_again_and_those_that_measure_are_the_services() {
+fn a_routes_limits_are_read_and_shown_again_and_may_be_of_any_kind() {
     let text = |limits: &str| {
         format!(
             "services: [{{name: a, address: 10.0.0.1:80, protocol: http, endpoints: [10.0.0.2:80], \
@@ -162,16 +162,15 @@ fn a_routes_limits_are_read_and_shown_again_and_those_that_measure_are_the_servi
         )
     };
     let config = parse(
-        &text("{kind: token_bucket, limit: 5, on_limit: {wait: {max_ms: 9}}}, {kind: concurrency, limit: 7}"),
+        &text(
+            "{kind: token_bucket, limit: 5, on_limit: {wait: {max_ms: 9}}}, {kind: gradient}, {kind: bbr}, {kind: admission}",
+        ),
         "F",
     );
     let config = config.expect("a good file");
-    assert_eq!(config.services[0].routes[0].request_limits.len(), 2);
+    assert_eq!(config.services[0].routes[0].request_limits.len(), 4);
     assert_eq!(parse(&show(&config).to_string(), "F").expect("a good file"), config);
     let wrong = |text: &str| parse(text, "F").expect_err("it is wrong").to_string();
-    assert!(
-        wrong(&text("{kind: gradient}")).contains("routes[0].request_limits: gradient goes by what becomes of all")
-    );
     assert!(wrong(&text("{kind: concurrency, limit: 1, on_limit: break}")).contains("opens the service's breaker"));
     let answered = text("{kind: concurrency, limit: 1}").replace("name: r,", "respond: {status: 204},");
     assert!(wrong(&answered).contains("request_limits: is of a request that is passed on"), "{answered}");

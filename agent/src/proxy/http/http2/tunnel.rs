@@ -106,7 +106,8 @@ impl Connection<'_> {
         let change = self.response_change.as_deref();
         let answer = Answer { hop: self.hop, head, attempt: &attempt, change, heard: Heard::nobody() };
         let progress = &attempt.phase.down;
-        let mut outlet = Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress, tap: None, narrow: None };
+        let mut outlet =
+            Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress, tap: None, narrow: None };
         let ended = answer.final_response(response, &mut outlet).await;
         self.hop.slab.count_bytes(Count::DownstreamSent, attempt.phase.down.bytes.get());
         self.after_http2(ended, &attempt, head, buf).await

@@ -301,7 +301,8 @@ impl Exchange<'_> {
         if is_whole {
             return Ok(Ended::Answered(head.status, trailers_only, head.keep_alive && buf.is_empty()));
         }
-        let mut inlet = Inlet { from, buffers: &self.connection.hop.buffers, progress: &phase.down, tap: None, narrow: None };
+        let mut inlet =
+            Inlet { from, buffers: &self.connection.hop.buffers, progress: &phase.down, tap: None, narrow: None };
         match inlet.pass_on(down, buf, head.framing).await {
             // Bytes behind a response belong to no request: the connection is not to be trusted any more.
             Ok(passed) => {
