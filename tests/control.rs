@@ -417,6 +417,16 @@ fn a_whole_configuration_takes_effect_or_is_refused_with_its_line() {
     assert!(entry["note"].as_str().is_some_and(|note| note.contains("says otherwise")), "{entry}");
     assert_eq!(spread(&stage, service, &[&old, &new]), [0, 40]);
     assert_eq!(agent.ask("PUT", "/v1/nothing", "").status, 404);
+    // Who changes a thing does not make another of it.
+    let address = new.address();
+    for (path, body) in [
+        ("/v1/services/web".to_owned(), r#"{"name": "other"}"#),
+        (format!("/v1/services/web/endpoints/{address}"), r#"{"address": "127.0.0.1:1", "weight": 2}"#),
+    ] {
+        let refused = agent.ask("PATCH", &path, body);
+        assert!(refused.status == 422 && refused.text().contains("is another than"), "{}", refused.text());
+    }
+    assert_eq!(agent.ask("PATCH", "/v1/services/web", r#"{"name": "web"}"#).status, 200);
     assert_eq!(json_of(&agent.ask("GET", "/openapi.json", ""))["openapi"], "3.1.0");
 }
 

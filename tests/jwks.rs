@@ -1,6 +1,9 @@
 //! Keys of tokens that are fetched: over HTTP and HTTPS, kept when that fails, and fetched again when one is missing.
 
-use std::fs;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use sockway_tests::{
     agent::Agent,
@@ -92,24 +95,8 @@ fn a_token_of_an_unknown_key_has_the_keys_fetched_again_but_not_each_time() {
 fn keys_are_fetched_over_tls_from_whom_the_roots_vouch_for() {
     let Some(stage) = Stage::set() else { return };
     let authority = Authority::new();
-    let pair = authority.issue("issuer", &["127.0.0.1", "localhost"]);
-    let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("keys"), KEYS).expect("a file");
-    let program = "import http.server, ssl, sys, os\n\
-                   os.chdir(sys.argv[1])\n\
-                   server = http.server.HTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)\n\
-                   context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n\
-                   context.load_cert_chain(sys.argv[2], sys.argv[3])\n\
-                   server.socket = context.wrap_socket(server.socket, server_side=True)\n\
-                   print(server.server_port, flush=True)\n\
-                   server.serve_forever()";
+    let (_server, port, _folder) = secure_issuer(&stage, &authority);
     let path = |path: &std::path::Path| path.display().to_string();
-    let arguments = [path(folder.path()), path(&pair.cert), path(&pair.key)];
-    let server = Process::spawn(
-        Room::of(&stage.origins),
-        python_command(program, &arguments.each_ref().map(|argument| argument.as_str())),
-    );
-    let port = wait::until_some("python to listen", wait::SOON, || server.stdout().trim().parse::<u16>().ok());
     let web = stage.web("a");
     let [trusting, doubting] = [stage.address(), stage.address()];
     let service = |name: &str, address, roots: &str| {
@@ -136,4 +123,74 @@ fn keys_are_fetched_over_tls_from_whom_the_roots_vouch_for() {
         agent.metric("sockway_jwks_fetches_total", &[("service", "doubts"), ("result", "failed")]) > 0.0
     });
     assert_eq!(status(&ask(doubting)), "503");
+}
+
+/// A server of a key set over TLS, and its port.
+fn secure_issuer(stage: &Stage, authority: &Authority) -> (Process, u16, tempfile::TempDir) {
+    let pair = authority.issue("issuer", &["127.0.0.1", "localhost"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("keys"), KEYS).expect("a file");
+    let program = "import http.server, ssl, sys, os\n\
+                   os.chdir(sys.argv[1])\n\
+                   server = http.server.HTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)\n\
+                   context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n\
+                   context.load_cert_chain(sys.argv[2], sys.argv[3])\n\
+                   server.socket = context.wrap_socket(server.socket, server_side=True)\n\
+                   print(server.server_port, flush=True)\n\
+                   server.serve_forever()";
+    let path = |path: &std::path::Path| path.display().to_string();
+    let arguments = [path(folder.path()), path(&pair.cert), path(&pair.key)];
+    let server = Process::spawn(
+        Room::of(&stage.origins),
+        python_command(program, &arguments.each_ref().map(|argument| argument.as_str())),
+    );
+    let port = wait::until_some("python to listen", wait::SOON, || server.stdout().trim().parse::<u16>().ok());
+    (server, port, folder)
+}
+
+#[test]
+fn who_says_nothing_of_roots_trusts_those_of_the_system() {
+    let Some(stage) = Stage::set() else { return };
+    let authority = Authority::new();
+    let (_server, port, _folder) = secure_issuer(&stage, &authority);
+    let (web, service) = (stage.web("a"), stage.address());
+    let filter = format!("filters: [{{ kind: jwt, jwks_url: 'https://localhost:{port}/keys' }}]");
+    let config = |instance: &sockway_tests::config::Config| {
+        instance.with_services([Service::http("one", service).set(&filter).to(web.address())])
+    };
+    let roots = format!("SSL_CERT_FILE={}", authority.root().display());
+    let ask = || {
+        let output = sockway_tests::peers::curl(
+            Room::of(&stage.clients),
+            &["--include", "--header", TOKEN, &format!("http://{service}/")],
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    {
+        let _agent = Agent::start_through(&["env", &roots], &config(&stage.config()));
+        wait::until("the keys to be there", wait::SOON, || status(&ask()) == "200");
+    }
+    // The host's own know nothing of this authority.
+    let agent = Agent::start(&config(&stage.config()));
+    wait::until("it to fail", wait::SOON, || fetches(&agent, "failed") > 0.0);
+    assert_eq!(status(&ask()), "503");
+}
+
+#[test]
+fn keys_are_fetched_again_when_their_own_answer_says_and_no_later_than_the_configuration() {
+    let Some((pair, issuer)) = scene("jwks_refresh_s: 3600") else { return };
+    // Not below five seconds, whatever an answer says: who makes up numbers makes no load.
+    issuer.say("/keys", 200, "cache-control: public, Max-Age=\"1\"", KEYS);
+    let agent = Agent::start(&pair.config);
+    let began = Instant::now();
+    wait::until("the keys to be there", wait::SOON, || fetches(&agent, "fetched") >= 2.0);
+    wait::until("them to be fetched again", wait::SOON, || fetches(&agent, "fetched") >= 4.0);
+    assert!(began.elapsed() >= Duration::from_secs(4), "{:?}", began.elapsed());
+    // From now on they hold for an hour.
+    issuer.say("/keys", 200, "cache-control: max-age=3600", KEYS);
+    wait::until("both to have heard", wait::SOON, || fetches(&agent, "fetched") >= 6.0);
+    let asked = issuer.asked("/keys");
+    thread::sleep(Duration::from_secs(7));
+    assert_eq!(issuer.asked("/keys"), asked);
+    assert_eq!(status(&asks(&pair, 0)), "200");
 }

@@ -7,7 +7,14 @@ use std::{
 };
 
 use sockway_tests::{
-    agent::Agent, config::Service, peers, process::Room, slow::Slow, stage::Stage, translation::HTTP2, wait,
+    agent::Agent,
+    config::Service,
+    peers::{self, Nghttpd},
+    process::Room,
+    slow::Slow,
+    stage::Stage,
+    translation::HTTP2,
+    wait,
 };
 
 const ONE_WAY: &str = "routes: [{ name: told, match: { path: { prefix: /after } }, one_way: on }]";
@@ -112,6 +119,41 @@ fn a_long_request_is_streamed_and_answered_when_all_of_it_is_sent() {
         }
     }
     assert!(!slow.was_cut());
+}
+
+#[test]
+fn a_long_request_is_streamed_to_endpoints_of_http2_too() {
+    const BYTES: usize = 3_000_000;
+    let Some(stage) = Stage::set() else { return };
+    let up = stage.address();
+    let origin = Nghttpd::start_answering(Room::of(&stage.origins), stage.origin(), up);
+    let [down, both] = [stage.address(), stage.address()];
+    let routes = "routes: [{ name: told, match: { path: / }, one_way: on }]";
+    let config = stage
+        .config()
+        .set("workers: 1")
+        .service(Service::http("down", down).set("upstream_protocol: http2").set(routes).to(up))
+        .service(Service::http2("both", both).set(routes).to(up));
+    let agent = Agent::start(&config);
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("body");
+    fs::write(&file, vec![b'x'; BYTES]).expect("a file");
+    let data = format!("@{}", file.display());
+    let chunked: &[&str] = &["-H", "Transfer-Encoding: chunked"];
+    let ways: [(&str, _, &[&str], f64); 3] =
+        [("down", down, &[], 1.0), ("down", down, chunked, 2.0), ("both", both, &[HTTP2], 1.0)];
+    for (name, service, framing, times) in ways {
+        let arguments = [framing, &["--data-binary", &data]].concat();
+        let told = curl(&stage, &format!("http://{service}/"), &arguments);
+        assert!(told.contains(" 202"), "{name}: {told}");
+        wait::until("it to be counted", wait::SOON, || results(&agent, name) == [times, 0.0, 0.0]);
+        wait::until("it to be in nobody's way", wait::SOON, || {
+            agent.metric("sockway_endpoint_active", &[("service", name)]) == 0.0
+        });
+    }
+    // All of it has come, and on one connection for each service: nobody was reset.
+    wait::until("all bodies to end", wait::SOON, || origin.log().matches("END_STREAM").count() >= 3);
+    assert!(!origin.log().contains("RST_STREAM"), "{}", origin.log());
 }
 
 #[test]

@@ -146,9 +146,15 @@ fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Desk>)> 
 fn router(desk: Desk) -> Router {
     let router = routes().into_iter().fold(Router::new(), |router, (path, _, methods)| router.route(path, methods));
     router
+        .fallback(nothing)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(desk.clone(), rules))
         .with_state(desk)
+}
+
+async fn nothing(request: Request) -> Response {
+    let path = request.uri().path();
+    told(StatusCode::NOT_FOUND, &format!("there is nothing at {path}; /openapi.json tells of what there is"))
 }
 
 /// Who asks for a change, as the audit log calls them.

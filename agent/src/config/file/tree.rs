@@ -52,7 +52,7 @@ impl Value {
             Value::Null => "nothing",
             Value::Bool => "true or false",
             Value::Integer(_) => "a number",
-            Value::Fraction => "a number with a fraction",
+            Value::Fraction => "a number with a fraction, or too many digits",
             Value::Text(_) => "a text",
             Value::List(_) => "a list",
             Value::Map(_) => "a mapping",

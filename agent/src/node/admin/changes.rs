@@ -248,8 +248,23 @@ fn edited(base: u64, config: &Config, wanted: Edit) -> Result<Drafted, Not> {
     let place = config.services.iter().position(|service| service.name == wanted.service);
     let found: Vec<Value> = place.iter().map(|place| file::show_service(&config.services[*place])).collect();
     let mut document = json!({ "services": found });
+    renamed(&wanted).map_or(Ok(()), |what| Err(Not::Good(what)))?;
     edit(&mut document, wanted).map_err(Not::There)?;
     amended(base, file::amend(config, place.unwrap_or_default(), &document["services"][0]))
+}
+
+/// What is wrong with a change that would make something another: who asks for it by its name would find it no more.
+fn renamed(wanted: &Edit) -> Option<String> {
+    let (key, own) = match &wanted.item {
+        None => ("name", &wanted.service),
+        Some(Item::Limit(name)) => ("name", name),
+        Some(Item::Endpoint(address)) => ("address", address),
+    };
+    let How::Merge(patch) = &wanted.how else { return None };
+    let said = patch.get(key).filter(|said| *said != own.as_str())?;
+    Some(format!(
+        "{key}: {said} is another than {own}; remove it, or write the whole configuration with PUT /v1/config"
+    ))
 }
 
 /// The configuration in effect with a switch turned.

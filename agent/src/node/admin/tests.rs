@@ -62,7 +62,7 @@ async fn each_path_answers() {
         ("/v1/generations/7/config", "HTTP/1.1 403", "admin.tokens"),
         ("/v1/switches", "HTTP/1.1 200", "\"switches\":{"),
         ("/v1/audit", "HTTP/1.1 200", "\"entries\":[]"),
-        ("/nothing", "HTTP/1.1 404", ""),
+        ("/nothing", "HTTP/1.1 404", "there is nothing at /nothing; /openapi.json"),
     ] {
         let answer = ask(address, &format!("GET {path}")).await;
         assert!(answer.starts_with(starts) && answer.contains(holds), "{path}: {answer}");
