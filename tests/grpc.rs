@@ -120,7 +120,7 @@ fn a_call_whose_time_is_over_before_it_is_passed_on_is_not() {
     }
     hop.call_with(&[], &["grpc-timeout: 20S"]);
     assert_eq!(asked.load(Ordering::Relaxed), 2);
-    assert_eq!(hop.agent.metric("sockway_grpc_responses_total", &[("status", "DEADLINE_EXCEEDED")]), 2.0);
+    hop.agent.metric_comes_to("sockway_grpc_responses_total", &[("status", "DEADLINE_EXCEEDED")], 2.0);
 }
 
 /// An endpoint that begins a response of this type, sends a piece of it and then nothing.

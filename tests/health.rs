@@ -78,7 +78,7 @@ fn an_endpoint_that_answers_503_is_ejected_after_five_and_each_time_for_longer()
     assert!(begun.elapsed() < patience::deadline(Duration::from_millis(900)), "{:?}", begun.elapsed());
     assert_eq!((patients[2].asked.load(SeqCst) - asked, ejected(&agent, "web")), (5, 1.0));
     let labels = [("service", "web"), ("reason", "consecutive_5xx")];
-    assert_eq!(agent.metric("sockway_ejections_total", &labels), 1.0);
+    agent.metric_comes_to("sockway_ejections_total", &labels, 1.0);
     assert!(agent.log().contains("endpoint is ejected"));
     let status = agent.admin("/status").text();
     assert!(status.contains("\"ejected\":true") && status.contains("\"consecutive_5xx\":1"), "{status}");
@@ -186,7 +186,7 @@ fn a_probe_by_http_takes_an_endpoint_from_the_kernel_half_and_gives_it_back_and_
     for _ in 0..20 {
         assert_eq!(stage.session(service).get("/").expect("an answer").status, 200);
     }
-    assert!(agent.metric("sockway_probes_total", &[("result", "unfit")]) >= 1.0);
+    agent.metric_reaches("sockway_probes_total", &[("result", "unfit")], 1.0);
     patients[0].is_ill.store(false, SeqCst);
     wait::until("it to be used again", wait::SOON, || is_up(&agent, "pipe", ill));
     let expected = format!("pipe {ill} down\npipe {ill} up\n");

@@ -138,7 +138,7 @@ fn calls_of_grpc_come_in_to_a_server_of_grpcio() {
     let agent = scene.agent(&format!("ports: [{PORT}], protocol: auto"));
     let said = process::run(outside(&scene), python("call"));
     assert!(peers::stdout(&said).ends_with("done\n"), "{said:?}");
-    assert!(agent.metric("sockway_grpc_responses_total", &[("status", "OK")]) >= 500.0);
+    agent.metric_reaches("sockway_grpc_responses_total", &[("status", "OK")], 500.0);
     drop(server);
     let said = process::run(outside(&scene), python("nobody"));
     assert!(peers::stdout(&said).ends_with("done\n"), "{said:?}");
@@ -153,7 +153,7 @@ fn a_program_of_http1_behind_a_rule_of_http2_is_a_bad_gateway() {
     let said = peers::curl(outside(&scene), &["--http2-prior-knowledge", "--write-out", " %{response_code}", &url]);
     let said = peers::stdout(&said);
     assert!(said.contains("does not speak HTTP/2") && said.ends_with(" 502"), "{said}");
-    assert_eq!(agent.metric("sockway_inbound_connect_failures_total", &[("inbound", "web")]), 1.0);
+    agent.metric_comes_to("sockway_inbound_connect_failures_total", &[("inbound", "web")], 1.0);
 }
 
 /// A rule that ends TLS.
@@ -217,7 +217,7 @@ fn nginx_logs_the_clients_that_http_requests_come_from() {
         assert!(lines.iter().all(|line| *line == lines[0]), "{said}");
     }
     assert_eq!(accepted(&agent), 2.0);
-    assert_eq!(agent.metric("sockway_requests_total", &[("outcome", "2xx")]), 4.0);
+    agent.metric_comes_to("sockway_requests_total", &[("outcome", "2xx")], 4.0);
 }
 
 #[test]

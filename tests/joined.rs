@@ -174,7 +174,7 @@ fn what_went_past_the_agent_is_in_its_record() {
         ("upstream", "received", 30_000.0),
         ("downstream", "sent", 30_000.0),
     ] {
-        assert_eq!(joined.agent.metric("sockway_bytes_total", &[("side", side), ("direction", direction)]), bytes);
+        joined.agent.metric_comes_to("sockway_bytes_total", &[("side", side), ("direction", direction)], bytes);
     }
 }
 
@@ -260,7 +260,7 @@ fn a_reader_that_stops_holds_five_mebibytes_at_most_and_gets_every_byte_in_order
         };
         let sent = fill(from);
         assert!(sent <= 5 << 20, "{sent} bytes queued for a {slow} that does not read");
-        assert_eq!(joined.agent.metric(FALLBACKS, &[("reason", "full")]), 1.0);
+        joined.agent.metric_comes_to(FALLBACKS, &[("reason", "full")], 1.0);
         let all = pattern(64 << 20);
         thread::scope(|scope| {
             scope.spawn(|| send_in_chunks(from, &all[sent..], 3));
@@ -289,7 +289,7 @@ fn a_direction_comes_back_when_a_slow_reader_has_caught_up() {
             assert!(back == all, "bytes are in another order");
             wait::until("the pair to be joined again", wait::SOON, || joined.goes_straight());
         }
-        assert!(joined.agent.metric(FALLBACKS, &[("reason", "full")]) >= 5.0);
+        joined.agent.metric_reaches(FALLBACKS, &[("reason", "full")], 5.0);
         assert!(joined.directions("came_back") >= 5.0);
     }
 }
@@ -365,7 +365,7 @@ fn a_shortcut_that_is_switched_off_at_run_time_relays_and_switched_on_joins_what
         exchange(&joined.client, &joined.server, &pattern(100_000));
         exchange(&joined.server, &joined.client, &pattern(100_000));
     }
-    assert_eq!(joined.agent.metric(FALLBACKS, &[("reason", "off")]), 2.0);
+    joined.agent.metric_comes_to(FALLBACKS, &[("reason", "off")], 2.0);
     joined.set_shortcut("on");
     // Bytes have come to the programs by TCP: a reader may wait for more there, and would not see others.
     assert!(!joined.goes_straight());
@@ -373,7 +373,7 @@ fn a_shortcut_that_is_switched_off_at_run_time_relays_and_switched_on_joins_what
     let server = accept(&joined.listener);
     joined.wait_armed(2);
     exchange(&client, &server, b"first");
-    assert!(joined.agent.metric(BYTES, &[]) >= 14.0);
+    joined.agent.metric_reaches(BYTES, &[], 14.0);
 }
 
 /// Trap T6 from the reader's side: a `recv()` that waits for all (`MSG_WAITALL`) within TCP sees nothing of what comes by redirect, and

@@ -51,7 +51,7 @@ fn no_more_connections_than_the_limit_are_open_and_each_that_closes_makes_room()
         held.push(stage.dial(service).expect("there is room"));
         assert_eq!(errno(stage.dial(service)), Some(libc::ECONNREFUSED));
     }
-    assert!(agent.metric("sockway_kernel_over_limit_total", &[("limit", "connections")]) >= 6.0);
+    agent.metric_reaches("sockway_kernel_over_limit_total", &[("limit", "connections")], 6.0);
     drop(held);
     wait::until("everything to be given back", wait::SOON, || open(&agent, "limited") == 0.0 && limit("open") == 0.0);
     drop(fill(&stage, service, 3));

@@ -417,7 +417,7 @@ fn failback_gives_up_after_its_tries_and_keeps_nothing_of_a_service_that_is_gone
     wait::until("it to be dropped", wait::SOON, || efforts("short", "dropped") == 1.0);
     assert_eq!(mute.requests(), 4, "once, and three times again");
     assert_eq!(curl(&stage, long, "/", &["--data", "x"]).status, 202);
-    assert_eq!(agent.metric("sockway_cluster_waiting", &[("service", "long")]), 1.0);
+    agent.metric_comes_to("sockway_cluster_waiting", &[("service", "long")], 1.0);
     let [short, _] = services;
     agent.reload(&config.with_services([short]));
     wait::until("it to be given up", wait::SOON, || agent.log().contains("orphaned"));

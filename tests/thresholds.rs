@@ -213,5 +213,5 @@ fn a_retry_for_which_there_is_no_room_is_not_made() {
     assert_eq!(curl(&stage, address, &[]).0, 503);
     assert_eq!(ends.iter().map(|end| end.known.total.load(SeqCst)).sum::<usize>(), 1);
     let overflow = [("service", "web"), ("threshold", "max_retries")];
-    assert_eq!(agent.metric("sockway_threshold_overflow_total", &overflow), 1.0);
+    agent.metric_comes_to("sockway_threshold_overflow_total", &overflow, 1.0);
 }

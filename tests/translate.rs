@@ -27,11 +27,11 @@ fn http2_under_auto_is_served_stream_by_stream_on_the_connection_that_was_dialle
     let _origin = Nghttpd::start(Room::of(&stage.origins), stage.origin(), address, 1_000, &[]);
     let hop = Hop::auto(stage, address);
     assert_eq!(hop.curl("/bytes", &[HTTP2]), ("2 200".into(), vec![b'n'; 1_000]));
-    assert_eq!(hop.agent.metric("sockway_upstream_connects_total", &[("result", "accepted")]), 1.0);
+    hop.agent.metric_comes_to("sockway_upstream_connects_total", &[("result", "accepted")], 1.0);
     let report = h2load(Room::of(&hop.stage.clients), 500, 2, 8, &hop.url("/bytes"));
     assert!(report.contains("500 succeeded, 0 failed, 0 errored"), "{report}");
-    assert_eq!(hop.agent.metric("sockway_requests_total", &[("outcome", "2xx")]), 501.0);
-    assert_eq!(hop.agent.metric("sockway_connections_sniffed_total", &[("protocol", "http2")]), 3.0);
+    hop.agent.metric_comes_to("sockway_requests_total", &[("outcome", "2xx")], 501.0);
+    hop.agent.metric_comes_to("sockway_connections_sniffed_total", &[("protocol", "http2")], 3.0);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_client_that_speaks_what_the_endpoints_do_not_takes_them_from_nobody() {
     assert_eq!((told.as_str(), &*said), ("2 502", &b"sockway: the endpoint does not speak HTTP/2\n"[..]));
     for endpoint in [one.address(), two.address()] {
         let up = [("service", "web"), ("endpoint", &*endpoint.to_string())];
-        assert_eq!(hop.agent.metric("sockway_endpoint_up", &up), 1.0);
+        hop.agent.metric_comes_to("sockway_endpoint_up", &up, 1.0);
     }
     assert!(!hop.agent.log().contains("endpoint is down"), "{}", hop.agent.log());
     assert_eq!(hop.curl("/", &[]).0, "1.1 200");
@@ -194,7 +194,7 @@ fn what_is_no_response_of_http1_is_answered_in_its_stead() {
         let text = String::from_utf8(body(&frames)).unwrap();
         assert!(text.starts_with("sockway: the endpoint's response: "), "{text}");
     }
-    assert_eq!(hop.agent.metric("sockway_requests_total", &[("outcome", "bad_response")]), 5.0);
+    hop.agent.metric_comes_to("sockway_requests_total", &[("outcome", "bad_response")], 5.0);
 }
 
 #[test]

@@ -63,7 +63,7 @@ const ECHOED: &str = "5 True\n70000 True\n1000000 True\n1 True\nclosed 1000\n";
 
 #[track_caller]
 fn upgraded(hop: &Hop) {
-    assert_eq!(hop.agent.metric("sockway_requests_total", &[("outcome", "upgraded")]), 1.0);
+    hop.agent.metric_comes_to("sockway_requests_total", &[("outcome", "upgraded")], 1.0);
 }
 
 /// An endpoint of HTTP/2 that takes extended CONNECT, opens what it is asked, and then does this with each frame of it.

@@ -50,7 +50,7 @@ fn sockets_are_balanced_in_turn_and_each_keeps_its_endpoint() {
         assert_eq!(again, first, "a conversation stays with its endpoint");
     }
     assert_eq!((sends(&agent, "balanced"), sends(&agent, "kept"), sends(&agent, "moved")), (6.0, 60.0, 0.0));
-    assert_eq!(agent.metric("sockway_kernel_replies_total", &[("result", "reversed")]), 66.0);
+    agent.metric_comes_to("sockway_kernel_replies_total", &[("result", "reversed")], 66.0);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_stranger_stays_a_stranger() {
         "asked directly, an endpoint answers for itself"
     );
     assert_eq!((sends(&agent, "balanced"), sends(&agent, "not_service")), (1.0, 2.0));
-    assert_eq!(agent.metric("sockway_kernel_replies_total", &[("result", "stranger")]), 2.0);
+    agent.metric_comes_to("sockway_kernel_replies_total", &[("result", "stranger")], 2.0);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_connected_socket_speaks_with_one_endpoint_and_sees_what_it_dialled() {
     }
     assert_eq!(names, ["a:who", "b:who", "six:who"]);
     assert_eq!(sends(&agent, "connected"), 12.0);
-    assert_eq!(agent.metric("sockway_kernel_connects_total", &[("verdict", "balanced")]), 3.0);
+    agent.metric_comes_to("sockway_kernel_connects_total", &[("verdict", "balanced")], 3.0);
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn a_ninth_conversation_pushes_out_the_one_that_was_quiet_for_longest() {
         socket.send_to(b"hello", service).unwrap();
         clients.push(receive(endpoint).unwrap().1);
     }
-    assert_eq!(agent.metric("sockway_kernel_conversations_evicted_total", &[]), 1.0);
+    agent.metric_comes_to("sockway_kernel_conversations_evicted_total", &[], 1.0);
     for (index, (endpoint, client)) in endpoints.iter().zip(&clients).enumerate() {
         endpoint.send_to(b"late", client).unwrap();
         let expected = if index == 0 { endpoint.local_addr().unwrap() } else { services[index] };
@@ -408,7 +408,7 @@ fn nested_rules_capture_a_datagram_once() {
         names.push(name_of(&socket, service));
     }
     assert_eq!(names, ["a", "b", "c"], "each took one turn");
-    assert_eq!(agent.metric("sockway_kernel_connects_total", &[("verdict", "balanced")]), 1.0);
+    agent.metric_comes_to("sockway_kernel_connects_total", &[("verdict", "balanced")], 1.0);
     drop(door);
     drop(pod);
 }

@@ -154,7 +154,7 @@ fn a_socket_that_was_refused_dials_again_and_arrives() {
         let seen = dial(Room::of(&stage.clients), "again", service, &[&wrong.port().to_string()]);
         assert_eq!(seen, format!("right {service} 127.0.0.1:0"));
     }
-    assert_eq!(agent.metric("sockway_kernel_handshakes_failed_total", &[]), 2.0);
+    agent.metric_comes_to("sockway_kernel_handshakes_failed_total", &[], 2.0);
 }
 
 #[test]
@@ -387,7 +387,7 @@ fn a_captured_socket_has_the_address_that_it_would_have_had() {
     let stream = door.dial(mapped(services[0])).unwrap();
     assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from(wire.left.to_ipv6_mapped()));
     assert_eq!(read_name(&mut &stream).unwrap(), "host");
-    assert!(agent.metric("sockway_kernel_sources_total", &[("result", "bound")]) >= 3.0);
+    agent.metric_reaches("sockway_kernel_sources_total", &[("result", "bound")], 3.0);
 
     // What was bound for us is not bound for good: towards loopback the socket has a loopback address again (trap T30).
     let inside = Door::open(Room::of(&stage.origins).inside(&pod));

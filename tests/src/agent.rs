@@ -210,6 +210,28 @@ impl Agent {
         self.metrics().get(name, labels)
     }
 
+    /// Waits until one metric is this: what is counted behind an answer is counted in a moment.
+    #[track_caller]
+    pub fn metric_comes_to(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.metric_until(name, labels, &format!("{value}"), |now| now == value);
+    }
+
+    /// Waits until one metric is this, or more.
+    #[track_caller]
+    pub fn metric_reaches(&self, name: &str, labels: &[(&str, &str)], least: f64) {
+        self.metric_until(name, labels, &format!("{least} or more"), |now| now >= least);
+    }
+
+    #[track_caller]
+    fn metric_until(&self, name: &str, labels: &[(&str, &str)], what: &str, is_met: impl Fn(f64) -> bool) {
+        let mut now = f64::NAN;
+        let is_there = wait::whether(wait::soon(), || {
+            now = self.metric(name, labels);
+            is_met(now)
+        });
+        assert!(is_there, "{name} {labels:?} is {now}, not {what}");
+    }
+
     /// Replaces its file in one step, as an editor does.
     pub fn write_config(&self, text: &str) {
         let new = self.directory.path().join("sockway.yaml.new");
