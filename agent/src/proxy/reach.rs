@@ -168,6 +168,9 @@ pub enum Unreached {
     /// Every one tried refused or was unreachable, or there is none.
     #[error("no endpoint accepts connections")]
     NoEndpoint,
+    /// There is none to try.
+    #[error("no endpoint has the labels that the route asks for")]
+    NoSubset,
     /// The last one tried did not accept in time.
     #[error("no endpoint accepted a connection within {0:?}")]
     Late(Duration),
@@ -542,6 +545,7 @@ fn none(cluster: &Cluster, why: Unreached) -> Unreached {
         Unreached::NoEndpoint if !cluster.circuits.is_empty() && cluster.refuses(Instant::now()) => {
             Unreached::CircuitOpen
         }
+        Unreached::NoEndpoint if cluster.members.is_some() && cluster.is_empty() => Unreached::NoSubset,
         why => why,
     }
 }

@@ -1,6 +1,8 @@
 //! Which way a request would take: the service it is for, the route of that, what becomes of it, and which endpoints may get it. By the
 //! running agent's configuration, or a file's.
 
+mod hashed;
+
 use std::{collections::HashMap, fmt::Write as _, path::Path};
 
 use http::{Request as HttpRequest, Uri, header, request::Parts};
@@ -165,7 +167,9 @@ fn explain(
     let routes = &service.config.routes;
     let request = Request::of_parts(&parts, parts.uri.scheme_str() == Some("https"), 0).by(dialler);
     let taken = Table::new(routes).find(routes, &request);
-    let candidates = |target: &Target| candidates(service, snapshot, target, states);
+    let changed = taken.and_then(|index| changed(&routes[index], &request, &parts).transpose()).transpose()?;
+    let passed = changed.as_ref().unwrap_or(&parts);
+    let candidates = |target: &Target| candidates((service, snapshot), target, states, passed);
     let (action, targets) = match taken.map(|index| &routes[index]) {
         None => ("passed on to its own endpoints".to_owned(), vec![candidates(&own())]),
         Some(route) => match &route.action {
@@ -176,7 +180,7 @@ fn explain(
                     shown
                 };
                 let percents = percents(forward, states.canary(&service.config.name, &route.name));
-                (onward(route, &request, &parts)?, forward.targets.iter().zip(percents).map(part).collect())
+                (onward(changed.as_ref()), forward.targets.iter().zip(percents).map(part).collect())
             }
             Action::Redirect(redirect) => {
                 let taken = Taken { route, request: &request };
@@ -259,12 +263,17 @@ fn own() -> Target {
     Target { to: None, weight: 1, subset: Default::default(), fallback: Default::default() }
 }
 
-/// How a request goes on.
-fn onward(route: &Route, request: &Request<'_>, parts: &Parts) -> Result<String, Failure> {
-    let Some(change) = (Taken { route, request }).change().map_err(unfit)? else { return Ok("passed on".to_owned()) };
+/// What a route makes of a request, if it changes that.
+fn changed(route: &Route, request: &Request<'_>, parts: &Parts) -> Result<Option<Parts>, Failure> {
+    let Some(change) = (Taken { route, request }).change().map_err(unfit)? else { return Ok(None) };
     let mut parts = parts.clone();
     change.of_parts(&mut parts).map_err(unfit)?;
-    Ok(format!("passed on as {} {}", parts.method, parts.uri))
+    Ok(Some(parts))
+}
+
+/// How a request goes on.
+fn onward(changed: Option<&Parts>) -> String {
+    changed.map_or("passed on".to_owned(), |parts| format!("passed on as {} {}", parts.method, parts.uri))
 }
 
 /// Why a route is not taken.
@@ -286,7 +295,7 @@ fn why_not(route: &Route, request: &Request<'_>) -> String {
         .unwrap_or_else(|| "matches, and is less specific or comes later".to_owned())
 }
 
-fn candidates(home: &Service, snapshot: &Snapshot, target: &Target, states: &States) -> Value {
+fn candidates((home, snapshot): (&Service, &Snapshot), target: &Target, states: &States, parts: &Parts) -> Value {
     let named = target.to.as_deref().and_then(|name| snapshot.services.iter().find(|it| it.config.name == name));
     let service = named.map_or(home, AsRef::as_ref);
     let members = if target.subset.is_empty() { None } else { members(service, &target.subset, &target.fallback) };
@@ -298,8 +307,13 @@ fn candidates(home: &Service, snapshot: &Snapshot, target: &Target, states: &Sta
         let (weight, priority) = (endpoint.weight, endpoint.priority());
         json!({ "address": address, "weight": weight, "priority": priority, "up": up, "breaker": breaker })
     });
+    let is_up = |place: usize| {
+        let address = service.endpoints[place].address.to_string();
+        states.up.get(&(service.config.name.clone(), address)).copied().unwrap_or(true)
+    };
     json!({
         "service": service.config.name,
+        "chosen": hashed::chosen(service, parts, |place| is_member(place) && is_up(place)),
         "subset": target.subset,
         "balance": file::balance_word(service.config.policy.balance),
         "cluster": service.config.strategy.as_ref().map(file::strategy_word),
@@ -318,7 +332,10 @@ fn tell(answer: &Value) -> String {
     line("service", &format!("{}, {}", word(&answer["service"]), word(&answer["address"])));
     let route = answer["route"].as_str().unwrap_or("none matches");
     let breaker = |of: &Value| of.as_str().map(|phase| format!(", its breaker is {phase}")).unwrap_or_default();
-    line("route", &format!("{route} (of {}){}", answer["routes"], breaker(&answer["route_breaker"])));
+    match answer["routes"].as_u64() {
+        Some(0) => line("route", "none: the service has no routes"),
+        _ => line("route", &format!("{route} (of {}){}", answer["routes"], breaker(&answer["route_breaker"]))),
+    }
     line("request", &word(&answer["action"]));
     if let Some(timeout) = answer["timeout"].as_str() {
         line("timeout", timeout);
@@ -341,10 +358,15 @@ fn tell(answer: &Value) -> String {
                 None => word(&it["address"]),
             })
             .collect();
-        let who = if endpoints.is_empty() { "nobody: 503".to_owned() } else { endpoints.join(", ") };
+        let nobody = match target["subset"].as_object().is_some_and(|subset| !subset.is_empty()) {
+            true => "nobody: 503, no endpoint has the labels of the subset",
+            false => "nobody: 503",
+        };
+        let who = if endpoints.is_empty() { nobody.to_owned() } else { endpoints.join(", ") };
         let strategy = target["cluster"].as_str().map(|strategy| format!(", {strategy}")).unwrap_or_default();
         let how = word(&target["balance"]) + &strategy + &breaker(&target["breaker"]);
         line(name, &format!("{percent}{}, {how}: {who}", word(&target["service"])));
+        hashed::tell(&target["chosen"]).iter().for_each(|chosen| line("chosen", chosen));
     }
     for other in list(&answer["others"]) {
         line("not", &format!("{}: {}", word(&other["route"]), word(&other["why"])));
@@ -406,7 +428,10 @@ not          sent: its path does not match
         assert_eq!(told("http://orders/api/1?x", &[]), expected);
         let told_red = told("GET http://orders/api/1", &["X-Team: red"]);
         assert!(told_red.contains("route        team (of 7)\n"), "{told_red}");
-        assert!(told_red.contains("to           100.0 % orders, round_robin: nobody: 503\n"), "{told_red}");
+        assert!(
+            told_red.contains("to           100.0 % orders, round_robin: nobody: 503, no endpoint has the labels"),
+            "{told_red}"
+        );
         assert!(told_red.contains("not          api: matches, and is less specific or comes later\n"), "{told_red}");
         assert!(told("http://orders/tried", &[]).contains("to           25.0 % b, "));
         assert!(told("http://orders/tried", &[]).contains("timeout      812 ms now: 3 × p99, from 250 to 15000 ms\n"));
@@ -416,6 +441,36 @@ not          sent: its path does not match
         assert!(told("http://orders/shadowed", &[]).contains(copied));
         assert!(told("http://orders/old", &[]).contains("request      redirected: 302 http://orders/new\n"));
         assert!(told("http://orders/", &[]).contains("round_robin: 10.0.0.2:80, 10.0.0.3:80\n"));
+    }
+
+    #[test]
+    fn the_endpoint_is_told_that_what_is_hashed_leads_to() {
+        let text = "services:
+- name: a
+  address: 10.0.0.1:80
+  protocol: http
+  balance: ring_hash
+  hash_on: [{ header: x-user, terminal: on }, { cookie: sid, generate: {} }]
+  endpoints: [10.0.0.2:80, 10.0.0.3:80, 10.0.0.4:80]
+";
+        let snapshot = Snapshot::build(&file::parse(text, "F").unwrap(), &Snapshot::default());
+        let told = |fields: &[&str], down: Option<&str>| {
+            let fields: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
+            let (_, parts) = parts("http://a/", &fields).unwrap_or_else(|failure| panic!("{failure}"));
+            let up = down.map(|address| (("a".to_owned(), address.to_owned()), false)).into_iter().collect();
+            let states = States { up, ..States::default() };
+            let told = explain(&snapshot.services[0], &snapshot, parts, &states, None);
+            let told = tell(&told.unwrap_or_else(|failure| panic!("{failure}")));
+            told.lines().find_map(|line| line.strip_prefix("chosen       ")).expect("a choice").to_owned()
+        };
+        let of_me = told(&["X-User: me"], None);
+        let (endpoint, by) = of_me.split_once(", ").expect("an endpoint");
+        assert!(endpoint.starts_with("10.0.0.") && by == "by the header x-user", "{of_me}");
+        assert_eq!(told(&["X-User: me", "Cookie: sid=1"], None), of_me);
+        let other = told(&["X-User: me"], Some(endpoint));
+        assert!(!other.starts_with(endpoint) && other.ends_with(", by the header x-user"), "{other}");
+        assert!(told(&["Cookie: sid=1"], None).ends_with(":80, by the cookie sid"));
+        assert_eq!(told(&[], None), "by the cookie sid, which it is given");
     }
 
     #[test]

@@ -28,6 +28,7 @@ const COST_MAX: u32 = 1_000_000;
 const COST_OF_HEADER_MAX: u32 = 1_000; // unless said: who asks must not make an endpoint look busy for good
 const PARTS: [&str; 4] = ["header", "cookie", "query", "source"];
 const ADDRESS: &str = "source_ip"; // Envoy's name
+const OR_ADDRESS: &str = ", source_ip: on";
 const TTL_S_MAX: u32 = 31_536_000; // a year
 const PARTS_MAX: usize = 16;
 const NAME_BYTES_MAX: usize = 256;
@@ -182,9 +183,13 @@ fn part(field: &Field<'_>, problems: &mut Problems) -> Option<HashOn> {
     let keys = [&PARTS[..], &[ADDRESS, "generate", "terminal"]].concat();
     let section = Section::open(field.node, &field.path, &keys, problems)?;
     let terminal = section.or("terminal", || false, |field, p| field.choice(&SWITCHES, p), problems);
-    let key = match section.get(ADDRESS).filter(|_| PARTS.iter().all(|part| section.get(part).is_none())) {
+    let key = match section.get(ADDRESS) {
+        Some(_) if PARTS.iter().any(|part| section.get(part).is_some()) => {
+            refuse_parts(field, OR_ADDRESS, problems);
+            return None;
+        }
         Some(on) => on.choice(&[("on", ())], problems).map(|()| HashKey::Address)?,
-        None => HashKey::Part(named_part(field, (&section, ", source_ip: on"), problems)?),
+        None => HashKey::Part(named_part(field, (&section, OR_ADDRESS), problems)?),
     };
     let key = match (section.get("generate"), key) {
         (None, key) => key,
@@ -232,12 +237,7 @@ fn named_part(field: &Field<'_>, (section, more): (&Section<'_>, &str), problems
     let named = PARTS.into_iter().filter_map(|key| Some((key, section.get(key)?)));
     let named: Vec<(&str, Field<'_>)> = named.collect();
     let [(key, value)] = &named[..] else {
-        field.refuse(
-            format!(
-                "is not one part of a request; write one of header: NAME, cookie: NAME, query: NAME, source: on{more}"
-            ),
-            problems,
-        );
+        refuse_parts(field, more, problems);
         return None;
     };
     Some(match *key {
@@ -249,6 +249,12 @@ fn named_part(field: &Field<'_>, (section, more): (&Section<'_>, &str), problems
             Part::Source
         }
     })
+}
+
+/// `more` is what else could stand there.
+fn refuse_parts(field: &Field<'_>, more: &str, problems: &mut Problems) {
+    let what = "is not one part of a request; write one of header: NAME, cookie: NAME, query: NAME, source: on";
+    field.refuse(format!("{what}{more}"), problems);
 }
 
 fn header_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {

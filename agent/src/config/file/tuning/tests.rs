@@ -109,6 +109,11 @@ fn what_cannot_be_is_named() {
             "services[0].ring_hash.size_max: 9 is less than size_min, 10; write as many at least",
         ),
         (
+            "protocol: http, balance: maglev, hash_on: [{header: a, source_ip: on}]",
+            "services[0].hash_on[0]: is not one part of a request; write one of header: NAME, cookie: NAME, query: NAME, source: \
+             on, source_ip: on",
+        ),
+        (
             "protocol: http, balance: maglev, hash_on: [{header: a, generate: {}}]",
             "services[0].hash_on[0].generate: is of cookies; write cookie: NAME beside it, or remove it",
         ),
