@@ -127,6 +127,49 @@ fn section_4_3_what_is_stale_is_asked_about_and_given_if_it_holds() {
 }
 
 #[test]
+fn section_4_3_5_what_is_said_to_head_holds_of_what_is_kept() {
+    let Some(pair) = Filtered::by(CACHE) else { return };
+    let _agent = Agent::start(&pair.config);
+    let made = "last-modified: Sun, 06 Nov 1994 08:49:37 GMT";
+    let later = "last-modified: Mon, 07 Nov 1994 08:49:37 GMT";
+    let head = |index: usize, path: &str| pair.ask(index, path, &["--head", "--header", "cache-control: no-cache"]);
+    for index in [0, 1] {
+        // It is the same, and from now on it is fresh.
+        pair.web.say("/a", 200, &format!("cache-control: max-age=0\n{made}\nx-a: old"), "hello");
+        ask(&pair, index, "/a", &[]);
+        pair.web.say("/a", 200, &format!("cache-control: max-age=60\n{made}\nx-a: new"), "hello");
+        assert_eq!(status(&head(index, "/a")), "200");
+        let before = pair.web.asked("/a");
+        let answer = ask(&pair, index, "/a", &[]);
+        assert_eq!((body(&answer), field(&answer, "x-a")), ("hello", Some("new")), "{answer}");
+        assert_eq!(pair.web.asked("/a"), before, "{answer}");
+        // It is another, by what it is recognized by, or by its length.
+        for (path, fields, text) in [("/b", later, "hello"), ("/c", made, "another"), ("/d", "etag: \"2\"", "hello")] {
+            pair.web.say(path, 200, &format!("cache-control: max-age=60\n{made}"), "hello");
+            ask(&pair, index, path, &[]);
+            pair.web.say(path, 200, &format!("cache-control: max-age=60\n{fields}"), text);
+            assert_eq!(status(&head(index, path)), "200");
+            let before = pair.web.asked(path);
+            assert_eq!(body(&ask(&pair, index, path, &[])), text, "{path}");
+            assert_eq!(pair.web.asked(path), before + 1, "{path}");
+        }
+        // What is told that it still holds is kept, whoever asked.
+        pair.web.say("/e", 200, "cache-control: max-age=60\netag: \"1\"", "hello");
+        ask(&pair, index, "/e", &[]);
+        assert_eq!(status(&head(index, "/e")), "200");
+        let before = pair.web.asked("/e");
+        assert_eq!((body(&ask(&pair, index, "/e", &[])), pair.web.asked("/e")), ("hello", before));
+        // Of what nobody keeps nothing is kept.
+        pair.web.say("/f", 200, "cache-control: max-age=60", "hello");
+        head(index, "/f");
+        assert_eq!(body(&ask(&pair, index, "/f", &[])), "hello");
+        for path in ["/a", "/b", "/c", "/d", "/e", "/f"] {
+            pair.ask(index, path, &["--request", "DELETE"]);
+        }
+    }
+}
+
+#[test]
 fn section_5_2_1_a_client_says_what_it_takes() {
     let Some(pair) = Filtered::by(CACHE) else { return };
     let _agent = Agent::start(&pair.config);

@@ -16,6 +16,7 @@ pub use self::{
     directives::forbids_change,
     policy::{
         Reuse, answer_age, conditional, kept, may_stand_in, merged, not_modified, reuse, rules, seconds, selecting,
+        tells_of,
     },
 };
 

@@ -107,7 +107,7 @@ pub fn rules(
     // Section 3.5.
     let is_for_all = says.public || says.must_revalidate || says.s_maxage.is_some();
     let varies_by_all = headers.get_all(header::VARY).iter().any(|value| value.as_bytes().contains(&b'*'));
-    if is_partial || status.is_informational() || is_personal || says.no_store || look.is_head {
+    if is_partial || status.is_informational() || is_personal || says.no_store {
         return None;
     }
     if varies_by_all || (look.is_authorized && !is_for_all) {
@@ -204,6 +204,13 @@ pub fn merged(stored: &HeaderMap, said: &HeaderMap) -> HeaderMap {
         }
     }
     merged
+}
+
+/// Whether an answer to HEAD tells of what is kept: what it says of how to recognize that, and of its length, is the same (section 4.3.5).
+pub fn tells_of(stored: &HeaderMap, length: u64, said: &HeaderMap) -> bool {
+    let is_same = |name: HeaderName| said.get(&name).is_none_or(|value| stored.get(&name) == Some(value));
+    let declared = crate::decode::translate::declared_length(said);
+    is_same(header::ETAG) && is_same(header::LAST_MODIFIED) && declared.is_none_or(|declared| declared == length)
 }
 
 /// The fields of an answer that says that the client has what it asks for (RFC 9110 section 15.4.5).

@@ -110,9 +110,15 @@ pub(in crate::proxy) async fn look(
                 return Looked::NotThere;
             }
             // What HEAD is answered is nothing that GET could be answered with.
-            _ if look.is_head => {
+            _ if look.is_head && found.stored.is_none() => {
                 state.count(Outcome::Passed);
                 return Looked::Passes;
+            }
+            // But it may tell of what is kept.
+            _ if look.is_head => {
+                let fields = cache::conditional(found.stored.as_deref());
+                let ticket = Ticket::new((state, store), (key, look), (head, is_secure), found, None);
+                return Looked::Asks(Box::new(ticket), fields);
             }
             _ => {}
         }
@@ -181,7 +187,22 @@ impl Ticket {
                 let stored = Arc::clone(stored);
                 self.holds(&stored, answer, now)
             }
+            Some(stored) if self.look.is_head && answer.parts.status == StatusCode::OK => {
+                self.learns(stored, &answer.parts.headers, now);
+                self.fills(answer, now)
+            }
             _ => self.fills(answer, now),
+        }
+    }
+
+    /// What is kept has new fields, or is not to be given any more: an answer to HEAD says so (RFC 9111 section 4.3.5).
+    fn learns(&self, stored: &Stored, said: &HeaderMap, now: Duration) {
+        let headers = cache::merged(&stored.headers, said);
+        let is_same = cache::tells_of(&stored.headers, stored.body.len() as u64, said);
+        let rules = cache::rules(&self.look, stored.status, &headers, (self.asked, now)).filter(|_| is_same);
+        match rules {
+            Some(rules) => self.store.keep(&self.key, Stored { headers, rules, ..stored.clone() }),
+            None => self.store.drop_key(&self.key),
         }
     }
 
@@ -234,7 +255,8 @@ impl Ticket {
         let most = self.store.entry_bytes_max();
         let length = crate::decode::translate::declared_length(&parts.headers);
         let rules = cache::rules(&self.look, parts.status, &parts.headers, (self.asked, now));
-        let Some(rules) = rules.filter(|_| length.is_none_or(|length| length <= most)) else {
+        let may_be_kept = !self.look.is_head && length.is_none_or(|length| length <= most);
+        let Some(rules) = rules.filter(|_| may_be_kept) else {
             if let Some(lead) = &self.lead {
                 lead.alone();
                 self.store.passes(&self.key, now + PASSES);
