@@ -206,10 +206,10 @@ pub fn merged(stored: &HeaderMap, said: &HeaderMap) -> HeaderMap {
     merged
 }
 
-/// Whether an answer to HEAD tells of what is kept: what it says of how to recognize that, and of its length, is the same (section 4.3.5).
-pub fn tells_of(stored: &HeaderMap, length: u64, said: &HeaderMap) -> bool {
+/// Whether an answer to HEAD tells of what is kept: what it says of how to recognize that, and of its length, is the same (section 4.3.5). The
+/// lengths are in bytes; `declared` is what the answer says of it.
+pub fn tells_of(stored: &HeaderMap, length: u64, said: &HeaderMap, declared: Option<u64>) -> bool {
     let is_same = |name: HeaderName| said.get(&name).is_none_or(|value| stored.get(&name) == Some(value));
-    let declared = crate::decode::translate::declared_length(said);
     is_same(header::ETAG) && is_same(header::LAST_MODIFIED) && declared.is_none_or(|declared| declared == length)
 }
 

@@ -20,6 +20,7 @@ use crate::{
         cache::{Boarding, Flight, Found, Key, Lead, Store, Stored},
     },
     config::HttpVersion,
+    decode::translate::declared_length,
     filter::cache::{self, Look, Reuse},
     proxy::{
         Cluster, Hop,
@@ -198,7 +199,7 @@ impl Ticket {
     /// What is kept has new fields, or is not to be given any more: an answer to HEAD says so (RFC 9111 section 4.3.5).
     fn learns(&self, stored: &Stored, said: &HeaderMap, now: Duration) {
         let headers = cache::merged(&stored.headers, said);
-        let is_same = cache::tells_of(&stored.headers, stored.body.len() as u64, said);
+        let is_same = cache::tells_of(&stored.headers, stored.body.len() as u64, said, declared_length(said));
         let rules = cache::rules(&self.look, stored.status, &headers, (self.asked, now)).filter(|_| is_same);
         match rules {
             Some(rules) => self.store.keep(&self.key, Stored { headers, rules, ..stored.clone() }),
@@ -253,7 +254,7 @@ impl Ticket {
     /// The body, of which a copy is made if it may be kept; whether it is.
     fn copied(self, parts: &response::Parts, body: Body, now: Duration) -> (Body, bool) {
         let most = self.store.entry_bytes_max();
-        let length = crate::decode::translate::declared_length(&parts.headers);
+        let length = declared_length(&parts.headers);
         let rules = cache::rules(&self.look, parts.status, &parts.headers, (self.asked, now));
         let may_be_kept = !self.look.is_head && length.is_none_or(|length| length <= most);
         let Some(rules) = rules.filter(|_| may_be_kept) else {
