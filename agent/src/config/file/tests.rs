@@ -195,7 +195,7 @@ fn each_mistake_is_named_with_its_place_and_a_remedy() {
         ("workers: -1\n", "F:1:10: workers: -1 is out of range; write a whole number from 1 to 1024"),
         (
             "workers: 99999999999999999999999\n",
-            "F:1:10: workers: expected a whole number from 1 to 1024, found a number with a fraction",
+            "F:1:10: workers: expected a whole number from 1 to 1024, found a number with a fraction, or too many digits",
         ),
         ("workers: two\n", "F:1:10: workers: expected a whole number from 1 to 1024, found a text"),
         (
