@@ -90,14 +90,31 @@ pub fn read(carrier: Carrier, value: &[u8]) -> Option<Duration> {
     }
 }
 
-/// The same for what is left of it: rounded down, and never to what would mean that there is no end.
-pub fn write(carrier: Carrier, left: Duration) -> String {
+/// The same for what is left of it, put behind what is there: rounded down, and never to what would mean that there is no end.
+pub fn write(carrier: Carrier, left: Duration, to: &mut Vec<u8>) {
     let whole = |amount: u128| u64::try_from(amount).unwrap_or(u64::MAX);
     match carrier {
-        Carrier::Grpc => grpc_value(left),
-        Carrier::EnvoyExpected | Carrier::EnvoyUpstream | Carrier::Mosn => whole(left.as_millis().max(1)).to_string(),
-        Carrier::GoMicro => whole(left.as_nanos()).to_string(),
+        Carrier::Grpc => grpc_value(left, to),
+        Carrier::EnvoyExpected | Carrier::EnvoyUpstream | Carrier::Mosn => {
+            write_number(whole(left.as_millis().max(1)), to);
+        }
+        Carrier::GoMicro => write_number(whole(left.as_nanos()), to),
     }
+}
+
+/// In decimal digits.
+fn write_number(mut number: u64, to: &mut Vec<u8>) {
+    // As many as the greatest has.
+    let (mut digits, mut start) = ([0; 20], 20);
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    to.extend_from_slice(&digits[start..]);
 }
 
 /// Digits, and nothing else.
@@ -123,14 +140,15 @@ fn grpc(value: &[u8]) -> Option<Duration> {
 }
 
 /// The same as a field's value: in the finest unit whose number has 8 digits at most, rounded down, so that it is never more than was given.
-fn grpc_value(left: Duration) -> String {
+fn grpc_value(left: Duration, to: &mut Vec<u8>) {
     const AMOUNT_MAX: u128 = 99_999_999;
-    let units = [(left.as_nanos(), 'n'), (left.as_micros(), 'u'), (left.as_millis(), 'm')];
+    let units = [(left.as_nanos(), b'n'), (left.as_micros(), b'u'), (left.as_millis(), b'm')];
     let seconds = u128::from(left.as_secs());
-    let coarse = [(seconds, 'S'), (seconds / 60, 'M'), (seconds / 3600, 'H')];
+    let coarse = [(seconds, b'S'), (seconds / 60, b'M'), (seconds / 3600, b'H')];
     let fits = units.into_iter().chain(coarse).find(|(amount, _)| *amount <= AMOUNT_MAX);
-    let (amount, unit) = fits.unwrap_or((AMOUNT_MAX, 'H'));
-    format!("{amount}{unit}")
+    let (amount, unit) = fits.unwrap_or((AMOUNT_MAX, b'H'));
+    write_number(amount as u64, to);
+    to.push(unit);
 }
 
 #[cfg(test)]
@@ -141,6 +159,12 @@ mod tests {
     use crate::config::deadline::{Auto, Deadline};
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn written(carrier: Carrier, left: Duration) -> Vec<u8> {
+        let mut value = Vec::new();
+        write(carrier, left, &mut value);
+        value
+    }
 
     fn of(carriers: &[Carrier]) -> Carriers {
         carriers.iter().copied().fold(Carriers::default(), Carriers::and)
@@ -198,7 +222,7 @@ mod tests {
             (Duration::from_secs(100_000_059), "1666667M"),
             (Duration::from_secs(99_999_999 * 3600 * 2), "99999999H"),
         ] {
-            assert_eq!(write(Carrier::Grpc, left), value);
+            assert_eq!(written(Carrier::Grpc, left), value.as_bytes());
         }
     }
 
@@ -206,7 +230,7 @@ mod tests {
         #[test]
         fn what_is_told_never_grows(nanos: u64, which in 0..Carrier::ALL.len()) {
             let (left, carrier) = (Duration::from_nanos(nanos), Carrier::ALL[which]);
-            let again = read(carrier, write(carrier, left).as_bytes()).expect("what is written is read");
+            let again = read(carrier, &written(carrier, left)).expect("what is written is read");
             prop_assert!(again <= left.max(MS(1)));
             prop_assert!(again >= left.mul_f64(0.98), "{again:?} of {left:?}");
         }

@@ -170,6 +170,12 @@ impl Verdict {
         }
     }
 
+    /// Whether it takes time until the request goes on, or may: that of somebody else, or a delay.
+    pub fn waits(&self) -> bool {
+        let looks = matches!(self.duty, Some(Duty::Cache(cache::Ask::Look(_))));
+        looks || self.work.is_some() || self.question.is_some() || !self.wait.is_zero()
+    }
+
     /// It is answered here.
     pub fn answer(outcome: Outcome, local: Local) -> Self {
         Self { end: Some(End::Answer(local)), ..Self::pass(outcome) }

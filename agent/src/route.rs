@@ -14,7 +14,7 @@ use sockway_common::flow::TCP;
 
 pub use self::{
     caller::is as is_caller,
-    change::{Change, Fields, Taken, Unfit},
+    change::{Change, Fields, LineEdits, Taken, Unfit},
     request::Request,
     table::Table,
 };

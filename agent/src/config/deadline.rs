@@ -110,7 +110,7 @@ impl Carriers {
     }
 
     /// Each of them.
-    pub fn each(self) -> impl Iterator<Item = Carrier> {
+    pub fn each(self) -> impl Iterator<Item = Carrier> + Clone {
         Carrier::ALL.into_iter().filter(move |carrier| self.has(*carrier))
     }
 }

@@ -10,6 +10,7 @@ mod tests;
 use std::mem::MaybeUninit;
 
 use memchr::memchr;
+use smallvec::SmallVec;
 
 pub(super) use fields::is_authority;
 use fields::{Fields, offset};
@@ -58,7 +59,7 @@ impl Method {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Edits {
     /// Ranges to cut, ascending and apart, relative to the head's start.
-    pub cuts: Vec<(usize, usize)>,
+    pub cuts: SmallVec<[(usize, usize); 2]>,
     /// Single bytes to overwrite.
     pub patches: Vec<(usize, u8)>,
     /// Lines, each with its CRLF, to put behind the start line.
@@ -66,21 +67,23 @@ pub struct Edits {
 }
 
 impl Edits {
-    /// Puts `lines`, each with its CRLF, in the place of a head's fields of which `is_meant` knows the names.
-    pub fn replace_fields(&mut self, head: &[u8], is_meant: impl Fn(&[u8]) -> bool, lines: &[u8]) {
+    /// Cuts a head's fields of these names.
+    pub fn cut_fields<'n>(&mut self, head: &[u8], names: impl Iterator<Item = &'n str> + Clone) {
         let mut start = 0;
         // Behind the request line.
         while let Some(length) = memchr(b'\n', &head[start..]) {
             let end = start + length + 1;
             let line = &head[start..end];
-            let name = &line[..memchr(b':', line).unwrap_or(line.len())];
-            if start > 0 && is_meant(name.trim_ascii_end()) {
+            let is = |name: &str| {
+                let bytes = name.len();
+                line.get(bytes) == Some(&b':') && line[..bytes].eq_ignore_ascii_case(name.as_bytes())
+            };
+            if start > 0 && names.clone().any(is) {
                 self.cuts.push((start, end));
             }
             start = end;
         }
         fields::sort_cuts(&mut self.cuts);
-        self.insert.extend_from_slice(lines);
     }
 }
 

@@ -106,7 +106,7 @@ impl Filter for Cache {
 
 /// What a request is for. GET and HEAD have the same.
 fn key(request: &Request<'_>) -> Vec<u8> {
-    let authority = request.authority.to_ascii_lowercase();
+    let authority = request.authority().to_ascii_lowercase();
     let mut key = [request.scheme().as_bytes(), b"://", &authority, request.path].concat();
     if let Some(query) = request.query {
         key.push(b'?');

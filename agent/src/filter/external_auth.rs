@@ -40,7 +40,7 @@ impl ExternalAuth {
         let mut line = |name: &[u8], value: &[u8]| {
             [name, b": ", value, b"\r\n"].iter().for_each(|part| head.extend_from_slice(part));
         };
-        line(b"host", request.authority);
+        line(b"host", request.authority());
         for name in &self.config.forwarded {
             request.headers(name).for_each(|value| line(name.as_bytes(), value));
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 use super::{Filter, Given, Verdict, value};
 use crate::{
@@ -33,17 +33,19 @@ impl Filter for RequestId {
         let said = request.header(self.name.as_str()).filter(|_| self.config.keeps).filter(|said| is_kept(said));
         let kept = said.and_then(|said| std::str::from_utf8(said).ok());
         let (id, outcome) = match kept {
+            // Neither the request nor the response has to be told.
+            Some(_) if !self.config.responds => return Verdict::pass(Outcome::Passed),
             Some(id) => (value(id), Outcome::Passed),
             None => {
                 let chance = (given.chance)();
                 let high = if self.config.by_time { by_time((given.now)(), chance) } else { by_chance(chance) };
-                (value(&text(high, (given.chance)())), Outcome::Changed)
+                (made(high, (given.chance)()), Outcome::Changed)
             }
         };
-        let set = || Fields::default().set(self.name.clone(), id.clone());
+        let set = Fields::default().set(self.name.clone(), id);
         Verdict {
-            request: if kept.is_some() { Fields::default() } else { set() },
-            response: if self.config.responds { set() } else { Fields::default() },
+            response: if self.config.responds { set.clone() } else { Fields::default() },
+            request: if kept.is_some() { Fields::default() } else { set },
             ..Verdict::pass(outcome)
         }
     }
@@ -64,10 +66,22 @@ fn by_time(now: Duration, chance: u64) -> u64 {
 }
 
 /// Both halves in the usual form; the lower one's first two bits are the variant.
-fn text(high: u64, low: u64) -> String {
-    let low = low & (u64::MAX >> 2) | 1 << 63;
-    let (a, b, c) = (high >> 32, high >> 16 & 0xffff, high & 0xffff);
-    format!("{a:08x}-{b:04x}-{c:04x}-{:04x}-{:012x}", low >> 48, low & 0xffff_ffff_ffff)
+fn text(high: u64, low: u64) -> [u8; 36] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    /// Where the digits of each byte stand.
+    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    let all = u128::from(high) << 64 | u128::from(low & (u64::MAX >> 2) | 1 << 63);
+    let mut text = [b'-'; 36];
+    for (place, byte) in PLACES.into_iter().zip(all.to_be_bytes()) {
+        text[place] = DIGITS[usize::from(byte >> 4)];
+        text[place + 1] = DIGITS[usize::from(byte & 0xf)];
+    }
+    text
+}
+
+fn made(high: u64, low: u64) -> HeaderValue {
+    // Digits always are a value.
+    HeaderValue::from_bytes(&text(high, low)).unwrap_or(HeaderValue::from_static(""))
 }
 
 #[cfg(test)]
@@ -83,10 +97,10 @@ mod tests {
     fn an_id_is_made_as_its_rfc_has_it() {
         // RFC 9562, appendices A.3 and A.6: what chance and time must have been.
         let time = Duration::from_millis(0x017f_22e2_79b0);
-        assert_eq!(text(by_time(time, 0xcc3), 0x18c4_dc0c_0c07_398f), "017f22e2-79b0-7cc3-98c4-dc0c0c07398f");
+        assert_eq!(text(by_time(time, 0xcc3), 0x18c4_dc0c_0c07_398f), *b"017f22e2-79b0-7cc3-98c4-dc0c0c07398f");
         assert_eq!(
             text(by_chance(0x9191_08f7_52d1_3320), 0x5bac_f847_db41_48a8),
-            "919108f7-52d1-4320-9bac-f847db4148a8"
+            *b"919108f7-52d1-4320-9bac-f847db4148a8"
         );
         let verdict = judged(&filter(true, true), "GET / HTTP/1.1", 0, time);
         let id = "x-request-id: 017f22e2-79b0-7000-8000-000000000000";

@@ -9,10 +9,12 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, header};
+use smallvec::SmallVec;
 use xxhash_rust::xxh64::xxh64;
 
 pub(super) use self::queue::{Queue, Standing};
 use super::{
+    guard::Patience,
     http::Reply,
     pending::{Line, knock},
 };
@@ -44,6 +46,8 @@ pub(super) struct Gate {
     measures: bool,
     /// Whether any of them looks at the clock on the wall.
     asks_wall: bool,
+    /// Whether any of them lets requests wait.
+    waits: bool,
 }
 
 /// When limits are asked.
@@ -72,7 +76,7 @@ enum Asked {
 /// What a request took of limits; given back when it is dropped.
 #[derive(Default)]
 pub(super) struct Admitted {
-    taken: Vec<(Arc<LimitState>, LimitPlace)>,
+    taken: SmallVec<[(Arc<LimitState>, LimitPlace); 2]>,
     /// Where others may be waiting for that.
     line: Option<Rc<Line>>,
 }
@@ -128,7 +132,9 @@ impl Gate {
         }
         let measures = limits.iter().any(|limit| matches!(limit.judge, Asked::Measures(_)));
         let asks_wall = limits.iter().any(Limit::asks_wall);
-        Self { limits, queues: lined.into_iter().filter_map(Queue::of).collect(), first, measures, asks_wall }
+        let waits = limits.iter().any(|limit| limit.state.config.wait_max.is_some());
+        let queues = lined.into_iter().filter_map(Queue::of).collect();
+        Self { limits, queues, first, measures, asks_wall, waits }
     }
 
     fn when(&self, now: Instant, patience_ns: u64) -> When {
@@ -170,9 +176,10 @@ impl Gate {
         &self,
         request: &Request<'_>,
         now: Instant,
-        patience: Option<Duration>,
+        patience: Patience<'_>,
         chance: impl Fn() -> u64,
     ) -> Result<(Duration, Admitted), Over> {
+        let patience = if self.waits { patience() } else { None };
         let when = self.when(now, patience.map_or(u64::MAX, |patience| patience.as_nanos() as u64));
         let (mut wait_ns, mut admitted) = (0, Admitted::default());
         for limit in &self.limits[..self.first] {
@@ -197,7 +204,7 @@ impl Gate {
         chance: impl Fn() -> u64,
     ) -> bool {
         let when = self.when(now, 0);
-        let mut taken = Vec::with_capacity(self.limits.len() - self.first + admitted.taken.len());
+        let mut taken = SmallVec::<[_; 2]>::new();
         for limit in &self.limits[self.first..] {
             let (verdict, place) = limit.decide(0, when, &chance);
             match (verdict, place) {

@@ -5,7 +5,7 @@ mod asked;
 mod said;
 
 use std::{
-    borrow::Cow,
+    mem,
     os::fd::BorrowedFd,
     path::Path,
     rc::Rc,
@@ -23,7 +23,7 @@ pub(super) use self::said::{Filtered, change_also, give_also};
 use super::{
     Hop,
     content::{Content, Forget, Kept, Looked, Refresh, Step, Ticket, look},
-    http::Reply,
+    http::{Reply, change_fields},
     whole::Answer,
 };
 use crate::{
@@ -34,8 +34,12 @@ use crate::{
         route::{Action, CallerMatch, Forward, HeaderChanges, Match, Rewrite, Route},
     },
     decode::{http2::Asked, translate},
-    filter::{self, Duty, End, Filter, Given, Verdict, cache::Ask},
+    filter::{
+        self, Duty, End, Filter, Given, Verdict,
+        cache::{Ask, Look},
+    },
     kernel::{Diallers, Flows, peer_of},
+    ring::{Buf, Buffers},
     route::{Fields, Request, Table},
 };
 
@@ -64,9 +68,30 @@ struct Scope {
 /// A request's head, as far as filters have changed it.
 pub(super) enum Head<'h> {
     /// Of HTTP/1.
-    Lines(Cow<'h, [u8]>),
+    Lines(&'h mut Lines),
     /// Of HTTP/2.
     Parts(&'h mut Parts),
+}
+
+/// A head of HTTP/1, and what came behind it, in the buffer in which it is changed.
+pub(super) struct Lines {
+    pub buffers: Rc<Buffers>,
+    pub buf: Buf,
+    /// Of the head.
+    pub bytes: usize,
+    /// Of its first line.
+    pub start_line_bytes: usize,
+}
+
+impl Lines {
+    fn head(&self) -> &[u8] {
+        &self.buf.bytes()[..self.bytes]
+    }
+
+    fn change(&mut self, fields: &Fields) {
+        let buf = mem::replace(&mut self.buf, Buf::of(&[]));
+        (self.buf, self.bytes) = change_fields(&self.buffers, buf, self.bytes, self.start_line_bytes, fields);
+    }
 }
 
 /// Who asks.
@@ -94,6 +119,20 @@ pub(super) struct Passage {
     pub request_rate: Option<u32>,
     /// It goes no further.
     pub end: Option<Ended>,
+}
+
+/// How walking a chain came out.
+pub(super) enum Walk {
+    Over(Passage),
+    /// Somebody has to be waited for.
+    Waits(Box<Waiting>),
+}
+
+/// A walk that goes on when what a filter waits for has come.
+pub(super) struct Waiting {
+    at: usize,
+    verdict: Verdict,
+    passage: Passage,
 }
 
 /// How a request ends here.
@@ -173,36 +212,61 @@ impl Chain {
     pub async fn pass_from(
         &self,
         from: usize,
-        mut passage: Passage,
+        passage: Passage,
         hop: &Rc<Hop>,
         head: &mut Head<'_>,
         who: Who<'_>,
     ) -> Passage {
+        match self.walk_from(from, passage, hop, head, who) {
+            Walk::Over(passage) => passage,
+            // Boxed: most filters wait for nobody.
+            Walk::Waits(waiting) => Box::pin(self.go_on(waiting, hop, head, who)).await,
+        }
+    }
+
+    /// As [`Chain::pass`], as far as that goes without waiting.
+    pub fn walk(&self, hop: &Hop, head: &mut Head<'_>, who: Who<'_>) -> Walk {
+        self.walk_from(0, Passage::default(), hop, head, who)
+    }
+
+    fn walk_from(&self, from: usize, mut passage: Passage, hop: &Hop, head: &mut Head<'_>, who: Who<'_>) -> Walk {
         for (at, link) in self.links.iter().enumerate().skip(from) {
             let Some(verdict) = head.seen(who, |request| link.judge(hop, request)) else { continue };
-            let mut verdict = link.answered(hop, worked_out(verdict).await).await;
-            let duty = verdict.duty.take();
-            // Of these it is known only when they are answered.
-            if !matches!(duty, Some(Duty::Cache(Ask::Look(_)) | Duty::Compress(_))) {
-                link.state.count(verdict.outcome);
+            if verdict.waits() {
+                return Walk::Waits(Box::new(Waiting { at, verdict, passage }));
             }
-            if !verdict.wait.is_zero() {
-                Box::pin(sleep(verdict.wait)).await;
-            }
-            head.change(&verdict.request);
-            passage.response = verdict.response.then(passage.response);
-            passage.end = verdict.end.map(|end| match end {
-                End::Answer(local) => Ended::Reply(Reply::filtered(local)),
-                End::Reset => Ended::Reset,
-            });
-            if let Some(duty) = duty {
-                link.attend(duty, (at, who), head, &mut passage).await;
+            if let Some(duty) = link.take(verdict, head, &mut passage) {
+                link.attend(duty, &mut passage);
             }
             if passage.end.is_some() {
                 break;
             }
         }
-        passage.whole()
+        Walk::Over(passage.whole())
+    }
+
+    /// Goes on with a walk that has to wait, to its end.
+    pub async fn go_on(&self, mut waiting: Box<Waiting>, hop: &Rc<Hop>, head: &mut Head<'_>, who: Who<'_>) -> Passage {
+        loop {
+            let Waiting { at, verdict, mut passage } = *waiting;
+            let link = &self.links[at];
+            let verdict = link.answered(hop, worked_out(verdict).await).await;
+            if !verdict.wait.is_zero() {
+                Box::pin(sleep(verdict.wait)).await;
+            }
+            match link.take(verdict, head, &mut passage) {
+                Some(Duty::Cache(Ask::Look(asks))) => link.look(asks, (at, who), head, &mut passage).await,
+                Some(duty) => link.attend(duty, &mut passage),
+                None => {}
+            }
+            if passage.end.is_some() {
+                return passage.whole();
+            }
+            match self.walk_from(at + 1, passage, hop, head, who) {
+                Walk::Over(passage) => return passage,
+                Walk::Waits(further) => waiting = further,
+            }
+        }
     }
 
     /// A request's body came to be longer than it may be.
@@ -221,8 +285,24 @@ impl Link {
         Self { state: Arc::clone(state), judge: filter::of(state), scope }
     }
 
-    /// What is to be done with a body.
-    async fn attend(&self, duty: Duty, (at, who): (usize, Who<'_>), head: &mut Head<'_>, passage: &mut Passage) {
+    /// Does what a verdict says of a request and of its response; gives what is to be done with a body.
+    fn take(&self, verdict: Verdict, head: &mut Head<'_>, passage: &mut Passage) -> Option<Duty> {
+        let Verdict { outcome, request, response, end, duty, .. } = verdict;
+        // Of these it is known only when they are answered.
+        if !matches!(duty, Some(Duty::Cache(Ask::Look(_)) | Duty::Compress(_))) {
+            self.state.count(outcome);
+        }
+        head.change(&request);
+        passage.response = response.then(mem::take(&mut passage.response));
+        passage.end = end.map(|end| match end {
+            End::Answer(local) => Ended::Reply(Reply::filtered(local)),
+            End::Reset => Ended::Reset,
+        });
+        duty
+    }
+
+    /// What is to be done with a body, but for a look into a cache.
+    fn attend(&self, duty: Duty, passage: &mut Passage) {
         match duty {
             Duty::BodyMax(bytes) => {
                 passage.body_max = Some(passage.body_max.map_or(bytes, |least| least.min(bytes)));
@@ -239,27 +319,30 @@ impl Link {
             Duty::Cache(Ask::Forget(key)) => {
                 Forget::new(&self.state, &key).into_iter().for_each(|forget| passage.step(Step::Forget(forget)));
             }
-            Duty::Cache(Ask::Look(asks)) => {
-                // What has a body may be about that, and of two caches the first keeps it.
-                if who.has_body || passage.content.as_ref().is_some_and(|content| content.keeps()) {
-                    return self.state.count(crate::cluster::Outcome::Passed);
-                }
-                // Boxed: it is large, and most requests have no cache.
-                match Box::pin(look(&self.state, asks, head, who.is_secure)).await {
-                    Looked::Found(answer, ticket) => {
-                        let refresh = ticket.and_then(|ticket| head.again(ticket, at + 1, who.is_secure));
-                        passage.refresh = refresh.map(Box::new);
-                        passage.content.get_or_insert_default();
-                        passage.end = Some(Ended::Stored(Box::new(answer)));
-                    }
-                    Looked::Asks(ticket, fields) => {
-                        head.change(&fields);
-                        passage.step(Step::Keep(ticket));
-                    }
-                    Looked::NotThere => passage.end = Some(Ended::Reply(Reply::filtered(filter::cache::not_there()))),
-                    Looked::Passes => {}
-                }
+            Duty::Cache(Ask::Look(_)) => {}
+        }
+    }
+
+    /// Looks into a cache; waits if somebody asks for the same already.
+    async fn look(&self, asks: Box<Look>, (at, who): (usize, Who<'_>), head: &mut Head<'_>, passage: &mut Passage) {
+        // What has a body may be about that, and of two caches the first keeps it.
+        if who.has_body || passage.content.as_ref().is_some_and(|content| content.keeps()) {
+            return self.state.count(crate::cluster::Outcome::Passed);
+        }
+        // Boxed: it is large, and most requests have no cache.
+        match Box::pin(look(&self.state, asks, head, who.is_secure)).await {
+            Looked::Found(answer, ticket) => {
+                let refresh = ticket.and_then(|ticket| head.again(ticket, at + 1, who.is_secure));
+                passage.refresh = refresh.map(Box::new);
+                passage.content.get_or_insert_default();
+                passage.end = Some(Ended::Stored(answer));
             }
+            Looked::Asks(ticket, fields) => {
+                head.change(&fields);
+                passage.step(Step::Keep(ticket));
+            }
+            Looked::NotThere => passage.end = Some(Ended::Reply(Reply::filtered(filter::cache::not_there()))),
+            Looked::Passes => {}
         }
     }
 
@@ -310,7 +393,7 @@ impl Head<'_> {
     /// As a cache sees it, whoever asks.
     pub fn asked<T>(&self, is_secure: bool, look: impl FnOnce(&Request<'_>) -> T) -> T {
         match self {
-            Self::Lines(lines) => look(&Request::of_http1(lines, is_secure, 0)),
+            Self::Lines(lines) => look(&Request::of_http1(lines.head(), is_secure, 0)),
             Self::Parts(parts) => look(&Request::of_parts(parts, is_secure, 0)),
         }
     }
@@ -318,7 +401,7 @@ impl Head<'_> {
     /// A copy of it.
     pub fn kept(&self) -> Kept {
         match self {
-            Self::Lines(lines) => Kept::Lines(lines.to_vec()),
+            Self::Lines(lines) => Kept::Lines(lines.head().to_vec()),
             Self::Parts(parts) => Kept::Parts(Box::new((*parts).clone())),
         }
     }
@@ -326,7 +409,7 @@ impl Head<'_> {
     /// The same request once more, for the filters from this one on.
     fn again(&self, ticket: Box<Ticket>, from: usize, is_secure: bool) -> Option<Refresh> {
         let (parts, asked) = match self {
-            Self::Lines(lines) => translate::request_to_http2(lines, is_secure).ok()?,
+            Self::Lines(lines) => translate::request_to_http2(lines.head(), is_secure).ok()?,
             Self::Parts(parts) => {
                 let asked = Asked { is_idempotent: true, is_head: false, tunnel: None, is_grpc: false };
                 ((*parts).clone(), asked)
@@ -339,7 +422,7 @@ impl Head<'_> {
 
     fn seen<T>(&self, who: Who<'_>, look: impl FnOnce(&Request<'_>) -> T) -> T {
         let request = match self {
-            Self::Lines(lines) => Request::of_http1(lines, who.is_secure, who.source),
+            Self::Lines(lines) => Request::of_http1(lines.head(), who.is_secure, who.source),
             Self::Parts(parts) => Request::of_parts(parts, who.is_secure, who.source),
         };
         look(&request.by(who.dialler))
@@ -350,7 +433,7 @@ impl Head<'_> {
             return;
         }
         match self {
-            Self::Lines(lines) => *lines = Cow::Owned(fields.of_lines(lines)),
+            Self::Lines(lines) => lines.change(fields),
             Self::Parts(parts) => fields.of_map(&mut parts.headers),
         }
     }

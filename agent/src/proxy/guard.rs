@@ -418,7 +418,7 @@ impl Hop {
         request: &Request<'_>,
         (now, time): (Instant, Option<Time>),
     ) -> Result<Entered, Reply> {
-        let patience = time.map(|time| time.left());
+        let patience: Patience<'_> = &|| time.map(|time| time.left());
         let mut cluster = Rc::clone(home);
         match home.guard.as_ref().and_then(|guard| guard.degraded(|| self.chance())) {
             Some(DegradeTo::Respond(respond)) => {
@@ -466,7 +466,7 @@ impl Hop {
         mut of_route: Option<&Gate>,
         request: &Request<'_>,
         now: Instant,
-        patience: Option<Duration>,
+        patience: Patience<'_>,
     ) -> Result<Entered, Reply> {
         loop {
             let (why, reply) = match self.pass(&cluster, of_route.take(), request, now, patience) {
@@ -491,7 +491,7 @@ impl Hop {
         of_route: Option<&Gate>,
         request: &Request<'_>,
         now: Instant,
-        patience: Option<Duration>,
+        patience: Patience<'_>,
     ) -> Result<(Passed, Option<Held>), Refusal> {
         if !cluster.circuits.is_empty() && cluster.refuses(now) {
             return Err((Why::CircuitOpen, Reply::guarded(Why::CircuitOpen)));
@@ -499,7 +499,7 @@ impl Hop {
         let held = cluster.service.hold(Threshold::Requests);
         let held = held.map_err(|overflow| (Why::Overflow, Reply::overflow(overflow.0)))?;
         let (mut wait, mut admitted, mut queues) = (Duration::ZERO, Admitted::default(), Vec::new());
-        for gate in of_route.into_iter().chain([&cluster.gate]) {
+        for gate in of_route.into_iter().chain([&cluster.gate]).filter(|gate| !gate.is_open()) {
             let (for_long, taken) = gate.admit(request, now, patience, || self.chance()).map_err(|over| {
                 let broken = cluster.guard.as_ref().filter(|guard| over.breaks() && guard.trip(now));
                 match broken {
@@ -522,12 +522,15 @@ impl Hop {
                 let leave = leave.map_err(|why| (why, Reply::guarded(why)))?;
                 Ok(Passed { wait, admitted, leave, stand: None })
             }
-            Some(line) if wait.is_zero() => self.room_or_line(cluster, line, admitted, (now, patience)),
+            Some(line) if wait.is_zero() => self.room_or_line(cluster, line, admitted, (now, patience())),
             Some(_) => Ok(Passed { wait, admitted, leave: None, stand: Some(Stand::Later) }),
         };
         Ok((passed?, held))
     }
 }
+
+/// How long a request may wait, if that is bounded: the clock is looked at where it has to.
+pub(super) type Patience<'p> = &'p dyn Fn() -> Option<Duration>;
 
 /// What becomes of a future, unless its time is over before.
 pub(super) async fn by<T>(until: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {

@@ -22,7 +22,9 @@ mod strategy;
 mod streaming;
 mod timed;
 
-use std::{cell::Cell, io, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::pin, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::Cell, io, mem, net::SocketAddr, ops::Range, os::fd::AsFd as _, pin::pin, rc::Rc, sync::Arc, time::Instant,
+};
 
 use admitted::Denied;
 use apply::apply;
@@ -30,10 +32,10 @@ use attend::{Client, OwnTime, first_answer, pass_on, take_back};
 use filtered::Way;
 use linger::LINGER_PAUSE;
 use outgoing::{Outgoing, Rest};
-use quick::Fallen;
+use quick::{Fallen, Quick};
 use respond::{Answer, Answered, Unanswered};
 
-pub(super) use apply::apply as apply_edits;
+pub(super) use apply::{apply as apply_edits, change as change_fields};
 pub(super) use attend::set_or_clear;
 pub(super) use limits::Limits;
 pub(super) use reply::Reply;
@@ -45,11 +47,11 @@ use super::{
     asker::Asker,
     circuit::Circuit,
     filtered::Filtered,
-    guard::{Guard, Leave, by},
+    guard::{Guard, Leave},
     mirror::Tap,
     one_way, opaque, own_time,
-    reach::{Tried, Upstream},
-    timing::Clock,
+    reach::{Tried, Unreached, Upstream},
+    timing::{Alarm, Clock},
     whole::Missed,
 };
 use crate::{
@@ -81,7 +83,7 @@ struct Connection<'h> {
     /// Whether anything has come on it.
     was_asked: bool,
     /// What is changed of the response that is waited for.
-    response_change: Option<Box<Fields>>,
+    response_change: Fields,
     /// What sees the request's body, if it is copied.
     tap: Option<Rc<Tap>>,
     /// What its route limits.
@@ -94,8 +96,10 @@ struct Connection<'h> {
     circuit: Option<Rc<Circuit>>,
     /// Rings when the time of the request that is on its way is over.
     clock: Clock,
+    /// Rings when that of its service's isolation is.
+    patience: Alarm,
     /// What filters have said of it.
-    filtered: Option<Box<Filtered>>,
+    filtered: Option<Filtered>,
     /// Who guards the request, and what it has of that.
     guard: Option<Rc<Guard>>,
     leave: Option<Leave>,
@@ -133,13 +137,14 @@ pub fn serve(
         dialler,
         pending,
         was_asked,
-        response_change: None,
+        response_change: Fields::default(),
         tap: None,
         gate: None,
         strategy: None,
         one_way: None,
         circuit: None,
         clock: Clock::default(),
+        patience: Alarm::default(),
         filtered: None,
         guard: None,
         leave: None,
@@ -163,7 +168,11 @@ impl Connection<'_> {
         loop {
             let (buf, head) = match self.request(watch, turned.as_mut()).await {
                 Ok(request) => request,
-                Err(request::End::Silent) => return None,
+                Err(request::End::Silent) => {
+                    self.clock.rest();
+                    self.patience.rest();
+                    return None;
+                }
                 Err(request::End::Quiet(counter)) => return Some(counter),
                 Err(request::End::Refuse(reply)) => return Some(self.refuse(reply).await),
             };
@@ -192,9 +201,8 @@ impl Connection<'_> {
         }
         let (mut is_reset, mut stored) = (false, None);
         if let Some(chain) = &chain {
-            // Boxed: most services have none.
             let way;
-            (buf, head, way) = Box::pin(self.filtered(chain, buf, head)).await;
+            (buf, head, way) = self.filtered(chain, buf, head).await;
             match way {
                 Way::On => {}
                 Way::Answered(said) => reply = Some(said),
@@ -207,27 +215,29 @@ impl Connection<'_> {
             // Boxed: most services have none.
             (None, Some(answer)) => Box::pin(self.give_stored(*answer, buf, &head)).await,
             (Some(reply), _) => self.answer_here(reply, buf, &head).await,
-            (None, None) if self.cluster.is_guarded() || self.gate.is_some() || self.circuit.is_some() => {
-                // Boxed: most services have none.
-                Box::pin(self.guarded(buf, head, (began, is_timed), own)).await
-            }
-            (None, None) => match self.admitted(&buf, &head, began).await {
-                Ok(_admitted) => {
-                    if is_timed {
-                        self.tell_time(&buf, &mut head);
+            (None, None) => {
+                let (taken, is_in) = self.let_in(&buf, &head, began).await;
+                let next = match is_in {
+                    Ok(()) => {
+                        if is_timed {
+                            self.tell_time(&buf, &mut head);
+                        }
+                        self.forward(buf, head, own).await
                     }
-                    self.forward(buf, head, own).await
-                }
-                Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
-                Err(Denied::Gone) => self.left(),
-            },
+                    Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
+                    Err(Denied::Gone) => self.left(),
+                };
+                self.goes_out(taken);
+                next
+            }
         };
         if is_timed {
-            self.clock = Clock::default();
+            self.clock.stop();
         }
         if home.is_some() || chain.is_some() {
             self.cluster = home.unwrap_or_else(|| Rc::clone(&self.cluster));
-            (self.response_change, self.tap, self.filtered, self.strategy) = (None, None, None, None);
+            self.response_change = Fields::default();
+            (self.tap, self.filtered, self.strategy) = (None, None, None);
             self.gate = None;
             if let Some(state) = self.one_way.take() {
                 one_way::was_lost(&state);
@@ -235,24 +245,26 @@ impl Connection<'_> {
             self.circuit = None;
         }
         // What stays of a request that was given a cookie.
-        self.response_change = None;
+        self.response_change = Fields::default();
         self.hop.slab.request_duration.observe(began.elapsed());
         next
     }
 
-    async fn forward(&mut self, mut buf: Buf, head: RequestHead, own: Option<OwnTime>) -> Next {
+    async fn forward(&mut self, mut buf: Buf, mut head: RequestHead, own: Option<OwnTime>) -> Next {
         let is_tunnel = head.websocket || head.method == Method::Connect;
         if self.cluster.service.config.policy.tuning.gives_cookies() {
             self.give_cookies(&buf, &head);
         }
+        let mut quick = None;
         if self.keeps() && !is_tunnel {
             if self.is_quick(&buf, &head) {
-                return Box::pin(self.quickly(buf, head, own)).await;
-            }
-            // Boxed: most services have none.
-            match Box::pin(self.by_strategy(buf, &head)).await {
-                Ok(next) => return next,
-                Err(kept) => buf = kept,
+                quick = Some(self.quick(&buf, &mut head));
+            } else {
+                // Boxed: most services have none.
+                match Box::pin(self.by_strategy(buf, &head)).await {
+                    Ok(next) => return next,
+                    Err(kept) => buf = kept,
+                }
             }
         }
         if let Some(filtered) = &mut self.filtered {
@@ -266,18 +278,33 @@ impl Connection<'_> {
             return next;
         }
         let request = || Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
-        let tried = Tried::for_request(self.hop, &self.cluster, self.asker, request);
+        let mut tried = Tried::for_request(self.hop, &self.cluster, self.asker, request);
         let received = buf.len();
         let outgoing = match self.outgoing(buf, &head) {
             Ok(outgoing) => outgoing,
             Err(bad) => return Next::End(self.refuse(Reply::malformed(bad)).await),
         };
+        // Whose endpoint is asked first is known to who asks another then.
+        let mut all = None;
+        if quick.is_some() {
+            let Some(endpoint) = self.hop.pick(&self.cluster, &mut tried) else {
+                return self.reply(Reply::unreached(Unreached::NoEndpoint), &head, outgoing.buf).await;
+            };
+            let first = tried.at(endpoint);
+            all = Some(mem::replace(&mut tried, first));
+        }
         self.hop.slab.count_bytes(Bytes::DownstreamReceived, received);
         self.hop.slab.count_bytes(Bytes::UpstreamSent, outgoing.send.len());
         if matches!(outgoing.rest, Rest::None) && outgoing.tail.is_empty() && !self.is_narrow(&head) {
-            let whole = self.exchange_whole(outgoing.buf, outgoing.send, &head, (tried, None), own).await;
-            // Who can do nothing about a failure passes it on.
-            whole.unwrap_or(Next::End(Counter::UpstreamAborted))
+            let rules = quick.as_ref().and_then(Quick::rules);
+            let whole = self.exchange_whole(outgoing.buf, outgoing.send, &head, (tried, rules), own).await;
+            match (whole, all) {
+                (Ok(next), _) => next,
+                // Boxed: most do not fail.
+                (Err(fallen), Some(tried)) => Box::pin(self.go_on(*fallen, (tried, rules), &head)).await,
+                // Who can do nothing about a failure passes it on.
+                (Err(_), None) => Next::End(Counter::UpstreamAborted),
+            }
         } else {
             // Boxed: the state of a streamed exchange is large, and most connections never need it.
             let spent = own.map(|_| Cell::default());
@@ -302,7 +329,8 @@ impl Connection<'_> {
         // What is said if an endpoint did accept, but gave no response.
         let (mut replays, mut mute) = (0, None);
         loop {
-            let reach = by(self.until(), self.hop.reach(&self.cluster, &mut tried, replays > 0));
+            let until = self.until();
+            let reach = self.patience.bound(until, self.hop.reach(&self.cluster, &mut tried, replays > 0));
             let mut upstream = match self.clock.bound(reach).await {
                 Some(Some(Ok(upstream))) => upstream,
                 Some(Some(Err(why))) if judged.is_some() && mute.is_none() => {
@@ -318,11 +346,12 @@ impl Connection<'_> {
             let sent_before = upstream.stream.writer.taken();
             upstream.stream.writer.submit(buf, send.clone());
             set_or_clear(&upstream.stream.socket, limits.response, Due::End);
-            let until = self.until();
             let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
             let sent = &mut self.pending;
             let answered = first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock);
-            let Some(answered) = by(until, answered).await else { return Ok(self.isolated(upstream, head).await) };
+            let Some(answered) = self.patience.bound(until, answered).await else {
+                return Ok(self.isolated(upstream, head).await);
+            };
             let Some((received, response)) = answered else { return Ok(self.waits_no_more(upstream, head).await) };
             if !matches!(received, Ok(1..)) {
                 self.hop.buffers.give(response);
@@ -369,10 +398,9 @@ impl Connection<'_> {
             let uploaded = Cell::new(!upstream.stream.writer.is_sending());
             let head_sent = Cell::new(false);
             let answer = Answer {
-                change: self.response_change.as_deref(),
                 replaces_errors: self.replaces_errors(),
                 judged,
-                ..answer(self.hop, head, &limits, &uploaded, &head_sent)
+                ..answer(self.hop, head, (&limits, &self.response_change), &uploaded, &head_sent)
             };
             let client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
             let to = &mut self.stream.writer;
@@ -526,7 +554,7 @@ fn no_response(received: &io::Result<usize>) -> Reply {
 fn answer<'a>(
     hop: &'a Hop,
     head: &RequestHead,
-    limits: &Limits,
+    (limits, change): (&Limits, &'a Fields),
     uploaded: &'a Cell<bool>,
     head_sent: &'a Cell<bool>,
 ) -> Answer<'a> {
@@ -541,7 +569,7 @@ fn answer<'a>(
         },
         head_bytes_max: limits.head_bytes,
         keep_alive: head.keep_alive,
-        change: None,
+        change,
         replaces_errors: false,
         judged: None,
         uploaded,

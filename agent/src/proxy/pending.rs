@@ -266,7 +266,7 @@ impl Hop {
             let other = cluster.guard.as_ref().filter(|_| standing_in.is_none());
             let Some((other, place)) = other.and_then(|guard| self.stand_in(guard, why)) else { return Err(reply) };
             let (now, left) = left(until);
-            entered = self.enter_at((other, Some(place)), None, request, now, left)?;
+            entered = self.enter_at((other, Some(place)), None, request, now, &|| left)?;
         }
         Ok(entered)
     }

@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use smallvec::SmallVec;
+
 pub use self::timed::Heard;
 use self::timed::{Timed, Waited, tell};
 use super::{Cluster, EndpointNews, Hop, circuit::Ticket};
@@ -193,7 +195,7 @@ pub enum Unreached {
 
 /// The endpoints that were tried for one request, and for whom.
 pub struct Tried {
-    indexes: Vec<usize>,
+    indexes: SmallVec<[usize; 4]>,
     source: u64,
     key: Option<u64>,
     cost: u32,
@@ -217,7 +219,15 @@ pub struct Turn {
 impl Tried {
     /// None yet.
     pub fn by(source: u64) -> Self {
-        Self { indexes: Vec::new(), source, key: None, cost: 1, is_early: false, only: None, turn: Turn::default() }
+        Self {
+            indexes: SmallVec::new(),
+            source,
+            key: None,
+            cost: 1,
+            is_early: false,
+            only: None,
+            turn: Turn::default(),
+        }
     }
 
     /// None yet, for a connection that is dialled before anybody knows what is asked.

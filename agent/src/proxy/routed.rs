@@ -98,7 +98,7 @@ pub(super) struct Onward {
     /// What is changed of it.
     pub change: Option<Change>,
     /// What is changed of its response.
-    pub response: Option<Box<Fields>>,
+    pub response: Fields,
     /// What the route says of failures.
     pub strategy: Option<Arc<Strategy>>,
     /// The route's breaker.
@@ -280,7 +280,7 @@ impl Hop {
             (cluster, _) => cluster,
         };
         let cluster = cluster.unwrap_or_else(|| Rc::new(home.nobody()));
-        let (change, response) = (taken.change()?, taken.response_change()?.map(Box::new));
+        let (change, response) = (taken.change()?, taken.response_change()?.unwrap_or_default());
         let mirror = split.mirror.as_ref().and_then(|mirror| self.mirror(home, mirror));
         let (strategy, circuit) = (taken.route.strategy.clone(), split.circuit.clone());
         Ok(Onward { cluster, change, response, strategy, circuit, timing: None, gate: None, mirror, one_way: None })

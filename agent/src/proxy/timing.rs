@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     future::poll_fn,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,7 @@ use crate::{
     cluster::{Pace, RouteState, Service},
     config::{
         Route,
-        deadline::{Carrier, Timing},
+        deadline::{Carrier, Carriers, Timing},
     },
     deadline::{
         self, Budget,
@@ -113,6 +113,11 @@ impl Time {
         self.budget.time.saturating_sub(self.began.elapsed())
     }
 
+    /// Whether there was none from the beginning.
+    pub fn is_none(&self) -> bool {
+        self.budget.time.is_zero()
+    }
+
     /// Whether nothing is left: whoever would be asked would work for nobody.
     pub fn is_over(&self) -> bool {
         self.left().is_zero()
@@ -130,46 +135,65 @@ impl Time {
         }
         let left = self.left();
         for carrier in self.budget.told.each() {
+            let mut digits = Vec::new();
+            deadline::write(carrier, left, &mut digits);
             // Digits always are a value.
-            if let Ok(value) = HeaderValue::try_from(deadline::write(carrier, left)) {
+            if let Ok(value) = HeaderValue::try_from(digits) {
                 headers.insert(HeaderName::from_static(carrier.name()), value);
             }
         }
     }
 
-    /// Whether a field of this name is not passed on as it stands.
-    pub fn replaces(&self, name: &[u8]) -> bool {
-        self.budget.replaced.each().any(|carrier| carrier.name().as_bytes().eq_ignore_ascii_case(name))
+    /// The fields that are not passed on as they stand.
+    pub fn replaced(&self) -> Carriers {
+        self.budget.replaced
     }
 
-    /// As [`Time::tell`], as lines of HTTP/1.
-    pub fn lines(&self) -> Vec<u8> {
+    /// As [`Time::tell`], lines of HTTP/1 behind what is there.
+    pub fn lines(&self, lines: &mut Vec<u8>) {
         let left = self.left();
-        let line = |carrier| format!("{}: {}\r\n", Carrier::name(carrier), deadline::write(carrier, left));
-        self.budget.told.each().map(line).collect::<String>().into_bytes()
+        // As much as most need.
+        lines.reserve(64);
+        for carrier in self.budget.told.each() {
+            lines.extend_from_slice(carrier.name().as_bytes());
+            lines.extend_from_slice(b": ");
+            deadline::write(carrier, left, lines);
+            lines.extend_from_slice(b"\r\n");
+        }
     }
 }
 
 /// Rings when a request's time is over; one that was not set never does.
 #[derive(Default)]
-pub struct Clock(Option<Running>);
+pub struct Clock {
+    running: Option<Running>,
+    alarm: Alarm,
+}
 
 struct Running {
     time: Time,
     pace: Cell<Option<Pace>>,
-    rings: Option<Pin<Box<Sleep>>>,
 }
 
 impl Clock {
-    /// Of a request that is on its way; how long it takes is learnt from.
-    pub fn of(time: Time, pace: Option<Pace>) -> Self {
-        let rings = time.until().map(|until| Box::pin(sleep_until(until.into())));
-        Self(Some(Running { time, pace: pace.into(), rings }))
+    /// Sets it for a request that is on its way; how long that takes is learnt from.
+    pub fn set(&mut self, time: Time, pace: Option<Pace>) {
+        self.running = Some(Running { time, pace: pace.into() });
+    }
+
+    /// As if it had not been set.
+    pub fn stop(&mut self) {
+        self.running = None;
+    }
+
+    /// No request comes for a while: see [`Alarm::rest`].
+    pub fn rest(&mut self) {
+        self.alarm.rest();
     }
 
     /// The request is counted as this; what is said first holds.
     pub fn told(&self, counter: Counter) {
-        if let Some(Running { time, pace, .. }) = &self.0
+        if let Some(Running { time, pace, .. }) = &self.running
             && let Some(pace) = pace.take()
         {
             learn(&pace, time.began, counter, None);
@@ -178,23 +202,23 @@ impl Clock {
 
     /// The time that runs.
     pub fn time(&self) -> Option<Time> {
-        self.0.as_ref().map(|running| running.time)
+        self.running.as_ref().map(|running| running.time)
     }
 
     /// Whether it is what the caller gave.
     pub fn is_callers(&self) -> bool {
-        self.0.as_ref().is_some_and(|running| running.time.is_callers())
+        self.running.as_ref().is_some_and(|running| running.time.is_callers())
     }
 
     /// Whether it has rung, or would.
     pub fn is_over(&self) -> bool {
-        self.0.as_ref().is_some_and(|running| running.time.is_over())
+        self.running.as_ref().is_some_and(|running| running.time.is_over())
     }
 
     /// Ready when the time is over.
     pub fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        match self.0.as_mut().and_then(|running| running.rings.as_mut()) {
-            Some(rings) => rings.as_mut().poll(context),
+        match self.running.as_ref().and_then(|running| running.time.until()) {
+            Some(until) => self.alarm.poll(until, context),
             None => Poll::Pending,
         }
     }
@@ -207,5 +231,104 @@ impl Clock {
             Poll::Pending => future.as_mut().poll(context).map(Some),
         })
         .await
+    }
+}
+
+/// Rings at a moment that is said each time anew. Most are later than the one before, and come to nothing: what is armed in the runtime rings for
+/// the first of them, and only then for the one that is waited for.
+#[derive(Default)]
+pub struct Alarm(Option<Box<Armed>>);
+
+struct Armed {
+    sleep: Pin<Box<Sleep>>,
+    /// Whom it wakes.
+    wakes: Waker,
+}
+
+impl Alarm {
+    /// Ready at a moment.
+    pub fn poll(&mut self, at: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let make = || Box::new(Armed { sleep: Box::pin(sleep_until(at.into())), wakes: Waker::noop().clone() });
+        let Armed { sleep, wakes } = &mut **self.0.get_or_insert_with(make);
+        if sleep.deadline() > at.into() {
+            sleep.as_mut().reset(at.into());
+        } else if wakes.will_wake(context.waker()) && !sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        wakes.clone_from(context.waker());
+        loop {
+            ready!(sleep.as_mut().poll(context));
+            if sleep.deadline() >= at.into() {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(at.into());
+        }
+    }
+
+    /// What a future gives, unless a moment is there before.
+    pub async fn bound<T>(&mut self, until: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        poll_fn(|context| match (future.as_mut().poll(context), until) {
+            (Poll::Ready(given), _) => Poll::Ready(Some(given)),
+            (Poll::Pending, Some(until)) => self.poll(until, context).map(|()| None),
+            (Poll::Pending, None) => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Nobody waits for a while: what is armed is given back.
+    pub fn rest(&mut self) {
+        self.0 = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, ready},
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering::Relaxed},
+        },
+        task::Wake,
+    };
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn an_alarm_rings_at_the_moment_that_was_said_last() {
+        let mut alarm = Alarm::default();
+        let after = |ms| Instant::now() + Duration::from_millis(ms);
+        assert_eq!(alarm.bound(Some(after(0)), ready(7)).await, Some(7), "what is there at once is in time");
+        // Sooner than before, later, and after it has rung.
+        for armed in [after(0) + HOUR, after(1), after(0)] {
+            poll_fn(|context| Poll::Ready(alarm.poll(armed, context).is_ready())).await;
+            let until = after(30);
+            assert!(alarm.bound(Some(until), pending::<()>()).await.is_none());
+            assert!((until..until + HOUR / 2).contains(&Instant::now()));
+        }
+        assert_eq!(alarm.bound(None, ready(7)).await, Some(7));
+    }
+
+    #[tokio::test]
+    async fn an_alarm_wakes_whoever_polled_it_last() {
+        struct Woken(AtomicBool);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Relaxed);
+            }
+        }
+        let (mut alarm, at) = (Alarm::default(), Instant::now() + Duration::from_millis(50));
+        let wakers = [(); 2].map(|()| Arc::new(Woken(AtomicBool::default())));
+        for woken in &wakers {
+            assert!(alarm.poll(at, &mut Context::from_waker(&Arc::clone(woken).into())).is_pending());
+        }
+        while !wakers[1].0.load(Relaxed) {
+            tokio::task::yield_now().await;
+        }
+        assert!(!wakers[0].0.load(Relaxed));
+        assert!(alarm.poll(at, &mut Context::from_waker(Waker::noop())).is_ready());
     }
 }

@@ -2,8 +2,9 @@
 
 use std::{cell::RefCell, ops::Range};
 
-/// Free bytes kept in front of what is received, so that a head can grow by a field or a chunk get its size without being copied.
-pub const HEADROOM: usize = 128;
+/// Free bytes kept in front of what is received, so that a head can grow by a few fields (a request's id, what is left of its time, which attempt
+/// it is) or a chunk get its size without being copied.
+pub const HEADROOM: usize = 256;
 /// Free bytes kept behind what is received: the end of a chunk.
 const TAILROOM: usize = 16;
 

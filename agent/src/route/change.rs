@@ -1,6 +1,10 @@
 //! What a route makes of a head: captures, a new target, fields set, added and removed, in either protocol.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header::HOST, request::Parts, uri::PathAndQuery};
+use memchr::memchr;
+use smallvec::SmallVec;
 
 use super::Request;
 use crate::config::route::{
@@ -10,11 +14,24 @@ use crate::config::route::{
 /// Longest path or value that a template may come to: as long as the longest head by default.
 const BYTES_MAX: usize = 64 * 1024;
 
-/// What is changed of a head, names in lower case.
+/// What is changed of a head, names in lower case. Copies share it: most are of what a configuration says of every request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fields {
-    removed: Vec<HeaderName>,
-    added: Vec<(HeaderName, HeaderValue)>,
+pub struct Fields(Option<Arc<Changes>>);
+
+/// What there is of them mostly fits in place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Changes {
+    removed: SmallVec<[HeaderName; 2]>,
+    added: SmallVec<[(HeaderName, HeaderValue); 2]>,
+}
+
+/// What makes a head of HTTP/1 what it is changed to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LineEdits {
+    /// Lines that are taken out, ascending and apart: from where to where in the head.
+    pub cuts: SmallVec<[(usize, usize); 2]>,
+    /// Lines, each with its CRLF, that are put behind the start line.
+    pub insert: Vec<u8>,
 }
 
 /// What is changed of a request's head.
@@ -83,7 +100,7 @@ impl<'t> Taken<'t> {
         let port = match redirect.port {
             Some(port) => port.to_string().into_bytes(),
             None if scheme == was && host.is_none() => {
-                request.authority[request.host().len()..].strip_prefix(b":").unwrap_or_default().to_vec()
+                request.authority()[request.host().len()..].strip_prefix(b":").unwrap_or_default().to_vec()
             }
             None => Vec::new(),
         };
@@ -137,10 +154,10 @@ impl<'t> Taken<'t> {
             Ok((name(of)?, HeaderValue::from_bytes(&self.filled(template)?).map_err(|_| Unfit)?))
         };
         let set = changes.set.iter().map(|(of, _)| of);
-        Ok(Fields {
+        Ok(Fields::of(Changes {
             removed: changes.remove.iter().chain(set).map(|of| name(of)).collect::<Result<_, Unfit>>()?,
             added: changes.set.iter().chain(&changes.add).map(field).collect::<Result<_, Unfit>>()?,
-        })
+        }))
     }
 
     fn filled(&self, template: &Template) -> Result<Vec<u8>, Unfit> {
@@ -172,6 +189,11 @@ impl<'t> Taken<'t> {
     }
 }
 
+/// Whether a line of a head is a field of this name.
+fn is_named(line: &[u8], name: &[u8]) -> bool {
+    line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name)
+}
+
 fn group<'t>(regex: &regex::bytes::Regex, text: &'t [u8], name: &str) -> Option<&'t [u8]> {
     Some(regex.captures(text)?.name(name)?.as_bytes())
 }
@@ -201,10 +223,10 @@ impl Change {
         let start = [method, b" ", target, b" ", version].concat();
         let mut fields = self.fields.of_lines(&[&start, fields].concat());
         if let Some(authority) = &self.authority {
-            let host = Fields {
-                removed: vec![HOST],
+            let host = Fields::of(Changes {
+                removed: [HOST].into_iter().collect(),
                 added: HeaderValue::from_bytes(authority).map(|value| (HOST, value)).into_iter().collect(),
-            };
+            });
             fields = host.of_lines(&fields);
         }
         fields
@@ -244,10 +266,27 @@ impl Fields {
             Some((name, HeaderValue::from_str(&text(template)).ok()?))
         };
         let removed = changes.remove.iter().chain(changes.set.iter().map(|(name, _)| name));
-        Self {
+        Self::of(Changes {
             removed: removed.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect(),
             added: changes.set.iter().chain(&changes.add).filter_map(field).collect(),
-        }
+        })
+    }
+
+    fn of(changes: Changes) -> Self {
+        let is_some = !changes.removed.is_empty() || !changes.added.is_empty();
+        Self(is_some.then(|| Arc::new(changes)))
+    }
+
+    fn changes(&mut self) -> &mut Changes {
+        Arc::make_mut(self.0.get_or_insert_default())
+    }
+
+    fn removed(&self) -> &[HeaderName] {
+        self.0.as_ref().map_or(&[], |changes| &changes.removed)
+    }
+
+    fn added(&self) -> &[(HeaderName, HeaderValue)] {
+        self.0.as_ref().map_or(&[], |changes| &changes.added)
     }
 
     /// And whatever there was of this name, there is this.
@@ -257,28 +296,66 @@ impl Fields {
 
     /// And this is there, too.
     pub fn append(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.added.push((name, value));
+        self.changes().added.push((name, value));
         self
     }
 
     /// And no field of this name.
     pub fn remove(mut self, name: HeaderName) -> Self {
-        self.added.retain(|(added, _)| *added != name);
-        self.removed.push(name);
+        let changes = self.changes();
+        changes.added.retain(|(added, _)| *added != name);
+        changes.removed.push(name);
         self
     }
 
     /// First this, and then that.
-    pub fn then(mut self, later: Self) -> Self {
-        self.added.retain(|(name, _)| !later.removed.contains(name));
-        self.removed.extend(later.removed);
-        self.added.extend(later.added);
-        self
+    pub fn then(self, later: Self) -> Self {
+        let (mut one, mut other) = match (self.0, later.0) {
+            (Some(one), Some(other)) => (one, other),
+            (one, other) => return Self(one.or(other)),
+        };
+        // What is nobody else's takes up the other.
+        if let Some(Changes { removed, added }) = Arc::get_mut(&mut other) {
+            let kept = one.added.iter().filter(|(name, _)| !removed.contains(name));
+            kept.cloned().enumerate().for_each(|(place, field)| added.insert(place, field));
+            one.removed.iter().for_each(|name| removed.push(name.clone()));
+            return Self(Some(other));
+        }
+        let Changes { removed, added } = Arc::make_mut(&mut one);
+        added.retain(|(name, _)| !other.removed.contains(name));
+        removed.extend(other.removed.iter().cloned());
+        added.extend(other.added.iter().cloned());
+        Self(Some(one))
     }
 
     /// Whether nothing is changed.
     pub fn is_empty(&self) -> bool {
-        self.removed.is_empty() && self.added.is_empty()
+        self.0.is_none()
+    }
+
+    /// What makes a head of HTTP/1, of a request or a response, what [`Fields::of_lines`] makes of it, but for the places of its lines;
+    /// `None`: a field is added behind others of its name, which takes a new head.
+    pub fn edits(&self, head: &[u8]) -> Option<LineEdits> {
+        let (removed, added) = (self.removed(), self.added());
+        let bytes = |(name, value): &(HeaderName, HeaderValue)| name.as_str().len() + value.len() + b": \r\n".len();
+        let mut edits = LineEdits { cuts: SmallVec::new(), insert: Vec::with_capacity(added.iter().map(bytes).sum()) };
+        let mut start = memchr(b'\n', head)? + 1;
+        while start < head.len() {
+            let end = start + memchr(b'\n', &head[start..])? + 1;
+            let line = &head[start..end];
+            let is = |of: &HeaderName| is_named(line, of.as_str().as_bytes());
+            if removed.iter().any(is) {
+                edits.cuts.push((start, end));
+            } else if added.iter().any(|(of, _)| is(of)) {
+                return None;
+            }
+            start = end;
+        }
+        for (name, value) in added {
+            let line = [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"];
+            line.iter().for_each(|part| edits.insert.extend_from_slice(part));
+        }
+        Some(edits)
     }
 
     /// A head of HTTP/1 made anew, of a request or a response.
@@ -286,11 +363,11 @@ impl Fields {
         let mut changed = Vec::with_capacity(head.len() + 256);
         let is_removed = |line: &[u8]| {
             let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
-            self.removed.iter().any(|removed| removed.as_str().as_bytes().eq_ignore_ascii_case(name))
+            self.removed().iter().any(|removed| removed.as_str().as_bytes().eq_ignore_ascii_case(name))
         };
         for (index, line) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
             if index > 0 && line == b"\r\n" {
-                for (name, value) in &self.added {
+                for (name, value) in self.added() {
                     let field = [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"];
                     field.iter().for_each(|part| changed.extend_from_slice(part));
                 }
@@ -304,10 +381,10 @@ impl Fields {
 
     /// The fields of a head of HTTP/2.
     pub fn of_map(&self, headers: &mut HeaderMap) {
-        for name in &self.removed {
+        for name in self.removed() {
             headers.remove(name);
         }
-        for (name, value) in &self.added {
+        for (name, value) in self.added() {
             // More than the map holds is more than anybody reads.
             let _ = headers.try_append(name.clone(), value.clone());
         }
@@ -315,8 +392,8 @@ impl Fields {
 
     /// Fields of an answer that the agent gives.
     pub fn of_list(&self, fields: &mut Vec<(HeaderName, HeaderValue)>) {
-        fields.retain(|(name, _)| !self.removed.contains(name));
-        fields.extend(self.added.iter().cloned());
+        fields.retain(|(name, _)| !self.removed().contains(name));
+        fields.extend(self.added().iter().cloned());
     }
 }
 
@@ -459,7 +536,40 @@ mod tests {
         let head = b"HTTP/1.1 200 OK\r\na: 0\r\nb: 0\r\nc: 0\r\nd: 0\r\n\r\n";
         for (one, other) in [(first(), second()), (second(), first()), (first(), Fields::default())] {
             let both = other.of_lines(&one.of_lines(head));
+            // Whether anybody else has them or not.
+            assert_eq!(one.clone().then(other.clone()).of_lines(head), both);
             assert_eq!(one.then(other).of_lines(head), both);
+        }
+    }
+
+    #[test]
+    fn a_head_is_changed_where_it_stands_to_what_it_would_be_made_anew() {
+        let (name, value) = (HeaderName::from_static, HeaderValue::from_static);
+        let head: &[u8] = b"GET /a:b HTTP/1.1\r\nHost: a:1\r\nX-Old: o\r\nkeep: k\r\nx-OLD: p\r\n\r\n";
+        let edited = |edits: &LineEdits| {
+            let mut lines = head.to_vec();
+            edits.cuts.iter().rev().for_each(|(from, to)| drop(lines.drain(*from..*to)));
+            lines.splice(19..19, edits.insert.iter().copied());
+            lines
+        };
+        let sorted = |lines: &[u8]| {
+            let mut lines: Vec<Vec<u8>> = lines.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+            lines[1..].sort();
+            lines
+        };
+        for (fields, stays) in [
+            (Fields::default(), true),
+            (Fields::default().set(name("x-old"), value("n")), true),
+            (Fields::default().remove(name("x-old")).append(name("y"), value("1")).append(name("y"), value("2")), true),
+            (Fields::default().set(name("host"), value("b")).remove(name("keep")), true),
+            // Behind the others of its name, where its place says something.
+            (Fields::default().append(name("x-old"), value("n")), false),
+        ] {
+            let edits = fields.edits(head);
+            assert_eq!(edits.is_some(), stays, "{fields:?}");
+            if let Some(edits) = edits {
+                assert_eq!(sorted(&edited(&edits)), sorted(&fields.of_lines(head)), "{fields:?}");
+            }
         }
     }
 

@@ -16,8 +16,6 @@ pub struct Request<'r> {
     pub method: &'r [u8],
     /// Whether the client speaks TLS.
     pub is_secure: bool,
-    /// The authority of the target, or else the field Host: a name or an address, and a port if the client said one.
-    pub authority: &'r [u8],
     /// Up to the question mark; `*` for the whole server, and empty for CONNECT.
     pub path: &'r [u8],
     /// What stands behind the first question mark, if there is one.
@@ -26,6 +24,8 @@ pub struct Request<'r> {
     pub caller: u64,
     /// The same by names, where somebody asks for them.
     pub dialler: Option<&'r Dialler>,
+    /// The authority of the target; may be empty.
+    target: &'r [u8],
     fields: Fields<'r>,
 }
 
@@ -42,17 +42,17 @@ impl<'r> Request<'r> {
     pub fn of_http1(head: &'r [u8], is_secure: bool, caller: u64) -> Self {
         let end = memchr(b'\n', head).map_or(head.len(), |end| end + 1);
         let (line, lines) = head.split_at(end);
-        let (method, rest) = line.split_at(memchr(b' ', line).unwrap_or(line.len()));
+        // Both are short: a method, and a version.
+        let (method, rest) = line.split_at(line.iter().position(|byte| *byte == b' ').unwrap_or(line.len()));
         let rest = rest.get(1..).unwrap_or_default();
-        let target = &rest[..memchr(b' ', rest).unwrap_or(rest.len())];
-        let fields = Fields::Lines(lines);
+        let target = &rest[..rest.iter().rposition(|byte| *byte == b' ').unwrap_or(rest.len())];
         let (authority, path_and_query) = match method {
             b"CONNECT" => (target, &b""[..]),
             _ => split_target(target),
         };
-        let authority = if authority.is_empty() { fields.all("host").next().unwrap_or_default() } else { authority };
         let (path, query) = split_query(path_and_query);
-        Self { method, is_secure, authority, path, query, caller, dialler: None, fields }
+        let (target, fields) = (authority, Fields::Lines(lines));
+        Self { method, is_secure, target, path, query, caller, dialler: None, fields }
     }
 
     /// Of HTTP/2, pseudo-fields apart.
@@ -64,7 +64,7 @@ impl<'r> Request<'r> {
         Self {
             method: parts.method.as_str().as_bytes(),
             is_secure,
-            authority: authority.or_else(|| fields.all("host").next()).unwrap_or_default(),
+            target: authority.unwrap_or_default(),
             path,
             query,
             caller,
@@ -78,11 +78,17 @@ impl<'r> Request<'r> {
         Self { dialler, ..self }
     }
 
+    /// The authority of the target, or else the field Host: a name or an address, and a port if the client said one.
+    pub fn authority(&self) -> &'r [u8] {
+        if self.target.is_empty() { self.header("host").unwrap_or_default() } else { self.target }
+    }
+
     /// The authority without its port.
     pub fn host(&self) -> &'r [u8] {
-        match self.authority.iter().rposition(|byte| *byte == b':') {
-            Some(colon) if !self.authority[colon..].contains(&b']') => &self.authority[..colon],
-            _ => self.authority,
+        let authority = self.authority();
+        match authority.iter().rposition(|byte| *byte == b':') {
+            Some(colon) if !authority[colon..].contains(&b']') => &authority[..colon],
+            _ => authority,
         }
     }
 
@@ -106,21 +112,12 @@ impl<'r> Request<'r> {
         let mut found = [None; N];
         match self.fields {
             Fields::Lines(mut left) => {
-                // Few fields have a name as long as one of these.
-                let lengths = names.iter().fold(0_u64, |lengths, name| lengths | 1 << (name.len() & 63));
-                // What has no colon is the end.
-                while let Some(colon) = memchr(b':', left) {
-                    let (name, rest) = left.split_at(colon);
-                    let end = memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
-                    let (value, further) = rest.split_at(end);
+                while !left.is_empty() {
+                    let (line, further) = left.split_at(memchr(b'\n', left).map_or(left.len(), |end| end + 1));
                     left = further;
-                    if lengths >> (colon & 63) & 1 == 0 {
-                        continue;
-                    }
                     for (found, wanted) in found.iter_mut().zip(names) {
-                        if found.is_none() && name.len() == wanted.len() && name.eq_ignore_ascii_case(wanted.as_bytes())
-                        {
-                            *found = Some(value[1..].trim_ascii());
+                        if found.is_none() {
+                            *found = value_of(line, wanted.as_bytes());
                         }
                     }
                 }
@@ -196,9 +193,9 @@ impl<'r> Fields<'r> {
 
 /// The value in a line of HTTP/1, if its field has this name.
 fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
-    let (found, rest) = line.split_at_checked(name.len())?;
-    let value = rest.strip_prefix(b":")?;
-    found.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+    // The colon first: few fields have a name as long as this.
+    let is_this = line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name);
+    is_this.then(|| line[name.len() + 1..].trim_ascii())
 }
 
 /// The value in `name=value`.
@@ -252,7 +249,7 @@ mod tests {
         let parts = parts();
         for request in [Request::of_http1(HEAD, true, 7), Request::of_parts(&parts, true, 7)] {
             assert_eq!((request.method, request.scheme(), request.caller), (&b"GET"[..], "https", 7));
-            assert_eq!((request.authority, request.host()), (&b"Orders.example:8080"[..], &b"Orders.example"[..]));
+            assert_eq!((request.authority(), request.host()), (&b"Orders.example:8080"[..], &b"Orders.example"[..]));
             assert_eq!((request.path, request.query), (&b"/api/order/7"[..], Some(&b"a=1&b=&c&a=2"[..])));
             assert_eq!(request.headers("x-team").collect::<Vec<_>>(), [b"red".as_slice(), b"blue"]);
             assert_eq!(request.header("absent"), None);
@@ -280,7 +277,7 @@ mod tests {
             let request = Request::of_http1(head.as_bytes(), false, 0);
             let text = |bytes| str::from_utf8(bytes).unwrap();
             assert_eq!(
-                (text(request.authority), text(request.path), request.query.map(text)),
+                (text(request.authority()), text(request.path), request.query.map(text)),
                 (authority, path, query)
             );
         }

@@ -133,20 +133,18 @@ impl Table {
     /// The place of the route that a request takes, among those that the table was made of.
     pub fn find(&self, routes: &[Route], request: &Request<'_>) -> Option<usize> {
         let find = |paths: &Paths| paths.find(routes, &self.ranks, request);
-        let mut lower = [0; HOST_BYTES_MAX];
-        let host = request.host();
-        if let Some(lower) = lower.get_mut(..host.len()).filter(|_| self.exact.len() + self.suffixes.len() > 0) {
-            lower.copy_from_slice(host);
-            lower.make_ascii_lowercase();
-            if let Some(found) = self.exact.get(&*lower).and_then(find) {
-                return Some(found);
-            }
-            if let Some(found) = self.by_suffix(lower, find) {
+        if self.exact.len() + self.suffixes.len() > 0 {
+            let (mut lower, host) = ([0; HOST_BYTES_MAX], request.host());
+            if let Some(found) = lower.get_mut(..host.len()).and_then(|lower| {
+                lower.copy_from_slice(host);
+                lower.make_ascii_lowercase();
+                self.exact.get(&*lower).and_then(find).or_else(|| self.by_suffix(lower, find))
+            }) {
                 return Some(found);
             }
         }
         let fits = |first: &Option<usize>| match first.map(|first| &routes[first].matches.host) {
-            Some(Some(HostMatch::Regex(expression))) => expression.regex().is_match(host),
+            Some(Some(HostMatch::Regex(expression))) => expression.regex().is_match(request.host()),
             _ => true,
         };
         self.others.iter().filter(|(first, _)| fits(first)).find_map(|(_, paths)| find(paths))

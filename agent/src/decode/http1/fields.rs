@@ -1,6 +1,7 @@
 //! The fields that decide how a message is framed, and those that concern one connection only.
 
 use httparse::Header;
+use smallvec::SmallVec;
 
 use super::Edits;
 
@@ -22,11 +23,11 @@ pub(super) struct Fields<'b> {
     upgrades: usize,
     pub expects_continue: bool,
     /// Hop by hop, always cut.
-    hop: Vec<Line>,
+    hop: SmallVec<[Line; 2]>,
     /// Cut unless the connection is being upgraded.
-    upgrading: Vec<Line>,
+    upgrading: SmallVec<[Line; 1]>,
     /// Cut when the message has no body.
-    framing: Vec<Line>,
+    framing: SmallVec<[Line; 1]>,
     expect: Option<Line>,
     /// Connection says more than close, keep-alive and upgrade, or says upgrade along with something else.
     connection_is_plain_upgrade: bool,
@@ -66,9 +67,9 @@ impl<'b> Fields<'b> {
             websocket: false,
             upgrades: 0,
             expects_continue: false,
-            hop: Vec::new(),
-            upgrading: Vec::new(),
-            framing: Vec::new(),
+            hop: SmallVec::new(),
+            upgrading: SmallVec::new(),
+            framing: SmallVec::new(),
             expect: None,
             connection_is_plain_upgrade: false,
         };
@@ -202,7 +203,7 @@ impl<'b> Fields<'b> {
 }
 
 /// Sorts cuts and joins those that touch or overlap.
-pub(super) fn sort_cuts(cuts: &mut Vec<Line>) {
+pub(super) fn sort_cuts(cuts: &mut SmallVec<[Line; 2]>) {
     if cuts.len() < 2 {
         return;
     }

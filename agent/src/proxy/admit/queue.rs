@@ -10,6 +10,7 @@ use super::{Admitted, Limit, When, now_ns, wall_ns};
 use crate::{
     limit::request::Verdict,
     proxy::{
+        guard::Patience,
         http::Reply,
         pending::{Line, Place, left},
     },
@@ -64,7 +65,7 @@ impl Standing {
         mut queues: Vec<Rc<Queue>>,
         wait: Duration,
         admitted: &mut Admitted,
-        (now, patience): (Instant, Option<Duration>),
+        (now, patience): (Instant, Patience<'_>),
     ) -> Result<Option<Self>, Reply> {
         if !wait.is_zero() {
             // Nobody holds a place while he waits for something else.
@@ -72,7 +73,7 @@ impl Standing {
         }
         let Some(at) = queues.iter().position(|queue| !queue.take_at_once(admitted, now)) else { return Ok(None) };
         queues.drain(..at);
-        let place = queues[0].line.join(now, patience)?;
+        let place = queues[0].line.join(now, patience())?;
         Ok(Some(Self { queues, place: Some(place) }))
     }
 

@@ -43,7 +43,7 @@ const PASSES: Duration = Duration::from_secs(10);
 /// What a request comes to.
 pub(in crate::proxy) enum Looked {
     /// It is answered.
-    Found(Answer, Option<Box<Ticket>>),
+    Found(Box<Answer>, Option<Box<Ticket>>),
     /// The endpoint is asked, with its head changed like this.
     Asks(Box<Ticket>, Fields),
     /// It wants only what is kept, and that is nothing.
@@ -89,15 +89,15 @@ pub(in crate::proxy) async fn look(
         match (reuse, &found.stored) {
             (Some(Reuse::Fresh), Some(stored)) => {
                 state.count(Outcome::Hit);
-                return Looked::Found(given(stored, &look, now, "hit"), None);
+                return Looked::Found(Box::new(given(stored, &look, now, "hit")), None);
             }
             (Some(Reuse::Stale), Some(stored)) => {
                 state.count(Outcome::Stale);
-                return Looked::Found(given(stored, &look, now, "hit"), None);
+                return Looked::Found(Box::new(given(stored, &look, now, "hit")), None);
             }
             (Some(Reuse::WhileAsking), Some(stored)) => {
                 state.count(Outcome::Stale);
-                let answer = given(stored, &look, now, "hit");
+                let answer = Box::new(given(stored, &look, now, "hit"));
                 let Boarding::Leads(lead) = store.board(&key, found.selector) else {
                     return Looked::Found(answer, None);
                 };

@@ -1,6 +1,6 @@
 //! What filters have said of the request that is under way, in whatever protocol it came.
 
-use std::rc::Rc;
+use std::{mem, rc::Rc};
 
 use http::StatusCode;
 
@@ -25,13 +25,12 @@ pub struct Filtered {
 }
 
 /// Changes these too, behind what `change` does.
-pub fn change_also(change: &mut Option<Box<Fields>>, fields: Fields) {
-    let before = change.take().map(|before| *before).unwrap_or_default();
-    *change = Some(Box::new(before.then(fields)));
+pub fn change_also(change: &mut Fields, fields: Fields) {
+    *change = mem::take(change).then(fields);
 }
 
 /// Gives what the client of an endpoint's answer is known by from now on, and it alone: nobody keeps it for another.
-pub fn give_also(filtered: Option<&mut Filtered>, change: &mut Option<Box<Fields>>, fields: Fields) {
+pub fn give_also(filtered: Option<&mut Filtered>, change: &mut Fields, fields: Fields) {
     match filtered.and_then(|filtered| filtered.content.as_mut()) {
         Some(content) => content.change_last(fields),
         None => change_also(change, fields),
@@ -40,10 +39,10 @@ pub fn give_also(filtered: Option<&mut Filtered>, change: &mut Option<Box<Fields
 
 impl Filtered {
     /// What they have said, on their way.
-    pub fn of(passage: Passage, chain: &Rc<Chain>) -> Box<Self> {
+    pub fn of(passage: Passage, chain: &Rc<Chain>) -> Self {
         let Passage { response: fields, content, body_max, request_rate, .. } = passage;
         let body_max = body_max.map(|most| (most, Rc::clone(chain)));
-        Box::new(Self { fields, body_max, narrow: request_rate.map(|rate| Rc::new(Narrow::new(rate))), content })
+        Self { fields, body_max, narrow: request_rate.map(|rate| Rc::new(Narrow::new(rate))), content }
     }
 
     /// Whether something is done with the answer's content.
@@ -52,7 +51,7 @@ impl Filtered {
     }
 
     /// The request goes its way as any other: of what filters do with its answer, what they change of its fields is left, in `change`.
-    pub fn let_content_go(&mut self, change: &mut Option<Box<Fields>>) {
+    pub fn let_content_go(&mut self, change: &mut Fields) {
         if let Some(content) = &mut self.content {
             change_also(change, content.let_go());
         }
@@ -71,14 +70,14 @@ impl Filtered {
     }
 
     /// What a cache has kept and may stand in for an error. What the route changes of answers, it has changed of this already.
-    pub fn stand_in(&mut self, status: StatusCode, change: &mut Option<Box<Fields>>) -> Option<Answer> {
+    pub fn stand_in(&mut self, status: StatusCode, change: &mut Fields) -> Option<Answer> {
         let answer = self.content.as_mut()?.stand_in(status)?;
-        *change = None;
+        *change = Fields::default();
         Some(answer)
     }
 
     /// An endpoint's answer, or what may stand in for it.
-    pub fn or_stored(&mut self, answer: Answer, change: &mut Option<Box<Fields>>) -> Answer {
+    pub fn or_stored(&mut self, answer: Answer, change: &mut Fields) -> Answer {
         let Some(stored) = self.stand_in(answer.parts.status, change) else { return answer };
         crate::ring::spawn(answer.discard());
         stored

@@ -28,12 +28,16 @@ impl Leave {
 
     /// Takes note of how the request went, for the first that says so.
     pub(super) fn tell(&self, outcome: Outcome) {
+        self.tell_at(outcome, Instant::now);
+    }
+
+    fn tell_at(&self, outcome: Outcome, now: impl FnOnce() -> Instant) {
         if let Some(ticket) = &self.extra.ticket {
             ticket.tell(outcome);
         }
         let (Some(pass), Some(guard)) = (self.pass.take(), &self.guard) else { return };
         if let Some((judge, state)) = guard.breaker() {
-            let news = judge.tell(state, pass, outcome, milliseconds(Instant::now()));
+            let news = judge.tell(state, pass, outcome, milliseconds(now()));
             guard.turned(news);
         }
     }
@@ -59,13 +63,15 @@ impl Leave {
             }
             return self.tell(Outcome::Unknown);
         }
-        let took_ms = self.began.elapsed().as_millis() as u64;
-        self.tell(match (has_failed(counter), grpc) {
+        let now = Instant::now();
+        let took_ms = now.saturating_duration_since(self.began).as_millis() as u64;
+        let outcome = match (has_failed(counter), grpc) {
             (Some(false), Some(code)) if is_server_error(code) => Outcome::Failed(took_ms),
             (Some(true), _) => Outcome::Failed(took_ms),
             (Some(false), _) => Outcome::Answered(took_ms),
             (None, _) => Outcome::Unknown,
-        });
+        };
+        self.tell_at(outcome, || now);
     }
 
     /// As [`Leave::told`], of what came of asking.

@@ -26,16 +26,16 @@ pub(super) enum Denied {
 }
 
 impl Connection<'_> {
-    /// Waits until the service's limits let a request pass; no longer than its client does.
+    /// Waits until the limits of a service that is not guarded let a request pass; no longer than its client does.
     pub(super) async fn admitted(&mut self, buf: &Buf, head: &RequestHead, now: Instant) -> Result<Admitted, Denied> {
         if self.cluster.gate.is_open() {
             return Ok(Admitted::default());
         }
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
-        let patience = self.clock.time().map(|time| time.left());
-        let (hop, gate) = (self.hop, &self.cluster.gate);
-        let (wait, admitted) =
-            gate.admit(&request, now, patience, || hop.chance()).map_err(|over| Denied::Answered(over.reply()))?;
+        let time = self.clock.time();
+        let (hop, gate, patience) = (self.hop, &self.cluster.gate, || time.map(|time| time.left()));
+        let admitted = gate.admit(&request, now, &patience, || hop.chance());
+        let (wait, admitted) = admitted.map_err(|over| Denied::Answered(over.reply()))?;
         if !wait.is_zero() {
             Box::pin(self.waited(wait, leaves(buf, head))).await?;
         }

@@ -3,6 +3,7 @@
 use crate::{
     decode::{chunked::FRAME_BYTES_MAX, edit, http1::Edits},
     ring::{Buf, Buffers},
+    route::{Fields, LineEdits},
 };
 
 /// Edits the head of `bytes` bytes at the start of the buffer; returns the buffer (another if this one had no room) and the head's
@@ -28,6 +29,18 @@ pub fn apply(buffers: &Buffers, mut buf: Buf, bytes: usize, start_line_bytes: us
         buf.set_start(start);
     }
     (buf, head_bytes + edits.insert.len())
+}
+
+/// Changes the fields of the head of `bytes` bytes at the start of the buffer; returns as [`apply`] does.
+pub fn change(buffers: &Buffers, buf: Buf, bytes: usize, start_line_bytes: usize, fields: &Fields) -> (Buf, usize) {
+    let head = &buf.bytes()[..bytes];
+    if let Some(LineEdits { cuts, insert }) = fields.edits(head) {
+        return apply(buffers, buf, bytes, start_line_bytes, &Edits { cuts, patches: Vec::new(), insert });
+    }
+    let changed = fields.of_lines(head);
+    let whole = buffers.holding(&[&changed, &buf.bytes()[bytes..]].concat());
+    buffers.give(buf);
+    (whole, changed.len())
 }
 
 /// When there is no room in front, which only long insertions need: a new buffer.

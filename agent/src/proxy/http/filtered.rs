@@ -1,21 +1,22 @@
 //! A request of HTTP/1 to a service with filters.
 
-use std::{borrow::Cow, mem, rc::Rc};
+use std::{mem, rc::Rc};
 
 use super::{Connection, Next, admitted::Denied, apply, reply::Reply};
 use crate::{
     config::HttpVersion,
     decode::http1::{Framing, Method, RequestHead},
     proxy::{
-        content,
-        filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also, give_also},
+        Hop, content,
+        filtered::{Chain, Ended, Filtered, Head, Lines, Passage, Walk, Who, change_also, give_also},
         left::Left,
         mirror::Tap,
+        timing::Clock,
         whole::Answer,
     },
     record::Counter,
     ring::Buf,
-    route::Request,
+    route::{Fields, Request},
 };
 
 /// How a request goes on.
@@ -30,7 +31,7 @@ pub(super) enum Way {
 impl Connection<'_> {
     /// Lets a request pass the filters.
     pub(super) async fn filtered(&mut self, chain: &Rc<Chain>, buf: Buf, head: RequestHead) -> (Buf, RequestHead, Way) {
-        let (mut buf, mut head) = self.settled(buf, head);
+        let (buf, mut head) = self.settled(buf, head);
         let has_body = head.framing != Framing::None;
         let who = Who {
             is_secure: self.stream.is_tls(),
@@ -38,19 +39,16 @@ impl Connection<'_> {
             dialler: self.dialler.as_deref(),
             has_body,
         };
-        let mut lines = Head::Lines(Cow::Borrowed(&buf.bytes()[..head.bytes]));
-        let mut clock = mem::take(&mut self.clock);
-        let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
-        let mut passage = clock.bound(chain.pass(self.hop, &mut lines, who)).await.unwrap_or_else(late);
-        if let Head::Lines(Cow::Owned(lines)) = lines {
-            (buf, head) = self.with_lines(&lines, buf, head);
-        }
-        self.clock = clock;
+        let (buffers, start_line_bytes) = (Rc::clone(&self.hop.buffers), head.start_line_bytes);
+        let mut lines = Lines { buffers, buf, bytes: head.bytes, start_line_bytes };
+        let mut passage = walk(self.hop, chain, &mut lines, who, &mut self.clock).await;
+        let buf = lines.buf;
+        head.bytes = lines.bytes;
         if let Some(refresh) = passage.refresh.take() {
             let whose = (HttpVersion::Http1, self.stream.is_tls(), self.dialler.as_deref().cloned());
             content::refresh(self.hop, &self.cluster, chain, *refresh, whose);
         }
-        if !passage.response.is_empty() && passage.content.is_none() {
+        if passage.content.is_none() {
             change_also(&mut self.response_change, passage.response.clone());
         }
         let (body_max, end) = (passage.body_max, passage.end.take());
@@ -70,13 +68,13 @@ impl Connection<'_> {
     pub(super) fn give_cookies(&mut self, buf: &Buf, head: &RequestHead) {
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
         if let Some(fields) = self.asker.given(&self.cluster.service.config, &request) {
-            give_also(self.filtered.as_deref_mut(), &mut self.response_change, fields);
+            give_also(self.filtered.as_mut(), &mut self.response_change, fields);
         }
     }
 
     /// Gives what a cache has kept: what the route changes of answers, it has changed of this already.
     pub(super) async fn give_stored(&mut self, answer: Answer, buf: Buf, head: &RequestHead) -> Next {
-        (self.response_change, self.one_way) = (None, None);
+        (self.response_change, self.one_way) = (Fields::default(), None);
         match self.outgoing(buf, head) {
             Ok(outgoing) => self.give(answer, head, outgoing.buf, None).await,
             Err(bad) => Next::End(self.refuse(Reply::malformed(bad)).await),
@@ -102,7 +100,7 @@ impl Connection<'_> {
     pub(super) fn settled(&self, buf: Buf, mut head: RequestHead) -> (Buf, RequestHead) {
         let edits = mem::take(&mut head.edits);
         let (buf, bytes) = apply(&self.hop.buffers, buf, head.bytes, head.start_line_bytes, &edits);
-        (head.bytes, head.start_line_bytes) = (bytes, start_line_bytes(&buf.bytes()[..bytes]));
+        head.bytes = bytes;
         (buf, head)
     }
 
@@ -145,6 +143,19 @@ impl Connection<'_> {
     pub(super) fn body_too_long(&self) -> Reply {
         let said = self.filtered.as_ref().and_then(|filtered| filtered.body_too_long());
         said.unwrap_or_else(|| Reply::body_too_large(0))
+    }
+}
+
+/// Walks a chain; no longer than the clock lets it.
+async fn walk(hop: &Rc<Hop>, chain: &Chain, lines: &mut Lines, who: Who<'_>, clock: &mut Clock) -> Passage {
+    let mut head = Head::Lines(lines);
+    match chain.walk(hop, &mut head, who) {
+        Walk::Over(passage) => passage,
+        Walk::Waits(waiting) => {
+            let late = || Passage { end: Some(Ended::Reply(Reply::deadline_exceeded())), ..Passage::default() };
+            // Boxed: most filters wait for nobody.
+            clock.bound(Box::pin(chain.go_on(waiting, hop, &mut head, who))).await.unwrap_or_else(late)
+        }
     }
 }
 

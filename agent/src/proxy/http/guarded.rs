@@ -1,9 +1,9 @@
 //! A request of HTTP/1 to a service that is guarded.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Instant};
+use std::{future::poll_fn, mem, pin::pin, rc::Rc, task::Poll, time::Instant};
 
 use super::{
-    Connection, Limits, Next, OwnTime,
+    Connection, Limits, Next,
     admitted::{Denied, leaves},
     attend::Client,
     reply::Reply,
@@ -14,9 +14,11 @@ use crate::{
     config::guard::Why,
     decode::http1::RequestHead,
     proxy::{
+        Cluster,
         admit::Admitted,
-        guard::{Entered, Guard, Leave, OfRoute},
+        guard::{Entered, Guard, Leave, OfRoute, StandingIn},
         reach::Upstream,
+        timing::Time,
         whole::Answer,
     },
     record::Counter,
@@ -24,57 +26,77 @@ use crate::{
     route::Request,
 };
 
+/// What is kept of a request that is let in, until it is over. Given back last: who waits for room finds all of it free.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// The client's own cluster, where another may stand in its place now.
+    home: Option<Rc<Cluster>>,
+    _standing_in: Option<StandingIn>,
+    _admitted: Admitted,
+}
+
 impl Connection<'_> {
-    /// Passes a request on as its guard lets it.
-    pub(super) async fn guarded(
+    /// Lets a request in, or not. Whatever comes of it, [`Connection::goes_out`] follows when it is over.
+    pub(super) async fn let_in(
         &mut self,
-        buf: Buf,
-        mut head: RequestHead,
-        (began, is_timed): (Instant, bool),
-        own: Option<OwnTime>,
-    ) -> Next {
+        buf: &Buf,
+        head: &RequestHead,
+        began: Instant,
+    ) -> (Taken, Result<(), Denied>) {
+        if !self.cluster.is_guarded() && self.gate.is_none() && self.circuit.is_none() {
+            return match self.admitted(buf, head, began).await {
+                Ok(_admitted) => (Taken { _admitted, ..Taken::default() }, Ok(())),
+                Err(denied) => (Taken::default(), Err(denied)),
+            };
+        }
         self.guard.clone_from(&self.cluster.guard);
-        // Given back last: who waits for room finds all of it free.
-        let mut _taken = Admitted::default();
-        let next = match self.entered(&buf, &head, began).await {
-            Ok(Entered { cluster, wait, admitted, leave, standing_in, extra, .. }) => {
-                (_taken, self.leave) = (admitted, Leave::with(leave, extra, began));
-                if standing_in.is_none() {
-                    self.guard.clone_from(&cluster.guard);
-                }
-                let waited = if wait.is_zero() { Ok(()) } else { self.waited(wait, leaves(&buf, &head)).await };
-                let home = std::mem::replace(&mut self.cluster, cluster);
-                if is_timed {
-                    self.tell_time(&buf, &mut head);
-                }
-                let next = match waited {
-                    Ok(()) => self.forward(buf, head, own).await,
-                    Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
-                    Err(Denied::Gone) => self.left(),
-                };
-                self.cluster = home;
-                next
-            }
-            Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
-            Err(Denied::Gone) => self.left(),
+        let entered = match self.entered(buf, head, began).await {
+            Ok(entered) => entered,
+            Err(denied) => return (Taken::default(), Err(denied)),
         };
+        let Entered { cluster, wait, admitted: _admitted, leave, standing_in: _standing_in, extra, .. } = entered;
+        self.leave = Leave::with(leave, extra, began);
+        if _standing_in.is_none() {
+            self.guard.clone_from(&cluster.guard);
+        }
+        // Boxed: most do not wait.
+        let waited = if wait.is_zero() { Ok(()) } else { Box::pin(self.waited(wait, leaves(buf, head))).await };
+        let home = Some(mem::replace(&mut self.cluster, cluster));
+        (Taken { home, _standing_in, _admitted }, waited)
+    }
+
+    /// A request is over that was let in, or was not.
+    pub(super) fn goes_out(&mut self, mut taken: Taken) {
+        if let Some(home) = taken.home.take() {
+            self.cluster = home;
+        }
         (self.guard, self.leave) = (None, None);
-        next
     }
 
     /// Waits until a request is let in; no longer than its client does.
     async fn entered(&mut self, buf: &Buf, head: &RequestHead, began: Instant) -> Result<Entered, Denied> {
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
-        let (hop, time) = (self.hop, self.clock.time());
+        let time = self.clock.time();
         let circuit = self.circuit.take();
         let of_route = OfRoute { gate: self.gate.as_deref(), circuit: circuit.as_ref() };
-        let entered = hop.enter(&self.cluster, of_route, &request, (began, time)).map_err(Denied::Answered)?;
-        if entered.stand.is_none() {
-            return Ok(entered);
+        let entered = self.hop.enter(&self.cluster, of_route, &request, (began, time)).map_err(Denied::Answered)?;
+        match entered.stand {
+            None => Ok(entered),
+            // Boxed: most do not stand in line.
+            Some(_) => Box::pin(self.stands(entered, &request, time, leaves(buf, head))).await,
         }
-        let mut stands = pin!(hop.stands(entered, &request, time.and_then(|time| time.until())));
-        let (reader, socket) = (&mut self.stream.reader, &self.stream.socket);
-        let mut client = Client { reader, socket, leaves: leaves(buf, head) };
+    }
+
+    /// Waits in the line.
+    async fn stands(
+        &mut self,
+        entered: Entered,
+        request: &Request<'_>,
+        time: Option<Time>,
+        leaves: bool,
+    ) -> Result<Entered, Denied> {
+        let mut stands = pin!(self.hop.stands(entered, request, time.and_then(|time| time.until())));
+        let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
         poll_fn(|context| match stands.as_mut().poll(context) {
             Poll::Ready(entered) => Poll::Ready(entered.map_err(Denied::Answered)),
             Poll::Pending => client.poll_gone(context).map(|()| Err(Denied::Gone)),

@@ -117,7 +117,7 @@ struct Answer<'a> {
     head: &'a RequestHead,
     attempt: &'a Attempt,
     /// What is changed of the response's fields.
-    change: Option<&'a Fields>,
+    change: &'a Fields,
     heard: Heard,
 }
 
@@ -221,7 +221,7 @@ impl Connection<'_> {
         let (clock, is_one_way) = (&mut self.clock, self.one_way.is_some());
         let mut rest = None;
         let ended = {
-            let change = self.response_change.as_deref();
+            let change = &self.response_change;
             let answer = Answer { hop, head, attempt, change, heard: upstream.who().heard() };
             let tap = self.tap.as_deref();
             let narrow = self.filtered.as_ref().and_then(|filtered| filtered.narrow.as_deref());
@@ -388,9 +388,7 @@ impl Answer<'_> {
         if let Err(bad) = http2::response(status, &mut parts.headers) {
             return Ended::Bad(bad);
         }
-        if let Some(change) = self.change {
-            change.of_map(&mut parts.headers);
-        }
+        self.change.of_map(&mut parts.headers);
         // What is there already leaves with the head. Whatever stands in frames behind a head without a body is not looked at.
         let has_none = self.has_no_body(parts.status);
         let first = if has_none { Ok(Gathered::nothing()) } else { gather(&mut body, false).await };

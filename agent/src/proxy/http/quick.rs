@@ -1,14 +1,14 @@
 //! A request of HTTP/1 to a service that tries again what fails: most do not fail. The first attempt is made as for any other request, from the
 //! buffer that it came in; what further ones need is made only when it has failed.
 
-use std::{ops::Range, rc::Rc};
+use std::{ops::Range, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use memchr::memmem;
 
 use super::{
-    Connection, Limits, Next, OwnTime, Reply,
+    Connection, Limits, Next,
     respond::{Answered, Unanswered},
     strategy::Body,
 };
@@ -22,17 +22,30 @@ use crate::{
         http1::{Framing, Method, RequestHead},
     },
     proxy::{
-        Hop,
-        reach::{Tried, Unreached, Upstream},
+        Cluster, Hop,
+        reach::{Tried, Upstream},
         whole::{self, Came, Missed},
     },
-    record::Bytes as Count,
     ring::Buf,
     route::Request,
 };
 
-/// Says which attempt it is: the first.
+/// Says which attempt it is.
+const ATTEMPT: &str = "x-envoy-attempt-count";
+/// The first.
 const FIRST: &[u8] = b"x-envoy-attempt-count: 1\r\n";
+
+/// What is done if a first attempt fails.
+pub(super) struct Quick {
+    cluster: Rc<Cluster>,
+    of_route: Option<Arc<Strategy>>,
+}
+
+impl Quick {
+    pub fn rules(&self) -> Option<&Strategy> {
+        self.of_route.as_deref().or(self.cluster.service.config.strategy.as_ref())
+    }
+}
 
 /// A first attempt that has failed.
 pub(super) struct Fallen {
@@ -85,42 +98,31 @@ impl Connection<'_> {
             && self.one_way.is_none()
             && !self.filtered.as_ref().is_some_and(|filtered| filtered.has_content())
             && !self.is_narrow(head);
+        // gRPC's calls are POST.
+        let may_be_grpc = || head.method == Method::Other && is_grpc(&buf.bytes()[..head.bytes]);
         let is_spoken = || self.cluster.spoken_upstream(HttpVersion::Http1) == HttpVersion::Http1;
-        is_here && is_plain && is_spoken() && self.keeper().is_none() && !is_grpc(&buf.bytes()[..head.bytes])
+        is_here && is_plain && is_spoken() && self.keeper().is_none() && !may_be_grpc()
     }
 
-    /// Makes the first attempt, and the others if that fails.
-    pub(super) async fn quickly(&mut self, buf: Buf, mut head: RequestHead, own: Option<OwnTime>) -> Next {
-        let (cluster, of_route) = (Rc::clone(&self.cluster), self.strategy.take());
-        let rules = of_route.as_deref().or(cluster.service.config.strategy.as_ref());
-        if let Some(Strategy { kind: Kind::Failover(retry), .. }) = rules
+    /// Takes up what is done if a first attempt fails that is made from where the request stands; which attempt it is, is told.
+    pub(super) fn quick(&mut self, buf: &Buf, head: &mut RequestHead) -> Quick {
+        let quick = Quick { cluster: Rc::clone(&self.cluster), of_route: self.strategy.take() };
+        if let Some(Strategy { kind: Kind::Failover(retry), .. }) = quick.rules()
             && retry.tells
         {
-            let is_said = |name: &[u8]| name.eq_ignore_ascii_case(b"x-envoy-attempt-count");
-            head.edits.replace_fields(&buf.bytes()[..head.bytes], is_said, FIRST);
+            head.edits.cut_fields(&buf.bytes()[..head.bytes], [ATTEMPT].into_iter());
+            head.edits.insert.extend_from_slice(FIRST);
         }
-        let request = || Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
-        let mut tried = Tried::for_request(self.hop, &cluster, self.asker, request);
-        let received = buf.len();
-        let outgoing = match self.outgoing(buf, &head) {
-            Ok(outgoing) => outgoing,
-            Err(bad) => return Next::End(self.refuse(Reply::malformed(bad)).await),
-        };
-        let Some(endpoint) = self.hop.pick(&cluster, &mut tried) else {
-            return self.reply(Reply::unreached(Unreached::NoEndpoint), &head, outgoing.buf).await;
-        };
-        self.hop.slab.count_bytes(Count::DownstreamReceived, received);
-        self.hop.slab.count_bytes(Count::UpstreamSent, outgoing.send.len());
-        let first = (tried.at(endpoint), rules);
-        match self.exchange_whole(outgoing.buf, outgoing.send, &head, first, own).await {
-            Ok(next) => next,
-            // Boxed: most do not fail.
-            Err(fallen) => Box::pin(self.go_on(*fallen, (tried, rules), &head)).await,
-        }
+        quick
     }
 
     /// Does what the rules say of a first attempt that has failed.
-    async fn go_on(&mut self, fallen: Fallen, (tried, rules): (Tried, Option<&Strategy>), head: &RequestHead) -> Next {
+    pub(super) async fn go_on(
+        &mut self,
+        fallen: Fallen,
+        (tried, rules): (Tried, Option<&Strategy>),
+        head: &RequestHead,
+    ) -> Next {
         let Fallen { came, mut buf, sent } = fallen;
         let message = Bytes::copy_from_slice(&buf.memory()[sent]);
         let end = memmem::find(&message, b"\r\n\r\n").map_or(message.len(), |end| end + 4);

@@ -1,8 +1,11 @@
 //! The response, from the endpoint to the client.
 
-use std::{cell::Cell, mem, ops::Range};
+use std::{cell::Cell, ops::Range};
 
-use super::{apply::apply, request::ends_head};
+use super::{
+    apply::{apply, change},
+    request::ends_head,
+};
 use crate::{
     cluster::Seen,
     config::Strategy,
@@ -26,7 +29,7 @@ pub struct Answer<'a> {
     /// Whether the client wants to go on.
     pub keep_alive: bool,
     /// What is changed of its fields.
-    pub change: Option<&'a Fields>,
+    pub change: &'a Fields,
     /// Whether one of 5xx is not for the client.
     pub replaces_errors: bool,
     /// What is done about failures, by who can do something about one.
@@ -151,11 +154,8 @@ impl Answer<'_> {
             head.edits.insert.extend_from_slice(says);
         }
         let (mut buf, mut head_bytes) = apply(copy.buffers, buf, head.bytes, head.start_line_bytes, &head.edits);
-        if let Some(change) = self.change {
-            let changed = change.of_lines(&buf.bytes()[..head_bytes]);
-            let whole = copy.buffers.holding(&[&changed, &buf.bytes()[head_bytes..]].concat());
-            copy.buffers.give(mem::replace(&mut buf, whole));
-            head_bytes = changed.len();
+        if !self.change.is_empty() {
+            (buf, head_bytes) = change(copy.buffers, buf, head_bytes, head.start_line_bytes, self.change);
         }
         if matches!(head.framing, Framing::Length(_)) && buf.len() == head_bytes {
             // Many servers write the head and the body one right after the other: both then leave here in one piece.

@@ -279,9 +279,7 @@ impl Connection<'_> {
         rest: Buf,
         counter: Option<Counter>,
     ) -> Next {
-        if let Some(change) = &self.response_change {
-            change.of_map(&mut answer.parts.headers);
-        }
+        self.response_change.of_map(&mut answer.parts.headers);
         let answer = match &mut self.filtered {
             Some(filtered) => filtered.dress(answer, counter.is_some()),
             None => answer,

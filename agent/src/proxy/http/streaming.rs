@@ -145,9 +145,9 @@ impl Connection<'_> {
         head_sent: &Cell<bool>,
     ) -> (Ended, Option<Buf>) {
         let (hop, limits) = (self.hop, self.limits());
-        let (change, replaces_errors) = (self.response_change.as_deref(), self.replaces_errors());
+        let (change, replaces_errors) = (&self.response_change, self.replaces_errors());
         let (clock, is_one_way) = (&mut self.clock, self.one_way.is_some());
-        let answer = Answer { change, replaces_errors, ..answer(hop, head, &limits, uploaded, head_sent) };
+        let answer = Answer { replaces_errors, ..answer(hop, head, (&limits, change), uploaded, head_sent) };
         let Stream { reader: client_reader, writer: client_writer, socket: client_socket, .. } = &mut self.stream;
         let heard = upstream.who().heard();
         let Stream { reader, writer, socket, .. } = &mut upstream.stream;

@@ -5,10 +5,11 @@ use std::time::Instant;
 use super::{Connection, Next, reply::Reply, take_back};
 use crate::{
     cluster::Seen,
+    config::deadline::Carrier,
     decode::http1::{Method, RequestHead},
     proxy::{
         reach::Upstream,
-        timing::{Clock, Ruled, Time},
+        timing::{Ruled, Time},
     },
     ring::Buf,
     route::Request,
@@ -28,15 +29,18 @@ impl Connection<'_> {
         }
         let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
         let Some(time) = Time::of(timing, &request, began) else { return Ok(()) };
-        self.clock = Clock::of(time, pace);
-        if time.is_over() { Err(Reply::deadline_exceeded()) } else { Ok(()) }
+        self.clock.set(time, pace);
+        if time.is_none() { Err(Reply::deadline_exceeded()) } else { Ok(()) }
     }
 
     /// Writes what is left of its time into a request's head.
     pub(super) fn tell_time(&self, buf: &Buf, head: &mut RequestHead) {
         if let Some(time) = self.clock.time() {
-            let lines = &buf.bytes()[..head.bytes];
-            head.edits.replace_fields(lines, |name| time.replaces(name), &time.lines());
+            if !time.replaced().is_empty() {
+                let names = time.replaced().each().map(Carrier::name);
+                head.edits.cut_fields(&buf.bytes()[..head.bytes], names);
+            }
+            time.lines(&mut head.edits.insert);
         }
     }
 

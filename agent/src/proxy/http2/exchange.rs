@@ -154,7 +154,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     let until = leave.as_ref().and_then(|leave| leave.until);
     let has_begun = until.map(|_| Rc::<Cell<bool>>::default());
     let ordered = ordered.filter(|_| asked.tunnel.is_none());
-    let tap = filtered::tap(&connection, ordered, filtered.as_deref(), (&parts, &body));
+    let tap = filtered::tap(&connection, ordered, filtered.as_ref(), (&parts, &body));
     let mut exchange = Exchange {
         connection: &connection,
         cluster: Rc::clone(&cluster),
@@ -244,13 +244,13 @@ struct Exchange<'c> {
     /// Who is to answer.
     cluster: Rc<Cluster>,
     /// What is changed of the response's fields.
-    change: Option<Box<Fields>>,
+    change: Fields,
     asked: Asked,
     began: Instant,
     /// What sees the request's body, if it is copied or measured.
     tap: Option<Rc<Tap>>,
     /// What filters have said of it.
-    filtered: Option<Box<Filtered>>,
+    filtered: Option<Filtered>,
     /// How long it may take.
     time: Option<Time>,
     /// Who learns from how long it does, until told.
@@ -436,9 +436,7 @@ impl Exchange<'_> {
             return Ended::Unwanted(status);
         }
         self.begins();
-        if let Some(change) = &self.change {
-            change.of_map(&mut head.headers);
-        }
+        self.change.of_map(&mut head.headers);
         self.has_status = is_grpc(&head.headers);
         is_open.set(self.asked.tunnel.is_some() && head.status.is_success());
         if is_open.get() {

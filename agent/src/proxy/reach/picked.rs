@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
 use super::{Tried, Turn};
 use crate::{
     config,
@@ -11,7 +13,7 @@ use crate::{
 impl Tried {
     /// As for the same request, of which only this endpoint is to be tried.
     pub fn at(&self, endpoint: usize) -> Self {
-        Self { indexes: Vec::new(), only: Some(endpoint), ..*self }
+        Self { indexes: SmallVec::new(), only: Some(endpoint), ..*self }
     }
 
     /// The same, as one of several attempts.
@@ -21,7 +23,7 @@ impl Tried {
 
     /// As for the same request, for which none was tried.
     pub fn anew(&self) -> Self {
-        Self { indexes: Vec::new(), ..*self }
+        Self { indexes: SmallVec::new(), ..*self }
     }
 }
 

@@ -103,7 +103,7 @@ impl Connection<'_> {
         let attempt = Attempt::default();
         // A WebSocket's request has no body; what follows it is another request.
         attempt.phase.uploaded.set(true);
-        let change = self.response_change.as_deref();
+        let change = &self.response_change;
         let answer = Answer { hop: self.hop, head, attempt: &attempt, change, heard: Heard::nobody() };
         let progress = &attempt.phase.down;
         let mut outlet =

@@ -26,7 +26,7 @@ pub(super) struct Way {
     /// Who is to answer it.
     pub cluster: Rc<Cluster>,
     /// What is changed of its response.
-    pub change: Option<Box<Fields>>,
+    pub change: Fields,
     /// How long it may take, if its route says so.
     pub timing: Option<Ruled>,
     /// What its route limits.
@@ -40,7 +40,7 @@ pub(super) struct Way {
     /// Who gets a copy.
     pub ordered: Option<Ordered>,
     /// What filters have said of it.
-    pub filtered: Option<Box<Filtered>>,
+    pub filtered: Option<Filtered>,
     /// It goes no further.
     pub end: Option<Ended>,
 }

@@ -20,7 +20,7 @@ use crate::{
         whole::Answer,
     },
     record::Counter,
-    route::Request,
+    route::{Fields, Request},
 };
 
 /// Lets a request pass the filters; no longer than its time is.
@@ -44,7 +44,7 @@ pub(super) async fn pass(
         let whose = (HttpVersion::Http2, is_secure, dialler.cloned());
         content::refresh(&connection.hop, &way.cluster, chain, *refresh, whose);
     }
-    if !passage.response.is_empty() && passage.content.is_none() {
+    if passage.content.is_none() {
         change_also(&mut way.change, passage.response.clone());
     }
     way.end = passage.end.take().or(way.end.take());
@@ -107,7 +107,7 @@ impl Exchange<'_> {
         let Connection { asker, is_secure, .. } = *self.connection;
         let request = Request::of_parts(parts, is_secure, asker.source);
         if let Some(fields) = asker.given(&self.cluster.service.config, &request) {
-            give_also(self.filtered.as_deref_mut(), &mut self.change, fields);
+            give_also(self.filtered.as_mut(), &mut self.change, fields);
         }
     }
 
@@ -120,7 +120,7 @@ impl Exchange<'_> {
                 None => self.reply(&reply),
             },
             Ended::Stored(answer) => {
-                self.change = None;
+                self.change = Fields::default();
                 self.give(*answer, &limits, false).await
             }
             Ended::Gone => Counter::RequestAborted,

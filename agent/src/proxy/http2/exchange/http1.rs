@@ -290,9 +290,7 @@ impl Exchange<'_> {
             return Err(Ended::Unwanted(head.status));
         }
         self.begins();
-        if let Some(change) = &self.change {
-            change.of_map(response.headers_mut());
-        }
+        self.change.of_map(response.headers_mut());
         let is_whole = head.framing == Framing::None;
         let trailers_only = if is_whole && self.asked.is_grpc { body::grpc_status(response.headers()) } else { None };
         self.has_status = super::is_grpc(response.headers());

@@ -163,9 +163,7 @@ impl Exchange<'_> {
 
     /// Passes an answer on.
     pub(super) async fn give(&mut self, mut answer: Answer, limits: &Limits, is_ours: bool) -> Counter {
-        if let Some(change) = &self.change {
-            change.of_map(&mut answer.parts.headers);
-        }
+        self.change.of_map(&mut answer.parts.headers);
         let answer = match &mut self.filtered {
             Some(filtered) => filtered.dress(answer, is_ours),
             None => answer,
