@@ -550,7 +550,7 @@ impl Hop {
 }
 
 /// What is said when there is no other endpoint to try.
-fn none(cluster: &Cluster, why: Unreached) -> Unreached {
+pub(super) fn none(cluster: &Cluster, why: Unreached) -> Unreached {
     match why {
         Unreached::NoEndpoint if !cluster.circuits.is_empty() && cluster.refuses(Instant::now()) => {
             Unreached::CircuitOpen

@@ -15,7 +15,7 @@ use super::{
     Cluster, Hop,
     guard::{Keeping, StandingIn, by},
     http::Reply,
-    reach::{Tried, Unreached},
+    reach::{Tried, Unreached, none},
     whole::{Answer, Body, Came, Missed, Whole, ask},
 };
 use crate::{
@@ -55,8 +55,8 @@ impl Outcome {
         }
     }
 
-    fn nobody() -> Self {
-        Self::Refused(Reply::unreached(Unreached::NoEndpoint))
+    fn nobody(cluster: &Cluster) -> Self {
+        Self::Refused(Reply::unreached(none(cluster, Unreached::NoEndpoint)))
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) async fn fork(
             Some(_) => discard(came),
         }
     }
-    failed.map_or_else(Outcome::nobody, Outcome::of)
+    failed.map_or_else(|| Outcome::nobody(cluster), Outcome::of)
 }
 
 /// Asks all that are meant. Each gets the request to its end, whatever the others answer and whether the caller waits or not.
@@ -104,7 +104,7 @@ pub(super) async fn broadcast(
         }
         let (given, other) = if all_good { (good, bad) } else { (bad, good) };
         other.into_iter().for_each(discard);
-        return given.map_or_else(Outcome::nobody, Outcome::of);
+        return given.map_or_else(|| Outcome::nobody(cluster), Outcome::of);
     }
-    Outcome::nobody()
+    Outcome::nobody(cluster)
 }

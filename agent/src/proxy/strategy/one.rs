@@ -28,7 +28,7 @@ pub(super) async fn ask_one(
     let efforts = &cluster.service.efforts;
     let mut attempts = Attempts::new(hop, cluster, &whole, (tried, rules), first.is_some().into());
     if first.is_none() {
-        let Some(endpoint) = attempts.pick() else { return Outcome::nobody() };
+        let Some(endpoint) = attempts.pick() else { return Outcome::nobody(cluster) };
         attempts.begin(endpoint);
     }
     let mut retries = 0;
@@ -37,7 +37,7 @@ pub(super) async fn ask_one(
             Some(came) => Some(came),
             None => attempts.came().await,
         };
-        let Some(came) = came else { return Outcome::nobody() };
+        let Some(came) = came else { return Outcome::nobody(cluster) };
         let came = match came {
             Ok(answer) if whole.asked.is_grpc => Ok(Answer::settled(answer).await),
             came => came,
