@@ -33,9 +33,11 @@ fn probes_from_the_node_go_to_the_program_whatever_the_rule_says() {
         let expected = format!("pod {} {}", probe.local_addr().unwrap(), SocketAddr::new(address, PORT));
         assert_eq!(read_name(&mut probe).unwrap(), expected);
     }
-    assert_eq!((lookups(&agent, "node"), accepted(&agent)), (2.0, 0.0));
+    // A SYN that was late is sent, and looked up, once more.
+    let looked_up = lookups(&agent, "node");
+    assert_eq!((looked_up >= 2.0, accepted(&agent)), (true, 0.0), "{looked_up}");
     assert_eq!(scene.ask(scene.at(PORT)).unwrap(), "pod");
-    assert_eq!((lookups(&agent, "node"), accepted(&agent)), (2.0, 1.0));
+    assert_eq!((lookups(&agent, "node"), accepted(&agent)), (looked_up, 1.0));
 
     // An address that the node gets later is the node's, too.
     node.add_address("10.9.8.7/32");
