@@ -27,7 +27,7 @@ use tokio::{
     sync::{Mutex, Semaphore, mpsc, oneshot},
 };
 
-use self::door::{Door, Guest, Peer, Socket};
+use self::door::{Door, Guest, Hours, Peer, Socket};
 use super::{
     NodeError,
     change::Proposal,
@@ -41,8 +41,9 @@ use crate::{
 
 /// Connections at once at each door: a few scrapers and a few people.
 const VISITORS_MAX: usize = 32;
-/// How long one connection may last: no scraper waits longer (Prometheus gives up after 10 s unless told otherwise).
-const VISIT_MAX: Duration = Duration::from_secs(30);
+/// How long one connection may last. In all: no scraper waits longer (Prometheus gives up after 10 s unless told otherwise). Until it has
+/// said what it wants: all clients do at once.
+const HOURS: Hours = Hours { head_max: Duration::from_secs(5), visit_max: Duration::from_secs(30) };
 /// Questions waiting for the node: each visitor has one at a time.
 const QUESTIONS_MAX: usize = 2 * VISITORS_MAX;
 /// Bytes of a body: what a configuration may have.
@@ -101,13 +102,13 @@ impl Doors {
 ///
 /// When one of them cannot be bound.
 pub async fn open(config: &Config, history: Reader) -> Result<(Doors, mpsc::Receiver<Question>), NodeError> {
-    open_for(config, history, VISIT_MAX).await
+    open_for(config, history, HOURS).await
 }
 
 async fn open_for(
     config: &Config,
     history: Reader,
-    visit_max: Duration,
+    hours: Hours,
 ) -> Result<(Doors, mpsc::Receiver<Question>), NodeError> {
     let address = config.admin.address;
     let failed = |source| NodeError::Admin { address, source };
@@ -120,9 +121,9 @@ async fn open_for(
     let router =
         router(Desk { ask, history, turn: Arc::default(), streams: Arc::new(Semaphore::new(hystrix::STREAMS_MAX)) });
     let visitors = router.into_make_service_with_connect_info::<Guest>();
-    let door = Door::new(listener, VISITORS_MAX, visit_max);
+    let door = Door::new(listener, VISITORS_MAX, hours);
     tokio::spawn(axum::serve(door, visitors.clone()).into_future());
-    tokio::spawn(axum::serve(Door::new(own, VISITORS_MAX, visit_max), visitors).into_future());
+    tokio::spawn(axum::serve(Door::new(own, VISITORS_MAX, hours), visitors).into_future());
     Ok((Doors { address, socket }, questions))
 }
 
@@ -163,6 +164,8 @@ struct Who(String);
 
 /// Who has no right to it changes nothing; and one request for each connection: an idle visitor would hold a place.
 async fn rules(State(desk): State<Desk>, mut request: Request, next: Next) -> Response {
+    let guest = request.extensions().get::<ConnectInfo<Guest>>();
+    guest.inspect(|info| info.0.is_heard());
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let mut response = match (reads, request.uri().path().starts_with("/v1/")) {
         (true, _) => next.run(request).await,

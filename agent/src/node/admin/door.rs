@@ -1,5 +1,5 @@
 //! The doors of the admin endpoint: a TCP address, and a Unix socket that only its owner can open. Visitors are few and short-lived by
-//! bounds, so that none of them, slow or stuck, is in the way.
+//! bounds, and who keeps the agent waiting makes room for who comes, so that none of them, slow or stuck, is in the way.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -22,9 +22,13 @@ use rustix::{fs::Mode, process::umask};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep, sleep},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
+
+/// How long a visitor may keep a full house waiting: in that time what was sent with the connection is here, and 32 places that
+/// somebody fills with silence let more than a thousand others in a second.
+const PATIENCE: Duration = Duration::from_millis(25);
 
 /// Who is at the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,18 +42,41 @@ pub enum Peer {
     Tcp,
 }
 
-/// Who is at the door, and whether he stays.
+/// Who is at the door, and what the door is to know of the visit.
 #[derive(Clone, Debug)]
 pub struct Guest {
     /// Who.
     pub peer: Peer,
-    stays: Arc<AtomicBool>,
+    visit: Arc<Visit>,
+}
+
+/// How a visit goes.
+#[derive(Debug, Default)]
+struct Visit {
+    /// Whether it was understood what he wants.
+    is_heard: AtomicBool,
+    /// Whether he does not read what he is told.
+    is_deaf: AtomicBool,
+    /// Whether his time begins anew with each write.
+    stays: AtomicBool,
 }
 
 impl Guest {
+    /// It was understood what he wants: his time is no longer that of a request's head.
+    pub fn is_heard(&self) {
+        self.visit.is_heard.store(true, Relaxed);
+    }
+
     /// From now on the visit lasts for as long as what it is told is read.
     pub fn stays(&self) {
-        self.stays.store(true, Relaxed);
+        self.visit.stays.store(true, Relaxed);
+    }
+}
+
+impl Visit {
+    /// Whether the agent waits for him, and not he for the agent.
+    fn is_idle(&self) -> bool {
+        !self.is_heard.load(Relaxed) || self.is_deaf.load(Relaxed)
     }
 }
 
@@ -112,17 +139,58 @@ impl Drop for Socket {
     }
 }
 
-/// Lets visitors in, no more than there are permits.
+/// How long visits may last.
+#[derive(Clone, Copy, Debug)]
+pub struct Hours {
+    /// Until it is understood what somebody wants.
+    pub head_max: Duration,
+    /// In all.
+    pub visit_max: Duration,
+}
+
+/// Lets visitors in, no more than there are places. When all are taken, who comes gets that of who was let in first of those that keep
+/// the agent waiting.
 pub struct Door<L> {
     listener: L,
-    visit_max: Duration,
-    permits: Arc<Semaphore>,
+    hours: Hours,
+    places: Arc<Semaphore>,
+    /// Those that are in, in the order in which they came.
+    visits: Vec<In>,
+}
+
+/// A visitor, as the door knows him.
+struct In {
+    since: Instant,
+    visit: Arc<Visit>,
+    /// Shows him out.
+    out: oneshot::Sender<()>,
 }
 
 impl<L> Door<L> {
     /// Of this listener: so many visitors at once, and each for so long.
-    pub fn new(listener: L, visitors_max: usize, visit_max: Duration) -> Self {
-        Self { listener, visit_max, permits: Arc::new(Semaphore::new(visitors_max)) }
+    pub fn new(listener: L, visitors_max: usize, hours: Hours) -> Self {
+        Self { listener, hours, places: Arc::new(Semaphore::new(visitors_max)), visits: Vec::new() }
+    }
+
+    /// A place for one more visitor.
+    async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            self.visits.retain(|visitor| !visitor.out.is_closed());
+            let place = Arc::clone(&self.places).acquire_owned();
+            let idle = self.visits.iter().position(|visitor| visitor.visit.is_idle());
+            let wait = match idle {
+                _ if self.places.available_permits() > 0 => return place.await.ok(),
+                Some(first) if self.visits[first].since.elapsed() >= PATIENCE => {
+                    let _ = self.visits.remove(first).out.send(());
+                    PATIENCE
+                }
+                Some(first) => PATIENCE.saturating_sub(self.visits[first].since.elapsed()),
+                None => PATIENCE,
+            };
+            if let Ok(place) = timeout(wait, place).await {
+                return place.ok();
+            }
+        }
     }
 }
 
@@ -131,15 +199,19 @@ impl<L: Listener<Io: Known>> Listener for Door<L> {
     type Addr = Guest;
 
     async fn accept(&mut self) -> (Self::Io, Guest) {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
         let (stream, _) = self.listener.accept().await;
-        let guest = Guest { peer: stream.peer(), stays: Arc::default() };
-        let (visit_max, stays) = (self.visit_max, Arc::clone(&guest.stays));
-        (Visitor { stream, visit_max, stays, leave: Box::pin(sleep(visit_max)), _permit: permit }, guest)
+        let place = self.place().await;
+        let guest = Guest { peer: stream.peer(), visit: Arc::default() };
+        let (since, visit, (out, shown_out)) = (Instant::now(), Arc::clone(&guest.visit), oneshot::channel());
+        self.visits.push(In { since, visit: Arc::clone(&visit), out });
+        let leave = Box::pin(sleep(self.hours.head_max));
+        let visitor =
+            Visitor { stream, hours: self.hours, since, visit, leave, shown_out: Some(shown_out), _place: place };
+        (visitor, guest)
     }
 
     fn local_addr(&self) -> io::Result<Guest> {
-        Ok(Guest { peer: Peer::Tcp, stays: Arc::default() }) // nobody asks
+        Ok(Guest { peer: Peer::Tcp, visit: Arc::default() }) // nobody asks
     }
 }
 
@@ -149,22 +221,34 @@ impl<L: Listener<Io: Known>> Connected<IncomingStream<'_, Door<L>>> for Guest {
     }
 }
 
-/// A connection that ends when its time is up.
+/// A connection that ends when its time is up, or its place is somebody else's.
 pub struct Visitor<S> {
     stream: S,
-    visit_max: Duration,
-    /// Whether its time begins anew with each write.
-    stays: Arc<AtomicBool>,
+    hours: Hours,
+    since: Instant,
+    visit: Arc<Visit>,
     leave: Pin<Box<Sleep>>,
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Says that its place is needed; `None`: it was.
+    shown_out: Option<oneshot::Receiver<()>>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl<S> Visitor<S> {
     fn in_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        match self.leave.as_mut().poll(context) {
-            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
-            Poll::Pending => Ok(()),
+        let Some(shown_out) = &mut self.shown_out else { return Err(io::ErrorKind::TimedOut.into()) };
+        // A door that is gone shows nobody out.
+        if let Poll::Ready(Ok(())) = Pin::new(shown_out).poll(context) {
+            self.shown_out = None;
+            return Err(io::ErrorKind::TimedOut.into());
         }
+        while self.leave.as_mut().poll(context).is_ready() {
+            let until = self.since + self.hours.visit_max;
+            if !self.visit.is_heard.load(Relaxed) || self.leave.deadline() >= until {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.leave = Box::pin(sleep_until(until));
+        }
+        Ok(())
     }
 }
 
@@ -178,12 +262,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Visitor<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Visitor<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.in_time(context)?;
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
-        if self.stays.load(Relaxed) {
-            let until = Instant::now() + self.visit_max;
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.visit.is_deaf.store(written.is_pending(), Relaxed);
+        if matches!(written, Poll::Ready(Ok(_))) && self.visit.stays.load(Relaxed) {
+            let until = Instant::now() + self.hours.visit_max;
             self.leave.as_mut().reset(until);
         }
-        Poll::Ready(Ok(written))
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -208,7 +293,8 @@ mod tests {
         let (socket, listener) = Socket::bind(&path).expect("bindable again");
         let mode = fs::metadata(socket.path()).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let mut door = Door::new(listener, 1, Duration::from_secs(5));
+        let hours = Hours { head_max: Duration::from_secs(5), visit_max: Duration::from_secs(5) };
+        let mut door = Door::new(listener, 1, hours);
         let _stream = UnixStream::connect(&path).await.expect("it listens");
         let (_visitor, guest) = door.accept().await;
         assert_eq!(guest.peer, Peer::Socket { uid: Some(rustix::process::getuid().as_raw()) });

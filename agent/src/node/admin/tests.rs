@@ -13,16 +13,16 @@ use crate::{config::file, node::history::History};
 
 /// An admin endpoint of a node that sees everything and changes nothing.
 async fn serve(not_ready: Option<&str>) -> Doors {
-    serve_for(not_ready, VISIT_MAX).await
+    serve_for(not_ready, HOURS).await
 }
 
-async fn serve_for(not_ready: Option<&str>, visit_max: Duration) -> Doors {
+async fn serve_for(not_ready: Option<&str>, hours: Hours) -> Doors {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("a.sock");
     let text = format!("{{admin: {{address: '127.0.0.1:0', socket: {}}}}}", socket.display());
     let config = Arc::new(file::parse(&text, "F").expect("a good file"));
     let history = History::open(directory.path().join("audit.jsonl"), 1 << 20);
-    let (doors, mut questions) = open_for(&config, history.reader(), visit_max).await.expect("bindable");
+    let (doors, mut questions) = open_for(&config, history.reader(), hours).await.expect("bindable");
     let observed = Observed { not_ready: not_ready.map(str::to_owned), ..Observed::default() };
     tokio::spawn(async move {
         let _directory = directory;
@@ -89,14 +89,54 @@ async fn nothing_but_get_and_head_is_answered() {
 
 #[tokio::test]
 async fn visitors_that_say_nothing_give_their_places_back() {
-    let doors = serve_for(None, Duration::from_millis(300)).await;
-    let address = doors.address;
-    let mut silent = Vec::new();
-    for _ in 0..VISITORS_MAX {
-        silent.push(TcpStream::connect(address).await.expect("it listens"));
+    let (head_max, visit_max) = (Duration::from_millis(300), Duration::from_secs(3600));
+    let doors = serve_for(None, Hours { head_max, visit_max }).await;
+    let mut stream = TcpStream::connect(doors.address).await.expect("it listens");
+    stream.write_all(b"GET /live HTTP/1.1\r\n").await.expect("writable");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    assert_eq!(answer, "", "it is over");
+}
+
+#[tokio::test]
+async fn however_many_do_not_say_what_they_want_or_do_not_hear_who_does_is_answered() {
+    let doors = serve(None).await;
+    let mut stuck = Vec::new();
+    for place in 0..10 * VISITORS_MAX {
+        let mut stream = TcpStream::connect(doors.address).await.expect("it listens");
+        let said: &[u8] = if place % 2 == 0 { b"GET /live HTTP/1.1\r\nhost:" } else { b"" };
+        stream.write_all(said).await.expect("writable");
+        stuck.push(stream);
+        if place % 50 == 49 {
+            let began = tokio::time::Instant::now();
+            let answer = ask(doors.address, "GET /live").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            // All that are in line before it, with what the machine takes.
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        }
     }
-    let answer = ask(address, "GET /live").await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_is_being_answered_keeps_his_place() {
+    let doors = serve(None).await;
+    let mut dashboards = Vec::new();
+    for _ in 0..hystrix::STREAMS_MAX {
+        let mut stream = TcpStream::connect(doors.address).await.expect("it listens");
+        stream.write_all(b"GET /hystrix.stream?delay=100 HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("writable");
+        assert_ne!(stream.read(&mut [0; 1024]).await.expect("it answers"), 0);
+        dashboards.push(stream);
+    }
+    let mut stuck = Vec::new();
+    for _ in 0..2 * VISITORS_MAX {
+        stuck.push(TcpStream::connect(doors.address).await.expect("it listens"));
+    }
+    assert!(ask(doors.address, "GET /live").await.starts_with("HTTP/1.1 200"));
+    for dashboard in &mut dashboards {
+        for _ in 0..10 {
+            assert_ne!(dashboard.read(&mut [0; 1024]).await.expect("it goes on"), 0, "it has ended");
+        }
+    }
 }
 
 #[tokio::test]
@@ -165,7 +205,7 @@ async fn every_method_that_is_told_of_a_path_is_taken_there() {
 #[tokio::test]
 async fn a_stream_outlasts_any_other_visit_while_it_is_read() {
     let visit_max = Duration::from_millis(400);
-    let doors = serve_for(None, visit_max).await;
+    let doors = serve_for(None, Hours { head_max: visit_max / 4, visit_max }).await;
     let mut stream = TcpStream::connect(doors.address).await.expect("it listens");
     let head = b"GET /hystrix.stream?delay=100 HTTP/1.1\r\nhost: a\r\n\r\n";
     stream.write_all(head).await.expect("writable");
