@@ -156,6 +156,7 @@ fn check_says_what_a_good_file_means() {
     let (service, endpoint) = (stage.address(), stage.address());
     let (_directory, path) = file_of(&stage.config().service(Service::http("shop/front", service).to(endpoint)).yaml());
     let output = sockway(&["check", &path]);
+    assert_eq!(output.stdout, sockway(&["check", "--config", &path]).stdout, "as `run` takes it");
     let said = said(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
     for word in ["shop/front", &service.to_string(), &endpoint.to_string(), stage.clients.path()] {
@@ -168,7 +169,7 @@ fn wrong_usage_exits_with_64() {
     if !allowed() {
         return;
     }
-    for arguments in [&["fly"][..], &["run", "--altitude", "3"], &["check"]] {
+    for arguments in [&["fly"][..], &["run", "--altitude", "3"], &["check"], &["check", "a", "--config", "b"]] {
         let output = sockway(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}: {}", said(&output));
     }

@@ -1,6 +1,7 @@
 //! `sockway check FILE`: is it good, and what does it mean?
 
 mod requests;
+mod subsets;
 
 use std::{
     fmt::Write as _,
@@ -22,8 +23,11 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct Check {
     /// Configuration file
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "config", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// The same, as `sockway run` takes it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print the whole meaning, every default written out, in the file's own shape (JSON, which YAML reads)
     #[arg(long)]
     pub show: bool,
@@ -35,12 +39,14 @@ pub struct Check {
 ///
 /// With everything that is wrong with the file.
 pub fn run(check: &Check) -> Result<u8, Failure> {
-    let config = file::read(&check.file)?;
+    // One of them is there.
+    let path = check.file.as_deref().or(check.config.as_deref()).unwrap_or(Path::new(""));
+    let config = file::read(path)?;
     if check.show {
         say(format!("{:#}\n", file::show(&config)));
         return Ok(0);
     }
-    say(describe(&config, &check.file));
+    say(describe(&config, path));
     Ok(0)
 }
 
@@ -77,7 +83,7 @@ fn describe(config: &Config, path: &Path) -> String {
     for (service, running) in config.services.iter().zip(&snapshot.services) {
         describe_service(&mut text, service);
         describe_policy(&mut text, service, config.zone.as_deref());
-        for line in requests::lines(service, &config.switches) {
+        for line in requests::lines(service, &config.switches).into_iter().chain(subsets::lines(service, config)) {
             let _ = writeln!(text, "    {line}");
         }
         describe_endpoints(&mut text, service, running);

@@ -8,14 +8,18 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::{Spanned, UserMessageFormatter, options::AliasLimits};
+use serde_saphyr::{Error, Spanned, UserMessageFormatter, budget::BudgetBreach, options::AliasLimits};
 
 use super::section::{Position, Problem};
 
 /// Bytes of a file: ten thousand services of ten endpoints, generously written, take a quarter of it.
 pub(super) const BYTES_MAX: usize = 32 << 20;
-/// Values in a file: as above, four times over. Also what aliases may unfold to.
+/// Values in a file: as above, four times over. Also the most that aliases may unfold to.
 const NODES_MAX: usize = 4_000_000;
+/// What aliases may unfold to however short the file is, and for each of its bytes: a service that says nothing but its name, addresses and
+/// three aliases of fifty values each has 100 bytes. What grows faster is aliases of aliases, which no configuration needs.
+const UNFOLDED_LEAST: usize = 10_000;
+const UNFOLDED_PER_BYTE: usize = 4;
 /// A configuration is six deep; the rest is for mistakes that deserve a better message than "too deep".
 const DEPTH_MAX: usize = 32;
 
@@ -67,15 +71,18 @@ pub(super) fn grow(text: &str) -> Result<Node, Problem> {
             format!("has {} bytes; the limit is {BYTES_MAX}: split the services over several agents", text.len());
         return Err(Problem { at: Position::START, path: String::new(), what });
     }
+    let unfolded_max = (UNFOLDED_LEAST + UNFOLDED_PER_BYTE * text.len()).min(NODES_MAX);
     let budget = serde_saphyr::budget! {
         max_events: 2 * NODES_MAX,
         max_nodes: NODES_MAX,
         max_depth: DEPTH_MAX,
         max_documents: 1,
         max_total_scalar_bytes: BYTES_MAX,
+        max_recorded_anchor_events: unfolded_max,
+        enforce_alias_anchor_ratio: false, // many services may share one thing
     };
     let mut alias_limits = AliasLimits::default();
-    alias_limits.max_total_replayed_events = NODES_MAX;
+    alias_limits.max_total_replayed_events = unfolded_max;
     let options = serde_saphyr::options! {
         budget: budget,
         alias_limits: alias_limits,
@@ -87,6 +94,11 @@ pub(super) fn grow(text: &str) -> Result<Node, Problem> {
 
 fn unreadable(error: &serde_saphyr::Error, text: &str) -> Problem {
     let at = error.location().map_or(Position::START, Position::from);
+    if unfolds_too_far(error) {
+        let what =
+            "aliases (*NAME) unfold to more values than a file of this length may have; write out what they stand for";
+        return Problem { at, path: String::new(), what: what.to_owned() };
+    }
     let mut what = error.render_with_formatter(&UserMessageFormatter).replace('\n', " ");
     if let Some(end) = what.find(" at line ") {
         what.truncate(end); // the place stands before the message already
@@ -96,6 +108,17 @@ fn unreadable(error: &serde_saphyr::Error, text: &str) -> Problem {
         what.push_str("; an IPv6 address must be in quotes: \"[::1]:80\"");
     }
     Problem { at, path: String::new(), what }
+}
+
+fn unfolds_too_far(error: &Error) -> bool {
+    match error {
+        Error::AliasReplayLimitExceeded { .. } | Error::AliasReplayStackDepthExceeded { .. } => true,
+        Error::Budget { breach, .. } => {
+            matches!(breach, BudgetBreach::RecordedAnchorEvents { .. } | BudgetBreach::RecordedAnchorBytes { .. })
+        }
+        Error::AliasError { error, .. } | Error::WithSnippet { error, .. } => unfolds_too_far(error),
+        _ => false,
+    }
 }
 
 impl From<serde_saphyr::Location> for Position {

@@ -262,10 +262,15 @@ fn header_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
 }
 
 /// A name as RFC 9110 section 5.6.2 has them.
+/// Whether it is what names fields and cookies (RFC 9110 section 5.6.2), and not too long.
+pub(super) fn is_token(text: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_token)
+}
+
 fn token(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
     let text = field.text(problems)?;
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_token) {
+    if is_token(text) {
         return Some(text.to_owned());
     }
     field.refuse(format!("\"{}\" is no name; write letters, digits, - and _", shown(text)), problems);

@@ -8,6 +8,7 @@ use super::{
         capture::{namespace_name, pattern},
         section::{Field, Path, Problems, Section, shown},
         tree::Value,
+        tuning::is_token,
     },
     entries, expression, field_name, method, sorted,
 };
@@ -20,9 +21,9 @@ pub(in super::super) fn matches(field: &Field<'_>, problems: &mut Problems) -> O
     let host = section.or("host", || None, |field, p| host(field, p).map(Some), problems);
     let path = section.or("path", || None, |field, p| path(field, p).map(Some), problems);
     let methods = section.or("methods", Vec::new, methods, problems);
-    let headers = section.or("headers", Vec::new, |field, p| texts(field, true, p), problems);
-    let query = section.or("query", Vec::new, |field, p| texts(field, false, p), problems);
-    let cookies = section.or("cookies", Vec::new, |field, p| texts(field, false, p), problems);
+    let headers = section.or("headers", Vec::new, |field, p| texts(field, field_name, p), problems);
+    let query = section.or("query", Vec::new, |field, p| texts(field, any_name, p), problems);
+    let cookies = section.or("cookies", Vec::new, |field, p| texts(field, cookie_name, p), problems);
     let grpc = section.or("grpc", || None, |field, p| grpc(field, p).map(Some), problems);
     let caller = section.or("caller", || None, |field, p| caller(field, p).map(Some), problems);
     if let (Some(field), Some(_)) = (section.get("path"), section.get("grpc")) {
@@ -133,13 +134,28 @@ fn methods(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<String>> {
     (read.len() == items.len()).then_some(read)
 }
 
-fn texts(field: &Field<'_>, are_headers: bool, problems: &mut Problems) -> Option<Vec<(String, TextMatch)>> {
+/// What a name is to be, or why it is none.
+type Name = fn(&str, &Field<'_>, &mut Problems) -> Option<String>;
+
+fn any_name(text: &str, _: &Field<'_>, _: &mut Problems) -> Option<String> {
+    Some(text.to_owned())
+}
+
+fn cookie_name(text: &str, field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+    if is_token(text) {
+        return Some(text.to_owned());
+    }
+    field.refuse(format!("\"{}\" is no name of a cookie; write letters, digits, - and _", shown(text)), problems);
+    None
+}
+
+fn texts(field: &Field<'_>, name: Name, problems: &mut Problems) -> Option<Vec<(String, TextMatch)>> {
     let entries = entries(field, "NAME: VALUE", problems)?;
     let read: Vec<(String, TextMatch)> = entries
         .iter()
         .filter_map(|(key, node)| {
             let field = Field { node, path: Path::Key(&field.path, &key.text) };
-            let name = if are_headers { field_name(&key.text, &field, problems) } else { Some(key.text.clone()) };
+            let name = name(&key.text, &field, problems);
             let text = text(&field, problems);
             Some((name?, text?))
         })
