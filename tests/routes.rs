@@ -247,6 +247,25 @@ fn a_reload_changes_routes_for_connections_that_are_open() {
 }
 
 #[test]
+fn a_connection_whose_services_are_gone_is_told_so() {
+    let Some(stage) = Stage::set() else { return };
+    let web = stage.web("one");
+    let (service, other, kept) = (stage.address(), stage.address(), stage.address());
+    let home = Service::http("home", service).set("routes: [{ to: other }]").to(web.address());
+    let services = [home, Service::http("other", other).to(web.address())];
+    let config = stage.config();
+    let agent = Agent::start(&config.with_services(services));
+    let mut session = stage.session(service);
+    assert_eq!(session.get("/").unwrap().text(), "one");
+    agent.reload(&config.with_services([Service::http("kept", kept).to(web.address())]));
+    let answer = session.get("/").unwrap();
+    assert_eq!(
+        (answer.status, answer.text()),
+        (503, "sockway: the service that the route leads to is gone\n".to_owned())
+    );
+}
+
+#[test]
 fn what_is_explained_of_a_request_is_what_becomes_of_it() {
     let Some(routed) = Routed::set(&[
         "{ name: pin, match: { headers: { x-pin: v2 } }, subset: { version: v2 } }",

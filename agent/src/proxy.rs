@@ -108,6 +108,8 @@ pub struct Cluster {
     pub service: Arc<Service>,
     /// Which of its endpoints are meant; `None`: all.
     members: Option<Box<[bool]>>,
+    /// Whether it stands for a service that is gone.
+    is_gone: bool,
     /// Cursor of round robin, node-wide.
     cursor: Arc<AtomicUsize>,
     /// Where its requests go instead.
@@ -156,6 +158,7 @@ impl Cluster {
         Self {
             service: Arc::clone(service),
             members,
+            is_gone: false,
             cursor: Arc::clone(cursor),
             routes: None,
             canary: None,
@@ -172,10 +175,11 @@ impl Cluster {
         }
     }
 
-    /// None of its endpoints.
+    /// None of its endpoints: what stands for a service that is gone.
     fn nobody(&self) -> Self {
         let members = vec![false; self.service.endpoints.len()].into();
-        Self::of_subset(&self.service, self.generation, Some(members), &self.cursor)
+        let none = Self::of_subset(&self.service, self.generation, Some(members), &self.cursor);
+        Self { is_gone: true, ..none }
     }
 
     /// Whether an endpoint is meant.

@@ -59,6 +59,7 @@ async fn accepted(
         circuits: Box::default(),
         service: Arc::clone(&rule.service),
         members: None,
+        is_gone: false,
         cursor: Arc::clone(&rule.service.cursor),
         routes: None,
         canary: None,

@@ -173,6 +173,9 @@ pub enum Unreached {
     /// There is none to try.
     #[error("no endpoint has the labels that the route asks for")]
     NoSubset,
+    /// A reload took the service away that the route leads to.
+    #[error("the service that the route leads to is gone")]
+    Gone,
     /// The last one tried did not accept in time.
     #[error("no endpoint accepted a connection within {0:?}")]
     Late(Duration),
@@ -552,6 +555,7 @@ impl Hop {
 /// What is said when there is no other endpoint to try.
 pub(super) fn none(cluster: &Cluster, why: Unreached) -> Unreached {
     match why {
+        Unreached::NoEndpoint if cluster.is_gone => Unreached::Gone,
         Unreached::NoEndpoint if !cluster.circuits.is_empty() && cluster.refuses(Instant::now()) => {
             Unreached::CircuitOpen
         }

@@ -87,7 +87,7 @@ impl Reply {
             Unreached::NotHttp2 => Self::new("502 Bad Gateway", why, Counter::BadResponse),
             Unreached::Overflow(of) => Self::overflow(of),
             Unreached::CircuitOpen => Self::new("503 Service Unavailable", why, Counter::CircuitOpen),
-            Unreached::NoEndpoint | Unreached::NoSubset | Unreached::NoSocket => {
+            Unreached::NoEndpoint | Unreached::NoSubset | Unreached::Gone | Unreached::NoSocket => {
                 Self::new("503 Service Unavailable", why, Counter::NoEndpoint)
             }
         }
