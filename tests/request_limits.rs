@@ -13,7 +13,7 @@ use sockway_tests::{
     answer::read_head,
     config::Service,
     origin::Origin,
-    peers::{self, Wrk},
+    peers::{self, Nghttpd, Wrk},
     process::Room,
     stage::{Stage, tell},
     translation::HTTP2,
@@ -92,6 +92,71 @@ fn who_is_refused_is_told_why_and_when_to_come_again() {
     let refused = curl(&stage, service2, &[&[HTTP2][..], &call].concat());
     assert!(refused.starts_with("http/2 200") && field(&refused, "grpc-status") == "8", "{refused}");
     assert_eq!(web.requests(), 2);
+}
+
+#[test]
+fn a_limit_that_tells_of_itself_does_so_on_every_answer() {
+    let Some(stage) = Stage::set() else { return };
+    let (web, nobody) = (stage.web("a"), stage.address());
+    let up = stage.address();
+    let _h2 = Nghttpd::start_answering(Room::of(&stage.origins), stage.origin(), up);
+    let [service, service2, translated, dead, instead, other] = [(); 6].map(|()| stage.address());
+    let window = |name: &str, limit: u32, more: &str| {
+        format!("{{ name: {name}, kind: fixed_window, limit: {limit}, window_ms: 3600000{more} }}")
+    };
+    let (hourly, quiet) = (window("hourly", 3, ", headers: on"), window("quiet", 100, ""));
+    let with = |service: Service, limits: &str| service.set(&format!("request_limits: [{limits}]"));
+    let routed = format!(
+        "routes: [{{ match: {{ headers: {{ x-tight: yes }} }}, request_limits: [{}] }}]",
+        window("tight", 2, ", headers: on")
+    );
+    let config = stage
+        .config()
+        .service(with(Service::http("limited", service), &format!("{quiet}, {hourly}")).set(&routed).to(web.address()))
+        .service(with(Service::http2("second", service2), &hourly).to(up))
+        .service(
+            with(Service::http2("translated", translated), &hourly).set("upstream_protocol: http1").to(web.address()),
+        )
+        .service(with(Service::http("dead", dead), &hourly).to(nobody))
+        .service(
+            with(Service::http("instead", instead), &window("one", 1, ", headers: on"))
+                .set("fallback: { on: [limit], to: other }")
+                .to(web.address()),
+        )
+        .service(Service::http("other", other).to(web.address()));
+    let agent = Agent::start(&config);
+    let told = |answer: &str| {
+        let all = ["limit", "remaining", "reset"].map(|name| {
+            let found: Vec<&str> =
+                answer.lines().filter_map(|line| line.strip_prefix(&format!("x-ratelimit-{name}: "))).collect();
+            assert!(found.len() < 2, "{answer}");
+            found.first().map_or(0, |value| value.parse::<u64>().expect("a number"))
+        });
+        (answer.split(' ').nth(1).expect("a status").to_owned(), all[0], all[1], (1..=3600).contains(&all[2]))
+    };
+    let seen = |service, arguments: &[&str]| told(&curl(&stage, service, arguments));
+    let was = |status: &str, limit, remaining| (status.to_owned(), limit, remaining, true);
+    let tight = ["--header", "x-tight: yes"];
+    assert_eq!(seen(service, &[]), was("200", 3, 2));
+    assert_eq!(seen(service, &tight), was("200", 2, 1), "the one of which less is left");
+    assert_eq!(seen(service, &tight), was("200", 2, 0));
+    assert_eq!(seen(service, &tight), was("429", 2, 0));
+    assert_eq!(seen(service, &[]), was("429", 3, 0));
+    for service in [service2, translated] {
+        assert_eq!(seen(service, &[HTTP2]), was("200", 3, 2));
+        let call = ["--header", "content-type: application/grpc", "--header", "te: trailers", "--data-binary", "x"];
+        let call = [&[HTTP2][..], &call].concat();
+        assert_eq!(seen(service, &[HTTP2]), was("200", 3, 1));
+        let _ = seen(service, &call);
+        assert_eq!(seen(service, &[HTTP2]), was("429", 3, 0));
+        let refused = curl(&stage, service, &call);
+        assert_eq!((told(&refused), field(&refused, "grpc-status")), (was("200", 3, 0), "14"));
+    }
+    assert_eq!(seen(dead, &[]), was("503", 3, 2), "an answer of the agent's own");
+    assert_eq!(seen(instead, &[]), was("200", 1, 0));
+    assert_eq!(seen(instead, &[]), was("200", 1, 0), "of who stands in");
+    assert_eq!(seen(other, &[]), ("200".to_owned(), 0, 0, false), "nobody said that it should");
+    drop(agent);
 }
 
 #[test]

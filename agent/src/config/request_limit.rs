@@ -28,7 +28,7 @@ pub struct RequestLimit {
     pub status: u16,
     /// Whether a gRPC caller is told RESOURCE_EXHAUSTED, and not what the status maps to.
     pub grpc_resource_exhausted: bool,
-    /// Whether who is refused is told the limit too.
+    /// Whether who asks is told the limit, and what is left of it.
     pub tells_limit: bool,
     /// Whose processor time [`Kind::Bbr`] goes by; `None`: that of the endpoints on this host.
     pub cgroup: Option<PathBuf>,
@@ -178,6 +178,11 @@ impl RequestLimit {
 }
 
 impl Kind {
+    /// The most that may be left of it.
+    pub fn most(&self) -> u32 {
+        if let Self::TokenBucket { burst, .. } = *self { burst } else { self.limit() }
+    }
+
     /// The number of the limit, for people; 0 where it is found.
     pub fn limit(&self) -> u32 {
         match *self {

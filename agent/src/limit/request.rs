@@ -20,6 +20,15 @@ pub enum Verdict {
     Refused(Option<u64>),
 }
 
+/// What is left of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// So many more would pass at once now.
+    pub requests: u64,
+    /// In so many nanoseconds all of it is there again, if nobody comes; `None`: nobody knows.
+    pub reset_ns: Option<u64>,
+}
+
 /// A limit, made ready to be asked.
 #[derive(Clone, Copy, Debug)]
 pub enum Judge {
@@ -88,6 +97,21 @@ impl Judge {
         verdict
     }
 
+    /// What is left, by what is known.
+    pub fn left(&self, known: u64, now_ns: u64) -> Left {
+        match *self {
+            Self::Bucket(ref bucket) => bucket.left(known, now_ns),
+            Self::Fixed(window) => window.left_fixed(known, now_ns, |due_ns| due_ns - now_ns),
+            Self::Aligned(window, zone) => {
+                let until = |due_ns| calendar::until_local_ns(now_ns, zone, due_ns);
+                window.left_fixed(known, calendar::local_ns(now_ns, zone), until)
+            }
+            Self::Sliding(window) => window.left_sliding(known, now_ns),
+            Self::Concurrency(limit) => Left { requests: limit.saturating_sub(known), reset_ns: None },
+            Self::WarmUp(ref warm_up) => warm_up.left(known, now_ns),
+        }
+    }
+
     /// Whether a request is to be given back with [`leave`].
     pub fn counts_open(&self) -> bool {
         matches!(self, Self::Concurrency(_))
@@ -147,6 +171,12 @@ impl Bucket {
         } else {
             (known, Verdict::Refused(Some(wait_ns)))
         }
+    }
+
+    fn left(&self, known: u64, now_ns: u64) -> Left {
+        let missing_ns = known.saturating_sub(now_ns - now_ns % self.lot_ns);
+        let requests = self.depth_ns.saturating_sub(missing_ns) / self.token_ns;
+        Left { requests, reset_ns: Some(known.saturating_sub(now_ns)) }
     }
 }
 
@@ -283,6 +313,42 @@ mod tests {
         // Nobody came for two days.
         assert_eq!([100, 101, 102].map(|h| ask(midnight + h * hour))[..2], [passes, passes]);
         assert!(judge.goes_by_wall());
+    }
+
+    #[test]
+    fn as_many_pass_as_are_said_to_be_left() {
+        let window = Duration::from_millis(700);
+        let zone = Zone::Offset(3_600);
+        for kind in [
+            Kind::TokenBucket { limit: 7, window, burst: 5, fill: 1, starts_empty: false },
+            Kind::TokenBucket { limit: 7, window, burst: 9, fill: 3, starts_empty: true },
+            Kind::LeakyBucket { limit: 7, window, queue: 3 },
+            Kind::FixedWindow { limit: 7, window, aligned: None },
+            Kind::FixedWindow { limit: 7, window: Duration::from_secs(60), aligned: Some(zone) },
+            Kind::SlidingWindow { limit: 7, window },
+            Kind::SlidingWindow { limit: 1, window },
+            Kind::WarmUp { limit: 7, period_s: 2, cold_factor: 3 },
+            Kind::Concurrency { limit: 3 },
+        ] {
+            let judge = Judge::new(&kind, 0).expect("it counts");
+            let word = AtomicU64::new(judge.fresh(50 * SECOND));
+            for step in 0..300_u64 {
+                let now_ns = 50 * SECOND + step * 37 * MS;
+                let left = judge.left(word.load(Relaxed), now_ns);
+                let copy = AtomicU64::new(word.load(Relaxed));
+                let passed = (0..100).filter(|_| judge.ask(&copy, now_ns, 0) == Verdict::After(0)).count();
+                assert_eq!(left.requests, passed as u64, "{kind:?} at step {step}");
+                // One that has been left alone is cold.
+                if let Some(reset_ns) = left.reset_ns.filter(|_| !matches!(kind, Kind::WarmUp { .. })) {
+                    let later = judge.left(word.load(Relaxed), now_ns + reset_ns + window.as_nanos() as u64);
+                    assert!(later.requests >= left.requests, "{kind:?} at step {step}");
+                }
+                // Some come in lots, and sometimes nobody does.
+                for _ in 0..step % 4 {
+                    judge.ask(&word, now_ns, 0);
+                }
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //!
 //! A bucket fills while the service is quiet. The fuller it is, the fewer requests pass in a second; those that pass empty it.
 
-use super::{request::Verdict, window::Counts};
+use super::{
+    request::{Left, Verdict},
+    window::Counts,
+};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -39,6 +42,13 @@ impl WarmUp {
             return (Word { second, tokens, passed: passed + 1 }.pack(), Verdict::After(0));
         }
         (known, Verdict::Refused(Some(SECOND_NS - now_ns % SECOND_NS)))
+    }
+
+    /// What is left of this second.
+    pub(super) fn left(&self, known: u64, now_ns: u64) -> Left {
+        let (tokens, passed) = self.at(known, now_ns / SECOND_NS);
+        let requests = self.passing(tokens).saturating_sub(passed);
+        Left { requests, reset_ns: Some(SECOND_NS - now_ns % SECOND_NS) }
     }
 
     /// How many pass in a second with so many tokens.

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::request::Verdict;
+use super::request::{Left, Verdict};
 
 /// Bits of each count.
 const BITS: u32 = 24;
@@ -134,6 +134,26 @@ impl Window {
         let due_ns = ahead * window_ns + window_ns - left_ns;
         let wait_ns = due_ns.saturating_sub(passed_ns);
         self.answer((known, counts.with_one().word(number)), counts.here, wait_ns, patience_ns)
+    }
+
+    /// What is left of this window; `until_ns` as in [`Self::fixed_by`].
+    pub(super) fn left_fixed(self, known: u64, now_ns: u64, until_ns: impl FnOnce(u64) -> u64) -> Left {
+        let number = now_ns / self.window_ns;
+        let (then, gone) = Counts::of(known, number);
+        let here = then.here.saturating_sub(gone.saturating_mul(self.limit));
+        let reset_ns = Some(until_ns((number + 1) * self.window_ns));
+        Left { requests: self.limit.saturating_sub(here), reset_ns }
+    }
+
+    /// What is left of this window, with what counts of the one before.
+    pub(super) fn left_sliding(self, known: u64, now_ns: u64) -> Left {
+        let Self { limit, window_ns, .. } = self;
+        let (number, passed_ns) = (now_ns / window_ns, now_ns % window_ns);
+        let (then, gone) = Counts::of(known, number);
+        let Counts { before, here } = then.after(gone, limit);
+        let counting = u128::from(before) * u128::from(window_ns - passed_ns);
+        let counting = counting.div_ceil(window_ns.into()) as u64;
+        Left { requests: limit.saturating_sub(counting + here), reset_ns: Some(window_ns - passed_ns) }
     }
 
     fn answer(self, (known, next): (u64, u64), here: u64, wait_ns: u64, patience_ns: u64) -> (u64, Verdict) {

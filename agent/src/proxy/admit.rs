@@ -1,6 +1,7 @@
 //! Whether a service's limits let a request pass, before it goes to an endpoint.
 
 mod queue;
+mod rated;
 
 use std::{
     rc::Rc,
@@ -8,11 +9,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderValue, header};
 use smallvec::SmallVec;
 use xxhash_rust::xxh64::xxh64;
 
 pub(super) use self::queue::{Queue, Standing};
+pub use self::rated::Rated;
 use super::{
     guard::Patience,
     http::Reply,
@@ -24,14 +26,10 @@ use crate::{
     limit::{
         adaptive::{self, Sample},
         calendar,
-        request::{self, Judge, Verdict},
+        request::{self, Judge, Left, Verdict},
     },
     route::Request,
 };
-
-const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// What limits reckon from: all workers see the same time.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -79,15 +77,25 @@ pub(super) struct Admitted {
     taken: SmallVec<[(Arc<LimitState>, LimitPlace); 2]>,
     /// Where others may be waiting for that.
     line: Option<Rc<Line>>,
+    /// What its client is told of them.
+    pub rated: Option<Box<Rated>>,
 }
 
 impl Admitted {
+    /// Its client is told of this, too.
+    pub(super) fn rate(&mut self, rated: Option<Box<Rated>>) {
+        if rated.is_some() {
+            self.rated = Rated::tighter(self.rated.take(), rated);
+        }
+    }
+
     /// Takes over what another has taken.
     pub(super) fn join(&mut self, mut other: Self) {
         match self.taken.is_empty() {
             true => std::mem::swap(&mut self.taken, &mut other.taken),
             false => self.taken.append(&mut other.taken),
         }
+        self.rate(other.rated.take());
     }
 }
 
@@ -186,10 +194,13 @@ impl Gate {
             match limit.ask(request, when, &chance) {
                 (Verdict::After(wait), place) => {
                     wait_ns = wait_ns.max(wait);
+                    admitted.rate(limit.rated(place, when));
                     let open = place.filter(|_| limit.counts_open());
                     admitted.taken.extend(open.map(|place| (Arc::clone(&limit.state), place)));
                 }
-                (Verdict::Refused(wait), _) => return Err(Over { limit: Arc::clone(&limit.state), wait_ns: wait }),
+                (Verdict::Refused(wait_ns), _) => {
+                    return Err(Over { limit: Arc::clone(&limit.state), wait_ns, rated: admitted.rated.take() });
+                }
             }
         }
         Ok((Duration::from_nanos(wait_ns), admitted))
@@ -221,6 +232,8 @@ impl Gate {
         for limit in &self.limits[self.first..] {
             let state = &limit.state;
             if has_waited { &state.waited } else { &state.passed }.fetch_add(1, Relaxed);
+            // These are of all requests together: there is one place.
+            admitted.rate(limit.rated(taken.first().map(|(_, place)| *place), when));
         }
         admitted.taken.append(&mut taken);
         admitted.line = Some(Rc::clone(line));
@@ -289,6 +302,13 @@ impl Limit {
         }
     }
 
+    /// What the client of a request is told that is counted there.
+    fn rated(&self, place: Option<LimitPlace>, when: When) -> Option<Box<Rated>> {
+        let (Asked::Counts(judge), Some(place)) = (&self.judge, place) else { return None };
+        let at_ns = if judge.goes_by_wall() { when.wall_ns } else { when.now_ns };
+        Rated::of(&self.state.config, || judge.left(self.state.word(place).load(Relaxed), at_ns))
+    }
+
     fn asks_wall(&self) -> bool {
         let is_aligned = matches!(&self.judge, Asked::Counts(judge) if judge.goes_by_wall());
         is_aligned || self.state.config.hours.is_some()
@@ -320,6 +340,8 @@ fn key<'r>(part: &'r Part, request: &Request<'r>) -> u64 {
 pub(super) struct Over {
     limit: Arc<LimitState>,
     wait_ns: Option<u64>,
+    /// What is told of those that let it pass.
+    rated: Option<Box<Rated>>,
 }
 
 impl Over {
@@ -329,8 +351,10 @@ impl Over {
     }
 
     /// What the request is told.
-    pub(super) fn reply(&self) -> Reply {
-        refusal(&self.limit.config, self.wait_ns)
+    pub(super) fn reply(self) -> Reply {
+        let mut reply = refusal(&self.limit.config, self.wait_ns);
+        reply.rated = reply.rated.or(self.rated);
+        reply
     }
 }
 
@@ -346,10 +370,6 @@ fn refusal(config: &RequestLimit, wait_ns: Option<u64>) -> Reply {
     // Whole seconds, as RFC 9110 section 10.2.3 has them.
     let wait_s = wait_ns.map(|wait| wait.div_ceil(1_000_000_000).max(1));
     reply.fields.extend(wait_s.map(|wait| (header::RETRY_AFTER, HeaderValue::from(wait))));
-    if config.tells_limit {
-        reply.fields.push((LIMIT, HeaderValue::from(config.kind.limit())));
-        reply.fields.push((REMAINING, HeaderValue::from(0)));
-        reply.fields.extend(wait_s.map(|wait| (RESET, HeaderValue::from(wait))));
-    }
+    reply.rated = Rated::of(config, || Left { requests: 0, reset_ns: wait_ns.map(|wait| wait.max(1)) });
     reply
 }

@@ -17,7 +17,7 @@ use self::why::{has_failed, why};
 pub(super) use self::why::{is_server_error, why_of};
 use super::{
     Cluster, Hop,
-    admit::{Admitted, Gate, Standing},
+    admit::{Admitted, Gate, Rated, Standing},
     asker::Asker,
     circuit::{Circuit, Ticket},
     http::Reply,
@@ -337,8 +337,9 @@ impl Guard {
     }
 
     /// An answer of the agent's own, as the client is told it.
-    pub(super) fn dress(&self, reply: Reply) -> Reply {
+    pub(super) fn dress(&self, mut reply: Reply) -> Reply {
         let Some(why) = why(reply.counter) else { return reply };
+        let rated = reply.rated.take();
         let mut reply = match self.says(why, reply.insists).filter(|_| !reply.is_last) {
             Some(respond) => {
                 self.usage().fallbacks[why as usize].fetch_add(1, Relaxed);
@@ -346,6 +347,7 @@ impl Guard {
             }
             None => reply,
         };
+        reply.rated = rated;
         if self.rules.tells_reason {
             reply.fields.push((REASON, HeaderValue::from_static(why.word())));
         }
@@ -468,9 +470,11 @@ impl Hop {
         now: Instant,
         patience: Patience<'_>,
     ) -> Result<Entered, Reply> {
+        let mut rated = None;
         loop {
-            let (why, reply) = match self.pass(&cluster, of_route.take(), request, now, patience) {
-                Ok((Passed { wait, admitted, leave, stand }, held)) => {
+            let (why, mut reply) = match self.pass(&cluster, of_route.take(), request, now, patience) {
+                Ok((Passed { wait, mut admitted, leave, stand }, held)) => {
+                    admitted.rate(rated);
                     let extra = Extra { held, ..Extra::default() };
                     return Ok(Entered { cluster, wait, admitted, leave, standing_in, stand, extra });
                 }
@@ -478,9 +482,10 @@ impl Hop {
             };
             let other = cluster.guard.as_ref().filter(|_| standing_in.is_none());
             let Some((other, place)) = other.and_then(|guard| self.stand_in_for(guard, why, reply.insists)) else {
+                reply.rated = Rated::tighter(rated, reply.rated);
                 return Err(reply);
             };
-            (cluster, standing_in) = (other, Some(place));
+            (cluster, standing_in, rated) = (other, Some(place), reply.rated);
         }
     }
 
@@ -493,6 +498,22 @@ impl Hop {
         now: Instant,
         patience: Patience<'_>,
     ) -> Result<(Passed, Option<Held>), Refusal> {
+        let mut rated = None;
+        self.pass_by(cluster, (of_route, &mut rated), request, now, patience).map_err(|(why, mut reply)| {
+            reply.rated = Rated::tighter(rated, reply.rated);
+            (why, reply)
+        })
+    }
+
+    /// The same; what is told of limits that let it pass is known also if something else does not.
+    fn pass_by(
+        &self,
+        cluster: &Cluster,
+        (of_route, rated): (Option<&Gate>, &mut Option<Box<Rated>>),
+        request: &Request<'_>,
+        now: Instant,
+        patience: Patience<'_>,
+    ) -> Result<(Passed, Option<Held>), Refusal> {
         if !cluster.circuits.is_empty() && cluster.refuses(now) {
             return Err((Why::CircuitOpen, Reply::guarded(Why::CircuitOpen)));
         }
@@ -500,7 +521,7 @@ impl Hop {
         let held = held.map_err(|overflow| (Why::Overflow, Reply::overflow(overflow.0)))?;
         let (mut wait, mut admitted, mut queues) = (Duration::ZERO, Admitted::default(), Vec::new());
         for gate in of_route.into_iter().chain([&cluster.gate]).filter(|gate| !gate.is_open()) {
-            let (for_long, taken) = gate.admit(request, now, patience, || self.chance()).map_err(|over| {
+            let (for_long, mut taken) = gate.admit(request, now, patience, || self.chance()).map_err(|over| {
                 let broken = cluster.guard.as_ref().filter(|guard| over.breaks() && guard.trip(now));
                 match broken {
                     Some(_) => (Why::CircuitOpen, Reply::guarded(Why::CircuitOpen)),
@@ -508,11 +529,13 @@ impl Hop {
                 }
             })?;
             wait = wait.max(for_long);
+            *rated = Rated::tighter(rated.take(), taken.rated.take());
             admitted.join(taken);
             queues.extend_from_slice(gate.queues());
         }
         let standing = Standing::of(queues, wait, &mut admitted, (now, patience));
         if let Some(standing) = standing.map_err(|reply| (why_of(&reply), reply))? {
+            admitted.rate(rated.take());
             let stand = Some(Stand::Queued(standing));
             return Ok((Passed { wait, admitted, leave: None, stand }, held));
         }
@@ -525,7 +548,9 @@ impl Hop {
             Some(line) if wait.is_zero() => self.room_or_line(cluster, line, admitted, (now, patience())),
             Some(_) => Ok(Passed { wait, admitted, leave: None, stand: Some(Stand::Later) }),
         };
-        Ok((passed?, held))
+        let mut passed = passed?;
+        passed.admitted.rate(rated.take());
+        Ok((passed, held))
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) use respond::{INTERIM_MAX, Unanswered as NoResponse, read_head};
 
 use super::{
     Cluster, Hop, Serving,
-    admit::Gate,
+    admit::{Gate, Rated},
     asker::Asker,
     circuit::Circuit,
     filtered::Filtered,
@@ -100,6 +100,8 @@ struct Connection<'h> {
     patience: Alarm,
     /// What filters have said of it.
     filtered: Option<Filtered>,
+    /// What is told of the limits that let it pass.
+    rated: Option<Box<Rated>>,
     /// Who guards the request, and what it has of that.
     guard: Option<Rc<Guard>>,
     leave: Option<Leave>,
@@ -146,6 +148,7 @@ pub fn serve(
         clock: Clock::default(),
         patience: Alarm::default(),
         filtered: None,
+        rated: None,
         guard: None,
         leave: None,
     });
@@ -219,6 +222,9 @@ impl Connection<'_> {
                 let (taken, is_in) = self.let_in(&buf, &head, began).await;
                 let next = match is_in {
                     Ok(()) => {
+                        if self.rated.is_some() {
+                            self.tell_limits();
+                        }
                         if is_timed {
                             self.tell_time(&buf, &mut head);
                         }
@@ -244,8 +250,8 @@ impl Connection<'_> {
             }
             self.circuit = None;
         }
-        // What stays of a request that was given a cookie.
-        self.response_change = Fields::default();
+        // What stays of a request that was given a cookie, or met a limit that tells of it.
+        (self.response_change, self.rated) = (Fields::default(), None);
         self.hop.slab.request_duration.observe(began.elapsed());
         next
     }

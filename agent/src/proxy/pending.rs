@@ -22,7 +22,7 @@ use tokio::time::{sleep, sleep_until};
 
 use super::{
     Cluster, Hop,
-    admit::{Admitted, Standing, refused},
+    admit::{Admitted, Rated, Standing, refused},
     guard::{Entered, Leave, Passed, why_of},
     http::Reply,
 };
@@ -261,12 +261,15 @@ impl Hop {
         until: Option<Instant>,
     ) -> Result<Entered, Reply> {
         while let Some(stand) = entered.stand.take() {
-            let Err((why, reply)) = self.stood(&mut entered, stand, until).await else { break };
+            let rated = entered.admitted.rated.clone();
+            let Err((why, mut reply)) = self.stood(&mut entered, stand, until).await else { break };
+            reply.rated = Rated::tighter(rated, reply.rated);
             let Entered { cluster, standing_in, .. } = entered;
             let other = cluster.guard.as_ref().filter(|_| standing_in.is_none());
             let Some((other, place)) = other.and_then(|guard| self.stand_in(guard, why)) else { return Err(reply) };
             let (now, left) = left(until);
             entered = self.enter_at((other, Some(place)), None, request, now, &|| left)?;
+            entered.admitted.rate(reply.rated);
         }
         Ok(entered)
     }

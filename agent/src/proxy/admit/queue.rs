@@ -45,6 +45,7 @@ impl Queue {
         let (Verdict::After(_), place) = self.limit.decide(0, when, || 0) else { return false };
         let state = &self.limit.state;
         if has_waited { &state.waited } else { &state.passed }.fetch_add(1, Relaxed);
+        admitted.rate(self.limit.rated(place, when));
         admitted.taken.extend(place.map(|place| (Arc::clone(state), place)));
         true
     }

@@ -35,7 +35,8 @@ impl Connection<'_> {
         let time = self.clock.time();
         let (hop, gate, patience) = (self.hop, &self.cluster.gate, || time.map(|time| time.left()));
         let admitted = gate.admit(&request, now, &patience, || hop.chance());
-        let (wait, admitted) = admitted.map_err(|over| Denied::Answered(over.reply()))?;
+        let (wait, mut admitted) = admitted.map_err(|over| Denied::Answered(over.reply()))?;
+        self.rated = admitted.rated.take();
         if !wait.is_zero() {
             Box::pin(self.waited(wait, leaves(buf, head))).await?;
         }

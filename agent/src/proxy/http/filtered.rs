@@ -88,8 +88,16 @@ impl Connection<'_> {
         Next::End(Counter::Refused)
     }
 
-    /// An answer of our own, with what filters change of it.
-    pub(super) fn told(&self, mut reply: Reply) -> Reply {
+    /// Tells with the endpoint's answer of the limits that let the request pass.
+    pub(super) fn tell_limits(&mut self) {
+        if let Some(rated) = &self.rated {
+            give_also(self.filtered.as_mut(), &mut self.response_change, rated.change());
+        }
+    }
+
+    /// An answer of our own, with what is told of limits, and what filters change of it.
+    pub(super) fn told(&self, reply: Reply) -> Reply {
+        let mut reply = reply.rated(self.rated.as_deref());
         if let Some(filtered) = &self.filtered {
             filtered.fields.of_list(&mut reply.fields);
         }

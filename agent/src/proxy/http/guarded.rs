@@ -54,8 +54,8 @@ impl Connection<'_> {
             Ok(entered) => entered,
             Err(denied) => return (Taken::default(), Err(denied)),
         };
-        let Entered { cluster, wait, admitted: _admitted, leave, standing_in: _standing_in, extra, .. } = entered;
-        self.leave = Leave::with(leave, extra, began);
+        let Entered { cluster, wait, admitted: mut _admitted, leave, standing_in: _standing_in, extra, .. } = entered;
+        (self.leave, self.rated) = (Leave::with(leave, extra, began), _admitted.rated.take());
         if _standing_in.is_none() {
             self.guard.clone_from(&cluster.guard);
         }

@@ -11,7 +11,7 @@ use crate::{
     },
     decode::{grpc, http1::BadRequest},
     filter::Local,
-    proxy::reach::Unreached,
+    proxy::{admit::Rated, reach::Unreached},
     record::Counter,
 };
 
@@ -34,6 +34,8 @@ pub struct Reply {
     pub insists: bool,
     /// Whether nothing is said instead of it.
     pub is_last: bool,
+    /// What is told of the limits that the request met.
+    pub rated: Option<Box<Rated>>,
 }
 
 impl Reply {
@@ -112,6 +114,7 @@ impl Reply {
             grpc: None,
             insists: false,
             is_last: false,
+            rated: None,
         }
     }
 
@@ -131,6 +134,7 @@ impl Reply {
             grpc: None,
             insists: false,
             is_last: false,
+            rated: None,
         }
     }
 
@@ -202,6 +206,13 @@ impl Reply {
     pub fn deadline_exceeded() -> Self {
         let reply = Self::new("504 Gateway Timeout", "the call's time is over", Counter::DeadlineExceeded);
         Self { grpc: Some(grpc::code::DEADLINE_EXCEEDED), ..reply }
+    }
+
+    /// With what is told of limits among its fields: of those that it says itself, or of these.
+    pub fn rated(mut self, limits: Option<&Rated>) -> Self {
+        let own = self.rated.take();
+        self.fields.extend(own.as_deref().or(limits).map(Rated::fields).into_iter().flatten());
+        self
     }
 
     /// Its status code.

@@ -43,6 +43,7 @@ use crate::{
     },
     proxy::{
         Cluster,
+        admit::Rated,
         filtered::{Ended as End, Filtered},
         guard::{Entered, Guard, Leave, OfRoute},
         http::{Reply, outcome},
@@ -148,7 +149,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         },
     };
     connection.shed(&cluster, end.as_ref());
-    let Entered { cluster, wait, admitted, leave, standing_in, extra, .. } = entered;
+    let Entered { cluster, wait, mut admitted, leave, standing_in, extra, .. } = entered;
     let leave = Leave::with(leave, extra, began);
     let guard = if standing_in.is_some() { guard } else { cluster.guard.clone() };
     let until = leave.as_ref().and_then(|leave| leave.until);
@@ -161,6 +162,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         change,
         tap: tap.clone(),
         filtered,
+        rated: admitted.rated.take(),
         asked,
         began,
         time,
@@ -187,6 +189,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         if !wait.is_zero() && !exchange.waits(wait).await {
             return Counter::RequestAborted;
         }
+        exchange.tell_limits();
         let (mut parts, mut begun) = (parts, None);
         if cluster.service.config.policy.tuning.gives_cookies() {
             exchange.give_cookies(&parts);
@@ -251,6 +254,8 @@ struct Exchange<'c> {
     tap: Option<Rc<Tap>>,
     /// What filters have said of it.
     filtered: Option<Filtered>,
+    /// What is told of the limits that let it pass.
+    rated: Option<Box<Rated>>,
     /// How long it may take.
     time: Option<Time>,
     /// Who learns from how long it does, until told.
@@ -521,8 +526,7 @@ impl Exchange<'_> {
 
     /// Answers in the endpoint's stead.
     fn reply(&mut self, reply: &Reply) -> Counter {
-        let reply = self.dressed(reply);
-        let reply = self.told(&reply).unwrap_or(reply);
+        let reply = self.told(self.dressed(reply));
         if self.asked.is_grpc {
             self.count_grpc(reply.grpc_code());
         }

@@ -131,12 +131,20 @@ impl Exchange<'_> {
         }
     }
 
-    /// An answer of our own, with what filters change of it.
-    pub(super) fn told(&self, reply: &Reply) -> Option<Reply> {
-        let filtered = self.filtered.as_ref()?;
-        let mut told = reply.clone();
-        filtered.fields.of_list(&mut told.fields);
-        Some(told)
+    /// Tells with the endpoint's answer of the limits that let the request pass.
+    pub(super) fn tell_limits(&mut self) {
+        if let Some(rated) = &self.rated {
+            give_also(self.filtered.as_mut(), &mut self.change, rated.change());
+        }
+    }
+
+    /// An answer of our own, with what is told of limits, and what filters change of it.
+    pub(super) fn told(&self, reply: Reply) -> Reply {
+        let mut reply = reply.rated(self.rated.as_deref());
+        if let Some(filtered) = &self.filtered {
+            filtered.fields.of_list(&mut reply.fields);
+        }
+        reply
     }
 
     /// The request's body came to be longer than it may be; the endpoint's stream was reset when the exchange was dropped.
