@@ -13,9 +13,6 @@ use crate::{
     maps::{ENDPOINT_LIVE, HEARTBEAT},
 };
 
-/// Tries to take one of the connects that may pass: each failure is another CPU's success.
-const TRIES_MAX: usize = 16;
-
 /// Whether a connect is refused. In doubt it passes: nobody judges while there is no agent that lives.
 #[inline(always)]
 pub fn refuses(service: u32, settings: &Settings, now: u64) -> bool {
@@ -46,16 +43,6 @@ pub extern "C" fn breaker_refuses(service: u64, now: u64) -> u64 {
 /// Whether one of those that may pass was left.
 #[inline(always)]
 fn took_one(live: *mut EndpointLive) -> bool {
-    for _ in 0..TRIES_MAX {
-        // SAFETY: one word of a map value.
-        let left = unsafe { ptr::read_volatile(&raw const (*live).failures) };
-        if left == 0 {
-            return false;
-        }
-        // SAFETY: as above.
-        if unsafe { atomic::compare_exchange(&raw mut (*live).failures, left, left - 1) } == left {
-            return true;
-        }
-    }
-    false
+    // SAFETY: one word of a map value.
+    unsafe { atomic::update(&raw mut (*live).failures, |left| left.checked_sub(1)) }
 }

@@ -13,15 +13,12 @@ use sockway_common::{
 use crate::{
     atomic, count,
     maps::{LIMIT_POLICIES, LIMITS, SETTINGS},
-    repeat::{Turns, repeat},
 };
 
 /// `BPF_NOEXIST`.
 const NO_EXIST: u64 = 1;
 /// `-EEXIST`: another CPU made the entry first.
 const EXISTS: i32 = -17;
-/// Tries to change a word that others change: each failure is another CPU's success, which then is busy connecting for microseconds.
-const TRIES_MAX: u64 = 16;
 
 /// Nothing taken. Not on the stack, of which the hook and what it calls have 512 bytes together.
 static FRESH: LimitState = LimitState { open: 0, theoretical_ns: 0 };
@@ -113,30 +110,13 @@ pub fn sweep(key: &LimitKey, now: u64) -> bool {
 #[inline(always)]
 pub fn settle(carried: &LimitCarried) -> bool {
     let Some(state) = entry(&carried.key) else { return false };
+    let to_ns = carried.theoretical_ns;
     // SAFETY: words of a map value; while counts are carried over, nobody removes one.
     unsafe {
         atomic::fetch_add(&raw mut (*state).open, carried.opened as u64);
+        atomic::update(&raw mut (*state).theoretical_ns, |before| (before < to_ns).then_some(to_ns));
     }
-    repeat::<_, TRIES_MAX>(TRIES_MAX, &mut Postpone { state, to_ns: carried.theoretical_ns });
     true
-}
-
-/// A bucket's theoretical arrival is moved to this moment, unless it is later.
-struct Postpone {
-    state: *mut LimitState,
-    to_ns: u64,
-}
-
-impl Turns for Postpone {
-    #[inline(always)]
-    fn turn(&mut self, _: u64) -> bool {
-        // SAFETY: one word of a map value.
-        unsafe {
-            let word = &raw mut (*self.state).theoretical_ns;
-            let before = ptr::read_volatile(word);
-            before >= self.to_ns || atomic::compare_exchange(word, before, self.to_ns) == before
-        }
-    }
 }
 
 /// Whether some hooks still count in the table before: then a count below zero is one that the other table has too many.
@@ -246,32 +226,9 @@ fn try_connection(key: &LimitKey, most: u64) -> u64 {
 pub extern "C" fn take_token(source: u64, service: u64, interval_ns: u64, tolerance_ns: u64, now: u64) -> u64 {
     let limit = Limit { connections: 0, interval_ns, tolerance_ns };
     let Some(state) = LIMITS.get_ptr_mut(&unpacked(source, service)) else { return UNLIMITED };
-    let mut token = Token { state, limit, now, taken: TOO_FAST };
-    repeat::<_, TRIES_MAX>(TRIES_MAX, &mut token);
-    token.taken
-}
-
-struct Token {
-    state: *mut LimitState,
-    limit: Limit,
-    now: u64,
-    taken: u64,
-}
-
-impl Turns for Token {
-    #[inline(always)]
-    fn turn(&mut self, _: u64) -> bool {
-        // SAFETY: one word of a map value.
-        unsafe {
-            let word = &raw mut (*self.state).theoretical_ns;
-            let before = ptr::read_volatile(word);
-            let Some(next) = self.limit.arrival(before, self.now) else { return true };
-            if atomic::compare_exchange(word, before, next) == before {
-                self.taken = RESERVED;
-            }
-        }
-        self.taken == RESERVED
-    }
+    // SAFETY: one word of a map value.
+    let is_taken = unsafe { atomic::update(&raw mut (*state).theoretical_ns, |before| limit.arrival(before, now)) };
+    if is_taken { RESERVED } else { TOO_FAST }
 }
 
 /// The entry of `key`, made if there is none; `None` when there is no room for it. One that is being swept is gone in a moment.
@@ -281,7 +238,8 @@ fn living(key: &LimitKey) -> Option<*mut LimitState> {
         return entry(key);
     }
     let mut found = LIMITS.get_ptr_mut(key);
-    for _ in 0..TRIES_MAX {
+    // A loop for the verifier to follow: as a function of the kernel's it would be one call deeper than the stack allows on Linux 6.1.
+    for _ in 0..atomic::TRIES_MAX {
         // SAFETY: one word of a map value.
         if let Some(state) = found
             && unsafe { ptr::read_volatile(&raw const (*state).open) } != LIMIT_DEAD
@@ -301,32 +259,10 @@ fn living(key: &LimitKey) -> Option<*mut LimitState> {
 #[inline(always)]
 fn take_open(state: *mut LimitState, most: u64) -> bool {
     let most = if most == 0 { LIMIT_DEAD } else { most };
-    let mut opening = Opening { state, most, may_be_negative: is_carrying(), is_taken: false };
-    repeat::<_, TRIES_MAX>(TRIES_MAX, &mut opening);
-    opening.is_taken
-}
-
-struct Opening {
-    state: *mut LimitState,
-    most: u64,
-    may_be_negative: bool,
-    is_taken: bool,
-}
-
-impl Turns for Opening {
-    #[inline(always)]
-    fn turn(&mut self, _: u64) -> bool {
-        // SAFETY: one word of a map value.
-        unsafe {
-            let word = &raw mut (*self.state).open;
-            let open = ptr::read_volatile(word);
-            if open >= self.most && !(self.may_be_negative && (open as i64) < 0) {
-                return true;
-            }
-            self.is_taken = atomic::compare_exchange(word, open, open + 1) == open;
-        }
-        self.is_taken
-    }
+    // Asked anew at each try, not kept: with one word more this is beyond what Linux 6.1 lets calls have of the stack.
+    let has_room = |open: u64| open < most || (open as i64) < 0 && is_carrying();
+    // SAFETY: one word of a map value.
+    unsafe { atomic::update(&raw mut (*state).open, |open| has_room(open).then_some(open + 1)) }
 }
 
 /// Gives back one connection, and the token that it took if it never was one.
