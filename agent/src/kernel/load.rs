@@ -8,6 +8,7 @@ use std::{
     path::Path,
     sync::{Mutex, PoisonError},
     thread,
+    time::Instant,
 };
 
 use aya::{
@@ -220,7 +221,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Refused>, KernelError> {
     let at_a_time = thread::available_parallelism().map_or(1, usize::from).min(LOADED_AT_A_TIME_MAX);
     let programs = Mutex::new(ebpf.programs_mut());
     let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let load = || iter::from_fn(next).filter_map(|(name, program)| Some((name, load_program(program).err()?)));
+    let load = || iter::from_fn(next).filter_map(|(name, program)| Some((name, load_program(name, program).err()?)));
     let failed: Vec<_> = thread::scope(|scope| {
         let loaders: Vec<_> = (0..at_a_time).map(|_| scope.spawn(|| load().collect::<Vec<_>>())).collect();
         let joined =
@@ -255,7 +256,8 @@ pub fn steering(maps: &Path, netns: u64) -> Result<Ebpf, KernelError> {
     loader.override_global(STEERING_NETNS, &netns, true);
     let mut ebpf = loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
     let program = ebpf.program_mut(STEERING).ok_or_else(|| KernelError::NoProgram { name: STEERING.into() })?;
-    load_program(program).map_err(|source| KernelError::Program { hook: STEERING.into(), source: Box::new(source) })?;
+    load_program(STEERING, program)
+        .map_err(|source| KernelError::Program { hook: STEERING.into(), source: Box::new(source) })?;
     Ok(ebpf)
 }
 
@@ -264,7 +266,8 @@ fn has_loop() -> bool {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_loop).unwrap_or(false)
 }
 
-fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
+fn load_program(name: &str, program: &mut Program) -> Result<(), aya::programs::ProgramError> {
+    let began = Instant::now();
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
@@ -275,5 +278,8 @@ fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError
         Program::CgroupSockopt(program) => program.load(),
         // The object has no other kind; a new one is added here.
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
-    }
+    }?;
+    let looked_at = program.info().ok().and_then(|info| info.verified_instruction_count());
+    tracing::debug!(program = name, instructions = looked_at, elapsed = ?began.elapsed(), "verified");
+    Ok(())
 }

@@ -173,7 +173,8 @@ fn run() -> Result<()> {
     let config = Path::new("/run/nobody.yaml");
     fs::write(config, CONFIG)?;
     let mut doctor = Command::new(AGENT);
-    doctor.args(["doctor", "--config"]).arg(config);
+    // What its verifier looks at, each kernel has its own of.
+    doctor.args(["doctor", "--config"]).arg(config).env("RUST_LOG", "sockway::kernel::load=debug");
     let unavailable = step("doctor", &mut doctor)? == Some(UNAVAILABLE);
     if unavailable {
         let mut agent = Command::new(AGENT);
