@@ -8,6 +8,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -347,17 +348,28 @@ pub fn run_file(instance: &str) -> PathBuf {
     PathBuf::from(format!("/run/sockway/{instance}.json"))
 }
 
-/// The binary under test: `SOCKWAY_BIN`, else the release build, else the debug build.
+/// The binary under test: `SOCKWAY_BIN`, else the release or the debug build, whichever is newer, after saying which.
 pub fn binary() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(find_binary).clone()
+}
+
+fn find_binary() -> PathBuf {
     if let Some(named) = env::var_os("SOCKWAY_BIN") {
         let path = PathBuf::from(named);
         assert!(path.is_file(), "SOCKWAY_BIN names {}, which is no file; {HOW_TO_RUN}", path.display());
         return path;
     }
-    let build = target().join("release/sockway");
-    let candidates = [build, target().join("debug/sockway")];
-    let found = candidates.iter().find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("there is no sockway below {}; {HOW_TO_RUN}", target().display())).clone()
+    let found = newest(&["release", "debug"].map(|profile| target().join(profile).join("sockway")));
+    let found = found.unwrap_or_else(|| panic!("there is no sockway below {}; {HOW_TO_RUN}", target().display()));
+    stage::tell(&format!("SOCKWAY_BIN is not set; the newest build is tested, {}", found.display()));
+    found
+}
+
+/// The file that was written last.
+fn newest(files: &[PathBuf]) -> Option<PathBuf> {
+    let written = |path: &PathBuf| Some((fs::metadata(path).ok()?.modified().ok()?, path.clone()));
+    files.iter().filter_map(written).max().map(|(_, path)| path)
 }
 
 /// Whether it was built with optimisation: one that was not is several times slower.
@@ -438,4 +450,24 @@ fn read_admin(file: &Path, pid: u32) -> Option<SocketAddr> {
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
     // The file of an agent that was killed is still there when the next one starts.
     (json["pid"].as_u64()? == u64::from(pid)).then(|| json["admin"].as_str()?.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn the_build_that_was_written_last_is_tested() {
+        let directory = TempDir::new().unwrap();
+        let [old, new, none] = ["old", "new", "none"].map(|name| directory.path().join(name));
+        for (path, age) in [(&old, 60), (&new, 0)] {
+            let file = File::create(path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        }
+        assert_eq!(newest(&[old.clone(), new.clone(), none.clone()]), Some(new.clone()));
+        assert_eq!(newest(&[new.clone(), old]), Some(new));
+        assert_eq!(newest(&[none]), None);
+    }
 }
