@@ -14,12 +14,11 @@ use std::{
 use sockway_tests::{
     agent::{Agent, sockway},
     answer::{read_body, read_head},
-    config::{Config, Service},
+    config::Service,
     origin::Origin,
-    peers,
-    process::Room,
     stage::{Stage, tell},
     translation::{GRPC, HTTP2},
+    twice::{Said, Twice, curl},
     wait,
 };
 
@@ -88,74 +87,11 @@ impl Moody {
     }
 }
 
-/// The same service for clients of HTTP/1 and of HTTP/2, and more of them.
-struct Field {
-    agent: Agent,
-    config: Config,
-    services: Vec<Service>,
-    service: SocketAddr,
-    service2: SocketAddr,
-    stage: Stage,
-}
-
-/// What a client was told.
-#[derive(Debug)]
-struct Said {
-    status: u16,
-    text: String,
-}
-
-impl Said {
-    fn field(&self, name: &str) -> Option<&str> {
-        self.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
-    }
-
-    fn body(&self) -> &str {
-        self.text.rsplit("\r\n\r\n").next().unwrap_or_default()
-    }
-}
-
-impl Field {
-    fn set(stage: Stage, top: &[&str], keys: &[&str], endpoint: SocketAddr, more: Vec<Service>) -> Self {
-        let (service, service2) = (stage.address(), stage.address());
-        let with = |service: Service| keys.iter().fold(service, |service, key| service.set(key)).to(endpoint);
-        let one = with(Service::http("web", service));
-        let two = with(Service::http2("web2", service2).set("upstream_protocol: http1"));
-        let services: Vec<Service> = [one, two].into_iter().chain(more).collect();
-        let config = top.iter().fold(stage.config(), |config, key| config.set(key));
-        let agent = Agent::start(&config.with_services(services.clone()));
-        Self { agent, config: stage.config(), services, service, service2, stage }
-    }
-
-    /// Another say on top of the same services.
-    fn reload(&self, top: &[&str]) {
-        let config = top.iter().fold(self.config.clone(), |config, key| config.set(key));
-        self.agent.reload(&config.with_services(self.services.clone()));
-    }
-
-    fn name(arguments: &[&str]) -> &'static str {
-        if arguments.contains(&HTTP2) { "web2" } else { "web" }
-    }
-
-    #[track_caller]
-    fn curl(&self, arguments: &[&str]) -> Said {
-        let service = if arguments.contains(&HTTP2) { self.service2 } else { self.service };
-        curl(&self.stage, service, arguments)
-    }
-
-    fn metric(&self, name: &str, arguments: &[&str], label: (&str, &str)) -> f64 {
-        self.agent.metric(name, &[("service", Self::name(arguments)), label])
-    }
-}
-
+/// The same service twice with these keys, and more of them.
 #[track_caller]
-fn curl(stage: &Stage, service: SocketAddr, arguments: &[&str]) -> Said {
-    let url = format!("http://{service}/a");
-    let output = peers::curl(Room::of(&stage.clients), &[&["--include", &url], arguments].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
-    let status = text.split(' ').nth(1).and_then(|status| status.trim().parse().ok()).expect("a status");
-    Said { status, text }
+fn set(stage: Stage, top: &[&str], keys: &[&str], endpoint: SocketAddr, more: Vec<Service>) -> Twice {
+    let with = |service: Service| keys.iter().fold(service, |service, key| service.set(key)).to(endpoint);
+    Twice::set(stage, top, with, more)
 }
 
 /// What a request came to: a status of HTTP, or of gRPC.
@@ -169,17 +105,17 @@ fn a_breaker_opens_is_tried_and_closes() {
         let Some(stage) = Stage::set() else { return };
         let web = Moody::at(&stage, 200);
         let rule = "breaker: { kind: consecutive, failures: 3, open_ms: 400 }";
-        let field = Field::set(stage, &[], &[rule, "reason_header: on"], web.address(), Vec::new());
-        let state = || field.metric("sockway_breaker_state", arguments, ("service", Field::name(arguments)));
+        let field = set(stage, &[], &[rule, "reason_header: on"], web.address(), Vec::new());
+        let state = || field.metric("sockway_breaker_state", arguments, ("service", Twice::name(arguments)));
         let is_grpc = arguments.len() > 1;
         web.mood.is_grpc.store(is_grpc, Relaxed);
         let (good, bad, open) = if is_grpc { (0, 14, 14) } else { (200, 503, 503) };
-        assert_eq!((outcome(&field.curl(arguments)), state()), (good, 0.0));
+        assert_eq!((outcome(&field.curl("/a", arguments)), state()), (good, 0.0));
         web.says(503);
         let opened = Instant::now();
-        assert_eq!([(); 3].map(|()| outcome(&field.curl(arguments))), [bad; 3]);
+        assert_eq!([(); 3].map(|()| outcome(&field.curl("/a", arguments))), [bad; 3]);
         assert_eq!((web.requests(), state()), (4, 2.0));
-        let refused = field.curl(arguments);
+        let refused = field.curl("/a", arguments);
         if opened.elapsed() < Duration::from_millis(350) {
             assert_eq!((outcome(&refused), web.requests()), (open, 4), "{refused:?}");
             assert!(refused.text.contains("the breaker of the service is open"), "{refused:?}");
@@ -187,20 +123,20 @@ fn a_breaker_opens_is_tried_and_closes() {
                 assert_eq!(refused.field("x-sockway-reason"), Some("circuit_open"));
             }
             assert!(
-                field.metric("sockway_breaker_short_circuits_total", arguments, ("service", Field::name(arguments)))
+                field.metric("sockway_breaker_short_circuits_total", arguments, ("service", Twice::name(arguments)))
                     >= 1.0
             );
         }
         // A failed try: it rests again.
         wait::until("a try", wait::SOON, || {
-            field.curl(arguments);
+            field.curl("/a", arguments);
             web.requests() >= 5
         });
         assert_eq!(state(), 2.0);
         web.says(200);
-        wait::until("it to close", wait::SOON, || outcome(&field.curl(arguments)) == good);
+        wait::until("it to close", wait::SOON, || outcome(&field.curl("/a", arguments)) == good);
         assert_eq!(state(), 0.0);
-        assert_eq!([(); 5].map(|()| outcome(&field.curl(arguments))), [good; 5]);
+        assert_eq!([(); 5].map(|()| outcome(&field.curl("/a", arguments))), [good; 5]);
         assert_eq!(field.metric("sockway_breaker_transitions_total", arguments, ("to", "closed")), 1.0);
         assert!(field.metric("sockway_breaker_transitions_total", arguments, ("to", "open")) >= 2.0);
     }
@@ -211,10 +147,10 @@ fn an_open_breaker_is_told_of_and_outlives_a_reload_of_the_rest() {
     let Some(stage) = Stage::set() else { return };
     let web = Moody::at(&stage, 500);
     let rule = "breaker: { kind: consecutive, failures: 1, open_ms: 600000 }";
-    let field = Field::set(stage, &[], &[rule], web.address(), Vec::new());
-    field.curl(&[]);
+    let field = set(stage, &[], &[rule], web.address(), Vec::new());
+    field.curl("/a", &[]);
     field.reload(&["drain_timeout_ms: 4321"]);
-    assert!(field.curl(&[]).text.contains("breaker of the service is open"));
+    assert!(field.curl("/a", &[]).text.contains("breaker of the service is open"));
     let told = sockway(&["status", "--instance", field.agent.instance()]);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.contains("breaker of web is open"), "{told}");
@@ -236,11 +172,11 @@ fn a_routes_breaker_is_of_its_requests_alone() {
         );
         let other = Service::http("spare", stage.address()).to(spare.address());
         let keys = [routes.as_str(), "reason_header: on", "fallback: { respond: { status: 203 } }"];
-        let field = Field::set(stage, &[], &keys, web.address(), vec![other]);
+        let field = set(stage, &[], &keys, web.address(), vec![other]);
         let is_grpc = arguments.len() > 1;
         [&web, &spare].into_iter().for_each(|it| it.mood.is_grpc.store(is_grpc, Relaxed));
         let (good, bad) = if is_grpc { (0, 14) } else { (200, 503) };
-        let ask = |part: &str| field.curl(&[arguments, &["-H", &format!("x-part: {part}")]].concat());
+        let ask = |part: &str| field.curl("/a", &[arguments, &["-H", &format!("x-part: {part}")]].concat());
         web.says(503);
         for part in ["plain", "spared"] {
             assert_eq!([outcome(&ask(part)), outcome(&ask(part))], [bad; 2]);
@@ -258,7 +194,7 @@ fn a_routes_breaker_is_of_its_requests_alone() {
         }
         let told = sockway(&["status", "--instance", field.agent.instance()]);
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
-        let name = Field::name(arguments);
+        let name = Twice::name(arguments);
         assert!(told.contains(&format!("the breaker of the route plain of {name} is open")), "{told}");
     }
 }
@@ -281,7 +217,7 @@ fn an_endpoint_whose_breaker_is_open_is_left_out_until_a_try_succeeds() {
         let is_grpc = arguments.len() > 1;
         [&good, &bad].into_iter().for_each(|it| it.mood.is_grpc.store(is_grpc, Relaxed));
         let (fine, fails) = if is_grpc { (0, 14) } else { (200, 503) };
-        let ask = || outcome(&curl(&stage, address, arguments));
+        let ask = || outcome(&curl(&stage, address, "/a", arguments));
         let of =
             |family: &str, at: SocketAddr| agent.metric(family, &[("service", "web"), ("endpoint", &at.to_string())]);
         let opened = Instant::now();
@@ -318,7 +254,7 @@ fn who_has_only_endpoints_with_open_breakers_is_told_so_or_goes_elsewhere() {
     let other = Service::http("spare", stage.address()).to(spare.address());
     let services = [service("plain", plain, ""), service("spared", spared, ", on_open: { cluster: spare }"), other];
     let agent = Agent::start(&stage.config().with_services(services.to_vec()));
-    let ask = |address| curl(&stage, address, &[]);
+    let ask = |address| curl(&stage, address, "/a", &[]);
     assert_eq!([ask(plain).status, ask(plain).status], [500; 2]);
     let refused = ask(plain);
     assert_eq!((refused.status, refused.field("x-sockway-reason")), (503, Some("circuit_open")), "{refused:?}");
@@ -336,18 +272,18 @@ fn a_breaker_learns_nothing_of_calls_whose_callers_gave_too_little_time() {
     let web = Moody::at(&stage, 200);
     let rule = "breaker: { kind: consecutive, failures: 1, open_ms: 600000 }";
     let keys = [rule, "timeout_ms: 1500", "outlier: { consecutive_5xx: 1, max_ejection_percent: 100 }"];
-    let field = Field::set(stage, &[], &keys, web.address(), Vec::new());
+    let field = set(stage, &[], &keys, web.address(), Vec::new());
     web.mood.is_grpc.store(true, Relaxed);
     web.pauses(700);
     let impatient = [&GRPC[..], &["-H", "grpc-timeout: 100m"]].concat();
     let metric = |family| field.metric(family, &GRPC, ("service", "web2"));
-    assert_eq!([(); 3].map(|()| outcome(&field.curl(&impatient))), [4; 3]);
+    assert_eq!([(); 3].map(|()| outcome(&field.curl("/a", &impatient))), [4; 3]);
     assert_eq!(metric("sockway_breaker_callers_deadlines_total"), 3.0);
-    assert_eq!((metric("sockway_breaker_state"), outcome(&field.curl(&GRPC))), (0.0, 0));
+    assert_eq!((metric("sockway_breaker_state"), outcome(&field.curl("/a", &GRPC))), (0.0, 0));
     assert_eq!(metric("sockway_outlier_ejections_active"), 0.0);
     // The service's own time is another thing.
     web.pauses(4_000);
-    assert_eq!(outcome(&field.curl(&[&GRPC[..], &["-H", "grpc-timeout: 9S"]].concat())), 4);
+    assert_eq!(outcome(&field.curl("/a", &[&GRPC[..], &["-H", "grpc-timeout: 9S"]].concat())), 4);
     assert_eq!((metric("sockway_breaker_state"), metric("sockway_breaker_callers_deadlines_total")), (2.0, 3.0));
 }
 
@@ -391,16 +327,16 @@ fn who_takes_too_long_is_given_up_and_who_finds_no_place_is_refused() {
         let Some(stage) = Stage::set() else { return };
         let web = Moody::at(&stage, 200);
         let rule = "isolation: { timeout_ms: 1500, max_concurrency: 1 }";
-        let field = Field::set(stage, &[], &[rule, "reason_header: on"], web.address(), Vec::new());
+        let field = set(stage, &[], &[rule, "reason_header: on"], web.address(), Vec::new());
         web.pauses(4_000);
         let (late, none) = if arguments.len() > 1 { (4, 14) } else { (504, 503) };
         thread::scope(|scope| {
             let first = scope.spawn(|| {
                 let began = Instant::now();
-                (field.curl(arguments), began.elapsed())
+                (field.curl("/a", arguments), began.elapsed())
             });
             wait::until("the first to be on its way", wait::SOON, || web.requests() == 1);
-            let second = field.curl(arguments);
+            let second = field.curl("/a", arguments);
             let (first, took) = first.join().expect("no panic");
             assert_eq!((outcome(&first), outcome(&second)), (late, none), "{first:?} {second:?}");
             assert!(took >= Duration::from_millis(1_495) && took < Duration::from_millis(3_900), "{took:?}");
@@ -410,8 +346,8 @@ fn who_takes_too_long_is_given_up_and_who_finds_no_place_is_refused() {
             }
         });
         web.pauses(0);
-        assert_eq!(outcome(&field.curl(arguments)), 200, "the place was given back");
-        let count = |family| field.metric(family, arguments, ("service", Field::name(arguments)));
+        assert_eq!(outcome(&field.curl("/a", arguments)), 200, "the place was given back");
+        let count = |family| field.metric(family, arguments, ("service", Twice::name(arguments)));
         assert_eq!(count("sockway_isolation_timeouts_total"), 1.0);
         assert_eq!(count("sockway_isolation_rejected_total"), 1.0);
     }
@@ -422,8 +358,8 @@ fn a_client_of_http1_keeps_its_connection_through_timeouts_and_refusals() {
     let Some(stage) = Stage::set() else { return };
     let web = Moody::at(&stage, 200);
     let rules = ["isolation: { timeout_ms: 200 }", "breaker: { kind: consecutive, failures: 2, open_ms: 300 }"];
-    let field = Field::set(stage, &[], &rules, web.address(), Vec::new());
-    let mut session = field.stage.session(field.service);
+    let field = set(stage, &[], &rules, web.address(), Vec::new());
+    let mut session = field.stage.session(field.services[0]);
     let mut ask = || session.get("/").expect("an answer on the same connection").status;
     web.pauses(1_000);
     assert_eq!([ask(), ask(), ask()], [504, 504, 503]);
@@ -443,13 +379,13 @@ fn a_fallback_answers_for_what_it_is_told_to() {
             "request_limits: [{ kind: fixed_window, limit: 4, window_ms: 3600000 }]",
             "reason_header: on",
         ];
-        let field = Field::set(stage, &[], &rules, web.address(), Vec::new());
+        let field = set(stage, &[], &rules, web.address(), Vec::new());
         for (status, pause_ms, reason) in
             [(500, 0, "5xx"), (0, 0, "no_response"), (200, 1_000, "timeout"), (200, 0, ""), (200, 0, "limit")]
         {
             web.says(status);
             web.pauses(pause_ms);
-            let said = field.curl(arguments);
+            let said = field.curl("/a", arguments);
             if reason.is_empty() {
                 assert_eq!((said.status, said.body()), (200, "mood"), "{said:?}");
             } else if arguments.len() > 1 {
@@ -477,23 +413,23 @@ fn another_service_answers_whole_requests_when_this_one_fails() {
             "breaker: { kind: consecutive, failures: 4, open_ms: 600000 }",
         ];
         let more = vec![Service::http("backup", backup_at).to(backup.address())];
-        let field = Field::set(stage, &[], &rules, web.address(), more);
+        let field = set(stage, &[], &rules, web.address(), more);
         let post = [arguments, &["--data", "0123456789"]].concat();
         for (turn, (status, pause_ms)) in [(500, 0), (0, 0), (200, 2_000), (502, 0)].into_iter().enumerate() {
             web.says(status);
             web.pauses(pause_ms);
-            let said = field.curl(&post);
+            let said = field.curl("/a", &post);
             assert_eq!((said.status, said.body()), (201, "mood"), "{status} {pause_ms}: {said:?}");
             assert_eq!(backup.requests(), turn + 1);
             assert_eq!(backup.mood.last_bytes.load(Relaxed), 10, "the whole body");
         }
         // The breaker has seen that the service itself failed.
         let asked = web.requests();
-        assert_eq!((field.curl(&post).status, web.requests(), backup.requests()), (201, asked, 5));
+        assert_eq!((field.curl("/a", &post).status, web.requests(), backup.requests()), (201, asked, 5));
         assert_eq!(field.metric("sockway_fallbacks_total", arguments, ("reason", "circuit_open")), 1.0);
         // What its stand-in says is told as it is.
         backup.says(500);
-        assert_eq!(field.curl(arguments).status, 500);
+        assert_eq!(field.curl("/a", arguments).status, 500);
     }
 }
 
@@ -509,8 +445,8 @@ fn on_open_says_who_answers_meanwhile() {
         let service = stage.address();
         let guarded = Service::http("web", service).set(&breaker(on_open)).set(respond).to(web.address());
         let _agent = Agent::start(&stage.config().with_services([guarded].into_iter().chain(more)));
-        assert_eq!(curl(&stage, service, &[]).status, 500);
-        assert_eq!(curl(&stage, service, &[]).status, expected, "{on_open}");
+        assert_eq!(curl(&stage, service, "/a", &[]).status, 500);
+        assert_eq!(curl(&stage, service, "/a", &[]).status, expected, "{on_open}");
     }
 }
 
@@ -520,16 +456,16 @@ fn a_switch_degrades_many_services_with_a_reload() {
         let Some(stage) = Stage::set() else { return };
         let web = Moody::at(&stage, 200);
         let rule = "degrade: { switch: sale, respond: { status: 207, body: later, grpc_status: 8 } }";
-        let field = Field::set(stage, &["switches: { sale: off }"], &[rule], web.address(), Vec::new());
-        assert_eq!(outcome(&field.curl(arguments)), 200);
+        let field = set(stage, &["switches: { sale: off }"], &[rule], web.address(), Vec::new());
+        assert_eq!(outcome(&field.curl("/a", arguments)), 200);
         field.reload(&["switches: { sale: on }"]);
         let expected = if arguments.len() > 1 { 8 } else { 207 };
-        let said = field.curl(arguments);
+        let said = field.curl("/a", arguments);
         assert_eq!((outcome(&said), web.requests()), (expected, 1), "{said:?}");
         assert_eq!(field.metric("sockway_degraded_requests_total", arguments, ("switch", "sale")), 1.0);
         field.agent.metric_comes_to("sockway_switch_on", &[("switch", "sale")], 1.0);
         field.reload(&["switches: { sale: off }"]);
-        assert_eq!(outcome(&field.curl(arguments)), 200);
+        assert_eq!(outcome(&field.curl("/a", arguments)), 200);
     }
 }
 
@@ -539,8 +475,8 @@ fn a_switch_shifts_a_part_of_a_services_requests() {
     let (web, backup, backup_at) = (Moody::at(&stage, 200), Moody::at(&stage, 200), stage.address());
     let rule = "degrade: { switch: busy, shift: { percent: 30, to: backup } }";
     let more = vec![Service::http("backup", backup_at).to(backup.address())];
-    let field = Field::set(stage, &["switches: { busy: on }"], &[rule], web.address(), more);
-    let mut session = field.stage.session(field.service);
+    let field = set(stage, &["switches: { busy: on }"], &[rule], web.address(), more);
+    let mut session = field.stage.session(field.services[0]);
     assert!((0..1_000).all(|_| session.get("/").expect("an answer").status == 200));
     let shifted = backup.requests();
     // Four standard deviations of a thousand throws.

@@ -18,10 +18,10 @@ use sockway_tests::{
     process::Room,
     stage::Stage,
     translation::HTTP2,
+    twice::{BOTH, Said, Twice, curl},
     wait,
 };
 
-const BOTH: [&[&str]; 2] = [&[], &[HTTP2]];
 const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy";
 /// Ends the connection instead.
@@ -86,48 +86,21 @@ impl Told {
     }
 }
 
-/// The same service for clients of HTTP/1 and of HTTP/2, with endpoints of HTTP/1.
-struct Field {
-    agent: Agent,
-    services: [SocketAddr; 2],
-    stage: Stage,
+/// The same service twice, with these keys.
+#[track_caller]
+fn set(stage: Stage, keys: &[&str], endpoints: &[SocketAddr]) -> Twice {
+    let with =
+        |service: Service| keys.iter().fold(service, |service, key| service.set(key)).to_all(endpoints.iter().copied());
+    Twice::set(stage, &["workers: 1"], with, Vec::new())
 }
 
-impl Field {
-    fn set(stage: Stage, keys: &[&str], endpoints: &[SocketAddr]) -> Self {
-        let services = [stage.address(), stage.address()];
-        let with = |service: Service| {
-            keys.iter().fold(service, |service, key| service.set(key)).to_all(endpoints.iter().copied())
-        };
-        let config = stage
-            .config()
-            .set("workers: 1")
-            .service(with(Service::http("web", services[0])))
-            .service(with(Service::http2("web2", services[1]).set("upstream_protocol: http1")));
-        Self { agent: Agent::start(&config), services, stage }
-    }
-
-    /// The status, and all of the answer.
-    fn ask(&self, arguments: &[&str]) -> (u16, String) {
-        curl(&self.stage, self.services[usize::from(arguments.contains(&HTTP2))], arguments)
-    }
-
-    fn call(&self) -> (u16, String) {
-        let call = ["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "x", HTTP2];
-        self.ask(&call)
-    }
-
-    fn retries(&self, reason: &str) -> f64 {
-        let of = |service| self.agent.metric("sockway_retries_total", &[("reason", reason), ("service", service)]);
-        of("web") + of("web2")
-    }
+fn call(field: &Twice) -> Said {
+    let call = ["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "x", HTTP2];
+    field.curl("/", &call)
 }
 
-fn curl(stage: &Stage, service: SocketAddr, arguments: &[&str]) -> (u16, String) {
-    let url = format!("http://{service}/");
-    let output = peers::curl(Room::of(&stage.clients), &[&["--include", &url], arguments].concat());
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    (said.split(' ').nth(1).and_then(|status| status.trim().parse().ok()).unwrap_or(0), said)
+fn retries(field: &Twice, reason: &str) -> f64 {
+    field.sum("sockway_retries_total", ("reason", reason))
 }
 
 fn millis(millis: u64) -> Duration {
@@ -148,17 +121,17 @@ fn each_failure_is_tried_at_another_endpoint_where_it_is_named_and_nowhere_else(
             let answers: &'static [&'static str] = Box::leak(Box::new([answer]));
             let (bad, good) = (Told::to_say(&stage, answers), Told::to_say(&stage, &[GOOD]));
             let retry = format!("retry: {{ on: [{}] }}", if is_named { on } else { "late" });
-            let field = Field::set(stage, &[&retry], &[bad.address(), good.address()]);
+            let field = set(stage, &[&retry], &[bad.address(), good.address()]);
             for http in BOTH {
-                let mut statuses = [field.ask(http).0, field.ask(http).0];
+                let mut statuses = [field.curl("/", http).status, field.curl("/", http).status];
                 statuses.sort_unstable();
                 assert_eq!(statuses, if is_named { [200, 200] } else { [200, given] }, "{on} {http:?}");
                 // What is not idempotent is sent once.
-                let mut statuses = [(); 2].map(|()| field.ask(&[http, &["--data", "x"]].concat()).0);
+                let mut statuses = [(); 2].map(|()| field.curl("/", &[http, &["--data", "x"]].concat()).status);
                 statuses.sort_unstable();
                 assert_eq!(statuses, [200, given], "{on} {http:?}");
             }
-            let retries = field.retries(reason);
+            let retries = retries(&field, reason);
             assert!(if is_named { retries >= 2.0 } else { retries == 0.0 }, "{on}: {retries}");
             assert_eq!(bad.requests() as f64, retries + if is_named { 2.0 } else { 4.0 }, "{on}");
         }
@@ -170,13 +143,13 @@ fn who_cannot_be_reached_is_left_for_another() {
     let Some(stage) = Stage::set() else { return };
     let good = Told::to_say(&stage, &[GOOD]);
     let nobody = stage.address();
-    let field = Field::set(stage, &["retry: { on: [connect_failure] }"], &[nobody, good.address()]);
+    let field = set(stage, &["retry: { on: [connect_failure] }"], &[nobody, good.address()]);
     for http in BOTH {
         // Nobody can have seen it: it may be anything.
-        let statuses = [(); 2].map(|()| field.ask(&[http, &["--data", "x"]].concat()).0);
+        let statuses = [(); 2].map(|()| field.curl("/", &[http, &["--data", "x"]].concat()).status);
         assert_eq!(statuses, [200, 200]);
     }
-    assert!(field.retries("connect_failure") >= 1.0);
+    assert!(retries(&field, "connect_failure") >= 1.0);
 }
 
 #[test]
@@ -184,15 +157,15 @@ fn who_is_late_is_left_for_another() {
     let Some(stage) = Stage::set() else { return };
     let (slow, good) = (Told::to_say_after(&stage, &[GOOD], millis(3000)), Told::to_say(&stage, &[GOOD]));
     let keys = "retry: { on: [late], per_try_timeout_ms: 150, non_idempotent: on }";
-    let field = Field::set(stage, &[keys], &[slow.address(), good.address()]);
+    let field = set(stage, &[keys], &[slow.address(), good.address()]);
     for http in BOTH {
         for _ in 0..2 {
             let began = Instant::now();
-            assert_eq!(field.ask(&[http, &["--data", "x"]].concat()).0, 200);
+            assert_eq!(field.curl("/", &[http, &["--data", "x"]].concat()).status, 200);
             assert!(began.elapsed() < millis(2000), "{:?}", began.elapsed());
         }
     }
-    assert!(field.retries("late") >= 2.0);
+    assert!(retries(&field, "late") >= 2.0);
 }
 
 #[test]
@@ -214,8 +187,8 @@ fn a_refused_stream_is_tried_at_another_endpoint_whatever_it_asks() {
     let with = with.to(refusing.address()).to(good);
     let agent = Agent::start(&stage.config().set("workers: 1").service(with));
     for _ in 0..2 {
-        let (status, said) = curl(&stage, service, &[HTTP2, "--data", "x"]);
-        assert!(![0, 502, 503].contains(&status), "{said}");
+        let said = curl(&stage, service, "/", &[HTTP2, "--data", "x"]);
+        assert!(![0, 502, 503].contains(&said.status), "{said:?}");
     }
     agent.metric_reaches("sockway_retries_total", &[("reason", "refused_stream")], 1.0);
 }
@@ -232,9 +205,9 @@ fn a_call_is_tried_again_by_its_status_wherever_that_stands() {
         let Some(stage) = Stage::set() else { return };
         let told = Told::to_say(&stage, answers);
         let keys = "retry: { attempts: 3, on: [{ grpc: [unavailable] }] }";
-        let field = Field::set(stage, &[keys], &[told.address()]);
-        let (status, said) = field.call();
-        assert!(status == 200 && said.contains("grpc-status: 0"), "{said}");
+        let field = set(stage, &[keys], &[told.address()]);
+        let said = call(&field);
+        assert!(said.status == 200 && said.text.contains("grpc-status: 0\r\n"), "{said:?}");
         let of = |head: &Head, name: &str| head.get(name).map(str::to_owned);
         let found: Vec<_> = told
             .asked()
@@ -243,7 +216,7 @@ fn a_call_is_tried_again_by_its_status_wherever_that_stands() {
             .collect();
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(found, [(text("1"), None), (text("2"), text("1")), (text("3"), text("2"))]);
-        assert_eq!(field.retries("grpc"), 2.0);
+        assert_eq!(retries(&field, "grpc"), 2.0);
     }
 }
 
@@ -255,9 +228,9 @@ fn a_server_of_grpc_says_when_it_may_be_asked_again() {
                          grpc-retry-pushback-ms: -1\r\nContent-Length: 0\r\n\r\n";
     let Some(stage) = Stage::set() else { return };
     let told = Told::to_say(&stage, &[LATER, NEVER]);
-    let field = Field::set(stage, &["retry: { attempts: 5, on: [{ grpc: [unavailable] }] }"], &[told.address()]);
-    let (_, said) = field.call();
-    assert!(said.contains("grpc-status: 14"), "{said}");
+    let field = set(stage, &["retry: { attempts: 5, on: [{ grpc: [unavailable] }] }"], &[told.address()]);
+    let said = call(&field);
+    assert_eq!(said.field("grpc-status"), Some("14"), "{said:?}");
     let gaps = told.gaps();
     assert!(gaps.len() == 1 && gaps[0] >= millis(400) && gaps[0] < millis(1500), "{gaps:?}");
 }
@@ -268,12 +241,12 @@ fn retries_wait_as_long_as_they_are_told_and_their_endpoint_says() {
     let Some(stage) = Stage::set() else { return };
     let told = Told::to_say(&stage, &[BUSY, BUSY, BUSY, GOOD, LATER, GOOD]);
     let keys = "retry: { attempts: 3, back_off: { base_ms: 100, max_ms: 100, heed_answers: on } }";
-    let field = Field::set(stage, &[keys], &[told.address()]);
-    assert_eq!(field.ask(&[]).0, 200);
+    let field = set(stage, &[keys], &[told.address()]);
+    assert_eq!(field.curl("/", &[]).status, 200);
     let gaps = told.gaps();
     assert!(gaps.len() == 3 && gaps.iter().all(|gap| *gap < millis(1000)), "{gaps:?}");
     assert!(gaps.iter().any(|gap| *gap > millis(2)), "somebody has waited: {gaps:?}");
-    assert_eq!(field.ask(&[HTTP2]).0, 200);
+    assert_eq!(field.curl("/", &[HTTP2]).status, 200);
     let last = *told.gaps().last().expect("a retry");
     assert!(last >= millis(1000) && last < millis(2500), "{last:?}");
 }
@@ -283,12 +256,12 @@ fn no_retry_begins_behind_the_requests_time() {
     let Some(stage) = Stage::set() else { return };
     let told = Told::to_say_after(&stage, &[BUSY], millis(60));
     let keys = ["retry: { attempts: 10, back_off: { base_ms: 50, max_ms: 100 } }", "timeout_ms: 400"];
-    let field = Field::set(stage, &keys, &[told.address()]);
+    let field = set(stage, &keys, &[told.address()]);
     for http in BOTH {
         let before = told.requests();
         let began = Instant::now();
-        let (status, said) = field.ask(http);
-        assert!([503, 504].contains(&status), "{said}");
+        let said = field.curl("/", http);
+        assert!([503, 504].contains(&said.status), "{said:?}");
         assert!(began.elapsed() < millis(1500), "{:?}", began.elapsed());
         let asked = told.asked().split_off(before);
         assert!((2..=7).contains(&asked.len()), "{}", asked.len());
@@ -302,7 +275,7 @@ fn what_fails_does_not_become_a_multiple_of_itself() {
     let Some(stage) = Stage::set() else { return };
     let told: Vec<Told> = (0..4).map(|_| Told::to_say_after(&stage, &[BUSY], millis(300))).collect();
     let endpoints: Vec<SocketAddr> = told.iter().map(Told::address).collect();
-    let field = Field::set(stage, &["retry: { attempts: 3, budget: { percent: 20, min: 3 } }"], &endpoints);
+    let field = set(stage, &["retry: { attempts: 3, budget: { percent: 20, min: 3 } }"], &endpoints);
     let asking: Vec<_> = (0..CLIENTS)
         .map(|_| {
             let mut session = field.stage.session(field.services[0]);
@@ -312,7 +285,7 @@ fn what_fails_does_not_become_a_multiple_of_itself() {
     assert!(asking.into_iter().all(|asking| asking.join().expect("a client") == 503));
     let asked: usize = told.iter().map(Told::requests).sum();
     let over = field.agent.metric("sockway_cluster_efforts_total", &[("effort", "over_budget"), ("service", "web")]);
-    assert_eq!(asked as f64, CLIENTS as f64 + field.retries("gateway_error"));
+    assert_eq!(asked as f64, CLIENTS as f64 + retries(&field, "gateway_error"));
     // At most 8 of 40 at a time, each three times; who comes behind finds room again.
     assert!(asked > CLIENTS && asked <= 2 * CLIENTS, "{asked} asked, {over} over the budget");
     assert!(over >= 10.0, "{over}");
@@ -323,16 +296,16 @@ fn the_first_good_answer_wins_and_the_slow_one_is_taken_back() {
     let Some(stage) = Stage::set() else { return };
     let (slow, good) = (Told::to_say_after(&stage, &[GOOD], millis(4000)), Told::to_say(&stage, &[GOOD]));
     let keys = "retry: { on: [reset], hedge: { after_ms: 100 } }";
-    let field = Field::set(stage, &[keys], &[slow.address(), good.address()]);
+    let field = set(stage, &[keys], &[slow.address(), good.address()]);
     for http in BOTH {
         for _ in 0..2 {
             let began = Instant::now();
-            assert_eq!(field.ask(http).0, 200);
+            assert_eq!(field.curl("/", http).status, 200);
             assert!(began.elapsed() < millis(3000), "{:?}", began.elapsed());
         }
     }
     assert!(slow.requests() >= 2, "both were asked");
-    assert_eq!(slow.requests() as f64, field.retries("hedged"));
+    assert_eq!(slow.requests() as f64, retries(&field, "hedged"));
     wait::until("the slow one to be told", wait::SOON, || slow.origin.open() == 0);
 }
 
@@ -341,11 +314,11 @@ fn nothing_is_tried_again_of_which_a_byte_was_passed_on() {
     const CUT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
     let Some(stage) = Stage::set() else { return };
     let told = Told::to_say(&stage, &[CUT, CUT, GOOD]);
-    let field = Field::set(stage, &["retry: { attempts: 3, on: [5xx] }"], &[told.address()]);
+    let field = set(stage, &["retry: { attempts: 3, on: [5xx] }"], &[told.address()]);
     for http in BOTH {
         // Whatever curl has read of it before the connection was reset.
-        let (status, said) = field.ask(http);
-        assert!([0, 200].contains(&status) && !said.contains("good"), "{said}");
+        let said = field.heard("/", http);
+        assert!([0, 200].contains(&said.status) && !said.text.contains("good"), "{said:?}");
     }
     assert_eq!(told.requests(), 2);
 }
@@ -355,10 +328,10 @@ fn a_route_has_retries_of_its_own() {
     let Some(stage) = Stage::set() else { return };
     let told = Told::to_say(&stage, &[BUSY, GOOD, BUSY]);
     let routes = "routes: [{ match: { methods: [GET] }, retry: { attempts: 2 } }]";
-    let field = Field::set(stage, &[routes], &[told.address()]);
-    assert_eq!(field.ask(&[]).0, 200);
-    assert_eq!(field.ask(&["-X", "PUT"]).0, 503);
-    assert_eq!((told.requests(), field.retries("gateway_error")), (3, 1.0));
+    let field = set(stage, &[routes], &[told.address()]);
+    assert_eq!(field.curl("/", &[]).status, 200);
+    assert_eq!(field.curl("/", &["-X", "PUT"]).status, 503);
+    assert_eq!((told.requests(), retries(&field, "gateway_error")), (3, 1.0));
 }
 
 /// What most requests need is little, and what a failed one needs is made of where it stood: nothing of it may be lost, nor of what follows.

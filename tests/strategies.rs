@@ -13,15 +13,15 @@ use sockway_tests::{
     answer::{read_body, read_head},
     config::Service,
     origin::Origin,
-    peers::{self, Nghttpd},
+    peers::Nghttpd,
     process::Room,
     stage::Stage,
     translation::HTTP2,
+    twice::{BOTH, Said, Twice, curl},
     wait,
     web::{Web, pattern},
 };
 
-const BOTH: [&[&str]; 2] = [&[], &[HTTP2]];
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy";
 const BROKEN: &str = "HTTP/1.1 500 Broken\r\nContent-Length: 6\r\n\r\nbroken";
@@ -71,72 +71,25 @@ impl Told {
     }
 }
 
-/// The same service for clients of HTTP/1 and of HTTP/2.
-struct Field {
-    agent: Agent,
-    service: SocketAddr,
-    service2: SocketAddr,
-    stage: Stage,
-}
-
-/// What curl was told.
-#[derive(Debug)]
-struct Said {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Field {
-    fn set(stage: Stage, strategy: &str, endpoints: &[SocketAddr]) -> Self {
-        Self::set_with(stage, &[strategy], |service| service.to_all(endpoints.iter().copied()))
-    }
-
-    fn set_with(stage: Stage, keys: &[&str], with: impl Fn(Service) -> Service) -> Self {
-        let (service, service2) = (stage.address(), stage.address());
-        let with = |service: Service| with(keys.iter().fold(service, |service, key| service.set(key)));
-        // One worker: what takes turns does so for all requests.
-        let config = stage
-            .config()
-            .set("workers: 1")
-            .service(with(Service::http("web", service)))
-            .service(with(Service::http2("web2", service2).set("upstream_protocol: http1")));
-        Self { agent: Agent::start(&config), service, service2, stage }
-    }
-
-    #[track_caller]
-    fn curl(&self, path: &str, arguments: &[&str]) -> Said {
-        let service = if arguments.contains(&HTTP2) { self.service2 } else { self.service };
-        curl(&self.stage, service, path, arguments)
-    }
-
-    fn efforts(&self, effort: &str) -> f64 {
-        let of =
-            |service| self.agent.metric("sockway_cluster_efforts_total", &[("effort", effort), ("service", service)]);
-        of("web") + of("web2")
-    }
-
-    fn outcomes(&self, outcome: &str) -> f64 {
-        self.agent.metric("sockway_requests_total", &[("outcome", outcome)])
-    }
+/// The same service twice, by this strategy.
+#[track_caller]
+fn set(stage: Stage, strategy: &str, endpoints: &[SocketAddr]) -> Twice {
+    set_with(stage, &[strategy], |service| service.to_all(endpoints.iter().copied()))
 }
 
 #[track_caller]
-fn curl(stage: &Stage, service: SocketAddr, path: &str, arguments: &[&str]) -> Said {
-    let url = format!("http://{service}{path}");
-    let output = peers::curl(Room::of(&stage.clients), &[&["--include", &url], arguments].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut rest = output.stdout;
-    loop {
-        let end = rest.windows(4).position(|window| window == b"\r\n\r\n").expect("a head") + 4;
-        let body = rest.split_off(end);
-        let head = String::from_utf8_lossy(&rest).into_owned();
-        let status = head.split(' ').nth(1).and_then(|status| status.trim().parse().ok()).expect("a status");
-        if status >= 200 {
-            return Said { status, head, body };
-        }
-        rest = body;
-    }
+fn set_with(stage: Stage, keys: &[&str], with: impl Fn(Service) -> Service) -> Twice {
+    let with = |service: Service| with(keys.iter().fold(service, |service, key| service.set(key)));
+    // One worker: what takes turns does so for all requests.
+    Twice::set(stage, &["workers: 1"], with, Vec::new())
+}
+
+fn efforts(field: &Twice, effort: &str) -> f64 {
+    field.sum("sockway_cluster_efforts_total", ("effort", effort))
+}
+
+fn outcomes(field: &Twice, outcome: &str) -> f64 {
+    field.agent.metric("sockway_requests_total", &[("outcome", outcome)])
 }
 
 #[test]
@@ -144,7 +97,7 @@ fn failover_asks_another_endpoint_for_what_may_be_repeated() {
     let Some(stage) = Stage::set() else { return };
     let (busy, mute, web) = (Told::to_say(&stage, BUSY), Told::to_say(&stage, MUTE), stage.web("good"));
     let endpoints = [busy.address(), mute.address(), web.address()];
-    let field = Field::set(stage, "cluster: failover", &endpoints);
+    let field = set(stage, "cluster: failover", &endpoints);
     for http in BOTH {
         for _ in 0..6 {
             let said = field.curl("/", http);
@@ -154,7 +107,7 @@ fn failover_asks_another_endpoint_for_what_may_be_repeated() {
         assert_eq!((said.status, &*said.body), (200, &b"some body"[..]), "{said:?}");
     }
     assert!(busy.requests() > 0 && mute.requests() > 0);
-    assert_eq!(field.efforts("retried"), (busy.requests() + mute.requests()) as f64);
+    assert_eq!(efforts(&field, "retried"), (busy.requests() + mute.requests()) as f64);
     // What has an effect each time is asked of one, and its answer is given.
     let (before, good) = (busy.requests() + mute.requests(), web.requests());
     let statuses: Vec<u16> =
@@ -173,7 +126,7 @@ fn failover_repeats_the_whole_body_where_it_is_told_to() {
     let Some(stage) = Stage::set() else { return };
     let (busy, web) = (Told::to_say(&stage, BUSY), stage.web("good"));
     let endpoints = [busy.address(), web.address()];
-    let field = Field::set(stage, "cluster: { strategy: failover, non_idempotent: on }", &endpoints);
+    let field = set(stage, "cluster: { strategy: failover, non_idempotent: on }", &endpoints);
     let body = pattern(60_000);
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), &body).expect("a body");
@@ -183,7 +136,7 @@ fn failover_repeats_the_whole_body_where_it_is_told_to() {
         for more in [&[][..], &["-H", unknown], &["-H", "Expect: 100-continue"]] {
             for _ in 0..2 {
                 let said = field.curl("/echo-chunked", &[http, more, &["--data-binary", &data]].concat());
-                assert!(said.status == 200 && said.body == body, "{} {} {more:?}", said.head, said.body.len());
+                assert!(said.status == 200 && said.body == body, "{} {} {more:?}", said.text, said.body.len());
             }
         }
     }
@@ -195,7 +148,7 @@ fn failover_repeats_the_whole_body_where_it_is_told_to() {
 fn what_is_too_long_to_be_kept_goes_its_way_once() {
     let Some(stage) = Stage::set() else { return };
     let web = stage.web("good");
-    let field = Field::set(stage, "cluster: failover", &[web.address()]);
+    let field = set(stage, "cluster: failover", &[web.address()]);
     let body = pattern(300_000);
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), &body).expect("a body");
@@ -205,10 +158,10 @@ fn what_is_too_long_to_be_kept_goes_its_way_once() {
         let unknown = if http.is_empty() { "Transfer-Encoding: chunked" } else { "Content-Length:" };
         for more in [&[][..], &["-H", unknown]] {
             let said = field.curl("/echo", &[http, more, &["-X", "PUT", "--data-binary", &data]].concat());
-            assert!(said.status == 200 && said.body == body, "{} {} {more:?}", said.head, said.body.len());
+            assert!(said.status == 200 && said.body == body, "{} {} {more:?}", said.text, said.body.len());
         }
         let said = field.curl("/bytes/3000000", http);
-        assert!(said.body == pattern(3_000_000) && said.status == 200, "{}", said.head);
+        assert!(said.body == pattern(3_000_000) && said.status == 200, "{}", said.text);
         assert_eq!(field.curl("/status/204", http).status, 204);
         assert!(field.curl("/bytes/70", &[http, &["--head"]].concat()).body.is_empty());
     }
@@ -241,7 +194,7 @@ fn failfast_asks_once() {
     let Some(stage) = Stage::set() else { return };
     let (mute, web) = (Told::to_say(&stage, MUTE), stage.web("good"));
     let endpoints = [mute.address(), web.address()];
-    let field = Field::set(stage, "cluster: failfast", &endpoints);
+    let field = set(stage, "cluster: failfast", &endpoints);
     for http in BOTH {
         let (asked, good) = (mute.requests(), web.requests());
         let statuses: Vec<u16> = (0..6).map(|_| field.curl("/", http).status).collect();
@@ -256,18 +209,18 @@ fn failsafe_says_that_it_went_well_and_tells_whose_word_that_is() {
     let Some(stage) = Stage::set() else { return };
     let endpoints = [MUTE, BROKEN, OK].map(|answer| Told::to_say(&stage, answer));
     let addresses = endpoints.each_ref().map(Told::address);
-    let field = Field::set(stage, "cluster: failsafe", &addresses);
+    let field = set(stage, "cluster: failsafe", &addresses);
     for http in BOTH {
         let said: Vec<Said> = (0..6).map(|_| field.curl("/", &[http, &["--data", "x"]].concat())).collect();
         assert!(said.iter().all(|said| said.status == 200), "{said:?}");
-        let ours = said.iter().filter(|said| said.head.contains("x-sockway-cluster: failsafe"));
+        let ours = said.iter().filter(|said| said.text.contains("x-sockway-cluster: failsafe"));
         assert_eq!(ours.inspect(|said| assert!(said.body.is_empty(), "{said:?}")).count(), 4);
         assert_eq!(said.iter().filter(|said| said.body == b"good").count(), 2);
     }
-    assert_eq!((field.efforts("absorbed"), field.outcomes("failsafe")), (8.0, 8.0));
+    assert_eq!((efforts(&field, "absorbed"), outcomes(&field, "failsafe")), (8.0, 8.0));
     let grpc = ["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@/dev/null", HTTP2];
     let said: Vec<Said> = (0..3).map(|_| field.curl("/a.B/C", &grpc)).collect();
-    let empty = said.iter().filter(|said| said.body.starts_with(&[0; 5]) && said.head.contains("application/grpc"));
+    let empty = said.iter().filter(|said| said.body.starts_with(&[0; 5]) && said.text.contains("application/grpc"));
     assert_eq!(empty.count(), 2, "{said:?}");
 }
 
@@ -277,7 +230,7 @@ fn forking_takes_the_first_good_answer_and_gives_the_others_up() {
     let slow = Told::to_say_after(&stage, OK, Duration::from_secs(3));
     let (broken, web) = (Told::to_say(&stage, BROKEN), stage.web("good"));
     let endpoints = [slow.address(), broken.address(), web.address()];
-    let field = Field::set(stage, "cluster: { strategy: forking, forks: 3 }", &endpoints);
+    let field = set(stage, "cluster: { strategy: forking, forks: 3 }", &endpoints);
     for http in BOTH {
         let began = Instant::now();
         let said = field.curl("/", http);
@@ -286,7 +239,7 @@ fn forking_takes_the_first_good_answer_and_gives_the_others_up() {
     }
     wait::until("all to be asked twice", wait::SOON, || (slow.requests(), broken.requests()) == (2, 2));
     wait::until("the slow one's connections to be ended", wait::SOON, || slow.origin.open() == 0);
-    assert_eq!((web.requests(), field.efforts("copied")), (2, 4.0));
+    assert_eq!((web.requests(), efforts(&field, "copied")), (2, 4.0));
     // A POST goes to one of them.
     field.curl("/", &["--data", "x", "--max-time", "10"]);
     assert_eq!(slow.requests() + broken.requests() + web.requests(), 7);
@@ -301,8 +254,7 @@ fn a_broadcast_reaches_all_and_comes_to_what_its_rule_says() {
         let answers = (0..3).map(|index| if index < bad { BROKEN } else { OK });
         let endpoints: Vec<Told> = answers.map(|answer| Told::to_say(&stage, answer)).collect();
         let addresses: Vec<SocketAddr> = endpoints.iter().map(Told::address).collect();
-        let field =
-            Field::set(stage, &format!("cluster: {{ strategy: broadcast, aggregate: {aggregate} }}"), &addresses);
+        let field = set(stage, &format!("cluster: {{ strategy: broadcast, aggregate: {aggregate} }}"), &addresses);
         for (turn, http) in BOTH.into_iter().enumerate() {
             let said = field.curl("/purge", &[http, &["--data", "key=1"]].concat());
             let body: &[u8] = if expected == 200 { b"good" } else { b"broken" };
@@ -323,7 +275,7 @@ fn a_broadcast_goes_on_when_the_caller_has_its_answer_or_is_gone() {
     let (quick, dead) = (Told::to_say(&stage, OK), stage.address());
     let endpoints = [slow.address(), quick.address()];
     let strategy = "cluster: { strategy: broadcast, aggregate: first }";
-    let field = Field::set(stage, strategy, &endpoints);
+    let field = set(stage, strategy, &endpoints);
     for http in BOTH {
         assert_eq!(field.curl("/", http).status, 200);
     }
@@ -343,7 +295,7 @@ fn a_broadcast_goes_on_when_the_caller_has_its_answer_or_is_gone() {
     }
     let stage = field.stage;
     drop(field.agent);
-    let field = Field::set(stage, "cluster: broadcast", &[quick.address(), dead]);
+    let field = set(stage, "cluster: broadcast", &[quick.address(), dead]);
     for http in BOTH {
         assert_eq!(field.curl("/", http).status, 503, "not everybody got it");
     }
@@ -357,7 +309,7 @@ fn a_multicast_is_for_those_with_the_labels() {
         let service = service.to_with(webs[0].address(), "labels: { group: a }");
         service.to_with(webs[1].address(), "labels: { group: a }").to_with(webs[2].address(), "labels: { group: b }")
     };
-    let field = Field::set_with(stage, &["cluster: { strategy: multicast, subset: { group: a } }"], with);
+    let field = set_with(stage, &["cluster: { strategy: multicast, subset: { group: a } }"], with);
     for http in BOTH {
         assert_eq!(field.curl("/", http).status, 200);
     }
@@ -367,7 +319,7 @@ fn a_multicast_is_for_those_with_the_labels() {
     drop(agent);
     // A broadcast by way of a route that leads to a subset.
     let routes = "routes: [{ match: { path: { prefix: /b } }, subset: { group: b }, rewrite: { prefix: / } }]";
-    let field = Field::set_with(stage, &["cluster: broadcast", routes], with);
+    let field = set_with(stage, &["cluster: broadcast", routes], with);
     for http in BOTH {
         assert_eq!((field.curl("/b/", http).status, field.curl("/", http).status), (200, 200));
     }
@@ -379,24 +331,24 @@ fn failback_sends_what_failed_again_later() {
     let Some(stage) = Stage::set() else { return };
     let endpoint = stage.address();
     let strategy = "cluster: { strategy: failback, interval_ms: 400, retries: 100, tasks: 2 }";
-    let field = Field::set(stage, strategy, &[endpoint]);
+    let field = set(stage, strategy, &[endpoint]);
     for http in BOTH {
         let said = field.curl("/echo", &[http, &["-X", "PUT", "--data", "note"]].concat());
         assert_eq!((said.status, said.body.len()), (202, 0), "{said:?}");
-        assert!(said.head.contains("x-sockway-cluster: failback"), "{}", said.head);
+        assert!(said.text.contains("x-sockway-cluster: failback"), "{}", said.text);
         assert_eq!(field.curl("/echo", &[http, &["--data", "note"]].concat()).status, 503, "a POST is not sent again");
     }
     let waiting = || {
         let of = |service| field.agent.metric("sockway_cluster_waiting", &[("service", service)]);
         [of("web"), of("web2")]
     };
-    assert_eq!((waiting(), field.outcomes("failback")), ([1.0, 1.0], 2.0));
+    assert_eq!((waiting(), outcomes(&field, "failback")), ([1.0, 1.0], 2.0));
     assert_eq!(field.curl("/1", &[]).status, 202);
     assert_eq!(field.curl("/2", &[]).status, 503, "no more than two wait");
-    assert_eq!((field.efforts("full"), field.efforts("deferred")), (1.0, 3.0));
+    assert_eq!((efforts(&field, "full"), efforts(&field, "deferred")), (1.0, 3.0));
     let web = field.stage.web_at("back", endpoint);
     wait::until("nobody to wait any more", wait::SOON, || waiting() == [0.0, 0.0]);
-    assert_eq!((field.efforts("delivered"), field.efforts("dropped"), web.requests()), (3.0, 0.0, 3));
+    assert_eq!((efforts(&field, "delivered"), efforts(&field, "dropped"), web.requests()), (3.0, 0.0, 3));
     assert_eq!(field.curl("/", &[]).status, 200);
 }
 
@@ -428,7 +380,7 @@ fn failback_gives_up_after_its_tries_and_keeps_nothing_of_a_service_that_is_gone
 fn the_strategy_is_named_to_who_asks() {
     let Some(stage) = Stage::set() else { return };
     let web = stage.web("good");
-    let field = Field::set(stage, "cluster: { strategy: failover, retries: 1 }", &[web.address()]);
+    let field = set(stage, "cluster: { strategy: failover, retries: 1 }", &[web.address()]);
     let status: serde_json::Value = serde_json::from_slice(&field.agent.admin("/status").body).expect("JSON");
     assert_eq!(status["services"][0]["cluster"], "failover");
     let config: serde_json::Value = serde_json::from_slice(&field.agent.admin("/config").body).expect("JSON");

@@ -9,6 +9,7 @@
 //! - [`origin`], [`web`], [`datagram`]: endpoints that say their name, in threads of the test;
 //! - [`peers`]: real programs: curl, python3, wrk, nginx, nghttpd, redis; [`databases`]: those that keep data;
 //! - [`frames`]: one side of an HTTP/2 connection, frame by frame; [`tls`]: certificates, and either side of a TLS connection;
+//! - [`twice`], [`filtered`]: a service for clients of HTTP/1 and of HTTP/2, asked by curl; [`translation`]: a hop between the two;
 //! - [`slow`]: an endpoint that takes its time;
 //! - [`pod`]: a program in a namespace of its own, and a client outside;
 //! - [`pair`]: two sockets joined by the shortcut;
@@ -48,5 +49,6 @@ pub mod stage;
 pub mod tls;
 pub mod torture;
 pub mod translation;
+pub mod twice;
 pub mod wait;
 pub mod web;
