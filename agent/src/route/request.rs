@@ -2,10 +2,13 @@
 
 use std::iter;
 
-use http::{HeaderMap, header, request::Parts, uri::PathAndQuery};
-use memchr::memchr;
+use http::{HeaderMap, HeaderValue, header, request::Parts, uri::PathAndQuery};
+use memchr::{memchr, memrchr};
 
 use crate::cluster::Dialler;
+
+/// A space, `HTTP/1.1` and CRLF: what stands behind the target, nearly always.
+const VERSION_BYTES: usize = 11;
 
 /// A request's head where it stands: in the buffer that HTTP/1 was received in, or in the fields that HTTP/2 was decoded into.
 ///
@@ -42,10 +45,13 @@ impl<'r> Request<'r> {
     pub fn of_http1(head: &'r [u8], is_secure: bool, caller: u64) -> Self {
         let end = memchr(b'\n', head).map_or(head.len(), |end| end + 1);
         let (line, lines) = head.split_at(end);
-        // Both are short: a method, and a version.
+        // It is short.
         let (method, rest) = line.split_at(line.iter().position(|byte| *byte == b' ').unwrap_or(line.len()));
         let rest = rest.get(1..).unwrap_or_default();
-        let target = &rest[..rest.iter().rposition(|byte| *byte == b' ').unwrap_or(rest.len())];
+        let target = match rest.len().checked_sub(VERSION_BYTES) {
+            Some(end) if rest[end] == b' ' => &rest[..end],
+            _ => &rest[..memrchr(b' ', rest).unwrap_or(rest.len())],
+        };
         let (authority, path_and_query) = match method {
             b"CONNECT" => (target, &b""[..]),
             _ => split_target(target),
@@ -86,7 +92,11 @@ impl<'r> Request<'r> {
     /// The authority without its port.
     pub fn host(&self) -> &'r [u8] {
         let authority = self.authority();
-        match authority.iter().rposition(|byte| *byte == b':') {
+        // No port ends with a letter.
+        if authority.last().is_some_and(u8::is_ascii_alphabetic) {
+            return authority;
+        }
+        match memrchr(b':', authority) {
             Some(colon) if !authority[colon..].contains(&b']') => &authority[..colon],
             _ => authority,
         }
@@ -104,7 +114,10 @@ impl<'r> Request<'r> {
 
     /// The first of them.
     pub fn header(&self, name: &'r str) -> Option<&'r [u8]> {
-        self.headers(name).next()
+        match self.fields {
+            Fields::Lines(lines) => values(lines, name).next(),
+            Fields::Map(map) => map.get(name).map(HeaderValue::as_bytes),
+        }
     }
 
     /// The first value of each of these names, which are in lower case: one pass over the head for all of them.
@@ -174,21 +187,24 @@ impl<'r> Fields<'r> {
             Self::Lines(lines) => (lines, None),
             Self::Map(map) => (&b""[..], Some(map)),
         };
-        let mut left = lines;
-        let of_lines = iter::from_fn(move || {
-            while !left.is_empty() {
-                let end = memchr(b'\n', left).map_or(left.len(), |end| end + 1);
-                let (line, rest) = left.split_at(end);
-                left = rest;
-                if let Some(value) = value_of(line, name.as_bytes()) {
-                    return Some(value);
-                }
-            }
-            None
-        });
-        let of_map = map.into_iter().flat_map(move |map| map.get_all(name).iter().map(http::HeaderValue::as_bytes));
-        of_lines.chain(of_map)
+        let of_map = map.into_iter().flat_map(move |map| map.get_all(name).iter().map(HeaderValue::as_bytes));
+        values(lines, name).chain(of_map)
     }
+}
+
+/// The values of the fields of this name among those of HTTP/1.
+fn values<'l>(lines: &'l [u8], name: &'l str) -> impl Iterator<Item = &'l [u8]> + use<'l> {
+    let mut left = lines;
+    iter::from_fn(move || {
+        while !left.is_empty() {
+            let (line, further) = left.split_at(memchr(b'\n', left).map_or(left.len(), |end| end + 1));
+            left = further;
+            if let Some(value) = value_of(line, name.as_bytes()) {
+                return Some(value);
+            }
+        }
+        None
+    })
 }
 
 /// The value in a line of HTTP/1, if its field has this name.

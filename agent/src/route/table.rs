@@ -8,12 +8,16 @@
 #[cfg(test)]
 mod tests;
 
-use std::{cmp::Reverse, collections::HashMap, hash::BuildHasherDefault};
+use std::{cmp::Reverse, iter};
 
-use super::{Request, caller, tree::Tree, words::Words};
+use memchr::{memchr_iter, memrchr_iter};
+
+use super::{
+    Request, caller,
+    tree::Tree,
+    words::{Lengths, Map},
+};
 use crate::config::route::{GrpcMatch, HostMatch, Match, PathMatch, Route, Segment, TextMatch};
-
-type Map<V> = HashMap<Box<[u8]>, V, BuildHasherDefault<Words>>;
 
 /// No host is longer (RFC 1035 section 2.3.4).
 const HOST_BYTES_MAX: usize = 255;
@@ -24,6 +28,8 @@ pub struct Table {
     exact: Map<Paths>,
     /// Without the first dot.
     suffixes: Map<Paths>,
+    exact_lengths: Lengths,
+    suffix_lengths: Lengths,
     /// Each an own group: expressions, then whatever comes.
     others: Vec<(Option<usize>, Paths)>,
     /// Of each route, how many come before it.
@@ -34,11 +40,11 @@ pub struct Table {
 #[derive(Debug, Default)]
 struct Paths {
     exact: Map<Vec<usize>>,
+    exact_lengths: Lengths,
     templates: Tree,
     regexes: Vec<usize>,
     prefixes: Map<Vec<usize>>,
-    /// Of the longest prefix.
-    prefix_bytes_max: usize,
+    prefix_lengths: Lengths,
     any: Vec<usize>,
 }
 
@@ -115,8 +121,15 @@ impl Table {
     /// The group that a route is in; those that match by an expression are grouped by it.
     fn paths(&mut self, matches: &Match, index: usize, routes: &[Route]) -> &mut Paths {
         match &matches.host {
-            Some(HostMatch::Exact(host)) => self.exact.entry(host.as_bytes().into()).or_default(),
-            Some(HostMatch::Suffix(suffix)) => self.suffixes.entry(suffix.as_bytes()[1..].into()).or_default(),
+            Some(HostMatch::Exact(host)) => {
+                self.exact_lengths.add(host.len());
+                self.exact.entry(host.as_bytes().into()).or_default()
+            }
+            Some(HostMatch::Suffix(suffix)) => {
+                let suffix = &suffix.as_bytes()[1..];
+                self.suffix_lengths.add(suffix.len());
+                self.suffixes.entry(suffix.into()).or_default()
+            }
             other => {
                 let is_same = |first: &Option<usize>| {
                     first.and_then(|first| routes[first].matches.host.as_ref()) == other.as_ref()
@@ -133,15 +146,8 @@ impl Table {
     /// The place of the route that a request takes, among those that the table was made of.
     pub fn find(&self, routes: &[Route], request: &Request<'_>) -> Option<usize> {
         let find = |paths: &Paths| paths.find(routes, &self.ranks, request);
-        if self.exact.len() + self.suffixes.len() > 0 {
-            let (mut lower, host) = ([0; HOST_BYTES_MAX], request.host());
-            if let Some(found) = lower.get_mut(..host.len()).and_then(|lower| {
-                lower.copy_from_slice(host);
-                lower.make_ascii_lowercase();
-                self.exact.get(&*lower).and_then(find).or_else(|| self.by_suffix(lower, find))
-            }) {
-                return Some(found);
-            }
+        if let Some(found) = self.by_host(request, find) {
+            return Some(found);
         }
         let fits = |first: &Option<usize>| match first.map(|first| &routes[first].matches.host) {
             Some(Some(HostMatch::Regex(expression))) => expression.regex().is_match(request.host()),
@@ -150,24 +156,46 @@ impl Table {
         self.others.iter().filter(|(first, _)| fits(first)).find_map(|(_, paths)| find(paths))
     }
 
+    /// Among those for exact hosts and for suffixes.
+    fn by_host(&self, request: &Request<'_>, find: impl Fn(&Paths) -> Option<usize>) -> Option<usize> {
+        if self.exact.is_empty() && self.suffixes.is_empty() {
+            return None;
+        }
+        let mut lower;
+        let mut host = request.host();
+        if host.iter().any(u8::is_ascii_uppercase) {
+            lower = [0; HOST_BYTES_MAX];
+            let copy = lower.get_mut(..host.len())?;
+            copy.copy_from_slice(host);
+            copy.make_ascii_lowercase();
+            host = copy;
+        }
+        let exact = || self.exact.get(host).and_then(&find);
+        self.exact_lengths.has(host.len()).then(exact).flatten().or_else(|| self.by_suffix(host, &find))
+    }
+
     /// The longest suffix first.
     fn by_suffix(&self, host: &[u8], find: impl Fn(&Paths) -> Option<usize>) -> Option<usize> {
         if self.suffixes.is_empty() {
             return None;
         }
-        let dots = (1..host.len()).filter(|at| host[*at] == b'.');
-        dots.filter_map(|at| self.suffixes.get(&host[at + 1..])).find_map(find)
+        let behind = memchr_iter(b'.', host).filter(|at| *at > 0).map(|at| &host[at + 1..]);
+        let known = behind.filter(|suffix| self.suffix_lengths.has(suffix.len()));
+        known.filter_map(|suffix| self.suffixes.get(suffix)).find_map(find)
     }
 }
 
 impl Paths {
     fn add(&mut self, path: Option<PathMatch>, index: usize) {
         match path {
-            Some(PathMatch::Exact(path)) => self.exact.entry(path.as_bytes().into()).or_default().push(index),
+            Some(PathMatch::Exact(path)) => {
+                self.exact_lengths.add(path.len());
+                self.exact.entry(path.as_bytes().into()).or_default().push(index);
+            }
             Some(PathMatch::Template(segments)) => self.templates.add(&segments, index),
             Some(PathMatch::Regex(_)) => self.regexes.push(index),
             Some(PathMatch::Prefix(prefix)) => {
-                self.prefix_bytes_max = self.prefix_bytes_max.max(prefix.len());
+                self.prefix_lengths.add(prefix.len());
                 self.prefixes.entry(prefix.as_bytes().into()).or_default().push(index);
             }
             None => self.any.push(index),
@@ -181,7 +209,8 @@ impl Paths {
             Some(PathMatch::Regex(expression)) => expression.regex().is_match(request.path),
             _ => false,
         };
-        let exact = || (!self.exact.is_empty()).then(|| self.exact.get(request.path).and_then(first)).flatten();
+        let by_path = || self.exact.get(request.path).and_then(first);
+        let exact = || self.exact_lengths.has(request.path.len()).then(by_path).flatten();
         let template = || {
             let mut best: Option<usize> = None;
             self.templates.each(request.path, &mut |index| {
@@ -203,8 +232,8 @@ impl Paths {
         if self.prefixes.is_empty() {
             return None;
         }
-        let ends = (0..path.len()).filter(|at| path[*at] == b'/').chain([path.len()]).rev();
-        let ends = ends.filter(|end| *end <= self.prefix_bytes_max && path.starts_with(b"/"));
+        let ends = iter::once(path.len()).chain(memrchr_iter(b'/', path));
+        let ends = ends.filter(|end| self.prefix_lengths.has(*end) && path.starts_with(b"/"));
         ends.filter_map(|end| self.prefixes.get(&path[..end])).find_map(first)
     }
 }

@@ -1,7 +1,8 @@
 //! Templates of paths, in a tree of their segments.
 
-use std::collections::HashMap;
+use memchr::memchr;
 
+use super::words::{Lengths, Map};
 use crate::config::route::Segment;
 
 /// Templates, each with a number.
@@ -12,7 +13,8 @@ pub struct Tree {
 
 #[derive(Debug, Default)]
 struct Node {
-    literals: HashMap<Box<[u8]>, usize>,
+    literals: Map<usize>,
+    lengths: Lengths,
     named: Option<usize>,
     /// Numbers of the templates that end here.
     ends: Vec<usize>,
@@ -32,7 +34,10 @@ impl Tree {
             let fresh = self.nodes.len();
             let node = &mut self.nodes[at];
             at = match segment {
-                Segment::Literal(text) => *node.literals.entry(text.as_bytes().into()).or_insert(fresh),
+                Segment::Literal(text) => {
+                    node.lengths.add(text.len());
+                    *node.literals.entry(text.as_bytes().into()).or_insert(fresh)
+                }
                 Segment::Named(_) => *node.named.get_or_insert(fresh),
             };
             if at == fresh {
@@ -52,9 +57,10 @@ impl Tree {
     fn below(&self, at: usize, left: Option<&[u8]>, found: &mut impl FnMut(usize)) {
         let node = &self.nodes[at];
         let Some(left) = left else { return node.ends.iter().for_each(|number| found(*number)) };
-        let slash = left.iter().position(|byte| *byte == b'/');
+        let slash = memchr(b'/', left);
         let (segment, rest) = slash.map_or((left, None), |slash| (&left[..slash], Some(&left[slash + 1..])));
-        if let Some(next) = node.literals.get(segment) {
+        let literal = || node.literals.get(segment);
+        if let Some(next) = node.lengths.has(segment.len()).then(literal).flatten() {
             self.below(*next, rest, found);
         }
         if let Some(next) = node.named.filter(|_| !segment.is_empty()) {
