@@ -148,7 +148,8 @@ impl Judge {
     fn closed(&self, state: &BreakerState, at: Word, now_ms: u64) -> (Option<Pass>, Option<Phase>) {
         if let Opens::Rate(limit) = self.kind {
             let span = Rolling::new(SECOND_MS, 1, COUNT_BITS);
-            if count(span, state, now_ms, false).0 > limit {
+            span.add(&state.counts, now_ms, 1, 0);
+            if span.sums(&state.counts, now_ms).0 > limit {
                 let opens = self.turn(state, at, Word::turned(at, Phase::Open, now_ms));
                 return (None, opens.then_some(Phase::Open));
             }
@@ -208,13 +209,11 @@ impl Judge {
     /// Counts a request; whether it is one too many.
     fn counted(&self, state: &BreakerState, is_bad: bool, now_ms: u64) -> bool {
         match self.kind {
-            Opens::Ratio { percent, requests, span, .. } => {
-                let (all, bad) = count(span, state, now_ms, is_bad);
-                all >= requests && (200 * bad + all) / (2 * all) >= percent
-            }
+            // The percentage is rounded.
+            Opens::Ratio { percent, requests, span, .. } => count(span, state, now_ms, is_bad)
+                .is_some_and(|(all, bad)| all >= requests && 200 * bad + all >= percent * 2 * all),
             Opens::Count { errors, requests, span } => {
-                let (all, bad) = count(span, state, now_ms, is_bad);
-                all >= requests && bad >= errors
+                count(span, state, now_ms, is_bad).is_some_and(|(all, bad)| all >= requests && bad >= errors)
             }
             Opens::Row(failures) if is_bad => state.counts[0].fetch_add(1, AcqRel) + 1 >= failures,
             Opens::Row(_) => {
@@ -252,10 +251,15 @@ fn show(calls: &Calls, outcome: Outcome) {
     }
 }
 
-/// Counts a request; gives how many there are in the window, and how many of those are bad.
-fn count(span: Rolling, state: &BreakerState, now_ms: u64, is_bad: bool) -> (u64, u64) {
+/// Counts a request; gives how many there are in the window, and how many of those are bad. `None`: none is, without a look at all of it.
+fn count(span: Rolling, state: &BreakerState, now_ms: u64, is_bad: bool) -> Option<(u64, u64)> {
+    if is_bad {
+        state.bad_at_ms.store(now_ms.max(1), Relaxed);
+    }
     span.add(&state.counts, now_ms, 1, is_bad.into());
-    span.sums(&state.counts, now_ms)
+    let bad_at_ms = state.bad_at_ms.load(Relaxed);
+    let may_be_bad = bad_at_ms != 0 && now_ms.saturating_sub(bad_at_ms) < span.length();
+    may_be_bad.then(|| span.sums(&state.counts, now_ms))
 }
 
 /// Nothing was counted. While a breaker is not closed, nothing is.

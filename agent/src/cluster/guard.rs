@@ -72,6 +72,8 @@ pub struct BreakerState {
     pub phase: AtomicU64,
     /// What was counted lately.
     pub counts: [AtomicU64; BUCKETS_MAX],
+    /// When something bad was last counted, in milliseconds; 0 for never.
+    pub bad_at_ms: AtomicU64,
     /// How often it turned, by [`BreakerPhase`].
     pub turned: [AtomicU64; 3],
     /// Requests that it kept from the service.
@@ -83,8 +85,8 @@ pub struct BreakerState {
 impl BreakerState {
     /// Closed, with nothing counted.
     pub fn new(config: &Breaker) -> Self {
-        let (phase, counts, turned, short_circuits, calls) = Default::default();
-        Self { config: config.clone(), phase, counts, turned, short_circuits, calls }
+        let (phase, counts, bad_at_ms, turned, short_circuits, calls) = Default::default();
+        Self { config: config.clone(), phase, counts, bad_at_ms, turned, short_circuits, calls }
     }
 
     /// The one there was, if it goes by these rules; else a new one.

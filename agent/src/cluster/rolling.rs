@@ -37,6 +37,11 @@ impl Rolling {
         Self { stretch: window.div_ceil(stretches).max(1), stretches, first }
     }
 
+    /// How long the window is: what is so long ago is out of it.
+    pub fn length(&self) -> u64 {
+        self.stretch * self.stretches
+    }
+
     /// Adds to the counts of now, in as many words as there are stretches. A count that is full stays so.
     pub fn add(&self, words: &[AtomicU64], now: u64, first: u64, second: u64) {
         let number = now / self.stretch;

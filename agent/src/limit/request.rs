@@ -160,8 +160,8 @@ pub struct Bucket {
 
 impl Bucket {
     fn take(&self, known: u64, now_ns: u64, patience_ns: u64) -> (u64, Verdict) {
-        // Between two lots it is as if no time passed.
-        let seen_ns = now_ns - now_ns % self.lot_ns;
+        // Between two lots it is as if no time passed. Most buckets have none, and need not divide.
+        let seen_ns = if self.lot_ns == 1 { now_ns } else { now_ns - now_ns % self.lot_ns };
         let next = known.max(seen_ns) + self.token_ns;
         let there_ns = next.saturating_sub(self.depth_ns);
         let due_ns = if there_ns <= seen_ns { now_ns } else { there_ns.next_multiple_of(self.lot_ns) };
