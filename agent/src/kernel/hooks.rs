@@ -19,6 +19,8 @@ pub enum Policy {
     Captured { shortcut: bool },
     /// What they dial passes, and their sockets are not enrolled, whatever a cgroup further up says.
     LeftOut,
+    /// What the self-test dials, of one family of addresses, is captured.
+    Tried,
     /// No longer captured, but sockets that were captured may be open: they are served to their end.
     Leaving,
 }
@@ -48,6 +50,17 @@ const PASSING: [Hook; 4] = [
 const WATCHING: Hook = ("allow_shortcut", "sockops");
 const WATCHING_ONLY: Hook = ("deny_shortcut", "sockops");
 
+/// What the self-test tries.
+const TRIED: [Hook; 7] = [
+    WATCHING,
+    ("released", "sock_release"),
+    ("peer_v4", "getpeername4"),
+    ("receive_v4", "recvmsg4"),
+    ("send_v4", "sendmsg4"),
+    ("dial_v4", "connect4"),
+    ANSWERING,
+];
+
 /// What answers `SO_ORIGINAL_DST`: attached while some service tells its endpoints what was dialled, since it is asked for every option
 /// of every socket.
 const ANSWERING: Hook = ("ask_option", "getsockopt");
@@ -68,10 +81,16 @@ const ATTACH_TYPES: &[(&str, u32)] = &[
 ];
 
 impl Policy {
+    /// Whether it attaches this program.
+    pub fn has(self, program: &str) -> bool {
+        self.hooks().iter().any(|(name, _)| *name == program)
+    }
+
     fn hooks(self) -> Vec<Hook> {
         match self {
             Self::Captured { shortcut: true } => [&[WATCHING], &SERVING[..], &CAPTURING].concat(),
             Self::Captured { shortcut: false } => [&[WATCHING_ONLY], &SERVING[..], &CAPTURING].concat(),
+            Self::Tried => TRIED.to_vec(),
             Self::LeftOut => [&[WATCHING_ONLY], &PASSING[..]].concat(),
             Self::Leaving => [&[WATCHING_ONLY], &SERVING[..]].concat(),
         }
@@ -262,6 +281,7 @@ mod tests {
             Policy::Captured { shortcut: true },
             Policy::Captured { shortcut: false },
             Policy::LeftOut,
+            Policy::Tried,
             Policy::Leaving,
         ] {
             for (program, hook) in policy.hooks() {

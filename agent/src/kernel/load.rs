@@ -117,6 +117,14 @@ pub const LOOKING_INSIDE: &str = "look_inside";
 /// What tells a private copy that it is in no namespace: no cookie is 0.
 pub const NO_NETNS: u64 = 0;
 
+/// Which programs of the object are wanted, by their names.
+pub type Wanted = fn(&str) -> bool;
+
+/// Every program.
+pub fn all(_: &str) -> bool {
+    true
+}
+
 /// A loaded object.
 #[derive(Debug)]
 pub struct Loaded {
@@ -124,11 +132,12 @@ pub struct Loaded {
     pub ebpf: Ebpf,
     /// Programs that this kernel lacks something for, and that the agent does without.
     pub refused: Vec<Refused>,
+    wanted: Wanted,
 }
 
 impl Loaded {
     /// Loads the object. With `pins`, maps that are pinned there are taken over, and new ones are pinned and have these sizes.
-    pub fn new(pins: Option<(&Path, &HashMap<&'static str, u32>)>) -> Result<Self, KernelError> {
+    pub fn new(pins: Option<(&Path, &HashMap<&'static str, u32>)>, wanted: Wanted) -> Result<Self, KernelError> {
         let object = OBJECT.ok_or(KernelError::NotBuilt)?;
         abi::check_object(object)?;
         let mut loader = EbpfLoader::new();
@@ -157,8 +166,8 @@ impl Loaded {
             }
         }
         let mut ebpf = loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
-        let refused = load_programs(&mut ebpf)?;
-        Ok(Self { ebpf, refused })
+        let refused = load_programs(&mut ebpf, wanted)?;
+        Ok(Self { ebpf, refused, wanted })
     }
 
     /// What this kernel lacks.
@@ -190,7 +199,8 @@ impl Loaded {
     /// The programs that are attached to cgroups; they outlive the loaded object.
     pub fn hooks(&self) -> Result<Hooks, KernelError> {
         let (mut programs, lacking) = (HashMap::new(), self.lacking());
-        for (name, program) in self.ebpf.programs().filter(|(name, _)| !lacking.has_program(name)) {
+        let is_loaded = |name: &str| (self.wanted)(name) && !lacking.has_program(name);
+        for (name, program) in self.ebpf.programs().filter(|(name, _)| is_loaded(name)) {
             let fd = program.fd().and_then(|fd| fd.try_clone().map_err(Into::into));
             let fd = fd.map_err(|source| KernelError::Program { hook: name.to_owned(), source: Box::new(source) })?;
             programs.insert(
@@ -215,11 +225,11 @@ impl Loaded {
     }
 }
 
-/// Loads every program, also behind one that is refused: what this kernel lacks is told whole. The verifier takes a tenth of a second for
+/// Loads every program that is wanted, also behind one that is refused: what this kernel lacks is told whole. The verifier takes a tenth of a second for
 /// each of the large ones, and much longer beside a load that fills the processors: several are loaded at a time.
-fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Refused>, KernelError> {
+fn load_programs(ebpf: &mut Ebpf, wanted: Wanted) -> Result<Vec<Refused>, KernelError> {
     let at_a_time = thread::available_parallelism().map_or(1, usize::from).min(LOADED_AT_A_TIME_MAX);
-    let programs = Mutex::new(ebpf.programs_mut());
+    let programs = Mutex::new(ebpf.programs_mut().filter(|(name, _)| wanted(name)));
     let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).next();
     let load = || iter::from_fn(next).filter_map(|(name, program)| Some((name, load_program(name, program).err()?)));
     let failed: Vec<_> = thread::scope(|scope| {

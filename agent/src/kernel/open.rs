@@ -50,7 +50,7 @@ impl Kernel {
         let version = abi::pinned_version(&pins.maps().join("SETTINGS"))?;
         raise_memlock();
 
-        let capabilities = selftest::run(&mount, &config.instance);
+        let mut capabilities = selftest::run(&mount, &config.instance, selftest::is_tried);
         let self_test_passed = selftest::allows_shortcut(&capabilities);
         let offsets = offsets::of_running_kernel();
 
@@ -60,7 +60,8 @@ impl Kernel {
 
         let sizes = size::sizes(config, |table| Carry::room(&pins, table));
         let carry = Carry::begin(&pins, version, &size::resized(load::shapes()?, &sizes))?;
-        let mut loaded = Loaded::new(Some((&pins.maps(), &sizes)))?;
+        let mut loaded = Loaded::new(Some((&pins.maps(), &sizes)), load::all)?;
+        selftest::add_refused(&mut capabilities, &loaded.refused);
         carry.fill()?;
         let mut users = Users::new(&mut loaded.ebpf)?;
         users.set(&capture.except.uids)?;

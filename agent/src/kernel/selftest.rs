@@ -26,7 +26,15 @@ use sockway_common::{
     service::{Chunk, ChunkKey, EndpointKey, Service, Slot, algorithm, service_flags},
 };
 
-use super::{cgroup, flows, hooks::Policy, load::Loaded, offsets, parts::Part, services, sys};
+use super::{
+    cgroup, flows,
+    hooks::Policy,
+    load::{self, Loaded, Wanted},
+    offsets,
+    parts::Part,
+    refused::Refused,
+    services, sys,
+};
 
 /// One thing that was tried on the running kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,10 +63,28 @@ pub fn allows_shortcut(capabilities: &[Capability]) -> bool {
     checks.peek().is_some() && checks.all(|capability| capability.passed)
 }
 
-/// Runs every check. This process is moved into a scratch cgroup below `mount` and back.
-pub fn run(mount: &Path, instance: &str) -> Vec<Capability> {
+/// Whether a program is one that the checks make use of: the verifier looks at no other for them.
+pub fn is_tried(program: &str) -> bool {
+    let others = [load::SHORTCUT_PROGRAM, load::STEERING, load::LOOKING_INSIDE, Part::Sweep.programs()[0]];
+    Policy::Tried.has(program) || others.contains(&program)
+}
+
+/// Adds what was refused of programs that were not tried.
+pub fn add_refused(capabilities: &mut [Capability], refused: &[Refused]) {
+    for refused in refused {
+        let part = Part::of(&refused.program);
+        for capability in capabilities.iter_mut().filter(|capability| part.is_some() && capability.part == part) {
+            (capability.passed, capability.refused) = (false, true);
+            capability.detail = refused.to_string();
+        }
+    }
+}
+
+/// Runs every check, with the programs that are wanted, which those are among that [`is_tried`]. This process is moved into a scratch
+/// cgroup below `mount` and back.
+pub fn run(mount: &Path, instance: &str, wanted: Wanted) -> Vec<Capability> {
     let started = Instant::now();
-    let capabilities = match Bench::new(mount, instance) {
+    let capabilities = match Bench::new(mount, instance, wanted) {
         Ok(mut bench) => bench.run(),
         Err(why) => vec![Capability { name: "load", part: None, passed: false, refused: true, detail: why }],
     };
@@ -117,16 +143,14 @@ const CHECKS: [(&str, Option<Part>, Check); 15] = [
 ];
 
 impl Bench {
-    fn new(mount: &Path, instance: &str) -> Result<Self, String> {
+    fn new(mount: &Path, instance: &str, wanted: Wanted) -> Result<Self, String> {
         let offsets = offsets::of_running_kernel().unwrap_or_default();
-        let mut loaded = Loaded::new(None).map_err(|error| error.to_string())?;
+        let mut loaded = Loaded::new(None, wanted).map_err(|error| error.to_string())?;
         let mut scratch = Scratch::enter(mount, instance).map_err(|error| format!("scratch cgroup: {error}"))?;
         let endpoint = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| error.to_string())?;
         loaded.attach_shortcut().map_err(|error| error.to_string())?;
-        let mut hooks = loaded.hooks().map_err(|error| error.to_string())?;
-        hooks.answer_original(true);
-        scratch.links =
-            hooks.attach(&scratch.path, Policy::Captured { shortcut: true }).map_err(|error| error.to_string())?;
+        let hooks = loaded.hooks().map_err(|error| error.to_string())?;
+        scratch.links = hooks.attach(&scratch.path, Policy::Tried).map_err(|error| error.to_string())?;
         let current = Settings {
             abi_version: ABI_VERSION,
             flags: settings_flags::SHORTCUT,
@@ -382,6 +406,19 @@ impl Drop for Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn something_of_each_part_is_tried_and_what_was_not_is_told_when_it_is_refused() {
+        for (_, part, _) in CHECKS {
+            assert!(part.is_none_or(|part| part.programs().iter().any(|program| is_tried(program))), "{part:?}");
+        }
+        assert!(["dial_v6", "settle_limits", "deny_shortcut", "pass_dial_v4"].iter().all(|program| !is_tried(program)));
+        let capability = |name, part| Capability { name, part, passed: true, refused: false, detail: "fine".into() };
+        let mut seen = [capability("limits_sweep", Some(Part::Sweep)), capability("capture", None)];
+        add_refused(&mut seen, &[Refused { program: "settle_limits".into(), lacks: "much".into() }]);
+        assert_eq!(seen.each_ref().map(|seen| (seen.passed, seen.refused)), [(false, true), (true, false)]);
+        assert!(seen[0].detail.contains("settle_limits"), "{}", seen[0].detail);
+    }
 
     #[test]
     fn only_what_the_dead_left_is_removed() {
