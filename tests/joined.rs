@@ -261,7 +261,7 @@ fn a_reader_that_stops_holds_five_mebibytes_at_most_and_gets_every_byte_in_order
         let sent = fill(from);
         assert!(sent <= 5 << 20, "{sent} bytes queued for a {slow} that does not read");
         joined.agent.metric_comes_to(FALLBACKS, &[("reason", "full")], 1.0);
-        let all = pattern(64 << 20);
+        let all = pattern(patience::load(64 << 20).max(16 << 20));
         thread::scope(|scope| {
             scope.spawn(|| send_in_chunks(from, &all[sent..], 3));
             reads_whole(to, &all);

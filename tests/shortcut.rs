@@ -149,7 +149,7 @@ fn a_slow_reader_is_bounded_and_gets_every_byte_in_order() {
     assert!(sent < 16 << 20, "{sent} bytes queued for a reader that does not read");
     pair.agent.metric_comes_to(FALLBACKS, &[("reason", "full")], 1.0);
 
-    let all = pattern(64 << 20);
+    let all = pattern(patience::load(64 << 20).max(16 << 20));
     thread::scope(|scope| {
         scope.spawn(|| {
             (&pair.client).write_all(&all[sent..]).unwrap();

@@ -8,7 +8,8 @@
 //!   and refuses 512 bytes along a chain of calls; later ones round up to 16.
 //! - **An instruction that came after 5.15.**
 //!
-//! What depends on values (bounds, the million of steps) only a kernel can tell: `cargo xtask test-kernel --kernel 6.1`.
+//! What depends on values only a kernel can tell: bounds, the million of steps, and the stack of functions that a helper calls (`bpf_loop`),
+//! which count as called, while what the loop would take in their place does not: `cargo xtask test-kernel --kernel 6.1 --test gates`.
 
 mod code;
 
