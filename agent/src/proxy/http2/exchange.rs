@@ -179,43 +179,48 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
         has_begun: has_begun.clone(),
         respond,
     };
-    let passed = async {
-        if let Some(end) = end {
-            // It was never taken.
-            exchange.one_way = None;
-            // Boxed: most answers are an endpoint's.
-            return Box::pin(exchange.end(end)).await;
-        }
-        if !wait.is_zero() && !exchange.waits(wait).await {
-            return Counter::RequestAborted;
-        }
-        exchange.tell_limits();
-        let (mut parts, mut begun) = (parts, None);
-        if cluster.service.config.policy.tuning.gives_cookies() {
-            exchange.give_cookies(&parts);
-        }
-        if exchange.keeps() && asked.tunnel.is_none() {
-            // Boxed: most services have none.
-            match Box::pin(exchange.by_strategy(parts, &mut body)).await {
-                Ok(counter) => return counter,
-                Err(kept) => (parts, begun) = kept,
-            }
-        }
-        if let Some(filtered) = &mut exchange.filtered {
-            filtered.let_content_go(&mut exchange.change);
-        }
-        match (cluster.spoken_upstream(HttpVersion::Http2), asked.tunnel) {
-            (HttpVersion::Http2, _) => exchange.pass_on(parts, begun, &mut body).await,
-            (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, begun, &mut body).await,
-            (HttpVersion::Http1, Some(tunnel)) => Box::pin(exchange.tunnel_to_http1(parts, tunnel, &mut body)).await,
-        }
-    };
     let spent = (hop.samples_own_time() && asked.tunnel.is_none()).then(Cell::default);
-    let passed = begun_by(until.zip(has_begun.as_deref()), own_time::of(passed, spent.as_ref()));
-    let passed = filtered::unless_over(tap, passed);
-    let counter = match time.and_then(|time| time.until()) {
-        None => Some(passed.await),
-        Some(until) => tokio::time::timeout_at(until.into(), passed).await.ok(),
+    let counter = {
+        // Pinned before it is wrapped: a function that takes a future by value holds it twice.
+        let passed = pin!(async {
+            if let Some(end) = end {
+                // It was never taken.
+                exchange.one_way = None;
+                // Boxed: most answers are an endpoint's.
+                return Box::pin(exchange.end(end)).await;
+            }
+            if !wait.is_zero() && !exchange.waits(wait).await {
+                return Counter::RequestAborted;
+            }
+            exchange.tell_limits();
+            let (mut parts, mut begun) = (parts, None);
+            if cluster.service.config.policy.tuning.gives_cookies() {
+                exchange.give_cookies(&parts);
+            }
+            if exchange.keeps() && asked.tunnel.is_none() {
+                // Boxed: most services have none.
+                match Box::pin(exchange.by_strategy(parts, &mut body)).await {
+                    Ok(counter) => return counter,
+                    Err(kept) => (parts, begun) = kept,
+                }
+            }
+            if let Some(filtered) = &mut exchange.filtered {
+                filtered.let_content_go(&mut exchange.change);
+            }
+            match (cluster.spoken_upstream(HttpVersion::Http2), asked.tunnel) {
+                (HttpVersion::Http2, _) => exchange.pass_on(parts, begun, &mut body).await,
+                (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, begun, &mut body).await,
+                (HttpVersion::Http1, Some(tunnel)) => {
+                    Box::pin(exchange.tunnel_to_http1(parts, tunnel, &mut body)).await
+                }
+            }
+        });
+        let passed = begun_by(until.zip(has_begun.as_deref()), own_time::of(passed, spent.as_ref()));
+        let passed = filtered::unless_over(tap, passed);
+        match time.and_then(|time| time.until()) {
+            None => Some(passed.await),
+            Some(until) => tokio::time::timeout_at(until.into(), passed).await.ok(),
+        }
     };
     if let Some(state) = exchange.one_way.take() {
         one_way::was_lost(&state);
