@@ -29,11 +29,15 @@ struct Server {
     free: Mutex<isize>,
     left: Condvar,
     takes: Duration,
+    /// How many are here, and the most that ever were.
+    here: AtomicUsize,
+    most: AtomicUsize,
 }
 
 impl Server {
     fn start(stage: &Stage, places: isize, takes: Duration) -> (Arc<Self>, Origin) {
-        let server = Arc::new(Self { free: Mutex::new(places), left: Condvar::new(), takes });
+        let (here, most) = Default::default();
+        let server = Arc::new(Self { free: Mutex::new(places), left: Condvar::new(), takes, here, most });
         let origin = Origin::start(stage.origin().listen(stage.address()).expect("a listener"), {
             let server = Arc::clone(&server);
             move |mut stream, _| {
@@ -49,11 +53,13 @@ impl Server {
     }
 
     fn serve(&self) {
+        self.most.fetch_max(self.here.fetch_add(1, Relaxed) + 1, Relaxed);
         let free = self.free.lock().expect("no panic");
         let mut free = self.left.wait_while(free, |free| *free <= 0).expect("no panic");
         *free -= 1;
         drop(free);
         thread::sleep(self.takes);
+        self.here.fetch_sub(1, Relaxed);
         self.add(1);
     }
 
@@ -208,6 +214,67 @@ fn admission_refuses_by_its_formula_while_much_fails_and_nothing_once_it_is_over
     assert!((0.7..=0.9).contains(&refused), "all fails, so four in five are refused: {refused}");
     percent.store(0, Relaxed);
     wait::until("it to recover", wait::SOON, || refused_of(100) == 0.0);
+}
+
+#[test]
+fn admission_of_a_route_goes_by_what_succeeds_of_that_route_alone() {
+    let Some(stage) = Stage::set() else { return };
+    let (service, (percent, origin)) = (stage.address(), failing(&stage));
+    let rule = "{ kind: admission, window_ms: 2000, status: 429 }";
+    let routes =
+        format!("routes: [{{ name: some, match: {{ path: / }}, request_limits: [{rule}] }}, {{ name: rest }}]");
+    let limited = Service::http("limited", service).set(&routes).to(origin.address());
+    let agent = Agent::start(&stage.config().service(limited));
+    let mut session = stage.session(service);
+    let mut refused_of = |path: &str, asked: usize| {
+        (0..asked).filter(|_| session.get(path).expect("an answer").status == 429).count() as f64 / asked as f64
+    };
+    percent.store(100, Relaxed);
+    assert_eq!(refused_of("/other", 300), 0.0, "that route has no limit");
+    percent.store(0, Relaxed);
+    assert_eq!(refused_of("/", 300), 0.0, "what failed was another's");
+    percent.store(100, Relaxed);
+    thread::sleep(Duration::from_millis(2_200));
+    refused_of("/", 100);
+    let refused = refused_of("/", 1_000);
+    assert!((0.7..=0.9).contains(&refused), "all fails, so four in five are refused: {refused}");
+    let labels = [("service", "limited"), ("route", "some"), ("decision", "refused")];
+    assert!(agent.metric("sockway_route_limit_decisions_total", &labels) >= 700.0);
+    percent.store(0, Relaxed);
+    wait::until("it to recover", wait::SOON, || refused_of("/", 100) == 0.0);
+}
+
+#[test]
+fn bbr_lets_no_more_in_at_once_than_get_done_for_a_service_and_for_a_route() {
+    let Some(stage) = Stage::set() else { return };
+    let takes = Duration::from_millis(40);
+    // A processor that is never idle: it limits from the first request on.
+    let limits = "request_limits: [{ kind: bbr, cpu_percent: 0, window_ms: 2000 }]";
+    let of_route = format!("routes: [{{ name: slow, match: {{ path: / }}, {limits} }}]");
+    let services = [(stage.address(), limits, "request"), (stage.address(), &*of_route, "route")];
+    let servers = [(); 2].map(|()| Server::start(&stage, 8, takes));
+    let of = |((service, limits, name), (_, origin)): (&(SocketAddr, &str, &str), &(Arc<Server>, Origin))| {
+        Service::http(&format!("of-{name}"), *service).set(limits).to(origin.address())
+    };
+    let agent = Agent::start(&stage.config().with_services(services.iter().zip(&servers).map(of)));
+    for ((service, _, name), (server, _)) in services.iter().zip(&servers) {
+        let of_service = format!("of-{name}");
+        let labels = [("service", &*of_service), ("limit", "bbr")];
+        let limit = || agent.metric(&format!("sockway_{name}_limit_concurrency"), &labels);
+        // Three times what the server gets done: of sixty clients all but eight would stand in its line.
+        under_load(&stage, *service, (60, Duration::from_millis(100), takes * 5), |told| {
+            wait::until("the limit to be found", wait::SOON, || limit() >= 8.0);
+            let (good, full) = (told.good_in(Duration::from_secs(3)), capacity(8.0, takes));
+            let (at, most, refused) = (limit(), server.most.load(Relaxed), told.refused.load(Relaxed));
+            tell(&format!("{good:.0} good a second of {full:.0}, limit {at}, {most} at once, {refused} refused"));
+            assert!(good > 0.6 * full, "{good} of {full}");
+            assert!(most < 45, "{most} at once");
+            assert!(refused > 0);
+        });
+        wait::until("all places to be given back", wait::SOON, || {
+            agent.metric(&format!("sockway_{name}_limit_open"), &labels) == 0.0
+        });
+    }
 }
 
 /// A server that works for a hundredth of a second of processor time for each request.
