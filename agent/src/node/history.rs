@@ -7,7 +7,10 @@ mod ledger;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -109,6 +112,7 @@ pub struct History {
     ledger: Arc<Mutex<Ledger>>,
     tell: mpsc::Sender<(SystemTime, Record)>,
     writing: JoinHandle<()>,
+    unwritten: Arc<AtomicUsize>,
     /// How many there were, by what was changed, by whom, and what came of it.
     counts: BTreeMap<[&'static str; 3], u64>,
 }
@@ -129,8 +133,9 @@ impl History {
     pub fn open(path: PathBuf, bytes_max: u32) -> Self {
         let ledger = Arc::new(Mutex::new(Ledger::open(path, bytes_max.into())));
         let (tell, hear) = mpsc::channel(WAITING_MAX);
-        let writing = tokio::spawn(write(hear, Reader(Arc::clone(&ledger))));
-        Self { ledger, tell, writing, counts: BTreeMap::new() }
+        let unwritten = Arc::<AtomicUsize>::default();
+        let writing = tokio::spawn(write(hear, Reader(Arc::clone(&ledger)), Arc::clone(&unwritten)));
+        Self { ledger, tell, writing, unwritten, counts: BTreeMap::new() }
     }
 
     /// For who wants to read.
@@ -153,6 +158,11 @@ impl History {
         counts.map(|([change, by, result], count)| Changes { change, by, result, count: *count }).collect()
     }
 
+    /// How many the disk has not taken yet.
+    pub fn unwritten(&self) -> usize {
+        self.unwritten.load(Relaxed)
+    }
+
     /// Waits until all is written.
     pub async fn close(self) {
         drop(self.tell);
@@ -168,10 +178,14 @@ fn kind_of(by: &str) -> &'static str {
     ["file", "socket", "token"].into_iter().find(|kind| word == Some(kind)).unwrap_or("agent")
 }
 
-async fn write(mut records: mpsc::Receiver<(SystemTime, Record)>, reader: Reader) {
+async fn write(mut records: mpsc::Receiver<(SystemTime, Record)>, reader: Reader, unwritten: Arc<AtomicUsize>) {
     while let Some((at, record)) = records.recv().await {
-        let reader = reader.clone();
-        let _ = tokio::task::spawn_blocking(move || write_one(&reader, at, record)).await;
+        let (reader, unwritten) = (reader.clone(), Arc::clone(&unwritten));
+        let written = move || {
+            write_one(&reader, at, record);
+            unwritten.store(reader.ledger().unwritten(), Relaxed);
+        };
+        let _ = tokio::task::spawn_blocking(written).await;
     }
 }
 
@@ -189,7 +203,13 @@ fn write_one(reader: &Reader, at: SystemTime, record: Record) {
         What::Refused(error) => (entry.outcome, entry.error) = (Outcome::Refused, Some(error)),
         What::Beside(diff) => entry.diff = diff,
     }
-    reader.ledger().add(entry.clone(), kept.as_deref());
+    let mut ledger = reader.ledger();
+    ledger.add(entry.clone(), kept.as_deref());
+    if let Some(trouble) = ledger.trouble() {
+        let what = format!("this is not written down: {trouble}");
+        entry.note = Some(entry.note.map_or(what.clone(), |note| format!("{note}; {what}")));
+    }
+    drop(ledger);
     if let Some(told) = told {
         let _ = told.send(entry); // who asked may have gone
     }

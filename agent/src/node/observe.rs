@@ -32,6 +32,7 @@ impl Node {
             reloads: senses.reloader.as_ref().map(Reloader::counts).unwrap_or_default(),
             probes: senses.prober.results(),
             changes: self.history.counts(),
+            audit_unwritten: self.history.unwritten(),
             differs_from_file: self.differs_from_file,
             ..Observed::default()
         };

@@ -43,6 +43,8 @@ pub struct Observed {
     pub reloads: Reloads,
     /// How often something was changed, by whomever.
     pub changes: Vec<Changes>,
+    /// Changes that the disk has not taken yet.
+    pub audit_unwritten: usize,
     /// Whether something else is in effect than the configuration's file says.
     pub differs_from_file: bool,
     /// How often endpoints were probed.

@@ -135,6 +135,8 @@ fn reloads(observed: &Observed) {
     counter!("sockway_config_reloads_total", "result" => "applied").absolute(reloads.applied);
     counter!("sockway_config_reloads_total", "result" => "refused").absolute(reloads.refused);
     counter!("sockway_config_reloads_total", "result" => "unchanged").absolute(reloads.unchanged);
+    describe_gauge!("sockway_audit_unwritten", "Changes that the audit log's disk has not taken yet.");
+    gauge!("sockway_audit_unwritten").set(observed.audit_unwritten as f64);
     if !observed.changes.is_empty() {
         describe_counter!(
             "sockway_config_changes_total",

@@ -4,7 +4,7 @@
 use std::{
     collections::VecDeque,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
@@ -15,6 +15,8 @@ use super::Entry;
 pub const KEPT: u64 = 16;
 /// Entries that are remembered, to be shown.
 const ENTRIES_MAX: usize = 256;
+/// Lines that wait for a disk that takes them again, of some hundred bytes each.
+const UNWRITTEN_MAX: usize = 1_000;
 /// Bytes of a line that is read again.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
@@ -25,6 +27,8 @@ pub struct Ledger {
     bytes_max: u64,
     entries: VecDeque<Entry>,
     last: u64,
+    /// Lines that the disk has not taken yet, oldest first.
+    unwritten: VecDeque<Vec<u8>>,
     /// What is in the way of writing.
     trouble: Option<String>,
 }
@@ -32,7 +36,8 @@ pub struct Ledger {
 impl Ledger {
     /// Reads what was written before.
     pub fn open(path: PathBuf, bytes_max: u64) -> Self {
-        let mut ledger = Self { path, bytes_max, entries: VecDeque::new(), last: 0, trouble: None };
+        let mut ledger =
+            Self { path, bytes_max, entries: VecDeque::new(), last: 0, unwritten: VecDeque::new(), trouble: None };
         for path in [ledger.aside(), ledger.path.clone()] {
             ledger.read(&path);
         }
@@ -41,7 +46,9 @@ impl Ledger {
     }
 
     fn read(&mut self, path: &Path) {
-        let Ok(file) = File::open(path) else { return };
+        // A device or a pipe in its place may never end.
+        let is_file = fs::metadata(path).is_ok_and(|found| found.is_file());
+        let Some(file) = is_file.then(|| File::open(path).ok()).flatten() else { return };
         for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
             // A line that was cut off by a crash, or is not ours, tells nothing.
             let entry = (line.len() <= LINE_BYTES_MAX).then(|| serde_json::from_slice::<Entry>(&line).ok()).flatten();
@@ -79,36 +86,75 @@ impl Ledger {
         self.entries.iter()
     }
 
-    /// Writes a change down, and what it put in effect.
+    /// Lines that the disk has not taken yet.
+    pub fn unwritten(&self) -> usize {
+        self.unwritten.len()
+    }
+
+    /// Writes a change down, with those that could not be written before, and what it put in effect.
     pub fn add(&mut self, entry: Entry, text: Option<&str>) {
-        let written = self.append(&entry).and_then(|()| text.map_or(Ok(()), |text| self.keep(entry.generation, text)));
-        if let Err(error) = &written
-            && self.trouble.is_none()
-        {
-            tracing::warn!(file = %self.path.display(), %error, "changes are not written down; set audit.path to where they can be");
+        let kept = text.map_or(Ok(()), |text| self.keep(entry.generation, text));
+        let written = self.line(&entry).and_then(|()| self.write()).and(kept);
+        match (&written, self.trouble.is_some()) {
+            (Err(error), false) => {
+                let file = self.path.display();
+                tracing::warn!(%file, %error, "changes are not written down; make room, or set audit.path to where they can be");
+            }
+            (Ok(()), true) => tracing::info!(file = %self.path.display(), "changes are written down again"),
+            _ => {}
         }
         self.trouble = written.err().map(|error| format!("{}: {error}", self.path.display()));
         self.last = self.last.max(entry.generation);
         self.remember(entry);
     }
 
-    fn append(&self, entry: &Entry) -> io::Result<()> {
+    /// Puts a change among those that are to be written.
+    fn line(&mut self, entry: &Entry) -> io::Result<()> {
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        if self.unwritten.len() == UNWRITTEN_MAX {
+            self.unwritten.pop_front();
+            tracing::error!(file = %self.path.display(), "the oldest change that is not written down never will be");
+        }
+        self.unwritten.push_back(line);
+        Ok(())
+    }
+
+    /// Writes what was not written yet, as far as the disk takes it.
+    fn write(&mut self) -> io::Result<()> {
         if let Some(directory) = self.path.parent() {
             DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
         }
-        let mut line = serde_json::to_vec(entry)?;
-        line.push(b'\n');
         let mut file = self.log()?;
-        if file.metadata()?.len() + line.len() as u64 > self.bytes_max {
-            fs::rename(&self.path, self.aside())?;
-            file = self.log()?;
+        while let Some(line) = self.unwritten.front() {
+            let mut bytes = file.metadata()?.len();
+            if bytes > 0 && bytes + line.len() as u64 > self.bytes_max {
+                file.sync_data()?;
+                fs::rename(&self.path, self.aside())?;
+                (file, bytes) = (self.log()?, 0);
+            }
+            if let Err(error) = file.write_all(line) {
+                // What a full disk took of a line is no line.
+                let _ = file.set_len(bytes);
+                return Err(error);
+            }
+            self.unwritten.pop_front();
         }
-        file.write_all(&line)?;
         file.sync_data()
     }
 
+    /// The log, which ends with a whole line, whatever a crash has left.
     fn log(&self) -> io::Result<File> {
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)
+        let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(&self.path)?;
+        let mut last = [b'\n'];
+        if file.metadata()?.len() > 0 {
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+        }
+        if last != [b'\n'] {
+            file.write_all(b"\n")?;
+        }
+        Ok(file)
     }
 
     fn aside(&self) -> PathBuf {
@@ -178,9 +224,15 @@ mod tests {
         fs::write(directory.path().join("deep/other.yaml"), "").expect("writable");
         let mut log = OpenOptions::new().append(true).open(&path).expect("the log");
         log.write_all(b"{\"generation\": 99, cut o").expect("writable");
-        let again = Ledger::open(path.clone(), 1 << 20);
+        let mut again = Ledger::open(path.clone(), 1 << 20);
         assert_eq!((again.last(), again.entries().count()), (20, 21));
-        assert_eq!(again.entries().next_back().and_then(|entry| entry.error.clone()), Some("F:1:1: no".to_owned()));
+        again.add(entry(20), None);
+        again = Ledger::open(path.clone(), 1 << 20);
+        assert_eq!(again.entries().count(), 22, "what follows a line that was cut off is a line of its own");
+        let broken = fs::read_to_string(&path).expect("readable");
+        assert_eq!(broken.lines().filter(|line| !line.ends_with('}')).count(), 1, "{broken}");
+        again = Ledger::open(path.clone(), 1 << 20);
+        assert_eq!(again.entries().nth(20).and_then(|entry| entry.error.clone()), Some("F:1:1: no".to_owned()));
         let mut kept = again.kept();
         kept.sort_unstable();
         assert_eq!(kept, (5..=20).collect::<Vec<u64>>());
@@ -211,5 +263,25 @@ mod tests {
         ledger.add(entry(1), Some("text"));
         assert!(ledger.trouble().is_some_and(|trouble| trouble.starts_with("/proc/no/audit.jsonl: ")));
         assert_eq!((ledger.last(), ledger.entries().count(), ledger.text(1)), (1, 1, None));
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_when_it_can_be_each_line_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("audit.jsonl");
+        let mut ledger = Ledger::open(path.clone(), 1 << 20);
+        // Written to as a disk that has no room.
+        std::os::unix::fs::symlink("/dev/full", &path).expect("a link");
+        (1..=5).for_each(|generation| ledger.add(entry(generation), None));
+        assert!(ledger.trouble().is_some());
+        assert_eq!(ledger.unwritten(), 5);
+        fs::remove_file(&path).expect("removable");
+        ledger.add(entry(6), None);
+        assert_eq!((ledger.trouble(), ledger.unwritten()), (None, 0));
+        let again = Ledger::open(path, 1 << 20);
+        assert_eq!(again.entries().map(|entry| entry.generation).collect::<Vec<u64>>(), [1, 2, 3, 4, 5, 6]);
+        let mut full = Ledger::open("/proc/no/audit.jsonl".into(), 1_000);
+        (0..2 * UNWRITTEN_MAX as u64).for_each(|generation| full.add(entry(generation), None));
+        assert_eq!(full.unwritten(), UNWRITTEN_MAX);
     }
 }
