@@ -129,22 +129,29 @@ fn a_rollback_is_a_new_generation_says_that_the_file_differs_and_works_after_a_r
     agent.reload(&config.with_services([two(service, &[&new]).set("connect_timeout_ms: 700")]));
     assert_eq!(spread(&stage, service, &[&old, &new]), [0, 40]);
     assert!(!said(&cli(&agent, &["status"])).contains("says otherwise"));
+    // Nor does it where what was changed is changed back.
+    for (time, differs) in [("600", true), ("700", false)] {
+        let told = said(&cli(&agent, &["set", "web", "connect_timeout_ms", time]));
+        assert_eq!(told.contains("says otherwise"), differs, "{told}");
+        assert_eq!(said(&cli(&agent, &["status"])).contains("says otherwise"), differs);
+    }
 
     agent.sigterm();
     agent.wait();
     agent.start_again();
-    assert_eq!(agent.generation(), 5.0);
+    assert_eq!(agent.generation(), 7.0);
     let output = cli(&agent, &["rollback", "3"]);
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!((spread(&stage, service, &[&old, &new]), agent.generation()), (vec![40, 0], 6.0));
+    assert_eq!((spread(&stage, service, &[&old, &new]), agent.generation()), (vec![40, 0], 8.0));
     let changes: Vec<String> =
         log(&agent).iter().map(|line| line["change"].as_str().expect("a word").to_owned()).collect();
-    assert_eq!(changes, ["start", "reload", "rollback", "reload", "start", "rollback"]);
+    assert_eq!(changes, ["start", "reload", "rollback", "reload", "service", "service", "start", "rollback"]);
 
     let output = cli(&agent, &["rollback", "99"]);
     let told = said(&output);
     assert!(
-        output.status.code() == Some(64) && told.contains("generation 99 is not kept; these are: 1, 2, 3, 4, 5, 6"),
+        output.status.code() == Some(64)
+            && told.contains("generation 99 is not kept; these are: 1, 2, 3, 4, 5, 6, 7, 8"),
         "{told}"
     );
 }

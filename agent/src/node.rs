@@ -135,7 +135,9 @@ pub struct Node {
     pulse: Option<Pulse>,
     not_ready: Option<String>,
     history: History,
-    /// Whether something else is in effect than the file says.
+    /// What the file said when it was taken up last.
+    of_file: Arc<Config>,
+    /// Whether something else is in effect than that.
     differs_from_file: bool,
 }
 
@@ -176,6 +178,7 @@ impl Node {
         let senses = Senses::new(hear, events, tree, questions, reloader, retirer, seen).map_err(failed)?;
         let started = What::Configured { old: None, new: Arc::clone(&config), text: Some(text) };
         let mut node = Self {
+            of_file: Arc::clone(&config),
             config,
             zone,
             kernel,

@@ -101,7 +101,7 @@ impl Node {
                         if let Some(reloader) = &mut senses.reloader {
                             reloader.applied(&self.config, took);
                         }
-                        self.differs_from_file = false;
+                        (self.of_file, self.differs_from_file) = (Arc::clone(&self.config), false);
                         What::Configured { old: Some(old), new: Arc::clone(&self.config), text: Some(text) }
                     }
                     Err(error) => {
@@ -209,7 +209,8 @@ impl Node {
         let mut note = None;
         if let Some(reloader) = &mut senses.reloader {
             reloader.follow(&self.config, read_time, apply_time);
-            self.differs_from_file = !text.as_ref().is_some_and(|text| reloader.says(text));
+            let is_said = text.as_ref().is_some_and(|text| reloader.says(text)) || self.config == self.of_file;
+            self.differs_from_file = !is_said;
             let name = reloader.name();
             note = self.differs_from_file.then(|| {
                 format!("{name} says otherwise: this holds until that changes, or the agent is started again")
