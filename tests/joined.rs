@@ -303,7 +303,7 @@ fn threads_that_share_a_socket_each_keep_their_order() {
     fn byte(thread: u8, number: usize) -> u8 {
         thread << 6 | (number % 61) as u8
     }
-    const BYTES_EACH: usize = 8_000_000;
+    let bytes_each = patience::load(8_000_000);
     let Some(joined) = Joined::set() else { return };
     for _ in 0..3 {
         // Anew each time: the switch is at the beginning.
@@ -313,15 +313,15 @@ fn threads_that_share_a_socket_each_keep_their_order() {
             let client = &client;
             let send = move |thread: u8| {
                 let mut sent = 0;
-                while sent < BYTES_EACH {
-                    let length = (BYTES_EACH - sent).min(3_000 + sent % 40_000);
+                while sent < bytes_each {
+                    let length = (bytes_each - sent).min(3_000 + sent % 40_000);
                     let message: Vec<u8> = (sent..sent + length).map(|number| byte(thread, number)).collect();
                     sent += (&*client).write(&message).unwrap();
                 }
             };
             (0..4).for_each(|thread| drop(scope.spawn(move || send(thread))));
             let (mut read, mut buffer) = ([0; 4], vec![0; 100_000]);
-            while read.iter().sum::<usize>() < 4 * BYTES_EACH {
+            while read.iter().sum::<usize>() < 4 * bytes_each {
                 let length = Patient(&server).read(&mut buffer).unwrap();
                 for got in &buffer[..length] {
                     let thread = got >> 6;
