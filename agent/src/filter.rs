@@ -87,12 +87,12 @@ pub struct Verdict {
     pub request: Fields,
     /// What is changed of its response.
     pub response: Fields,
-    /// It goes on after this.
-    pub wait: Duration,
-    /// It goes no further.
-    pub end: Option<End>,
+    /// It goes no further: it is answered.
+    pub end: Option<Local>,
     /// What is to be done with a body.
     pub duty: Option<Duty>,
+    /// What goes wrong on purpose, once limits and breakers have let the request in: as if its endpoint had done it.
+    pub mishap: Option<Box<Mishap>>,
     /// What takes so long to work out that no worker waits for it; its verdict stands for this one.
     pub work: Option<Work>,
     /// What another service is asked, as the head of a request of HTTP/1; what is made of its answer stands for this one.
@@ -120,7 +120,26 @@ impl fmt::Debug for Work {
     }
 }
 
-/// How a request ends here.
+/// What a request suffers in its endpoint's stead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mishap {
+    /// It goes on after this.
+    pub wait: Duration,
+    /// It goes no further.
+    pub end: Option<End>,
+}
+
+impl Mishap {
+    /// This one, and another behind it: both delays, and whichever ends it first.
+    pub fn then(self, next: Self) -> Self {
+        match self.end {
+            Some(_) => self,
+            None => Self { wait: self.wait + next.wait, end: next.end },
+        }
+    }
+}
+
+/// How a request ends on purpose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// It is answered.
@@ -162,23 +181,23 @@ impl Verdict {
             outcome,
             request: Fields::default(),
             response: Fields::default(),
-            wait: Duration::ZERO,
             end: None,
             duty: None,
+            mishap: None,
             work: None,
             question: None,
         }
     }
 
-    /// Whether it takes time until the request goes on, or may: that of somebody else, or a delay.
+    /// Whether it takes time until the request goes on, or may.
     pub fn waits(&self) -> bool {
         let looks = matches!(self.duty, Some(Duty::Cache(cache::Ask::Look(_))));
-        looks || self.work.is_some() || self.question.is_some() || !self.wait.is_zero()
+        looks || self.work.is_some() || self.question.is_some()
     }
 
     /// It is answered here.
     pub fn answer(outcome: Outcome, local: Local) -> Self {
-        Self { end: Some(End::Answer(local)), ..Self::pass(outcome) }
+        Self { end: Some(local), ..Self::pass(outcome) }
     }
 
     /// It is refused, and its client is told why.

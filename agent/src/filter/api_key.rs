@@ -66,10 +66,7 @@ mod tests {
     use super::*;
     use crate::{
         config::filter::identity::{Known, Listed},
-        filter::{
-            End,
-            tests::{changed, judged},
-        },
+        filter::tests::{changed, judged},
     };
 
     fn filter(place: Place, forwards_secret: bool) -> ApiKey {
@@ -95,7 +92,7 @@ mod tests {
                     assert_eq!(changed(&verdict.request, "X-Api-Key: k\r\nX-Client: forged\r\n"), lines, "{head}");
                     assert_eq!(verdict.end, None);
                 }
-                None => assert!(matches!(&verdict.end, Some(End::Answer(local)) if local.status == 401), "{head}"),
+                None => assert!(matches!(&verdict.end, Some(local) if local.status == 401), "{head}"),
             }
         }
     }

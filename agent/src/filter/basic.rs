@@ -152,10 +152,7 @@ mod tests {
     use super::*;
     use crate::{
         config::filter::identity::{Known, Listed},
-        filter::{
-            End,
-            tests::{changed, judged},
-        },
+        filter::tests::{changed, judged},
     };
 
     /// As `htpasswd -nbB -C 4 ann one` and `htpasswd -nbs bob two` write them.
@@ -193,7 +190,7 @@ mod tests {
             match expected {
                 Some(lines) => assert_eq!(changed(&verdict.request, "Authorization: x\r\n"), lines, "{said}"),
                 None => {
-                    let Some(End::Answer(local)) = verdict.end else { panic!("{said} passes") };
+                    let Some(local) = verdict.end else { panic!("{said} passes") };
                     let challenge = local.fields[0].1.to_str().expect("a text");
                     assert_eq!((local.status, challenge), (401, "Basic realm=\"R\", charset=\"UTF-8\""));
                 }

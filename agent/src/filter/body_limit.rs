@@ -34,7 +34,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::filter::{End, tests::judged};
+    use crate::filter::tests::judged;
 
     #[test]
     fn a_declared_length_decides_at_once_and_what_has_none_is_measured() {
@@ -46,7 +46,7 @@ mod tests {
         ] {
             let verdict =
                 judged(&BodyLimit { bytes_max: 10 }, &format!("POST / HTTP/1.1\r\n{field}"), 0, Duration::ZERO);
-            assert_eq!(matches!(&verdict.end, Some(End::Answer(local)) if local.status == 413), refused, "{field}");
+            assert_eq!(matches!(&verdict.end, Some(local) if local.status == 413), refused, "{field}");
             assert_eq!(verdict.duty, (!refused).then_some(Duty::BodyMax(10)), "{field}");
         }
     }

@@ -175,7 +175,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::filter::{End, tests::judged};
+    use crate::filter::tests::judged;
 
     fn cache() -> Cache {
         Cache {
@@ -207,7 +207,7 @@ mod tests {
             ("GET /x?y HTTP/1.1\r\nUpgrade: websocket", None),
         ] {
             let verdict = judged(&cache(), head, 0, Duration::ZERO);
-            assert!(!matches!(verdict.end, Some(End::Answer(_))));
+            assert!(verdict.end.is_none());
             let (looks, key) = match verdict.duty {
                 Some(Duty::Cache(Ask::Look(look))) => (Some(true), look.key),
                 Some(Duty::Cache(Ask::Forget(key))) => (Some(false), key),

@@ -116,10 +116,7 @@ mod tests {
     use super::*;
     use crate::{
         config::route::Expression,
-        filter::{
-            End,
-            tests::{changed, judged},
-        },
+        filter::tests::{changed, judged},
     };
 
     fn cors(origins: Vec<Origin>, credentials: bool) -> Cors {
@@ -161,7 +158,7 @@ mod tests {
                 "OPTIONS / HTTP/1.1\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: PUT\r\nAccess-Control-Request-Headers: X-A, x-b"
             );
             let verdict = judged(&cors, &head, 0, Duration::ZERO);
-            let Some(End::Answer(local)) = verdict.end else { panic!("{origin} is no preflight") };
+            let Some(local) = verdict.end else { panic!("{origin} is no preflight") };
             let told = local.fields.iter().map(|(name, value)| format!("{name}: {}", value.to_str().expect("a text")));
             (verdict.outcome, local.status, told.collect::<Vec<_>>())
         };

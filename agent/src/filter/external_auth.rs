@@ -96,10 +96,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::filter::{
-        End,
-        tests::{changed, judged},
-    };
+    use crate::filter::tests::{changed, judged};
 
     fn filter(fails_open: bool) -> ExternalAuth {
         ExternalAuth::new(External {
@@ -151,7 +148,7 @@ mod tests {
             // What a client says of itself is never passed on for what the service would have said.
             let user = if outcome == Outcome::Accepted { "x-user: ann" } else { "" };
             match verdict.end {
-                Some(End::Answer(local)) => {
+                Some(local) => {
                     assert_eq!(Some(local.status), status);
                     assert!(local.fields.iter().all(|(name, _)| name != "content-length"));
                 }

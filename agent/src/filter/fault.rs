@@ -1,6 +1,6 @@
 //! What goes wrong on purpose, to see what becomes of it: delays, failures, resets and narrow lines, of some of the requests.
 
-use super::{Duty, End, Filter, Given, Local, Verdict};
+use super::{Duty, End, Filter, Given, Local, Mishap, Verdict};
 use crate::{cluster::Outcome, config::filter::Fault, route::Request};
 
 /// See the module.
@@ -32,7 +32,10 @@ impl Filter for Faulty {
             None if fault.bandwidth.is_some() => (Outcome::Slowed, None),
             None => (Outcome::Delayed, None),
         };
-        Verdict { wait: fault.delay, end, duty: duty(fault), ..Verdict::pass(outcome) }
+        let mishap = Mishap { wait: fault.delay, end };
+        let is_none = mishap.wait.is_zero() && mishap.end.is_none();
+        let mishap = (!is_none).then(|| Box::new(mishap));
+        Verdict { mishap, duty: duty(fault), ..Verdict::pass(outcome) }
     }
 }
 
@@ -59,15 +62,27 @@ mod tests {
             (Fault { percent: 0, reset: true, ..base() }, Outcome::Passed),
         ] {
             let verdict = judged(&Faulty::new(fault.clone()), "GET / HTTP/1.1", 0, second);
-            assert_eq!((verdict.outcome, verdict.wait), (outcome, fault.delay), "{fault:?}");
-            let status = match &verdict.end {
+            let mishap = verdict.mishap.as_deref();
+            let wait = mishap.map_or(Duration::ZERO, |mishap| mishap.wait);
+            assert_eq!((verdict.outcome, wait), (outcome, fault.delay), "{fault:?}");
+            let end = mishap.and_then(|mishap| mishap.end.clone());
+            let status = match &end {
                 Some(End::Answer(local)) => Some((local.status, local.grpc)),
                 _ => None,
             };
             assert_eq!(status, fault.abort.map(|status| (status, fault.grpc_status)));
-            assert_eq!(verdict.end == Some(End::Reset), outcome == Outcome::Reset);
+            assert_eq!((end == Some(End::Reset), verdict.end), (outcome == Outcome::Reset, None));
             assert_eq!(verdict.duty, fault.bandwidth.map(|rate| Duty::Bandwidth(rate, Direction::Both)));
         }
+    }
+
+    #[test]
+    fn of_two_mishaps_both_delay_and_the_first_ends_it() {
+        let (second, reset) = (Duration::from_secs(1), Some(End::Reset));
+        let late = || Mishap { wait: second, end: None };
+        let broken = || Mishap { wait: second, end: reset.clone() };
+        assert_eq!(late().then(broken()), Mishap { wait: 2 * second, end: reset.clone() });
+        assert_eq!(broken().then(late()), broken());
     }
 
     #[test]

@@ -238,10 +238,7 @@ mod tests {
     use super::*;
     use crate::{
         config::filter::identity::Listed,
-        filter::{
-            End,
-            tests::{changed, judged},
-        },
+        filter::tests::{changed, judged},
     };
 
     /// A modulus, and a token that `openssl dgst -sha256 -sign` has signed with its key.
@@ -385,7 +382,7 @@ mod tests {
             ("Authorization: Basic x", "Bearer"),
             ("Authorization: Bearer x", "Bearer error=\"invalid_token\""),
         ] {
-            let Some(End::Answer(local)) = ask(said).end else { panic!("{said} passes") };
+            let Some(local) = ask(said).end else { panic!("{said} passes") };
             assert_eq!((local.status, local.fields[0].1.to_str().ok()), (401, Some(challenge)), "{said}");
         }
     }
@@ -409,7 +406,7 @@ mod tests {
             let head = format!("GET / HTTP/1.1\r\nAuthorization: Bearer {}", signed("{}"));
             let verdict = judged(&jwt, &head, 0, Duration::ZERO);
             match verdict.end {
-                Some(End::Answer(local)) => (verdict.outcome, local.status),
+                Some(local) => (verdict.outcome, local.status),
                 _ => (verdict.outcome, 200),
             }
         };

@@ -17,7 +17,6 @@ use std::{
 };
 
 use http::request::Parts;
-use tokio::time::sleep;
 
 pub(super) use self::said::{Filtered, change_also, give_also};
 use super::{
@@ -35,7 +34,7 @@ use crate::{
     },
     decode::{http2::Asked, translate},
     filter::{
-        self, Duty, End, Filter, Given, Verdict,
+        self, Duty, Filter, Given, Mishap, Verdict,
         cache::{Ask, Look},
     },
     kernel::{Diallers, Flows, peer_of},
@@ -117,6 +116,8 @@ pub(super) struct Passage {
     pub body_max: Option<u64>,
     /// How fast that may go at most, in bytes a second.
     pub request_rate: Option<u32>,
+    /// What it is to suffer in its endpoint's stead.
+    pub mishap: Option<Box<Mishap>>,
     /// It goes no further.
     pub end: Option<Ended>,
 }
@@ -140,7 +141,6 @@ pub(super) enum Ended {
     Reply(Reply),
     /// With what a cache has kept.
     Stored(Box<Answer>),
-    Reset,
     /// Its client waits for nothing any more.
     Gone,
 }
@@ -160,7 +160,7 @@ impl Passage {
             self.response = content.fields();
         }
         // What another filter answers is none of a cache's.
-        if matches!(self.end, Some(Ended::Reply(_) | Ended::Reset)) {
+        if matches!(self.end, Some(Ended::Reply(_))) {
             self.content = None;
         }
         self
@@ -251,9 +251,6 @@ impl Chain {
             let Waiting { at, verdict, mut passage } = *waiting;
             let link = &self.links[at];
             let verdict = link.answered(hop, worked_out(verdict).await).await;
-            if !verdict.wait.is_zero() {
-                Box::pin(sleep(verdict.wait)).await;
-            }
             match link.take(verdict, head, &mut passage) {
                 Some(Duty::Cache(Ask::Look(asks))) => link.look(asks, (at, who), head, &mut passage).await,
                 Some(duty) => link.attend(duty, &mut passage),
@@ -287,17 +284,18 @@ impl Link {
 
     /// Does what a verdict says of a request and of its response; gives what is to be done with a body.
     fn take(&self, verdict: Verdict, head: &mut Head<'_>, passage: &mut Passage) -> Option<Duty> {
-        let Verdict { outcome, request, response, end, duty, .. } = verdict;
+        let Verdict { outcome, request, response, end, duty, mishap, .. } = verdict;
         // Of these it is known only when they are answered.
         if !matches!(duty, Some(Duty::Cache(Ask::Look(_)) | Duty::Compress(_))) {
             self.state.count(outcome);
         }
         head.change(&request);
         passage.response = response.then(mem::take(&mut passage.response));
-        passage.end = end.map(|end| match end {
-            End::Answer(local) => Ended::Reply(Reply::filtered(local)),
-            End::Reset => Ended::Reset,
-        });
+        passage.mishap = match (passage.mishap.take(), mishap) {
+            (Some(first), Some(next)) => Some(Box::new(first.then(*next))),
+            (first, next) => first.or(next),
+        };
+        passage.end = end.map(|local| Ended::Reply(Reply::filtered(local)));
         duty
     }
 

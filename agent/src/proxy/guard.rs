@@ -14,7 +14,7 @@ use std::{
 use http::{HeaderName, HeaderValue};
 
 use self::why::{has_failed, why};
-pub(super) use self::why::{is_server_error, why_of};
+pub(super) use self::why::{is_server_error, seems, why_of};
 use super::{
     Cluster, Hop,
     admit::{Admitted, Gate, Rated, Standing},
@@ -327,7 +327,12 @@ impl Guard {
 
     /// Whether answers of 5xx are not for the client.
     pub(super) fn replaces_errors(&self) -> bool {
-        self.says(Why::ServerError, false).is_some()
+        self.replaces(Why::ServerError)
+    }
+
+    /// Whether something is said instead of an answer that is not to be had.
+    pub(super) fn replaces(&self, why: Why) -> bool {
+        self.says(why, false).is_some()
     }
 
     /// Whether requests are kept, because another service may have to be asked.

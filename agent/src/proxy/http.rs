@@ -12,6 +12,7 @@ mod guarded;
 mod http2;
 mod limits;
 mod linger;
+mod mishap;
 mod outgoing;
 mod quick;
 mod reply;
@@ -202,7 +203,7 @@ impl Connection<'_> {
         if is_timed && reply.is_none() {
             reply = self.set_clock(timing, (&buf, &head), began).err();
         }
-        let (mut is_reset, mut stored) = (false, None);
+        let mut stored = None;
         if let Some(chain) = &chain {
             let way;
             (buf, head, way) = self.filtered(chain, buf, head).await;
@@ -210,11 +211,9 @@ impl Connection<'_> {
                 Way::On => {}
                 Way::Answered(said) => reply = Some(said),
                 Way::Stored(answer) => stored = Some(answer),
-                Way::Reset => is_reset = true,
             }
         }
         let next = match (reply, stored) {
-            _ if is_reset => self.reset(),
             // Boxed: most services have none.
             (None, Some(answer)) => Box::pin(self.give_stored(*answer, buf, &head)).await,
             (Some(reply), _) => self.answer_here(reply, buf, &head).await,
@@ -228,7 +227,11 @@ impl Connection<'_> {
                         if is_timed {
                             self.tell_time(&buf, &mut head);
                         }
-                        self.forward(buf, head, own).await
+                        match self.filtered.as_mut().and_then(|filtered| filtered.mishap.take()) {
+                            None => self.forward(buf, head, own).await,
+                            // Boxed: it is ordered seldom.
+                            Some(mishap) => Box::pin(self.suffers(*mishap, buf, head, own)).await,
+                        }
                     }
                     Err(Denied::Answered(reply)) => self.answer_here(reply, buf, &head).await,
                     Err(Denied::Gone) => self.left(),

@@ -6,6 +6,7 @@ use http::StatusCode;
 
 use super::{Chain, Passage};
 use crate::{
+    filter::Mishap,
     forward::Narrow,
     proxy::{content::Content, http::Reply, whole::Answer},
     route::Fields,
@@ -20,6 +21,8 @@ pub struct Filtered {
     pub body_max: Option<(u64, Rc<Chain>)>,
     /// What its body goes over, if that is slow on purpose.
     pub narrow: Option<Rc<Narrow>>,
+    /// What it is to suffer in its endpoint's stead, until it does.
+    pub mishap: Option<Box<Mishap>>,
     /// What else is done with its answer.
     pub content: Option<Box<Content>>,
 }
@@ -40,9 +43,9 @@ pub fn give_also(filtered: Option<&mut Filtered>, change: &mut Fields, fields: F
 impl Filtered {
     /// What they have said, on their way.
     pub fn of(passage: Passage, chain: &Rc<Chain>) -> Self {
-        let Passage { response: fields, content, body_max, request_rate, .. } = passage;
+        let Passage { response: fields, content, body_max, request_rate, mishap, .. } = passage;
         let body_max = body_max.map(|most| (most, Rc::clone(chain)));
-        Self { fields, body_max, narrow: request_rate.map(|rate| Rc::new(Narrow::new(rate))), content }
+        Self { fields, body_max, narrow: request_rate.map(|rate| Rc::new(Narrow::new(rate))), mishap, content }
     }
 
     /// Whether something is done with the answer's content.

@@ -1,6 +1,13 @@
 //! What a request is counted as says of its service, and for what an answer of the agent's own stands.
 
-use crate::{cluster::Seen, config::guard::Why, proxy::http::Reply, record::Counter};
+use crate::{
+    cluster::Seen,
+    config::guard::Why,
+    decode::grpc,
+    filter::End,
+    proxy::http::{Reply, outcome},
+    record::Counter,
+};
 
 /// Whether a status of gRPC says that the server failed.
 pub(in crate::proxy) fn is_server_error(code: u8) -> bool {
@@ -21,6 +28,19 @@ pub(super) fn has_failed(counter: Counter) -> Option<bool> {
             _ => None,
         },
     }
+}
+
+/// What a request is counted as by its breakers that ends so in its endpoint's stead; and why, if that is a failure.
+pub(in crate::proxy) fn seems(end: &End, is_grpc: bool) -> (Counter, Option<Why>) {
+    let counter = match end {
+        End::Reset => Counter::NoResponse,
+        End::Answer(local) if is_grpc => {
+            let code = local.grpc.unwrap_or_else(|| grpc::of_http(local.status));
+            if is_server_error(code) { Counter::Answered5xx } else { Counter::Answered2xx }
+        }
+        End::Answer(local) => outcome(local.status),
+    };
+    (counter, why(counter))
 }
 
 /// For what an answer of the agent's own stands.

@@ -14,7 +14,6 @@ use crate::{
         timing::Clock,
         whole::Answer,
     },
-    record::Counter,
     ring::Buf,
     route::{Fields, Request},
 };
@@ -25,7 +24,6 @@ pub(super) enum Way {
     Answered(Reply),
     /// With what a cache has kept.
     Stored(Box<Answer>),
-    Reset,
 }
 
 impl Connection<'_> {
@@ -56,9 +54,9 @@ impl Connection<'_> {
         let way = match end {
             Some(Ended::Reply(reply)) => Way::Answered(reply),
             Some(Ended::Stored(answer)) => Way::Stored(answer),
-            Some(Ended::Reset | Ended::Gone) => Way::Reset,
-            None if is_over => Way::Answered(chain.refuse_body(body_max.unwrap_or_default())),
-            None => Way::On,
+            _ if is_over => Way::Answered(chain.refuse_body(body_max.unwrap_or_default())),
+            // Filters do not look after clients.
+            Some(Ended::Gone) | None => Way::On,
         };
         self.filtered = Some(Filtered::of(passage, chain));
         (buf, head, way)
@@ -79,13 +77,6 @@ impl Connection<'_> {
             Ok(outgoing) => self.give(answer, head, outgoing.buf, None).await,
             Err(bad) => Next::End(self.refuse(Reply::malformed(bad)).await),
         }
-    }
-
-    /// Breaks off, as a filter orders it.
-    pub(super) fn reset(&self) -> Next {
-        self.hop.slab.count(Counter::Filtered);
-        self.stream.socket.reset();
-        Next::End(Counter::Refused)
     }
 
     /// Tells with the endpoint's answer of the limits that let the request pass.

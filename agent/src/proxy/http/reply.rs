@@ -196,6 +196,11 @@ impl Reply {
         Self::new("502 Bad Gateway", "the endpoint answered with an error of its own", Counter::Answered5xx)
     }
 
+    /// The same of what went wrong on purpose, and is counted as this.
+    pub fn failed(counter: Counter) -> Self {
+        Self { counter, ..Self::server_error() }
+    }
+
     /// Of an endpoint of HTTP/2, whose connection or stream ended, with a code if it was reset.
     pub fn no_response_because(why: impl std::fmt::Display, reset: Option<u32>) -> Self {
         let why = format!("the endpoint gave no response: {why}");

@@ -193,6 +193,15 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
                 return Counter::RequestAborted;
             }
             exchange.tell_limits();
+            let _standing_in = match exchange.filtered.as_mut().and_then(|filtered| filtered.mishap.take()) {
+                // Boxed: it is ordered seldom.
+                Some(mishap) => match Box::pin(exchange.suffers(*mishap)).await {
+                    Ok(standing_in) => standing_in,
+                    Err(counter) => return counter,
+                },
+                None => None,
+            };
+            let cluster = Rc::clone(&exchange.cluster);
             let (mut parts, mut begun) = (parts, None);
             if cluster.service.config.policy.tuning.gives_cookies() {
                 exchange.give_cookies(&parts);

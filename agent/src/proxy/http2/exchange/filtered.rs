@@ -8,10 +8,12 @@ use http::{StatusCode, request::Parts};
 use super::{Exchange, course::Way};
 use crate::{
     config::HttpVersion,
+    filter::{End, Mishap},
     forward::Narrow,
     proxy::{
         content,
         filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also, give_also},
+        guard::{StandingIn, seems},
         http::{Limits, Reply},
         http2::Connection,
         left::Left,
@@ -124,11 +126,37 @@ impl Exchange<'_> {
                 self.give(*answer, &limits, false).await
             }
             Ended::Gone => Counter::RequestAborted,
-            Ended::Reset => {
+        }
+    }
+
+    /// Lets a request suffer on purpose what its endpoint might have done to it. Breakers learn of it, and what stands in for an endpoint that
+    /// fails stands in here. As what it is counted, if that was all.
+    pub(super) async fn suffers(&mut self, mishap: Mishap) -> Result<Option<StandingIn>, Counter> {
+        if !mishap.wait.is_zero() && !self.waits(mishap.wait).await {
+            return Err(Counter::RequestAborted);
+        }
+        let Some(end) = mishap.end else { return Ok(None) };
+        let (counter, why) = seems(&end, self.asked.is_grpc);
+        if let Some(leave) = &self.leave {
+            leave.told(counter, None);
+        }
+        let guard = self.guard.clone();
+        let failed = guard.as_ref().zip(why);
+        let stands = failed.and_then(|(guard, why)| self.connection.hop.stand_in(guard, why));
+        if let Some((cluster, standing_in)) = stands {
+            self.cluster = cluster;
+            return Ok(Some(standing_in));
+        }
+        // It was never taken.
+        self.one_way = None;
+        Err(match end {
+            _ if failed.is_some_and(|(guard, why)| guard.replaces(why)) => self.reply(&Reply::failed(counter)),
+            End::Answer(local) => self.end(Ended::Reply(Reply::filtered(local))).await,
+            End::Reset => {
                 self.reset(Reason::INTERNAL_ERROR);
                 Counter::Filtered
             }
-        }
+        })
     }
 
     /// Tells with the endpoint's answer of the limits that let the request pass.
