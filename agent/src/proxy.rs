@@ -12,6 +12,7 @@ pub mod http2;
 pub mod inbound;
 mod left;
 mod mirror;
+mod mishap;
 mod one_way;
 pub mod opaque;
 mod own_time;

@@ -18,7 +18,7 @@ use std::{
 
 use http::request::Parts;
 
-pub(super) use self::said::{Filtered, change_also, give_also};
+pub(super) use self::said::{Filtered, change_also, give_also, told};
 use super::{
     Hop,
     content::{Content, Forget, Kept, Looked, Refresh, Step, Ticket, look},

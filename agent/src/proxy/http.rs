@@ -47,7 +47,7 @@ use super::{
     admit::{Gate, Rated},
     asker::Asker,
     circuit::Circuit,
-    filtered::Filtered,
+    filtered::{Filtered, told},
     guard::{Guard, Leave},
     mirror::Tap,
     one_way, opaque, own_time,
@@ -477,7 +477,7 @@ impl Connection<'_> {
             // Boxed: most services have none.
             return Box::pin(self.give(answer, head, buf, None)).await;
         }
-        let reply = self.told(self.dressed(reply));
+        let reply = told(self.dressed(reply), self.rated.as_deref(), self.filtered.as_ref());
         let keep_alive = head.keep_alive && !self.hop.is_draining();
         let says = (!keep_alive || head.is_http10).then_some(keep_alive);
         let bytes = Buf::of(&reply.bytes(says, head.method == Method::Head));
@@ -496,7 +496,7 @@ impl Connection<'_> {
 
     /// Answers a request that is not going to be read to its end, and closes.
     async fn refuse(&mut self, reply: Reply) -> Counter {
-        let reply = self.told(self.dressed(reply));
+        let reply = told(self.dressed(reply), self.rated.as_deref(), self.filtered.as_ref());
         let bytes = Buf::of(&reply.bytes(Some(false), false));
         if self.flush().await.is_ok() {
             let range = bytes.range();

@@ -8,7 +8,7 @@ use super::{Chain, Passage};
 use crate::{
     filter::Mishap,
     forward::Narrow,
-    proxy::{content::Content, http::Reply, whole::Answer},
+    proxy::{admit::Rated, content::Content, http::Reply, whole::Answer},
     route::Fields,
 };
 
@@ -38,6 +38,15 @@ pub fn give_also(filtered: Option<&mut Filtered>, change: &mut Fields, fields: F
         Some(content) => content.change_last(fields),
         None => change_also(change, fields),
     }
+}
+
+/// An answer of our own, with what is told of limits, and what filters change of it.
+pub fn told(reply: Reply, rated: Option<&Rated>, filtered: Option<&Filtered>) -> Reply {
+    let mut reply = reply.rated(rated);
+    if let Some(filtered) = filtered {
+        filtered.fields.of_list(&mut reply.fields);
+    }
+    reply
 }
 
 impl Filtered {

@@ -86,15 +86,6 @@ impl Connection<'_> {
         }
     }
 
-    /// An answer of our own, with what is told of limits, and what filters change of it.
-    pub(super) fn told(&self, reply: Reply) -> Reply {
-        let mut reply = reply.rated(self.rated.as_deref());
-        if let Some(filtered) = &self.filtered {
-            filtered.fields.of_list(&mut reply.fields);
-        }
-        reply
-    }
-
     /// The edits of a head made.
     pub(super) fn settled(&self, buf: Buf, mut head: RequestHead) -> (Buf, RequestHead) {
         let edits = mem::take(&mut head.edits);

@@ -10,8 +10,8 @@ use super::{
 use crate::{
     config::guard::Why,
     decode::http1::RequestHead,
-    filter::{End, Mishap},
-    proxy::guard::{Leave, seems},
+    filter::Mishap,
+    proxy::{guard::Leave, mishap::Suffered},
     record::Counter,
     ring::Buf,
 };
@@ -26,22 +26,13 @@ impl Connection<'_> {
             Err(Denied::Gone) => return self.left(),
         }
         let Some(end) = mishap.end else { return self.forward(buf, head, own).await };
-        let (counter, why) = seems(&end, false);
-        if let Some(leave) = &self.leave {
-            leave.told(counter, None);
-        }
-        let guard = self.guard.clone();
-        let failed = guard.as_ref().zip(why);
-        if let Some((cluster, _standing_in)) = failed.and_then(|(guard, why)| self.hop.stand_in(guard, why)) {
-            self.cluster = cluster;
-            return self.forward(buf, head, own).await;
-        }
-        match end {
-            _ if failed.is_some_and(|(guard, why)| guard.replaces(why)) => {
-                self.answer_here(Reply::failed(counter), buf, &head).await
+        match self.hop.suffered(end, false, self.guard.as_ref(), self.leave.as_ref()) {
+            Suffered::Asks(cluster, _standing_in) => {
+                self.cluster = cluster;
+                self.forward(buf, head, own).await
             }
-            End::Answer(local) => self.answer_here(Reply::filtered(local), buf, &head).await,
-            End::Reset => {
+            Suffered::Answered(reply) => self.answer_here(reply, buf, &head).await,
+            Suffered::Reset => {
                 self.tells(Counter::Filtered);
                 self.stream.socket.reset();
                 Next::End(Counter::Refused)

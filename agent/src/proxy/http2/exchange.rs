@@ -44,7 +44,7 @@ use crate::{
     proxy::{
         Cluster,
         admit::Rated,
-        filtered::{Ended as End, Filtered},
+        filtered::{Ended as End, Filtered, told},
         guard::{Entered, Guard, Leave, OfRoute},
         http::{Reply, outcome},
         mirror::Tap,
@@ -540,7 +540,7 @@ impl Exchange<'_> {
 
     /// Answers in the endpoint's stead.
     fn reply(&mut self, reply: &Reply) -> Counter {
-        let reply = self.told(self.dressed(reply));
+        let reply = told(self.dressed(reply), self.rated.as_deref(), self.filtered.as_ref());
         if self.asked.is_grpc {
             self.count_grpc(reply.grpc_code());
         }

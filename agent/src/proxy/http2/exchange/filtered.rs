@@ -8,16 +8,17 @@ use http::{StatusCode, request::Parts};
 use super::{Exchange, course::Way};
 use crate::{
     config::HttpVersion,
-    filter::{End, Mishap},
+    filter::Mishap,
     forward::Narrow,
     proxy::{
         content,
         filtered::{Chain, Ended, Filtered, Head, Passage, Who, change_also, give_also},
-        guard::{StandingIn, seems},
+        guard::StandingIn,
         http::{Limits, Reply},
         http2::Connection,
         left::Left,
         mirror::{Ordered, Tap},
+        mishap::Suffered,
         timing::Time,
         whole::Answer,
     },
@@ -136,27 +137,22 @@ impl Exchange<'_> {
             return Err(Counter::RequestAborted);
         }
         let Some(end) = mishap.end else { return Ok(None) };
-        let (counter, why) = seems(&end, self.asked.is_grpc);
-        if let Some(leave) = &self.leave {
-            leave.told(counter, None);
-        }
-        let guard = self.guard.clone();
-        let failed = guard.as_ref().zip(why);
-        let stands = failed.and_then(|(guard, why)| self.connection.hop.stand_in(guard, why));
-        if let Some((cluster, standing_in)) = stands {
-            self.cluster = cluster;
-            return Ok(Some(standing_in));
-        }
+        let hop = &self.connection.hop;
+        let ended = match hop.suffered(end, self.asked.is_grpc, self.guard.as_ref(), self.leave.as_deref()) {
+            Suffered::Asks(cluster, standing_in) => {
+                self.cluster = cluster;
+                return Ok(Some(standing_in));
+            }
+            Suffered::Answered(reply) => Some(Ended::Reply(reply)),
+            Suffered::Reset => None,
+        };
         // It was never taken.
         self.one_way = None;
-        Err(match end {
-            _ if failed.is_some_and(|(guard, why)| guard.replaces(why)) => self.reply(&Reply::failed(counter)),
-            End::Answer(local) => self.end(Ended::Reply(Reply::filtered(local))).await,
-            End::Reset => {
-                self.reset(Reason::INTERNAL_ERROR);
-                Counter::Filtered
-            }
-        })
+        if let Some(ended) = ended {
+            return Err(self.end(ended).await);
+        }
+        self.reset(Reason::INTERNAL_ERROR);
+        Err(Counter::Filtered)
     }
 
     /// Tells with the endpoint's answer of the limits that let the request pass.
@@ -164,15 +160,6 @@ impl Exchange<'_> {
         if let Some(rated) = &self.rated {
             give_also(self.filtered.as_mut(), &mut self.change, rated.change());
         }
-    }
-
-    /// An answer of our own, with what is told of limits, and what filters change of it.
-    pub(super) fn told(&self, reply: Reply) -> Reply {
-        let mut reply = reply.rated(self.rated.as_deref());
-        if let Some(filtered) = &self.filtered {
-            filtered.fields.of_list(&mut reply.fields);
-        }
-        reply
     }
 
     /// The request's body came to be longer than it may be; the endpoint's stream was reset when the exchange was dropped.
