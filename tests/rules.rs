@@ -219,6 +219,36 @@ fn a_rule_that_is_added_or_withdrawn_takes_effect_without_a_restart() {
 }
 
 #[test]
+fn a_refused_file_leaves_captured_what_was_though_a_cgroup_of_it_is_gone() {
+    let Some(stage) = Stage::set() else { return };
+    let (left, right, gone) = (stage.clients.child("left"), stage.clients.child("right"), stage.clients.child("gone"));
+    let doors = [&left, &right].map(|cgroup| Door::open(Room::of(cgroup)));
+    let Scene { service, config, _origin } = scene(&stage, Config::new().set("maps: { endpoints: 1 }"));
+    let captured = || doors.each_ref().map(|door| is_captured(door, service));
+    let before = config.clone().capture(&left).capture(&gone);
+    let agent = Agent::start(&before);
+    let (gone_path, gone_id) = (gone.path().to_owned(), id_of(&gone));
+    drop(gone);
+    wait::until("the cgroup to be let go", wait::SOON, || links_of(agent.instance(), gone_id).is_empty());
+
+    // Refused by a table (the endpoint that leaves needs its place for a while), when the rules of the file are in force already.
+    let moved = Service::kernel_tcp("pipe", service).to(stage.address());
+    agent.write_config(&config.with_services([moved]).capture(&right).yaml());
+    wait::until("the file to be refused", wait::SOON, || agent.log().contains("has no room for"));
+    assert_eq!(captured(), [true, false], "{}", agent.log());
+    assert!(!agent.log().contains("not whole again"), "{}", agent.log());
+
+    // What the agent is told now may still name it, and it is captured when it is there again.
+    let named = config.clone().capture(&left).capture(&right).rule(&gone_path, "shortcut: off");
+    agent.reload(&named);
+    assert_eq!(captured(), [true, true]);
+    let again = stage.clients.child("gone");
+    wait::until("the cgroup to be attached", wait::SOON, || !links_of(agent.instance(), id_of(&again)).is_empty());
+    assert!(is_captured(&Door::open(Room::of(&again)), service));
+    drop(doors);
+}
+
+#[test]
 fn hooks_of_a_withdrawn_rule_go_with_the_last_socket() {
     let Some(stage) = Stage::set() else { return };
     let (left, right) = (stage.clients.child("left"), stage.clients.child("right"));

@@ -234,15 +234,32 @@ impl Kernel {
         self.lacking.tell(config);
     }
 
-    /// Puts other capture rules in force, for what is dialled from now on. With an error those before stay.
+    /// Puts other capture rules in force, for what is dialled from now on. With an error [`Kernel::capture_as_before`] must be called.
     ///
     /// # Errors
     ///
-    /// When a cgroup that a rule names is not there, or the kernel refuses.
+    /// When a cgroup that a new rule names is not there, or the kernel refuses.
     pub fn capture(&mut self, capture: &Capture, namespaces: &mut Namespaces) -> Result<(), KernelError> {
+        self.rules.check(&capture.rules)?;
         // More users for a moment, never fewer.
         self.users.set(&capture.except.uids)?;
         self.rules.set(&capture.rules)?;
+        self.say_captured(capture, namespaces)
+    }
+
+    /// Puts capture rules in force again, as far as that can be done.
+    ///
+    /// # Errors
+    ///
+    /// What could not be done.
+    pub fn capture_as_before(&mut self, capture: &Capture, namespaces: &mut Namespaces) -> Result<(), KernelError> {
+        let users = self.users.set(&capture.except.uids);
+        let rules = self.rules.restore(&capture.rules);
+        self.say_captured(capture, namespaces).and(users).and(rules)
+    }
+
+    /// The rules are in force: tells the hooks, and follows what they capture.
+    fn say_captured(&mut self, capture: &Capture, namespaces: &mut Namespaces) -> Result<(), KernelError> {
         namespaces.ruled().set(capture.namespaces.clone());
         self.except = capture.except.clone();
         self.tell_rules(ruled_flags(capture))?;

@@ -96,19 +96,24 @@ impl Rules {
         stale.into_iter().try_for_each(|id| self.withdraw(id, living.get(&id).cloned()))
     }
 
-    /// Puts other rules in force: new ones first, then away with what no rule asks for. With an error the rules before stay.
+    /// Whether every cgroup is there that one of these rules captures by its whole path, but for those that a rule in force names: what is
+    /// captured may go, and come again.
+    pub fn check(&self, rules: &[CaptureRule]) -> Result<(), KernelError> {
+        let is_in_force = |rule: &CaptureRule| self.rules.iter().any(|old| old.path == rule.path);
+        all_there(&self.mount, rules.iter().filter(|rule| !is_in_force(rule)))
+    }
+
+    /// Puts other rules in force: new ones first, then away with what no rule asks for. With an error it is not done: see
+    /// [`Rules::restore`].
     pub fn set(&mut self, rules: &[CaptureRule]) -> Result<(), KernelError> {
-        all_there(&self.mount, rules)?;
-        let new = self.judge(rules);
-        let old = std::mem::replace(&mut self.rules, new);
-        let applied = self.apply(true);
-        if applied.is_err() {
-            self.rules = old;
-            if let Err(error) = self.apply(false) {
-                tracing::error!(%error, "the capture rules before are not whole again");
-            }
-        }
-        applied.map(|_| ())
+        self.rules = self.judge(rules);
+        self.apply(true).map(|_| ())
+    }
+
+    /// Puts rules in force again: a cgroup that they name may be gone since, and what cannot be done now is done at the next look.
+    pub fn restore(&mut self, rules: &[CaptureRule]) -> Result<(), KernelError> {
+        self.rules = self.judge(rules);
+        self.apply(false).map(|_| ())
     }
 
     fn judge(&self, rules: &[CaptureRule]) -> Vec<Rule> {
@@ -266,8 +271,8 @@ impl Rules {
 }
 
 /// Whether every cgroup that a rule captures by its whole path is there.
-pub fn all_there(mount: &Path, rules: &[CaptureRule]) -> Result<(), KernelError> {
-    rules.iter().filter(|rule| rule.path.is_plain() && rule.capture).try_for_each(|rule| {
+pub fn all_there<'r>(mount: &Path, rules: impl IntoIterator<Item = &'r CaptureRule>) -> Result<(), KernelError> {
+    rules.into_iter().filter(|rule| rule.path.is_plain() && rule.capture).try_for_each(|rule| {
         let path = cgroup::below(mount, Path::new(rule.path.as_str()));
         match cgroup::id(&path) {
             Ok(_) => Ok(()),

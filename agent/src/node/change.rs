@@ -375,7 +375,7 @@ impl Node {
 
     fn capture_as_before(&mut self) {
         let before = Arc::clone(&self.config);
-        if let Err(error) = self.kernel.capture(&before.capture, &mut self.namespaces) {
+        if let Err(error) = self.kernel.capture_as_before(&before.capture, &mut self.namespaces) {
             tracing::error!(%error, "the capture rules before are not whole again");
         }
     }
