@@ -5,6 +5,7 @@ use std::{
     env, fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -13,12 +14,13 @@ use std::{
 use sockway_tests::{
     address::mapped,
     agent::Agent,
+    cgroup::Cgroup,
     config::{Config, Service},
     door::Door,
     netns::{Netns, Veth},
     origin::{Origin, echoes, read_name},
     pair::accept,
-    peers,
+    peers, pins,
     process::{self, Process, Room},
     socket::{disconnect, readable},
     stage::Stage,
@@ -351,6 +353,42 @@ fn what_a_foreign_hook_on_a_nearer_cgroup_says_is_respected() {
     assert_eq!(connects(&agent, "not_service"), 1.0);
     drop((changing, denying, door, shut));
     drop((changed, denied));
+}
+
+#[test]
+fn a_foreign_hook_that_lets_no_other_be_is_named_and_keeps_the_agent_from_no_cgroup_but_its_own() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("ours"), stage.address());
+    let config = Config::new().service(Service::kernel_tcp("some", service).to(origin.address()));
+    let (alone, other) = (stage.clients.child("alone"), stage.clients.child("other"));
+    let below = alone.child("below");
+    let _foreign = foreign(alone.directory(), &["alone"]);
+    // One that a pattern means among others.
+    let agent = Agent::start(&config.clone().rule(&format!("{}/*", stage.clients.path()), "shortcut: off"));
+    let told = format!("on {} lets no other be there", alone.directory().display());
+    assert!(agent.log().contains(&told), "{}", agent.log());
+    let captures = |cgroup: &Cgroup| {
+        let links = pins::directory(agent.instance()).join("links");
+        let id = cgroup.directory().metadata().expect("a cgroup").ino();
+        ["connect6", "sendmsg4"].map(|hook| links.join(format!("{id}-{hook}")).exists())
+    };
+    assert_eq!((captures(&alone), captures(&other)), ([false; 2], [true; 2]), "all of what is dialled or nothing");
+    assert_eq!(read_name(&mut Door::open(Room::of(&other)).dial(service).unwrap()).unwrap(), "ours");
+    agent.reload(&config.clone().capture(&other));
+    // One that is asked for, at the cgroup or below it.
+    for cgroup in [&alone, &below] {
+        let refused = agent.metric("sockway_config_reloads_total", &[("result", "refused")]);
+        agent.write_config(&config.clone().capture(cgroup).yaml());
+        wait::until("the file to be refused", wait::SOON, || {
+            agent.metric("sockway_config_reloads_total", &[("result", "refused")]) > refused
+        });
+        let line = format!("to {}: program ", cgroup.directory().display());
+        let is_told = |log: &str| log.lines().any(|log| log.contains(&line) && log.contains(&told));
+        assert!(is_told(&agent.log()), "{}", agent.log());
+    }
+    assert_eq!(read_name(&mut Door::open(Room::of(&other)).dial(service).unwrap()).unwrap(), "ours");
+    drop(below);
+    drop((alone, other));
 }
 
 #[test]

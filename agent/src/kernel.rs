@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "bpf(2), setns(2), mount(2) and the self-test's socket calls have no safe binding")]
 
 mod abi;
+mod alone;
 mod caller;
 mod carry;
 pub mod cgroup;

@@ -213,11 +213,13 @@ static int foreign(int count, char **words) {
 	if (cgroup < 0)
 		fail(words[2]);
 	memset(&attr, 0, sizeof attr);
-	attr.link_create.prog_fd = program;
-	attr.link_create.target_fd = cgroup;
+	// Without a flag it stands alone, until the cgroup is gone.
+	int alone = count > 3 && strcmp(words[3], "alone") == 0;
+	attr.link_create.prog_fd = alone ? cgroup : program;
+	attr.link_create.target_fd = alone ? program : cgroup;
 	attr.link_create.attach_type = BPF_CGROUP_INET4_CONNECT;
-	if (syscall(SYS_bpf, BPF_LINK_CREATE, &attr, sizeof attr) < 0)
-		fail("BPF_LINK_CREATE");
+	if (syscall(SYS_bpf, alone ? BPF_PROG_ATTACH : BPF_LINK_CREATE, &attr, sizeof attr) < 0)
+		fail("attaching");
 	puts("attached");
 	fflush(stdout);
 	pause();

@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use super::{
+    alone::Alone,
     refused::{self, Refused},
     rights, size,
 };
@@ -45,6 +46,8 @@ pub enum KernelError {
     NoProgram { name: String },
     #[error("attaching `{hook}` to {to}: {}", chain(source.as_ref()))]
     Attach { hook: String, to: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("attaching `{hook}` to {to}: {by} lets no other be there")]
+    Alone { hook: String, to: String, by: Alone },
     #[error("the kernel half has no map `{name}`")]
     NoMap { name: &'static str },
     #[error("map {name}: {}", chain(source.as_ref()))]
@@ -91,6 +94,9 @@ impl KernelError {
                 "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified, or set capture.cgroup_mount".into()
             }
             Self::Cgroup { .. } => "make the cgroup, or correct capture.cgroups in the configuration".into(),
+            Self::Alone { .. } => "have it attached with BPF_F_ALLOW_MULTI, or leave that cgroup out of capture.cgroups; \
+                                   `bpftool cgroup tree` shows both"
+                .into(),
             Self::Inotify { .. } => "raise fs.inotify.max_user_instances".into(),
             Self::Bpffs { .. } => "mount it by hand: mount -t bpf bpf /sys/fs/bpf".into(),
             Self::Load { .. } | Self::Program { .. } | Self::Lacks { .. } | Self::Attach { .. } => {

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{KernelError, cgroup, inbound, parts::Part, pins, sys};
+use super::{KernelError, alone, cgroup, inbound, parts::Part, pins, sys};
 
 /// What the programs of one cgroup get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,10 +176,13 @@ impl Hooks {
     }
 
     fn link(&self, (program, hook): Hook, path: &Path, cgroup: BorrowedFd<'_>) -> Result<OwnedFd, KernelError> {
-        sys::attach(self.program(program)?, cgroup, attach_type(hook)).map_err(|source| KernelError::Attach {
-            hook: hook.into(),
-            to: path.display().to_string(),
-            source: Box::new(source),
+        sys::attach(self.program(program)?, cgroup, attach_type(hook)).map_err(|source| {
+            let (hook_type, hook, to) = (attach_type(hook), hook.into(), path.display().to_string());
+            let is_refused = source.raw_os_error() == Some(libc::EPERM);
+            match is_refused.then(|| alone::find(path, hook_type)).flatten() {
+                Some(by) => KernelError::Alone { hook, to, by },
+                None => KernelError::Attach { hook, to, source: Box::new(source) },
+            }
         })
     }
 

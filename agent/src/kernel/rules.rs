@@ -144,7 +144,8 @@ impl Rules {
         self.apply(false)
     }
 
-    /// `whole`: a cgroup that cannot be attached is an error, unless it has just gone.
+    /// `whole`: a cgroup that cannot be attached is an error, unless it has just gone, or is one of those that a pattern captures: others
+    /// of them come and go anyway, and one that somebody else has for himself must not keep the agent from all.
     fn apply(&mut self, whole: bool) -> Result<bool, KernelError> {
         // Who could not see all of it lets go of nothing.
         let mut found = self.tree.look(&self.rules).map_err(|(path, source)| KernelError::Cgroup { path, source })?;
@@ -155,7 +156,7 @@ impl Rules {
             if self.attached.get(&found.id).is_some_and(|attached| attached.policy == found.policy) {
                 continue;
             }
-            changed |= self.attach(found, whole)?;
+            changed |= self.attach(found, whole && self.is_asked_for(found))?;
         }
         let wanted: HashSet<u64> = found.iter().map(|found| found.id).collect();
         let stale: Vec<u64> = self.attached.keys().copied().filter(|id| !wanted.contains(id)).collect();
@@ -168,6 +169,14 @@ impl Rules {
             }
         }
         Ok(changed)
+    }
+
+    /// Whether a rule names this cgroup, or it would be captured if it could not be left out.
+    fn is_asked_for(&self, found: &Found) -> bool {
+        let names = |rule: &Rule| {
+            rule.path.is_plain() && cgroup::below(&self.mount, Path::new(rule.path.as_str())) == found.path
+        };
+        found.policy == Policy::LeftOut || self.rules.iter().any(names)
     }
 
     fn attach(&mut self, found: &Found, whole: bool) -> Result<bool, KernelError> {
@@ -184,14 +193,29 @@ impl Rules {
                 self.hooks.unpin(found.id, &self.links)?;
                 Ok(false)
             }
-            Err(error) if whole => Err(error),
             Err(error) => {
+                self.give_up(found);
+                if whole {
+                    return Err(error);
+                }
                 if self.refused.insert(found.id) {
                     tracing::warn!(%error, cgroup = %found.path.display(), "cgroup is not captured");
                 }
                 Ok(false)
             }
         }
+    }
+
+    /// A cgroup could not be attached: what could be of it must not capture some of what its programs dial and not the rest.
+    fn give_up(&mut self, found: &Found) {
+        if self.attached.contains_key(&found.id) {
+            return;
+        }
+        // What captures goes first; that of the rest something cannot be attached either is no news.
+        if let Err(error) = self.hooks.pin(&found.path, Policy::Leaving, &self.links) {
+            tracing::debug!(%error, cgroup = %found.path.display(), "hooks that serve open sockets");
+        }
+        self.leaving.insert(found.id, found.path.clone());
     }
 
     /// Captures nothing more in a cgroup; `path` where it lives.

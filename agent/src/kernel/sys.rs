@@ -23,6 +23,7 @@ const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_ENABLE_STATS: libc::c_int = 32;
@@ -100,6 +101,17 @@ struct IdAttr {
     id: u32,
     next_id: u32,
     open_flags: u32,
+}
+
+/// The beginning of the arm that `BPF_PROG_QUERY` uses; the rest may be left out.
+#[repr(C)]
+struct QueryAttr {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
 }
 
 #[repr(C)]
@@ -261,13 +273,34 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &attr).map(|_| ())
 }
 
-/// Attaches a program to a cgroup, or to a network namespace. `attach_type` is one of `enum bpf_attach_type`. The link of a cgroup is always "multi", whatever another has on
-/// this cgroup, above or below it (trap T32), and the kernel refuses flags that say so (`cgroup_bpf_link_attach`).
+/// Attaches a program to a cgroup, or to a network namespace. `attach_type` is one of `enum bpf_attach_type`. The link of a cgroup is always "multi"
+/// (trap T32), and the kernel refuses flags that say so (`cgroup_bpf_link_attach`). With EPERM another's program may stand alone on this
+/// cgroup or above it: see [`attached`].
 pub fn attach(program: BorrowedFd<'_>, to: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
     let attr =
         LinkCreateAttr { prog_fd: program.as_raw_fd() as u32, target_fd: to.as_raw_fd() as u32, attach_type, flags: 0 };
     // SAFETY: a non-negative result is a new descriptor, and ours.
     bpf(BPF_LINK_CREATE, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The first program that is attached to a cgroup at this hook, by its id, and the flags that it was attached with: `BPF_F_ALLOW_…`.
+pub fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Option<(u32, u32)>> {
+    let mut ids = [0_u32; 64]; // BPF_CGROUP_MAX_PROGS
+    let mut attr = QueryAttr {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+    };
+    let at = std::ptr::from_mut(&mut attr);
+    // SAFETY: laid out as the kernel wants it, which fills `ids` as far as `count` says, and writes flags and count.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, at, size_of::<QueryAttr>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((attr.count > 0).then_some((ids[0], attr.attach_flags)))
 }
 
 /// Puts another program behind a link, atomically: no connection falls between the two.
@@ -369,8 +402,13 @@ pub fn run_time(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
 pub fn program_of_link(link: BorrowedFd<'_>) -> io::Result<String> {
     let mut info = LinkInfo::default();
     object_info(link, &mut info)?;
+    program_name(info.prog_id)
+}
+
+/// The name of a program; as above.
+pub fn program_name(id: u32) -> io::Result<String> {
     // SAFETY: a non-negative result is a new descriptor, and ours.
-    let program = bpf(BPF_PROG_GET_FD_BY_ID, &IdAttr { id: info.prog_id, next_id: 0, open_flags: 0 })
+    let program = bpf(BPF_PROG_GET_FD_BY_ID, &IdAttr { id, next_id: 0, open_flags: 0 })
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })?;
     let mut info = ProgramName { before: [0; 8], name: [0; 16] };
     object_info(program.as_fd(), &mut info)?;
