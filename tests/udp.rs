@@ -123,6 +123,21 @@ fn a_stranger_stays_a_stranger() {
 }
 
 #[test]
+fn an_endpoint_that_is_asked_by_its_own_address_answers_for_itself_also_where_the_service_was_asked() {
+    let Some(stage) = Stage::set() else { return };
+    let (endpoint, service) = (stage.datagrams("known"), stage.address());
+    let _agent = Agent::start(&stage.config().service(Service::udp("some", service).to(endpoint.address())));
+
+    let socket = stage.socket(ANY);
+    for _ in 0..2 {
+        // Each checks whom the reply seems to be from.
+        assert_eq!(name_of(&socket, service), "known");
+        assert_eq!(name_of(&socket, endpoint.address()), "known");
+        assert_eq!(name_of(&socket, endpoint.address()), "known");
+    }
+}
+
+#[test]
 fn when_an_endpoint_goes_the_next_datagram_goes_elsewhere_and_its_late_reply_is_still_understood() {
     // Trap T28: a stale endpoint must not keep a conversation for ever.
     let Some(stage) = Stage::set() else { return };
@@ -266,6 +281,38 @@ fn a_socket_may_be_connected_again_and_let_go() {
     assert!(socket.peer_addr().is_err());
     assert_eq!(name_of(&socket, service), "behind");
     assert_eq!(name_of(&socket, plain.address()), "plain");
+}
+
+#[test]
+fn an_ipv6_socket_that_is_let_go_still_hears_the_service_that_it_was_connected_to() {
+    // Linux lets it hear nobody but its former peer: another endpoint would answer in vain.
+    let Some(stage) = Stage::set() else { return };
+    let endpoints = ["a", "b"].map(|name| stage.datagrams_at(name, stage.addresses.next_v6()));
+    let service = stage.addresses.next_v6();
+    let to = endpoints.iter().map(Answering::address);
+    let config = stage.config().service(Service::udp("turns", service).to_all(to));
+    let agent = Agent::start(&config);
+
+    for _ in 0..2 {
+        let socket = stage.socket(ANY_V6);
+        socket.connect(service).unwrap();
+        let name = ask(&socket, service, "who").unwrap();
+        sockway_tests::socket::disconnect(&socket).unwrap();
+        assert!(socket.peer_addr().is_err());
+        for _ in 0..3 {
+            assert_eq!(name_of(&socket, service), name.0.trim_end_matches(":who"));
+        }
+    }
+    // What its endpoint can no longer be asked, another is: whether it is heard is the kernel's.
+    let socket = stage.socket(ANY_V6);
+    socket.connect(service).unwrap();
+    let name = ask(&socket, service, "who").unwrap().0;
+    sockway_tests::socket::disconnect(&socket).unwrap();
+    let left = endpoints.iter().zip(["a:who", "b:who"]).find(|(_, own)| *own != name).expect("the other").0;
+    agent.reload(&config.with_services([Service::udp("turns", service).to(left.address())]));
+    let before = sends(&agent, "balanced");
+    socket.send_to(b"who", service).unwrap();
+    assert_eq!(sends(&agent, "balanced"), before + 1.0);
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub struct Conversation {
     pub endpoint: u32,
     /// Datagrams that the program has sent, modulo 2^32.
     pub sent: u32,
-    /// One of [`conversation_state`].
+    /// One of [`conversation_state`], and perhaps [`conversation_state::PASSED_BY`].
     pub state: u32,
     /// When a datagram last went either way, in nanoseconds of `CLOCK_MONOTONIC`.
     pub used_ns: u64,
@@ -44,6 +44,9 @@ pub mod conversation_state {
     pub const CURRENT: u32 = 1;
     /// Another endpoint was chosen since; late replies still seem to come from the address that was asked.
     pub const FORMER: u32 = 2;
+    /// A bit beside them: since the last datagram of the conversation the program has asked the endpoint by its own address, which is whom
+    /// it hears from then.
+    pub const PASSED_BY: u32 = 0x100;
 }
 
 /// A UDP socket that `connect()` has turned to an endpoint: value of a table keyed by the socket's cookie, which is never given twice.

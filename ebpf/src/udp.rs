@@ -19,6 +19,7 @@ use aya_ebpf::{
 use sockway_common::{
     counter::Counter,
     flow::{Address, Conn, UDP, conn_flags},
+    service::Service,
     udp::{CONVERSATIONS_MAX, Connected, Conversation, Conversations, conversation_state},
 };
 
@@ -97,18 +98,21 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
     if unsafe { bpf_get_current_cgroup_id() } == settings.agent_cgroup {
         return Err(Counter::SendOwn);
     }
-    let service = &service_at(asked).ok_or(Counter::SendNotService)?;
+    let Some(service) = &service_at(asked) else {
+        pass_by(ctx, asked);
+        return Err(Counter::SendNotService);
+    };
     if caller::is_kernel() {
         return Err(Counter::SendKernel);
     }
     exclude::check(ctx, settings, Counter::SendExcluded)?;
-    if let Some(peer) = connected_peer(ctx, asked) {
+    // SAFETY: plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(peer) = connected_peer(ctx, asked, service, now) {
         return Ok((peer, Counter::SendConnected));
     }
     let conversations = socket::stored_or_zeroed(&CONVERSATIONS, socket::of_addr(ctx.sock_addr));
     let conversations = conversations.ok_or(Counter::SendNoStorage)?;
-    // SAFETY: plain helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
 
     let mut counter = Counter::SendBalanced;
     if let Some(current) = current(conversations, asked) {
@@ -117,6 +121,7 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
         if usable && !idle {
             current.used_ns = now;
             current.sent = current.sent.wrapping_add(1);
+            current.state = conversation_state::CURRENT;
             return Ok((current.actual, Counter::SendKept));
         }
         if !usable && !idle {
@@ -142,16 +147,35 @@ fn try_send(ctx: &SockAddrContext, asked: &Address) -> Result<(Address, Counter)
 }
 
 /// The endpoint to which `connect()` has turned this socket, if that was for the same address: only from there the kernel takes replies.
+/// Of IPv6 also when the socket was let go since (`AF_UNSPEC`): `__udp_disconnect` leaves the peer's address in it, and who listens to
+/// datagrams for it goes by that.
 #[inline(always)]
-fn connected_peer(ctx: &SockAddrContext, asked: &Address) -> Option<Address> {
+fn connected_peer(ctx: &SockAddrContext, asked: &Address, service: &Service, now: u64) -> Option<Address> {
     let conn = socket::stored(&CONNS, socket::of_addr(ctx.sock_addr))?;
-    (conn.original == *asked && socket::is_connected(ctx.sock_addr)).then_some(conn.actual)
+    let is_its = conn.original == *asked
+        && (socket::is_connected(ctx.sock_addr) || !asked.is_v4() && choose::may_use(service, conn.endpoint, now));
+    is_its.then_some(conn.actual)
+}
+
+/// The program sends to an address that is no service. If an endpoint is there with which this socket has a conversation, what comes from
+/// it next answers this.
+#[inline(always)]
+fn pass_by(ctx: &SockAddrContext, asked: &Address) {
+    let Some(conversations) = socket::stored(&CONVERSATIONS, socket::of_addr(ctx.sock_addr)) else { return };
+    for entry in &mut conversations.table {
+        if entry.actual == *asked {
+            entry.state |= conversation_state::PASSED_BY;
+        }
+    }
 }
 
 /// The conversation with `asked` that goes on, if there is one.
 #[inline(always)]
 fn current<'a>(conversations: &'a mut Conversations, asked: &Address) -> Option<&'a mut Conversation> {
-    conversations.table.iter_mut().find(|entry| entry.state == conversation_state::CURRENT && entry.original == *asked)
+    conversations
+        .table
+        .iter_mut()
+        .find(|entry| entry.state & conversation_state::CURRENT != 0 && entry.original == *asked)
 }
 
 /// Writes a new conversation where the same one stood before, or nothing, or else the one that has been quiet for longest. What went on
@@ -207,7 +231,8 @@ fn original(ctx: &SockAddrContext, from: &Address) -> Option<Address> {
     let mut found: Option<&mut Conversation> = None;
     for entry in &mut conversations.table {
         let later = found.as_ref().is_none_or(|found| found.used_ns < entry.used_ns);
-        if entry.state != 0 && entry.actual == *from && later {
+        let answers = entry.state != 0 && entry.state & conversation_state::PASSED_BY == 0;
+        if answers && entry.actual == *from && later {
             found = Some(entry);
         }
     }
@@ -244,6 +269,7 @@ pub fn tell_conversations(ctx: &SockContext) {
     let netns = socket::netns(ctx);
     for conversation in &mut conversations.table {
         if conversation.state != 0 {
+            conversation.state &= !conversation_state::PASSED_BY;
             watch::conversed(conversation, netns);
             // Where capture rules nest, the hook of the outer cgroup comes next.
             conversation.state = 0;
