@@ -216,6 +216,21 @@ fn a_program_that_does_not_listen_refuses_through_the_agent_too() {
 }
 
 #[test]
+fn a_program_that_starts_again_has_its_port_though_the_agent_still_has_its_clients() {
+    let Some(scene) = Scene::set() else { return };
+    let program = scene.program("before", PORT);
+    let _agent = scene.agent(&format!("ports: [{PORT}], protocol: tcp"));
+    let mut held = scene.dial(scene.at(PORT)).unwrap();
+    assert!(read_name(&mut held).unwrap().starts_with("before"));
+    let mut held_v6 = scene.dial(scene.at_v6(PORT)).unwrap();
+    assert!(read_name(&mut held_v6).unwrap().starts_with("before"));
+    drop(program);
+    let _again = scene.program("after", PORT);
+    assert_eq!(scene.ask(scene.at(PORT)).unwrap(), "after");
+    drop((held, held_v6));
+}
+
+#[test]
 fn a_reset_passes_through_in_both_directions() {
     let Some(scene) = Scene::set() else { return };
     let listener = scene.program.listen(SocketAddr::from(([0; 16], PORT))).unwrap();

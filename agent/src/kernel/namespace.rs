@@ -326,6 +326,9 @@ fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
             socket.set_nonblocking(true)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
+            // A connection that came in has the port of the program that it was for, and holds it until its TIME_WAIT is over: the program
+            // must be able to bind it again meanwhile, as it could if it had the connection itself. It goes by what the listener allows.
+            socket.set_reuse_address(true)?;
             let socket = TcpListener::from(socket);
             address = socket.local_addr()?;
             Ok(socket)
