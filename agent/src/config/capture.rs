@@ -99,6 +99,9 @@ impl NamespaceName {
     }
 }
 
+/// How many bits of an IPv6 address say that it is an IPv4 address in mapped form.
+const MAPPED_BITS: u8 = 96;
+
 /// Where `ip netns` keeps names.
 pub const NAMED: &str = "/run/netns";
 
@@ -124,8 +127,13 @@ impl Except {
 }
 
 impl Cidr {
-    /// The addresses that share the first `prefix` bits with `ip`. `None` when `ip` has fewer bits, or further ones that are set.
+    /// The addresses that share the first `prefix` bits with `ip`. `None` when `ip` has fewer bits, or further ones that are set. IPv4
+    /// addresses in mapped form are IPv4 addresses, as they are when somebody dials them.
     pub fn new(ip: IpAddr, prefix: u8) -> Option<Self> {
+        let (ip, prefix) = match (ip.to_canonical(), prefix.checked_sub(MAPPED_BITS)) {
+            (v4 @ IpAddr::V4(_), Some(prefix)) if ip.is_ipv6() => (v4, prefix),
+            _ => (ip, prefix),
+        };
         let cidr = Self { ip, prefix };
         let (bits, width) = bits(ip);
         (u32::from(prefix) <= width && bits & !mask(prefix.into(), width) == 0).then_some(cidr)
@@ -186,6 +194,9 @@ mod tests {
             ("0.0.0.0", 0, "255.1.1.1", true),
             ("0.0.0.0", 0, "::1", false),
             ("10.0.0.0", 8, "::ffff:10.0.0.1", true),
+            ("::ffff:10.0.0.0", 104, "10.255.0.1", true),
+            ("::ffff:10.0.0.0", 104, "11.0.0.1", false),
+            ("::ffff:0.0.0.0", 96, "11.0.0.1", true),
             ("fd00::", 8, "fdff::1", true),
             ("fd00::", 8, "fe00::1", false),
             ("::", 0, "::1", true),
@@ -196,6 +207,7 @@ mod tests {
         }
         assert_eq!(cidr("10.0.0.1", 8), None, "a bit behind the prefix");
         assert_eq!(cidr("10.0.0.0", 33), None);
+        assert_eq!(cidr("::ffff:10.0.0.1", 104), None, "the same in mapped form");
         assert_eq!(cidr("fd00::", 129), None);
     }
 
