@@ -167,6 +167,27 @@ fn detach_leaves_nothing_behind() {
 }
 
 #[test]
+fn an_agent_that_is_detached_while_it_runs_says_that_it_captures_nothing_and_does_when_it_is_started_again() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let pipe = Service::kernel_tcp("pipe", service).to(origin.address());
+    let mut agent = Agent::start(&stage.config().service(pipe));
+    assert_eq!(stage.ask_name(service).unwrap(), "origin");
+
+    let output = sockway(&["detach", "--instance", agent.instance()]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("captures nothing from now on"), "{output:?}");
+    assert!(stage.dial(service).is_err(), "programs dial as if we had never been there");
+    wait::until("the agent to notice", wait::soon(), || agent.log().contains("its pins in bpffs are gone"));
+    let answer = agent.admin("/ready");
+    assert!(answer.status == 503 && answer.text().contains("nothing is captured"), "{answer:?}");
+
+    agent.sigkill();
+    agent.start_again();
+    assert_eq!(stage.ask_name(service).unwrap(), "origin");
+}
+
+#[test]
 fn an_agent_that_was_told_so_takes_everything_away_when_it_ends() {
     let Some(stage) = Stage::set() else { return };
     let (origin, kernel, through_agent) = (stage.echo("origin"), stage.address(), stage.address());

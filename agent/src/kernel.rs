@@ -117,6 +117,10 @@ const HEARTBEAT_MAX_AGE_NS: u64 = 2_000_000_000;
 /// bounds it too.
 const SHORTCUT_BYTES_MAX: u32 = 1 << 20;
 
+/// What the agent says when its pins are gone.
+const LOST: &str =
+    "its pins in bpffs are gone, and its hooks with them: nothing is captured until the agent is started again";
+
 /// Age at which a published destination that nobody took is swept: longer than a handshake on loopback lasts.
 const ORIGINAL_MAX_AGE_NS: u64 = 120_000_000_000;
 
@@ -148,6 +152,7 @@ pub struct Kernel {
     watch: Array<MapData, Watch>,
     latencies: latency::Latencies,
     fill: fill::Tables,
+    is_lost: bool,
     timing: timing::Timing,
     limits: Limits,
 }
@@ -281,9 +286,18 @@ impl Kernel {
         }
     }
 
+    /// Why nothing is captured, if nothing is.
+    pub fn lost(&self) -> Option<&'static str> {
+        self.is_lost.then_some(LOST)
+    }
+
     /// Takes away hooks that stand only for sockets of rules withdrawn, when none of those is left, and slots that were replaced; says in
     /// the log which tables have no room. To be called from time to time.
     pub fn let_go(&mut self) {
+        let was_lost = std::mem::replace(&mut self.is_lost, self.rules.are_lost());
+        if self.is_lost && !was_lost {
+            tracing::error!("{LOST}");
+        }
         self.carry.let_go();
         self.rules.bury();
         self.tables.tidy();

@@ -14,7 +14,7 @@ pub fn run(which: &Which) -> Result<u8, Failure> {
     let (instance, capture) = which.find()?;
     if let Some(running) = runfile::find(Path::new(runfile::DIRECTORY), &instance) {
         eprintln!(
-            "sockway: the agent of instance {instance} (process {}) is running: its hooks stay until it ends",
+            "sockway: the agent of instance {instance} (process {}) is running: it captures nothing from now on, until it is started again",
             running.pid
         );
     }

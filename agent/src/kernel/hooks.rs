@@ -202,6 +202,11 @@ impl Hooks {
     }
 }
 
+/// Whether what watches the agent's own cgroup, of this id, is pinned: it is from the agent's start to its detachment.
+pub fn is_own_pinned(id: u64, links: &Path) -> bool {
+    links.join(format!("{id}-{}", WATCHING.1)).exists()
+}
+
 /// The ids of cgroups that have pinned links. A link that this agent does not know of is taken away.
 pub fn pinned(links: &Path) -> Result<HashSet<u64>, KernelError> {
     let failed = |source| KernelError::Pin { path: links.into(), source };

@@ -111,6 +111,7 @@ impl Kernel {
             watch: services::table(ebpf, "WATCH")?,
             latencies: latency::Latencies::new(ebpf)?,
             fill: fill::Tables::new(&pins.maps()),
+            is_lost: false,
             timing: timing::Timing::new(ebpf),
             namespaces: Some(namespaces),
             shortcut_table: ShortcutTable::new(ebpf)?,

@@ -247,6 +247,11 @@ impl Rules {
         self.outlived.retain(|id| !gone(id));
     }
 
+    /// Whether the pins of this agent are gone: somebody has taken them away (`sockway detach`), or unmounted bpffs, and no hook runs.
+    pub fn are_lost(&self) -> bool {
+        !hooks::is_own_pinned(self.own.1, &self.links)
+    }
+
     /// Whether news of the tree may be about names of network namespaces.
     pub fn is_of_names(&self, news: &[i32]) -> bool {
         self.tree.is_of_names(news)

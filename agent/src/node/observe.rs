@@ -24,7 +24,7 @@ impl Node {
 
     fn observe(&self, counts: bool, senses: &Senses) -> Observed {
         let mut observed = Observed {
-            not_ready: self.not_ready.clone(),
+            not_ready: self.not_ready.clone().or_else(|| self.kernel.lost().map(str::to_owned)),
             workers: self.workers.len(),
             connections: self.connections(),
             namespaces: self.namespaces.len(),
