@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{self, Write as _},
     net::SocketAddr,
     path::Path,
     process::{Command, Stdio},
@@ -10,9 +11,11 @@ use std::{
 use sockway_tests::{
     agent::Agent,
     config::Service,
+    origin::Origin,
     peers::{self, Nghttpd, Nginx},
     process::{self, Process, Room},
     stage::{Stage, tell},
+    tls::Authority,
     wait,
     web::pattern,
 };
@@ -184,4 +187,25 @@ fn nghttp_gets_puts_and_multiplexes() {
         let output = process::run(Room::of(&hop.stage.clients), command);
         assert!(output.stdout == pattern(400_000), "what was sent came back as {} bytes", output.stdout.len());
     }
+}
+
+#[test]
+fn openssl_is_told_at_once_that_nothing_is_negotiated_again() {
+    let Some(stage) = Stage::set() else { return };
+    let listener = stage.origin().listen(stage.address()).unwrap();
+    // It says nothing: what the client hears is the agent's own.
+    let silent = Origin::start(listener, |mut stream, _| io::copy(&mut stream, &mut io::sink()).map(drop));
+    let (authority, service) = (Authority::new(), stage.address());
+    let pair = authority.issue("web", &["web.example"]);
+    let tls = format!("tls: {{ terminate: {{ certificates: [{}] }} }}", pair.yaml());
+    let config = stage.config().service(Service::agent_tcp("web", service).set(&tls).to(silent.address()));
+    let _agent = Agent::start(&config);
+    let (stdin, mut keyboard) = io::pipe().unwrap();
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-tls1_2", "-connect", &service.to_string()]).stdin(stdin);
+    let mut client = Process::spawn(Room::of(&stage.clients), command);
+    wait::until("a handshake", wait::SOON, || client.stdout().contains("Verify return code"));
+    keyboard.write_all(b"R\n").unwrap();
+    assert!(!client.wait(wait::SOON).success());
+    assert!(client.stderr().contains("no renegotiation"), "{}", client.stderr());
 }

@@ -70,6 +70,7 @@ const PROGRAMS: &[Needed] = &[
     needed("haproxy", "haproxy", &[Group::Test, Group::Bench]),
     needed("nghttp", "nghttp2-client", &[Group::Peers]),
     needed("ab", "apache2-utils", &[Group::Peers]),
+    needed("openssl", "openssl", &[Group::Peers]),
     needed("mariadbd", "mariadb-server-core", &[Group::Peers]),
     needed("mariadb", "mariadb-client-core", &[Group::Peers]),
     needed("node", "nodejs", &[Group::Peers]),

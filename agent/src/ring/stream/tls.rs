@@ -242,14 +242,15 @@ impl Reader {
         }
     }
 
-    /// See [`Session::take_in`]. The peer is told of what is wrong, if that can be sent at once.
+    /// See [`Session::take_in`]. What TLS itself has to say to that, what is wrong or that there is no renegotiation, is said if it can be
+    /// sent at once: who reads may have nothing to write, and the peer waits for it.
     fn take_in(&self, session: &RefCell<Session>) -> Result<bool, rustls::Error> {
         let mut session = session.borrow_mut();
-        session.take_in().inspect_err(|_| {
-            if !session.in_flight {
-                let _ = session.send_now(self.readiness.get_ref().as_fd());
-            }
-        })
+        let taken_in = session.take_in();
+        if !session.in_flight && session.connection.wants_write() {
+            let _ = session.send_now(self.readiness.get_ref().as_fd());
+        }
+        taken_in
     }
 
     /// As [`Reader::poll_received`].
