@@ -278,6 +278,33 @@ fn a_request_that_goes_down_has_one_framing_and_its_trailers() {
 }
 
 #[test]
+fn a_body_that_its_endpoint_has_not_asked_for_costs_the_connection() {
+    let Some(stage) = Stage::set() else { return };
+    let listener = stage.origin().listen(stage.address()).expect("a free address");
+    let origin = Origin::start(listener, |mut stream: &TcpStream, _| {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        while let Some(head) = read_head(&mut reader)? {
+            if head.first.contains("/asks") {
+                write!(stream, "HTTP/1.1 100 Continue\r\n\r\n")?;
+                read_body(&mut reader, &head, false)?;
+            }
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")?;
+        }
+        Ok(())
+    });
+    let hop = Hop::down(stage, origin.address());
+    let mut client = hop.client2();
+    let smuggled = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (stream, path, accepted) in [(1, "/asks", 1), (3, "/asks", 1), (5, "/", 1), (7, "/", 2)] {
+        let head =
+            frames::frame(kind::HEADERS, END_HEADERS, stream, &request("POST", path, &[("expect", "100-continue")]));
+        client.send_bytes(&[head, frames::frame(kind::DATA, END_STREAM, stream, smuggled)].concat()).unwrap();
+        assert_eq!(body(&rest(&mut client, stream)), b"hi");
+        assert_eq!(origin.accepted(), accepted, "{path} on {stream}");
+    }
+}
+
+#[test]
 fn what_would_smuggle_never_reaches_an_endpoint_of_http1() {
     let Some(stage) = Stage::set() else { return };
     let origin = describing(&stage);

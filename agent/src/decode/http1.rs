@@ -104,6 +104,8 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+    /// Whether it has an Expect at all, which an endpoint may read otherwise.
+    pub expects: bool,
     /// Whether it asks for the WebSocket protocol; then the fields that say so stay.
     pub websocket: bool,
     /// An HTTP/1.0 request without Host, which HTTP/1.1 requires.
@@ -210,6 +212,7 @@ fn read_request<'b>(bytes: &'b [u8], headers: &mut Headers<'b>) -> Result<Option
         // What a client sends behind CONNECT is meant for the tunnel: refused one, it must not be read as a request (RFC 9110 section 9.3.6).
         keep_alive: method != Method::Connect && fields.wants_more(is_http10),
         expects_continue: fields.expects_continue && !is_http10,
+        expects: fields.expect.is_some(),
         websocket: is_get && !is_http10 && framing == Framing::None && fields.websocket && fields.upgrade,
         lacks_host: false,
         edits: Edits::default(),

@@ -58,7 +58,7 @@ use super::{
 use crate::{
     cluster::{Dialler, OneWayState, Seen},
     config::{HttpVersion, Strategy, guard::Why},
-    decode::http1::{Asked, Method, RequestHead},
+    decode::http1::{Asked, Framing, Method, RequestHead},
     kernel::OriginalDst,
     record::{Bytes, Counter},
     ring::{Buf, Due, MEDIUM, Stream},
@@ -578,6 +578,7 @@ fn answer<'a>(
         },
         head_bytes_max: limits.head_bytes,
         keep_alive: head.keep_alive,
+        asks_for_body: head.expects && head.framing != Framing::None,
         change,
         replaces_errors: false,
         judged: None,

@@ -77,6 +77,8 @@ pub struct Phase {
     pub uploaded: Cell<bool>,
     /// The response has begun.
     pub answering: Cell<bool>,
+    /// The endpoint is asked to say that it wants the body, and has not said so.
+    pub asks_for_body: Cell<bool>,
 }
 
 impl Phase {

@@ -28,7 +28,7 @@ pub(super) struct Fields<'b> {
     upgrading: SmallVec<[Line; 1]>,
     /// Cut when the message has no body.
     framing: SmallVec<[Line; 1]>,
-    expect: Option<Line>,
+    pub expect: Option<Line>,
     /// Connection says more than close, keep-alive and upgrade, or says upgrade along with something else.
     connection_is_plain_upgrade: bool,
 }

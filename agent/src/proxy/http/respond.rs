@@ -28,6 +28,8 @@ pub struct Answer<'a> {
     pub head_bytes_max: usize,
     /// Whether the client wants to go on.
     pub keep_alive: bool,
+    /// Whether the endpoint is asked to say that it wants the body.
+    pub asks_for_body: bool,
     /// What is changed of its fields.
     pub change: &'a Fields,
     /// Whether one of 5xx is not for the client.
@@ -46,7 +48,8 @@ pub struct Answered {
     pub status: u16,
     /// The client was told that the connection ends here.
     pub close: bool,
-    /// The upstream connection can carry another request.
+    /// The upstream connection can carry another request: not one whose last expected to be told to go on, and was told how it ends instead.
+    /// Whether the endpoint reads the body that came all the same, or takes it for a request, is its secret (RFC 9110 section 10.1.1).
     pub reusable: bool,
     /// The protocol was switched; with what has come in the new one.
     pub upgraded: Option<Buf>,
@@ -103,6 +106,7 @@ impl Answer<'_> {
         count: &Cell<usize>,
     ) -> Result<Answered, Unanswered> {
         let copy = &mut Copy { from, to, buffers: &self.hop.buffers, count, tap: None, narrow: None };
+        let mut wants_body = !self.asks_for_body;
         for _ in 0..INTERIM_MAX {
             let head;
             (buf, head) = read_head(copy.from, copy.buffers, buf, self.asked, self.head_bytes_max).await?;
@@ -115,8 +119,10 @@ impl Answer<'_> {
                 return Err(Unanswered::Unwanted(head.status));
             }
             if head.status >= 200 || head.status == 101 {
-                return self.final_response(copy, buf, head).await;
+                let answered = self.final_response(copy, buf, head).await?;
+                return Ok(Answered { reusable: answered.reusable && wants_body, ..answered });
             }
+            wants_body |= head.status == 100;
             buf = self.interim_response(copy, buf, &head).await?;
         }
         copy.buffers.give(buf);

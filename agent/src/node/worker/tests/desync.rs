@@ -98,6 +98,36 @@ fn an_endpoint_that_answers_before_it_has_the_request_gets_no_other_on_that_conn
 }
 
 #[test]
+fn a_body_that_its_endpoint_has_not_asked_for_costs_the_connection() {
+    // Who answers "expect" before it has read the body may take what follows for a request (RFC 9110 section 10.1.1).
+    let origin = Origin::new(|mut client, _| {
+        while client.until("\r\n\r\n").contains("asked") {
+            client.send("HTTP/1.1 100 Continue\r\n\r\n");
+            client.until("GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");
+            client.send(OK);
+        }
+        client.send(OK);
+        let _ = client.rest();
+    });
+    let hop = Hop::http(&origin);
+    let body = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = |path: &str, expect: &str| {
+        format!("POST /{path} HTTP/1.1\r\nHost: a\r\nExpect: {expect}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let mut client = hop.client();
+    for (path, expect, connections) in
+        [("asked", "100-continue", 1), ("asked", "100-continue", 1), ("", "100-continue", 1), ("", "y 100-continue", 2)]
+    {
+        client.send(post(path, expect));
+        assert!(client.until("hi").ends_with("Content-Length: 2\r\n\r\nhi"));
+        assert_eq!(origin.connections.load(Ordering::SeqCst), connections, "{path} {expect}");
+    }
+    client.send(GET);
+    client.until("hi");
+    assert_eq!(origin.connections.load(Ordering::SeqCst), 3);
+}
+
+#[test]
 fn interim_responses_are_passed_on_up_to_a_thousand() {
     let hints = |count: usize| "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n".repeat(count);
     let origin = Origin::new(move |mut client, number| {

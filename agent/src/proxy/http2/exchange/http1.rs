@@ -4,7 +4,7 @@ use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
-use http::request::Parts;
+use http::{header, request::Parts};
 
 use super::Exchange;
 use crate::{
@@ -70,6 +70,8 @@ struct Outgoing<'o> {
     head: &'o [u8],
     style: Style,
     begun: &'o Gathered,
+    /// Whether the endpoint is to say first that it wants the body.
+    asks_for_body: bool,
 }
 
 impl Exchange<'_> {
@@ -98,6 +100,7 @@ impl Exchange<'_> {
             tap.stop_if_over().await;
         }
         let framing = framing(&parts, has_body, &begun);
+        let asks_for_body = framing != Framing::None && parts.headers.contains_key(header::EXPECT);
         let (asker, is_secure) = (self.connection.asker, self.connection.is_secure);
         let mut tried =
             Tried::for_request(hop, &cluster, asker, || route::Request::of_parts(&parts, is_secure, asker.source));
@@ -119,7 +122,7 @@ impl Exchange<'_> {
                 return self.reply(&Reply::deadline_exceeded());
             }
             let sent_before = upstream.stream.writer.taken();
-            let outgoing = Outgoing { head: &head, style, begun: &begun };
+            let outgoing = Outgoing { head: &head, style, begun: &begun, asks_for_body };
             self.awaited = self.is_timed().then(|| upstream.who().clone());
             let ended = self.attempt_http1(&mut upstream, outgoing, body, &limits).await;
             self.awaited = None;
@@ -180,7 +183,7 @@ impl Exchange<'_> {
         let hop = &self.connection.hop;
         let heard = upstream.who().heard();
         let Stream { reader, writer, .. } = &mut upstream.stream;
-        let phase = Phase::default();
+        let phase = Phase { asks_for_body: outgoing.asks_for_body.into(), ..Phase::default() };
         let (tap, narrow, is_one_way) = (self.tap.clone(), self.narrow(), self.one_way.is_some());
         if is_one_way {
             reader.arm_on_demand(&hop.buffers, MEDIUM);
@@ -211,7 +214,9 @@ impl Exchange<'_> {
         hop.slab.count_bytes(Count::UpstreamReceived, phase.down.bytes.get());
         match ended {
             Ended::Answered(status, grpc_status, reusable) => {
-                Ended::Answered(status, grpc_status, reusable && phase.uploaded.get())
+                // As in HTTP/1: what becomes of a body that nobody has asked for is the endpoint's secret.
+                let is_settled = phase.uploaded.get() && !phase.asks_for_body.get();
+                Ended::Answered(status, grpc_status, reusable && is_settled)
             }
             ended => ended,
         }
@@ -261,6 +266,9 @@ impl Exchange<'_> {
             })?;
             if head.status >= 200 {
                 return self.final_from_http1(reader, buf, head, phase).await;
+            }
+            if head.status == 100 {
+                phase.asks_for_body.set(false);
             }
             let interim;
             (buf, interim) = self.translated(buf, &head)?;
