@@ -73,6 +73,20 @@ fn without_an_endpoint_the_answer_is_a_status_and_nothing_else() {
 }
 
 #[test]
+fn a_call_with_too_many_fields_is_answered_by_a_status() {
+    let Some(stage) = Stage::set() else { return };
+    let nobody = stage.address();
+    let hop = Hop::to(stage, nobody);
+    let many: Vec<String> = (0..300).map(|number| format!("x-{number}: a")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let answer = hop.call_with(&[], &many);
+    assert!(answer.starts_with("HTTP/2 200"), "{answer}");
+    assert!(answer.contains("grpc-message: sockway: too many header fields"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "a body: {answer}");
+    assert!(hop.counted("UNKNOWN"));
+}
+
+#[test]
 fn a_call_whose_time_is_over_is_answered_and_taken_back() {
     let Some(stage) = Stage::set() else { return };
     let (sender, resets) = mpsc::channel();

@@ -500,3 +500,18 @@ fn what_breaks_the_rules_of_a_head_is_refused_and_the_endpoint_never_sees_it() {
     }
     assert_eq!(origin.accepted(), 0, "none of them was passed on");
 }
+
+#[test]
+fn a_head_of_too_many_fields_is_refused_without_a_body_where_there_can_be_none() {
+    let Some(stage) = Stage::set() else { return };
+    let (origin, _go) = holding(&stage);
+    let hop = Hop::to(stage, [origin.address()]);
+    let many: Vec<String> = (0..300).map(|number| format!("x{number}")).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "1")).collect();
+    let mut client = hop.client();
+    for (method, stream, has_body) in [("GET", 1, true), ("HEAD", 3, false)] {
+        client.send(kind::HEADERS, END_HEADERS | END_STREAM, stream, &request(method, "/", &many)).unwrap();
+        assert_eq!(client.until(kind::HEADERS).ends_stream(), !has_body, "{method}");
+    }
+    assert_eq!(origin.accepted(), 0, "none of them was passed on");
+}

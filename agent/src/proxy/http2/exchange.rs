@@ -116,7 +116,11 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             if reply.counter == Counter::Malformed {
                 return reply::reset(&mut respond, &reply).await;
             }
-            reply::send(&mut respond, &reply, To { is_grpc: false, is_head: false });
+            let asked = http2::Asked::of(&parts);
+            if asked.is_grpc {
+                hop.slab.count(Counter::of_grpc(reply.grpc_code()));
+            }
+            reply::send(&mut respond, &reply, To { is_grpc: asked.is_grpc, is_head: asked.is_head });
             return body::drain(&mut body).await;
         }
     };
