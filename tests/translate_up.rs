@@ -103,6 +103,45 @@ fn a_stream_that_is_reset_ends_no_response_of_http1() {
 }
 
 #[test]
+fn a_response_that_breaks_off_before_its_head_is_passed_on_is_answered_with_the_reason() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = framed(&stage, |peer, frame, _| {
+        if frame.kind != kind::HEADERS {
+            return Ok(());
+        }
+        let head = frames::head(&[(":status", "200"), ("content-length", "2")]);
+        let (one, last) = (frames::frame(kind::HEADERS, END_HEADERS, frame.stream, &head), frame.stream);
+        // All of it in one piece: what is wrong is known before the head leaves.
+        let wrong = match last {
+            3 => frames::frame(kind::DATA, END_STREAM, last, b"three"),
+            _ => frames::frame(kind::RST_STREAM, 0, last, &INTERNAL_ERROR.to_be_bytes()),
+        };
+        peer.send_bytes(&[one, wrong].concat())
+    });
+    let hop = Hop::up(stage, [origin.address()]);
+    for why in ["unspecific protocol error", "unexpected internal error"] {
+        let (told, _) = ask(hop.client1(), b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        assert!(told.starts_with("HTTP/1.1 502 "), "{told}");
+        assert!(told.contains("sockway: the endpoint's response broke off: ") && told.contains(why), "{told}");
+    }
+    hop.counted("response_aborted");
+}
+
+#[test]
+fn an_endpoint_that_accepts_and_says_nothing_is_not_told_of_as_one_that_accepts_nobody() {
+    let Some(stage) = Stage::set() else { return };
+    let listener = stage.origin().listen(stage.address()).expect("a free address");
+    let mute = Origin::start(listener, |mut stream, _| io::copy(&mut stream, &mut io::sink()).map(drop));
+    let address = stage.address();
+    let service = Service::http("web", address).set("upstream_protocol: http2").set("connect_timeout_ms: 300");
+    let hop = Hop::of(stage, service.to(mute.address()), address);
+    let (told, _) = ask(hop.client1(), b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(told.starts_with("HTTP/1.1 504 "), "{told}");
+    assert!(told.ends_with("sockway: the endpoint said nothing of HTTP/2 within 300ms\n"), "{told}");
+    hop.counted("connect_timeout");
+}
+
+#[test]
 fn a_request_that_goes_up_says_nothing_of_its_connection_and_keeps_its_body_whole() {
     let Some(stage) = Stage::set() else { return };
     let origin = framed(&stage, |peer, frame, _| match (frame.kind, frame.ends_stream()) {

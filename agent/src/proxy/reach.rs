@@ -179,6 +179,9 @@ pub enum Unreached {
     /// The last one tried did not accept in time.
     #[error("no endpoint accepted a connection within {0:?}")]
     Late(Duration),
+    /// The last one tried accepted, and then did not begin with HTTP/2 in time.
+    #[error("the endpoint said nothing of HTTP/2 within {0:?}")]
+    Mute(Duration),
     /// The last one tried accepted, and then no TLS connection came about.
     #[error("TLS with the endpoint failed: {0}")]
     Tls(HandshakeError),
@@ -404,7 +407,8 @@ impl Hop {
         }
         self.report(cluster, chosen, seen, None);
         match &error {
-            ConnectError::Late(timeout) | ConnectError::Mute(timeout) => why = Unreached::Late(*timeout),
+            ConnectError::Late(timeout) => why = Unreached::Late(*timeout),
+            ConnectError::Mute(timeout) => why = Unreached::Mute(*timeout),
             ConnectError::NotHttp2 => why = Unreached::NotHttp2,
             ConnectError::Tls(error) => why = Unreached::Tls(error.clone()),
             ConnectError::Failed(_) | ConnectError::Ours(_) | ConnectError::Overflow(_) => {}

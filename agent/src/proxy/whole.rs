@@ -195,7 +195,7 @@ impl Missed {
     /// What it says of the endpoint.
     pub fn seen(&self) -> Seen {
         match self {
-            Self::Unreached(Unreached::Late(_)) => Seen::ConnectLate,
+            Self::Unreached(Unreached::Late(_) | Unreached::Mute(_)) => Seen::ConnectLate,
             Self::Unreached(_) => Seen::NotConnected,
             Self::Silent { .. } | Self::Bad(_) => Seen::NoResponse,
             Self::Late => Seen::Late,

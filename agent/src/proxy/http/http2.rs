@@ -47,7 +47,7 @@ enum Ended {
     /// What came is no response.
     Bad(BadResponse),
     /// The response broke off.
-    Broken,
+    Broken(h2::Error),
     /// The client's body is malformed.
     BadBody(forward::Broken),
     /// It is longer than a filter lets it be.
@@ -66,7 +66,7 @@ impl Ended {
         match self {
             Self::Answered(status, _) => Some(Seen::Answered { status: *status, grpc_status: None }),
             Self::Unseen(error) if !error.is_reset() => None,
-            Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken => Some(Seen::NoResponse),
+            Self::Unseen(_) | Self::Unanswered(_) | Self::Bad(_) | Self::Broken(_) => Some(Seen::NoResponse),
             Self::Late(Late::Response | Late::Rest) | Self::Over => Some(Seen::Late),
             Self::Sent(_)
             | Self::Late(Late::Body | Late::Client)
@@ -312,7 +312,7 @@ impl Connection<'_> {
             Ended::Bad(bad) => Reply::bad_response(bad),
             Ended::Unseen(error) | Ended::Unanswered(error) => Reply::no_response_because(error, None),
             Ended::Over if !head_sent => Reply::deadline_exceeded(),
-            Ended::Broken if !head_sent => Reply::no_response(),
+            Ended::Broken(error) if !head_sent => Reply::broken_off(error),
             Ended::BadBody(bad) if !head_sent => Reply::malformed(bad),
             Ended::TooLong if !head_sent => self.body_too_long(),
             Ended::Late(Late::Body) if !head_sent => Reply::body_timeout(),
@@ -392,7 +392,10 @@ impl Answer<'_> {
         // What is there already leaves with the head. Whatever stands in frames behind a head without a body is not looked at.
         let has_none = self.has_no_body(parts.status);
         let first = if has_none { Ok(Gathered::nothing()) } else { gather(&mut body, false).await };
-        let Ok(first) = first else { return Ended::Broken };
+        let first = match first {
+            Ok(first) => first,
+            Err(error) => return Ended::Broken(error),
+        };
         let framing = match has_none {
             true => Framing::None,
             false => self.framing(&parts, first.end.is_some().then_some(first.bytes)),
@@ -407,7 +410,7 @@ impl Answer<'_> {
         let style = if framing == Framing::Chunked { Style::Chunks } else { Style::Bare };
         match outlet.send(&head, style, &first, &mut body).await {
             Ok(_) => Ended::Answered(status, close),
-            Err(body::Broken::From(_)) => Ended::Broken,
+            Err(body::Broken::From(error)) => Ended::Broken(error),
             Err(body::Broken::To) => Ended::ClientGone,
         }
     }

@@ -84,7 +84,7 @@ impl Reply {
 
     pub fn unreached(why: Unreached) -> Self {
         match why {
-            Unreached::Late(_) => Self::new("504 Gateway Timeout", why, Counter::ConnectTimeout),
+            Unreached::Late(_) | Unreached::Mute(_) => Self::new("504 Gateway Timeout", why, Counter::ConnectTimeout),
             Unreached::Tls(_) => Self::new("502 Bad Gateway", why, Counter::EndpointTls),
             Unreached::NotHttp2 => Self::new("502 Bad Gateway", why, Counter::BadResponse),
             Unreached::Overflow(of) => Self::overflow(of),
@@ -199,6 +199,12 @@ impl Reply {
     /// The same of what went wrong on purpose, and is counted as this.
     pub fn failed(counter: Counter) -> Self {
         Self { counter, ..Self::server_error() }
+    }
+
+    /// Of an endpoint of HTTP/2 whose response broke off, or broke a rule, before any of it was passed on.
+    pub fn broken_off(why: impl std::fmt::Display) -> Self {
+        let why = format!("the endpoint's response broke off: {why}");
+        Self::new("502 Bad Gateway", why, Counter::ResponseAborted)
     }
 
     /// Of an endpoint of HTTP/2, whose connection or stream ended, with a code if it was reset.
