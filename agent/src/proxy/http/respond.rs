@@ -10,7 +10,7 @@ use crate::{
     cluster::Seen,
     config::Strategy,
     decode::{
-        chunked::{Decoder, Style, reframe},
+        chunked::{BadChunk, Decoder, Style, reframe},
         http1::{self, Asked, BadResponse, Framing, ResponseHead},
     },
     forward::{Broken, Copy},
@@ -187,7 +187,7 @@ impl Answer<'_> {
         };
         // Bytes behind a response belong to no request: the connection is not to be trusted any more.
         answered.reusable &= !has_rest.map_err(|why| match why {
-            Broken::Malformed(_) if !self.head_sent.get() => Unanswered::Bad(BadResponse("its body is malformed")),
+            Broken::Malformed(BadChunk(why)) if !self.head_sent.get() => Unanswered::Bad(BadResponse(why)),
             why => broken(why),
         })?;
         Ok(answered)

@@ -79,6 +79,26 @@ fn a_response_that_two_would_read_differently_is_a_502_and_ends_its_connection()
 }
 
 #[test]
+fn what_is_wrong_with_the_chunks_of_a_response_is_told() {
+    let many = (0..300).map(|number| format!("x{number}: 1\r\n")).collect::<String>();
+    for (body, why) in [
+        ("1x\r\n".to_owned(), "malformed chunk size"),
+        (format!("2\r\nhi\r\n0\r\n{many}\r\n"), "too many trailer fields"),
+    ] {
+        let origin = Origin::new(move |mut client, _| {
+            client.until("\r\n\r\n");
+            client.send(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}"));
+            let _ = client.rest();
+        });
+        let hop = Hop::http(&origin);
+        let mut client = hop.client();
+        client.send(GET);
+        assert!(client.until("\r\n\r\n").starts_with("HTTP/1.1 502 "));
+        assert_eq!(client.until("\n"), format!("sockway: the endpoint's response: {why}\n"));
+    }
+}
+
+#[test]
 fn an_endpoint_that_answers_before_it_has_the_request_gets_no_other_on_that_connection() {
     // Rule 10. The body is never sent: the client stops when it is answered.
     let origin = Origin::new(|mut client, _| {
