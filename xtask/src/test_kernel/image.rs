@@ -17,8 +17,9 @@ use crate::{
 };
 
 /// Programs beside those of the tests: what a shell line in a test may call, and what loads modules when the kernel asks for one.
-const PROGRAMS: &[&str] =
-    &["sh", "sleep", "cat", "true", "false", "kill", "env", "install", "mount", "umount", "kmod", "modprobe"];
+const PROGRAMS: &[&str] = &[
+    "sh", "sleep", "cat", "true", "false", "kill", "env", "install", "mount", "umount", "kmod", "modprobe", "prlimit",
+];
 
 /// Where the tests' files are looked up by name: users for nginx, protocols for ip.
 const FILES: &[&str] =
