@@ -280,7 +280,7 @@ fn a_direction_comes_back_when_a_slow_reader_has_caught_up() {
             "server" => (&joined.client, &joined.server),
             _ => (&joined.server, &joined.client),
         };
-        let all = pattern(1_800_000);
+        let all = pattern(2_800_000);
         for _ in 0..5 {
             // More than goes straight to a reader that does not read, and less than the agent then queues behind it.
             (&*from).write_all(&all).unwrap();
@@ -292,6 +292,27 @@ fn a_direction_comes_back_when_a_slow_reader_has_caught_up() {
         joined.agent.metric_reaches(FALLBACKS, &[("reason", "full")], 5.0);
         assert!(joined.directions("came_back") >= 5.0);
     }
+}
+
+/// A reader that stumbles loses its sender to TCP and the agent, which must not be for good: the agent holds the sender until the reader has
+/// caught up.
+#[test]
+fn a_sender_that_never_pauses_goes_straight_again_behind_every_stumble_of_its_reader() {
+    let Some(joined) = Joined::set() else { return };
+    let (stumbles, stretch) = (8, patience::load(32 << 20));
+    let all = pattern(stretch);
+    thread::scope(|scope| {
+        scope.spawn(|| (0..stumbles).for_each(|_| (&joined.client).write_all(&all).unwrap()));
+        for _ in 0..stumbles {
+            thread::sleep(Duration::from_millis(30));
+            let mut back = vec![0; all.len()];
+            Patient(&joined.server).read_exact(&mut back).unwrap();
+            assert!(back == all, "bytes are in another order");
+        }
+    });
+    let fallbacks = joined.agent.metric(FALLBACKS, &[("reason", "full")]);
+    let came_back = joined.directions("came_back");
+    assert!(came_back >= 2.0, "came back {came_back} times behind {fallbacks} stumbles");
 }
 
 /// A message that still goes through TCP when another thread's switches the direction must not be overtaken by what its own thread sends

@@ -212,6 +212,15 @@ impl Copy<'_> {
 /// The sockets of the two connections that a relay is between.
 pub type Ends<'s> = (&'s Socket, &'s Socket);
 
+/// Who looks after a relay.
+pub trait Overseer {
+    /// Told how many bytes were taken from one side since its connection was made, whenever all that became of them is with the kernel.
+    fn settled(&self, way: Way, bytes: u64, ends: Ends<'_>);
+
+    /// Asked before so many bytes are passed on, if they are many: ends when the reader at the end of this way is to have more.
+    fn await_reader(&self, way: Way, bytes: usize) -> impl Future<Output = ()>;
+}
+
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relayed {
@@ -225,14 +234,13 @@ pub enum Relayed {
 
 /// Copies both ways until both sides have ended. An end is passed on as an end, in its direction only; a reset as a reset, and so is
 /// our own death: until both sides have ended, closing the sockets resets them. `counts` are the bytes from the first to the
-/// second, and back. `settled` is told how many bytes were taken from one side since its connection was made whenever all that became of
-/// them is with the kernel.
+/// second, and back.
 pub async fn relay(
     first: &mut Stream,
     second: &mut Stream,
     buffers: &Rc<Buffers>,
     counts: (&Count, &Count),
-    settled: &impl Fn(Way, u64, Ends<'_>),
+    overseer: &impl Overseer,
 ) -> Relayed {
     first.socket.reset_on_close(true);
     second.socket.reset_on_close(true);
@@ -242,9 +250,8 @@ pub async fn relay(
         let back =
             Copy { from: &mut second.reader, to: &mut first.writer, buffers, count: counts.1, tap: None, narrow: None };
         let ends = (&first.socket, &second.socket);
-        let told = |way| move |bytes| settled(way, bytes, ends);
-        let mut there = pin!(one_way(there, told(Way::There)));
-        let mut back = pin!(one_way(back, told(Way::Back)));
+        let mut there = pin!(one_way(there, Way::There, ends, overseer));
+        let mut back = pin!(one_way(back, Way::Back, ends, overseer));
         let (mut there_done, mut back_done) = (false, false);
         poll_fn(|context| {
             if !there_done && let Poll::Ready(result) = there.as_mut().poll(context) {
@@ -275,7 +282,8 @@ pub async fn relay(
     relayed
 }
 
-async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64)) -> Result<(), Broken> {
+async fn one_way(mut copy: Copy<'_>, way: Way, ends: Ends<'_>, overseer: &impl Overseer) -> Result<(), Broken> {
+    let settled = |bytes| overseer.settled(way, bytes, ends);
     let mut capacity = SMALL;
     loop {
         if !copy.to.is_sending() {
@@ -288,6 +296,9 @@ async fn one_way(mut copy: Copy<'_>, settled: impl Fn(u64)) -> Result<(), Broken
             break;
         }
         capacity = fitting(&buf);
+        if capacity != SMALL {
+            overseer.await_reader(way, buf.len()).await;
+        }
         let range = buf.range();
         copy.submit(buf, range).await?;
         if capacity == SMALL {

@@ -10,6 +10,7 @@ mod guard;
 pub mod http;
 pub mod http2;
 pub mod inbound;
+mod joining;
 mod left;
 mod mirror;
 mod mishap;

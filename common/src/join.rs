@@ -94,10 +94,9 @@ pub struct Half {
     pub place: u32,
     /// What TCP would have sent next when the direction began to go straight: had it sent since, what follows must not overtake it.
     pub switched_at: u32,
-    /// How often its sender was kept for a moment since it went through TCP, so that the agent could catch up.
-    pub waits: u32,
-    /// Zero: fills the layout to a multiple of eight.
-    pub zero: u32,
+    /// From when on, by the monotonic clock, its sender may be kept for a moment, so that the agent can catch up. An agent of before left a
+    /// small count here, which is long ago.
+    pub wait_at_ns: u64,
 }
 
 impl Half {
@@ -121,8 +120,7 @@ impl Half {
             service: 0,
             place: 0,
             switched_at: 0,
-            waits: 0,
-            zero: 0,
+            wait_at_ns: 0,
         }
     }
 }

@@ -10,7 +10,11 @@
 //! reader was too slow for goes through the agent into the same queue, and the direction comes back. Only a reader that is slower
 //! than that gets bytes by TCP, and from then on is relayed to.
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::SkMsgContext};
+use aya_ebpf::{
+    helpers::bpf_ktime_get_ns,
+    macros::socket_filter,
+    programs::{SkBuffContext, SkMsgContext},
+};
 use sockway_common::{
     capture::Settings,
     counter::Counter,
@@ -19,7 +23,7 @@ use sockway_common::{
 
 use crate::{
     count,
-    maps::JOINS,
+    maps::{JOINS, SETTINGS},
     repeat::{Turns, repeat},
     sk_msg, socket,
 };
@@ -27,14 +31,31 @@ use crate::{
 /// How long a sender may be kept in its hook for room in the receiver's queue: a reader that is awake takes 64 KiB in 10 to 30 µs, and the
 /// way through TCP and the agent costs both more than this.
 const ROOM_WAIT_NS: u64 = 50_000;
-/// How long a sender may be kept in its hook for the agent to pass on what it sent before: half of what 64 KiB take it. A program that
-/// sends without a pause would otherwise never come to a quiet point.
-const QUIET_WAIT_NS: u64 = 20_000;
-/// How often it is kept so until its direction has switched, 5 ms in all: time for the agent to pass on what had piled up. Where it gets no
-/// processor meanwhile, keeping the sender is in vain.
-const QUIET_WAITS_MAX: u32 = 256;
-/// Most looks in one wait, which the verifier wants to be bounded; each takes 25 ns or more.
-const LOOKS_MAX: u64 = 2_000;
+/// Most looks in that wait, which the verifier wants to be bounded; each takes 25 ns or more.
+const ROOM_LOOKS_MAX: u64 = 2_000;
+/// How long a sender may be kept in its hook while the agent passes on nothing of what it sent before: as long as it passes on more, a
+/// program that sends without a pause would otherwise never come to a quiet point. 128 KiB take it 60 µs.
+const QUIET_WAIT_NS: u64 = 100_000;
+/// Most looks in that wait: some 400 µs.
+const QUIET_LOOKS_MAX: u64 = 16_000;
+/// Where the agent gets no processor, or waits for the reader, keeping the sender is in vain: in the long run it loses one part in so many
+/// of its time to that,
+const VAIN_SHARE: u64 = 16;
+/// and this much at once.
+const VAIN_NS: u64 = 25_000_000;
+
+/// The agent runs this by itself (`BPF_PROG_TEST_RUN`, on no packet of the network): how many bytes wait for the receiver of the direction
+/// that the made-up packet names behind its link header, by place and cookie. None if it cannot go straight any more.
+#[socket_filter]
+pub fn look_at_queue(ctx: SkBuffContext) -> i64 {
+    let (Ok(place), Ok(cookie)) = (ctx.load::<u64>(0), ctx.load::<u64>(size_of::<u64>())) else { return 0 };
+    let (Some(settings), Some(join)) = (SETTINGS.get(0), at(place as u32, cookie)) else { return 0 };
+    let told = Told::read(join);
+    if told.state != join_state::ARMED || at(place as u32, cookie).is_none() || !is_untouched(settings, &told) {
+        return 0;
+    }
+    i64::from(word(told.to_sock, settings.offsets.rmem_alloc))
+}
 
 /// Whether the message went straight to the other program. If not, it goes where the half's state says.
 #[inline(always)]
@@ -67,7 +88,7 @@ fn try_straight(ctx: &SkMsgContext, half: &mut Half, settings: &Settings, is_off
         return Err(Counter::JoinOff);
     }
     // The bound is not the receive buffer, which TCP would have let grow to several times as much (trap T13).
-    if queued > settings.shortcut_bytes_max && (is_off || !gets_room(half, settings)) {
+    if queued > bytes_max(settings) && (is_off || !gets_room(half, settings)) {
         return Err(Counter::JoinFull);
     }
     if !sk_msg::redirect(ctx, half.to_cookie) {
@@ -90,44 +111,63 @@ fn try_straight(ctx: &SkMsgContext, half: &mut Half, settings: &Settings, is_off
 #[inline(always)]
 fn begin(half: &mut Half, settings: &Settings) -> bool {
     let Some((place, join)) = find(half.cookie) else { return false };
-    // SAFETY: an element of an array, of which words are read; the cookie is compared again behind the last.
-    let (state, to_cookie, to_sock, via_cookie, via_sock, via_first, forwarded) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*join).state),
-            core::ptr::read_volatile(&raw const (*join).to_cookie),
-            core::ptr::read_volatile(&raw const (*join).to_sock),
-            core::ptr::read_volatile(&raw const (*join).via_cookie),
-            core::ptr::read_volatile(&raw const (*join).via_sock),
-            core::ptr::read_volatile(&raw const (*join).via_first),
-            core::ptr::read_volatile(&raw const (*join).forwarded),
-        )
-    };
+    let told = Told::read(join);
     if at(place, half.cookie).is_none() {
         return false;
     }
-    if state != join_state::ARMED {
+    if told.state != join_state::ARMED {
         refuse(half, settings);
         return false;
     }
-    // Half the bound: a direction that came back at the bound would fall back with its next message.
-    if word(to_sock, settings.offsets.rmem_alloc) > settings.shortcut_bytes_max / 2 {
+    // A direction that came back at the bound would fall back with its next message.
+    if word(told.to_sock, settings.offsets.rmem_alloc) > bytes_max(settings) / 4 * 3 {
         return false;
     }
     let sent = sent(half, settings);
-    if !(is_settled(half, settings, sent, forwarded) || gets_settled(half, settings, sent, join))
-        || !is_untouched(settings, (via_sock, via_cookie, via_first), (to_sock, to_cookie))
+    if !(is_settled(half, settings, sent, told.forwarded) || gets_settled(half, settings, sent, join))
+        || !is_untouched(settings, &told)
     {
         return false;
     }
-    half.waits = 0;
+    half.wait_at_ns = 0;
     count::one(if half.joined_bytes == 0 { Counter::JoinBegan } else { Counter::JoinCameBack });
     count::of_service(half.service, |stats| stats.joins += 1);
-    half.to_cookie = to_cookie;
-    half.to_sock = to_sock;
+    half.to_cookie = told.to_cookie;
+    half.to_sock = told.to_sock;
     half.place = place;
     half.switched_at = sent;
     half.state = half_state::DIRECT;
     true
+}
+
+/// What the agent has told of a direction.
+struct Told {
+    state: u32,
+    to_cookie: u64,
+    to_sock: u64,
+    via_cookie: u64,
+    via_sock: u64,
+    via_first: u32,
+    forwarded: u64,
+}
+
+impl Told {
+    /// Whether it still is of the same socket is asked behind this.
+    #[inline(always)]
+    fn read(join: *const Join) -> Self {
+        // SAFETY: an element of an array, of which words are read.
+        unsafe {
+            Self {
+                state: core::ptr::read_volatile(&raw const (*join).state),
+                to_cookie: core::ptr::read_volatile(&raw const (*join).to_cookie),
+                to_sock: core::ptr::read_volatile(&raw const (*join).to_sock),
+                via_cookie: core::ptr::read_volatile(&raw const (*join).via_cookie),
+                via_sock: core::ptr::read_volatile(&raw const (*join).via_sock),
+                via_first: core::ptr::read_volatile(&raw const (*join).via_first),
+                forwarded: core::ptr::read_volatile(&raw const (*join).forwarded),
+            }
+        }
+    }
 }
 
 /// The other program cannot be joined. A direction that was held takes the shortcut to the agent, once the agent has read what came by TCP.
@@ -158,12 +198,17 @@ fn all_bytes(half: &Half, sent: u32) -> u32 {
 /// Keeps the sender for a moment, since the agent cannot catch up with one that never pauses. Whether it has now.
 #[inline(always)]
 fn gets_settled(half: &mut Half, settings: &Settings, sent: u32, join: *mut Join) -> bool {
-    if half.waits >= QUIET_WAITS_MAX {
+    let began = now();
+    if began < half.wait_at_ns {
         return false;
     }
-    half.waits += 1;
-    let mut quiet = Quiet { join, all: all_bytes(half, sent), began: now(), is_there: false };
-    repeat::<_, LOOKS_MAX>(LOOKS_MAX, &mut quiet);
+    let mut quiet = Quiet { join, all: all_bytes(half, sent), forwarded: 0, moved: began, is_there: false };
+    repeat::<_, QUIET_LOOKS_MAX>(QUIET_LOOKS_MAX, &mut quiet);
+    if !quiet.is_there {
+        // The rate of a token bucket, told by the time at which it would be full (GCRA, ITU-T I.371).
+        let full = began.saturating_sub(VAIN_SHARE * VAIN_NS);
+        half.wait_at_ns = half.wait_at_ns.max(full) + VAIN_SHARE * now().wrapping_sub(began);
+    }
     quiet.is_there && peer_has_read(half, settings, sent) && at_again(join, half.cookie)
 }
 
@@ -172,7 +217,10 @@ struct Quiet {
     join: *mut Join,
     /// Bytes that it is to have passed on.
     all: u32,
-    began: u64,
+    /// Bytes that it had passed on when it was looked at last.
+    forwarded: u32,
+    /// When that changed last.
+    moved: u64,
     is_there: bool,
 }
 
@@ -180,8 +228,14 @@ impl Turns for Quiet {
     #[inline(always)]
     fn turn(&mut self, _: u64) -> bool {
         // SAFETY: a word of an element of an array.
-        self.is_there = unsafe { core::ptr::read_volatile(&raw const (*self.join).forwarded) } as u32 == self.all;
-        self.is_there || now().wrapping_sub(self.began) > QUIET_WAIT_NS
+        let forwarded = unsafe { core::ptr::read_volatile(&raw const (*self.join).forwarded) } as u32;
+        self.is_there = forwarded == self.all;
+        let now = now();
+        if forwarded != self.forwarded {
+            self.forwarded = forwarded;
+            self.moved = now;
+        }
+        self.is_there || now.wrapping_sub(self.moved) > QUIET_WAIT_NS
     }
 }
 
@@ -192,11 +246,11 @@ fn gets_room(half: &Half, settings: &Settings) -> bool {
     let mut room = Room {
         to_sock: half.to_sock,
         rmem_alloc: settings.offsets.rmem_alloc,
-        bytes_max: settings.shortcut_bytes_max,
+        bytes_max: bytes_max(settings),
         began: now(),
         is_there: false,
     };
-    repeat::<_, LOOKS_MAX>(LOOKS_MAX, &mut room);
+    repeat::<_, ROOM_LOOKS_MAX>(ROOM_LOOKS_MAX, &mut room);
     room.is_there
 }
 
@@ -215,6 +269,12 @@ impl Turns for Room {
         self.is_there = word(self.to_sock, self.rmem_alloc) <= self.bytes_max;
         self.is_there || now().wrapping_sub(self.began) > ROOM_WAIT_NS
     }
+}
+
+/// Bytes that may wait for a program that is joined: more than elsewhere, since what finds no room takes the long way.
+#[inline(always)]
+fn bytes_max(settings: &Settings) -> u32 {
+    2 * settings.shortcut_bytes_max
 }
 
 #[inline(always)]
@@ -242,12 +302,12 @@ fn peer_has_read(half: &Half, settings: &Settings, sent: u32) -> bool {
 /// Whether nothing has come to the receiver by TCP, and the agent's socket and it are ends of one connection, as the agent was told by a map
 /// whose entries may be overwritten while they are read.
 #[inline(always)]
-fn is_untouched(settings: &Settings, via: (u64, u64, u32), to: (u64, u64)) -> bool {
+fn is_untouched(settings: &Settings, told: &Told) -> bool {
     let offsets = &settings.offsets;
-    socket::read::<u64>(via.0, offsets.cookie) == Some(via.1)
-        && socket::read::<u64>(to.0, offsets.cookie) == Some(to.1)
-        && are_ends(word(via.0, offsets.ports), word(to.0, offsets.ports))
-        && word(via.0, offsets.write_seq) == via.2
+    socket::read::<u64>(told.via_sock, offsets.cookie) == Some(told.via_cookie)
+        && socket::read::<u64>(told.to_sock, offsets.cookie) == Some(told.to_cookie)
+        && are_ends(word(told.via_sock, offsets.ports), word(told.to_sock, offsets.ports))
+        && word(told.via_sock, offsets.write_seq) == told.via_first
 }
 
 /// Whether two sockets have each other's ports: `skc_dport` in network order, then `skc_num` in host order.

@@ -21,7 +21,7 @@ use crate::{
     socket,
 };
 
-/// How many times the bound of a joined direction the agent's own sockets may queue: with what TCP holds on the way, a reader that never
+/// How many times the bound of a shortcut the agent's own sockets may queue for a joined program: with what TCP holds on the way, a reader that never
 /// reads has less than 5 MiB.
 const ROOMY_FACTOR: u32 = 3;
 

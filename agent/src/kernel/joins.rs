@@ -34,6 +34,8 @@ pub struct Joins {
     entries: NonNull<join::Join>,
     halves: OwnedFd,
     meetings: OwnedFd,
+    /// The program that looks at a receiver's queue, where this kernel takes it.
+    looker: Option<OwnedFd>,
 }
 
 // SAFETY: the memory is mapped until this is dropped, and only ever used as atomic words.
@@ -82,7 +84,7 @@ enum Peer {
 
 impl Joins {
     /// Over the tables of a loaded object.
-    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn new(ebpf: &Ebpf, looker: Option<OwnedFd>) -> Result<Self, KernelError> {
         let table = descriptor(ebpf, "JOINS")?;
         let failed = |error: io::Error| services::map_error("JOINS")(error.into());
         // SAFETY: a new mapping of a map that was made to be mapped; the kernel refuses one that is too long for it.
@@ -100,7 +102,7 @@ impl Joins {
             return Err(failed(io::Error::last_os_error()));
         }
         let entries = NonNull::new(entries.cast()).ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
-        Ok(Self { entries, halves: descriptor(ebpf, "HALVES")?, meetings: descriptor(ebpf, "MEETINGS")? })
+        Ok(Self { entries, halves: descriptor(ebpf, "HALVES")?, meetings: descriptor(ebpf, "MEETINGS")?, looker })
     }
 
     /// Joins the programs at the other ends of two connections of this agent, if both are in the shortcut; what is held otherwise is told
@@ -231,6 +233,14 @@ impl Join {
             // SAFETY: a field of an entry of `self.joins`, ours until this is dropped.
             unsafe { word(&raw mut (*self.joins.entry(place)).forwarded) }.store(bytes, Release);
         }
+    }
+
+    /// Bytes that wait for the program at the end of this way; none if it cannot be sent to straight any more, or that cannot be told.
+    pub fn queued(&self, way: Way) -> u32 {
+        let (Some(place), Some(looker)) = (self.places[way as usize], &self.joins.looker) else { return 0 };
+        let cookie = self.joins.cookie(place).load(Relaxed);
+        let packet = [&sys::LINK_HEADER[..], &u64::from(place).to_ne_bytes(), &cookie.to_ne_bytes()].concat();
+        sys::run_program(looker.as_fd(), &packet).unwrap_or(0)
     }
 
     /// Bytes that went this way from program to program.

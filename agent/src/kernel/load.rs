@@ -87,6 +87,8 @@ const LOADED_AT_A_TIME_MAX: usize = 4;
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
 /// That program.
 pub const SHORTCUT_PROGRAM: &str = "send_direct";
+/// The program that tells how full the queue of a joined program's socket is.
+pub const LOOKING_AT_QUEUE: &str = "look_at_queue";
 
 /// The program of the sk_lookup hook, and what tells it its namespace.
 pub const STEERING: &str = "steer";

@@ -93,6 +93,8 @@ impl Kernel {
         warn_of_deviations(config, self_test_passed, &capabilities);
         let shortcut = Arc::new(AtomicBool::new(false));
         let limits = limit_programs(&mut loaded, &lacking)?;
+        let queue_looker =
+            if lacking.has(Part::Shortcut) { None } else { Some(loaded.descriptor(load::LOOKING_AT_QUEUE)?) };
         let ebpf = &mut loaded.ebpf;
         let kernel = Self {
             limits: Limits::new(services::table(ebpf, "LIMITS")?, limits),
@@ -100,7 +102,7 @@ impl Kernel {
                 mount.clone(),
                 descriptor(ebpf, "DIALLED")?,
                 descriptor(ebpf, "CONNS")?,
-                Joins::new(ebpf)?,
+                Joins::new(ebpf, queue_looker)?,
                 Arc::clone(&shortcut),
                 self_test_passed,
             ),

@@ -42,7 +42,7 @@ impl Part {
     /// Its programs.
     pub fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Shortcut => &[load::SHORTCUT_PROGRAM],
+            Self::Shortcut => &[load::SHORTCUT_PROGRAM, load::LOOKING_AT_QUEUE],
             Self::Inbound => &[load::STEERING],
             Self::OriginalDst => &["ask_option"],
             // All or none: what is sent to an endpoint must seem to come back from the service.

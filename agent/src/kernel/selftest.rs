@@ -118,9 +118,6 @@ const UDP_SERVICE: u32 = 2;
 /// `SO_ORIGINAL_DST` of linux/netfilter_ipv4.h.
 const SO_ORIGINAL_DST: libc::c_int = 80;
 
-/// The smallest packet that the kernel takes: a link header.
-const SMALLEST: [u8; 14] = [0; 14];
-
 type Check = fn(&mut Bench) -> Result<String, String>;
 
 /// Name, and the part of the kernel half without which it is not tried.
@@ -320,14 +317,14 @@ impl Bench {
     /// The program that removes idle entries of the limits can be run; here there are none.
     fn limits_sweep(&mut self) -> Result<String, String> {
         let program = self.loaded.descriptor(Part::Sweep.programs()[0]).map_err(text)?;
-        sys::run_program(program.as_fd(), &SMALLEST).map_err(text)?;
+        sys::run_program(program.as_fd(), &sys::LINK_HEADER).map_err(text)?;
         Ok("idle entries of the limits can be removed".into())
     }
 
     /// Hooks can look at what no context shows.
     fn kernel_memory(&mut self) -> Result<String, String> {
         let program = self.loaded.descriptor(Part::Inside.programs()[0]).map_err(text)?;
-        match sys::run_program(program.as_fd(), &SMALLEST).map_err(text)? {
+        match sys::run_program(program.as_fd(), &sys::LINK_HEADER).map_err(text)? {
             0 => Err("the kernel's memory reads as unreadable".into()),
             _ => Ok("hooks read what no context shows".into()),
         }

@@ -319,6 +319,9 @@ pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &LinkDetachAttr { link_fd: link.as_raw_fd() as u32 }).map(|_| ())
 }
 
+/// A link header of nobody's, the smallest packet that the kernel takes: it takes it off before the program sees what stands behind.
+pub const LINK_HEADER: [u8; 14] = [0; 14];
+
 /// Runs a program of a socket filter's kind once, here and now, on a packet that never was on a network: what it returned.
 pub fn run_program(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
     let mut attr = TestRunAttr {

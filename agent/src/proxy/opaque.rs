@@ -3,23 +3,20 @@
 //! Where the programs at both ends are in the shortcut they are joined: their sockets send straight to each other, and what is left to the
 //! relay is to wait for the end, and to carry what a slow reader has no room for.
 
-use std::{
-    cell::{Cell, RefCell},
-    os::fd::AsFd as _,
-    rc::Rc,
-};
+use std::{cell::Cell, os::fd::AsFd as _, rc::Rc};
 
 use super::{
     Cluster, Hop,
     asker::Asker,
     guard::StandingIn,
+    joining::Joining,
     reach::{Tried, Upstream},
 };
 use crate::{
     cluster::{Seen, Service},
     config::guard::Why,
-    forward::{Ends, Relayed, relay},
-    kernel::{Join, Verdict, Way},
+    forward::{Relayed, relay},
+    kernel::Way,
     record::{Bytes, Counter},
     ring::Stream,
 };
@@ -75,9 +72,8 @@ pub(super) async fn relay_joined(
 ) -> Counter {
     let (there, back) = (Cell::new(0), Cell::new(0));
     let is_tls = downstream.is_tls() || upstream.is_tls();
-    let joining = Joining::new(hop, service, if is_tls { 0 } else { TRIES_MAX });
-    let settled = |way, bytes, ends: Ends<'_>| joining.settled(way, bytes, ends);
-    let relayed = relay(downstream, upstream, &hop.buffers, (&there, &back), &settled).await;
+    let joining = Joining::new(hop, service, !is_tls);
+    let relayed = relay(downstream, upstream, &hop.buffers, (&there, &back), &joining).await;
     let there = there.get() + joining.straight(Way::There);
     let back = back.get() + joining.straight(Way::Back);
     hop.slab.count_bytes(Bytes::DownstreamReceived, there);
@@ -88,74 +84,5 @@ pub(super) async fn relay_joined(
         Relayed::Done => Counter::RelayDone,
         Relayed::FirstBroke => Counter::RelayClientReset,
         Relayed::SecondBroke => Counter::RelayUpstreamReset,
-    }
-}
-
-/// How often it is asked whether an endpoint's socket has come into the shortcut: that happens when the last packet of the handshake
-/// arrives, which between network namespaces may be after bytes were sent on.
-const TRIES_MAX: u32 = 8;
-
-/// What may wait at either side of a socket between joined programs: enough for a relay while a reader is slow, little enough that the
-/// relay soon catches up with a program that sends without a pause.
-const QUEUE_BYTES: usize = 128 * 1024;
-
-/// A pair of connections to be joined, and how far the relay between them has got.
-struct Joining<'h> {
-    hop: &'h Hop,
-    service: &'h Service,
-    join: RefCell<Option<Join>>,
-    tries: Cell<u32>,
-    taken: [Cell<Option<u64>>; 2],
-}
-
-impl<'h> Joining<'h> {
-    /// With so many `tries`: none where what the one side says is not what the other is to hear.
-    fn new(hop: &'h Hop, service: &'h Service, tries: u32) -> Self {
-        Self { hop, service, join: RefCell::default(), tries: Cell::new(tries), taken: Default::default() }
-    }
-
-    /// All of the first `bytes` of this way are settled.
-    fn settled(&self, way: Way, bytes: u64, ends: Ends<'_>) {
-        self.taken[way as usize].set(Some(bytes));
-        if self.tries.get() > 0 {
-            return self.ask(ends);
-        }
-        if let Some(join) = &*self.join.borrow() {
-            join.settled(way, bytes);
-        }
-    }
-
-    fn ask(&self, (downstream, upstream): Ends<'_>) {
-        self.tries.set(self.tries.get() - 1);
-        let Some((verdict, join)) = self.hop.flows.join(downstream.as_fd(), upstream.as_fd(), self.service) else {
-            return self.tries.set(0);
-        };
-        let counter = match verdict {
-            Verdict::NotYet if self.tries.get() > 0 => return,
-            Verdict::NotYet => Counter::JoinLate,
-            Verdict::Armed => Counter::JoinArmed,
-            Verdict::NoClient => Counter::JoinNoClient,
-            Verdict::NoServer => Counter::JoinNoServer,
-            Verdict::NoRoom => Counter::JoinNoRoom,
-        };
-        self.hop.slab.count(counter);
-        self.tries.set(0);
-        if verdict == Verdict::Armed {
-            downstream.bound_queues(QUEUE_BYTES);
-            upstream.bound_queues(QUEUE_BYTES);
-        }
-        if let Some(join) = &join {
-            for way in [Way::There, Way::Back] {
-                if let Some(bytes) = self.taken[way as usize].get() {
-                    join.settled(way, bytes);
-                }
-            }
-        }
-        *self.join.borrow_mut() = join;
-    }
-
-    /// Bytes that went past the relay.
-    fn straight(&self, way: Way) -> usize {
-        self.join.borrow().as_ref().map_or(0, |join| join.straight(way) as usize)
     }
 }

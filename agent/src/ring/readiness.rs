@@ -3,7 +3,7 @@
 use std::{
     io,
     net::TcpListener,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -12,6 +12,12 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub fn of_listener(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     // SAFETY: a listener owns its descriptor, is itself owned by what is made here, and always gives the same one.
     unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// A descriptor of our own, to wait until it can be read.
+pub(super) fn of_owned(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: it owns its descriptor, is itself owned by what is made here, and always gives the same one.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// A stream's socket, to wait until it can be read.

@@ -9,8 +9,6 @@ use crate::kernel::sys;
 
 /// Keys looked at in one sweep: a fraction of a second of system calls. What is left waits for the next.
 const KEYS_MAX: usize = 65_536;
-/// A link header of nobody's, which the kernel takes off before the program sees the packet.
-const LINK_HEADER: usize = 14;
 
 /// The table of what is taken, and the programs that change it for the agent.
 pub struct Limits {
@@ -67,7 +65,7 @@ impl Limits {
 
 fn add(settler: BorrowedFd<'_>, carried: &[LimitCarried]) {
     for some in carried.chunks(SETTLED_MAX) {
-        let mut packet = vec![0; LINK_HEADER];
+        let mut packet = sys::LINK_HEADER.to_vec();
         for LimitCarried { key, opened, theoretical_ns } in some {
             put_key(&mut packet, key);
             packet.extend(opened.to_ne_bytes());
@@ -92,7 +90,7 @@ fn put_key(packet: &mut Vec<u8>, key: &LimitKey) {
 
 /// The program looks again, and removes only what is idle still.
 fn remove(sweeper: BorrowedFd<'_>, keys: &[LimitKey]) -> usize {
-    let mut packet = vec![0; LINK_HEADER];
+    let mut packet = sys::LINK_HEADER.to_vec();
     for key in keys {
         put_key(&mut packet, key);
     }
