@@ -48,6 +48,9 @@ const VAIN_NS: u64 = 25_000_000;
 /// that the made-up packet names behind its link header, by place and cookie. None if it cannot go straight any more.
 #[socket_filter]
 pub fn look_at_queue(ctx: SkBuffContext) -> i64 {
+    if !socket::can_peek() {
+        return 0;
+    }
     let (Ok(place), Ok(cookie)) = (ctx.load::<u64>(0), ctx.load::<u64>(size_of::<u64>())) else { return 0 };
     let (Some(settings), Some(join)) = (SETTINGS.get(0), at(place as u32, cookie)) else { return 0 };
     let told = Told::read(join);

@@ -253,11 +253,14 @@ static CAN_PEEK: u32 = 0x5357_0003;
 /// anything, which is why callers compare the socket cookie first (trap T17). On a kernel that is locked down always `None`.
 #[inline(always)]
 pub fn peek<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
+    if can_peek() { read(object, offset) } else { None }
+}
+
+/// Whether programs may read the kernel's memory. The verifier does not look at what is behind a no.
+#[inline(always)]
+pub fn can_peek() -> bool {
     // SAFETY: a constant that the agent sets before the program is loaded.
-    if unsafe { ptr::read_volatile(&raw const CAN_PEEK) } == 0 {
-        return None;
-    }
-    read(object, offset)
+    unsafe { ptr::read_volatile(&raw const CAN_PEEK) != 0 }
 }
 
 /// The same without a look at whether it is allowed, for programs that are nothing without: where it is not, the kernel refuses them whole.

@@ -26,7 +26,7 @@ const FILES: &[&str] =
     &["/etc/passwd", "/etc/group", "/etc/hosts", "/etc/nsswitch.conf", "/etc/protocols", "/etc/services"];
 
 /// What tests read of the workspace, at the place where it was built.
-const WORKSPACE: &[&str] = &["agent/src", "agent/deploy", "common/src", "ebpf/src", "target/ebpf"];
+const WORKSPACE: &[&str] = &["agent/src", "agent/deploy", "common/src", "ebpf/src", "tests", "target/ebpf"];
 
 /// Mount points, and what programs expect to be there.
 const DIRECTORIES: &[&str] =
