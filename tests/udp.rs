@@ -253,11 +253,15 @@ fn a_socket_that_is_closed_or_dials_elsewhere_is_no_longer_listed() {
 
     let sockets: Vec<UdpSocket> = (0..10).map(|_| stage.socket(ANY)).collect();
     sockets.iter().for_each(|socket| socket.connect(service).unwrap());
-    assert_eq!(listed(), 10.0);
+    // Before Linux 6.4 the agent counts keys, every half minute.
+    let comes_to = |count: f64| {
+        wait::until(&format!("{count} sockets in the table"), Duration::from_secs(75), || listed() == count);
+    };
+    comes_to(10.0);
     sockets[0].connect(plain.address()).unwrap();
-    assert_eq!(listed(), 9.0);
+    comes_to(9.0);
     drop(sockets);
-    wait::until("the closed sockets to be gone from the table", wait::SOON, || listed() == 0.0);
+    comes_to(0.0);
 }
 
 #[test]

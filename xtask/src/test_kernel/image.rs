@@ -21,9 +21,16 @@ const PROGRAMS: &[&str] = &[
     "sh", "sleep", "cat", "true", "false", "kill", "env", "install", "mount", "umount", "kmod", "modprobe", "prlimit",
 ];
 
-/// Where the tests' files are looked up by name: users for nginx, protocols for ip.
-const FILES: &[&str] =
-    &["/etc/passwd", "/etc/group", "/etc/hosts", "/etc/nsswitch.conf", "/etc/protocols", "/etc/services"];
+/// Where the tests' files are looked up by name: users for nginx, protocols for ip; and where a test puts its own.
+const FILES: &[&str] = &[
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/protocols",
+    "/etc/resolv.conf",
+    "/etc/services",
+];
 
 /// What tests read of the workspace, at the place where it was built.
 const WORKSPACE: &[&str] = &["agent/src", "agent/deploy", "common/src", "ebpf/src", "tests", "target/ebpf"];
