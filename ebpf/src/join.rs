@@ -7,8 +7,8 @@
 //!
 //! Nothing may ever have come to the receiver by TCP: a `recv()` that waits for more of that (`MSG_WAITALL`) would not see what comes by
 //! redirect, and take what comes by TCP next before it. So the agent's own sockets have a wider bound than a joined direction: what a
-//! reader was too slow for goes through the agent into the same queue, and the direction comes back. Only a reader that is slower
-//! than that gets bytes by TCP, and from then on is relayed to.
+//! reader was too slow for goes through the agent into the same queue, when the reader has taken most of what it has, and the direction
+//! comes back. Only a reader for which the agent does not wait so long gets bytes by TCP, and from then on is relayed to.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_ns,

@@ -10,18 +10,23 @@ use aya_ebpf::{cty::c_void, helpers::generated::bpf_loop};
 #[unsafe(no_mangle)]
 static HAS_LOOP: u32 = 0x5357_0004;
 
+/// Most turns of a loop where the verifier follows each: it keeps 8 192 branches in mind, of all loops that follow one another in a program.
+/// Only waits would have more, and end sooner there.
+const FOLLOWED_MAX: u64 = 1_000;
+
 /// What a loop does.
 pub trait Turns {
     /// One turn, counted from 0. Whether that was the last; to be inlined.
     fn turn(&mut self, step: u64) -> bool;
 }
 
-/// Takes so many turns, `MAX` at most, or until one was the last.
+/// Takes so many turns, `MAX` at most, or until one was the last. See [`FOLLOWED_MAX`].
 #[inline(always)]
 pub fn repeat<T: Turns, const MAX: u64>(times: u64, turns: &mut T) {
     // SAFETY: a constant that the agent sets before the program is loaded.
     if unsafe { ptr::read_volatile(&raw const HAS_LOOP) } == 0 {
-        for step in 0..MAX {
+        let most = if MAX < FOLLOWED_MAX { MAX } else { FOLLOWED_MAX };
+        for step in 0..most {
             if step >= times || turns.turn(step) {
                 break;
             }

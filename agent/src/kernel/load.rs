@@ -140,6 +140,15 @@ pub struct Loaded {
 impl Loaded {
     /// Loads the object. With `pins`, maps that are pinned there are taken over, and new ones are pinned and have these sizes.
     pub fn new(pins: Option<(&Path, &HashMap<&'static str, u32>)>, wanted: Wanted) -> Result<Self, KernelError> {
+        Self::with(pins, wanted, has_loop())
+    }
+
+    /// The same, for a kernel that runs loops for programs or does not.
+    fn with(
+        pins: Option<(&Path, &HashMap<&'static str, u32>)>,
+        wanted: Wanted,
+        has_loop: bool,
+    ) -> Result<Self, KernelError> {
         let object = OBJECT.ok_or(KernelError::NotBuilt)?;
         abi::check_object(object)?;
         let mut loader = EbpfLoader::new();
@@ -150,7 +159,7 @@ impl Loaded {
         let task_flags = offsets::task_flags().filter(|_| can_peek != 0).unwrap_or(0);
         let has_mptcp = u32::from(offsets::of_running_kernel().is_ok_and(|offsets| offsets.is_mptcp != 0));
         loader.override_global("TASK_FLAGS", &task_flags, true).override_global("HAS_MPTCP", &has_mptcp, true);
-        let has_loop = u32::from(has_loop());
+        let has_loop = u32::from(has_loop);
         loader.override_global("CAN_PEEK", &can_peek, true).override_global("HAS_LOOP", &has_loop, true);
         loader.override_global(STEERING_NETNS, &NO_NETNS, true);
         let shapes = shapes()?;
@@ -294,4 +303,21 @@ fn load_program(name: &str, program: &mut Program) -> Result<(), aya::programs::
     let looked_at = program.info().ok().and_then(|info| info.verified_instruction_count());
     tracing::debug!(program = name, instructions = looked_at, elapsed = ?began.elapsed(), "verified");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verifier_takes_the_same_programs_where_it_must_follow_every_turn_of_their_loops() {
+        if OBJECT.is_none() || !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root loads programs, and only if they have been built");
+        }
+        let refused = |has_loop| {
+            let loaded = Loaded::with(None, all, has_loop).unwrap();
+            loaded.refused.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(refused(false), refused(has_loop()));
+    }
 }
