@@ -318,7 +318,7 @@ const STANDBY_SLOT: u64 = STANDBY_CHUNK as u64 * CHUNK_SLOTS as u64;
 #[inline(never)]
 pub extern "C" fn least_open(table: u64, shape: u64, now: u64) -> u64 {
     let table = Table::unpacked(table, shape);
-    let mut least = Least { table, start: chance(), now, best: NONE, load: 0, weight: 0 };
+    let mut least = Least { table, start: chance(), now, best: NONE, load: 1, weight: 0 };
     repeat::<_, SCAN_MAX>(u64::from(table.slots), &mut least);
     let best = least.best;
     if best != NONE && may(&table, best as u32, now) == Some(true) { best } else { NONE }
@@ -329,7 +329,7 @@ struct Least {
     start: u64,
     now: u64,
     best: u64,
-    /// Of the best.
+    /// Of the best; before there is one, more load for its weight than any has.
     load: u64,
     weight: u64,
 }
@@ -343,7 +343,7 @@ impl Turns for Least {
         {
             let (load, weight) = (live.open.wrapping_add(1), u64::from(slot.threshold));
             // load / weight < best load / best weight, without fractions.
-            if self.best == NONE || load.wrapping_mul(self.weight) < self.load.wrapping_mul(weight) {
+            if load.wrapping_mul(self.weight) < self.load.wrapping_mul(weight) {
                 (self.best, self.load, self.weight) = (u64::from(slot.first), load, weight);
             }
         }

@@ -1,5 +1,8 @@
 //! Loops that the verifier looks at once, where the kernel can run them for us (`bpf_loop`, Linux 5.17). Elsewhere it follows every turn:
 //! of a loop of a hundred turns that is most of what loading a program takes.
+//!
+//! Before Linux 6.8 the verifier looks at a turn once, with what the loop begins with, and takes out each branch that is not taken then: a
+//! turn must not ask whether something still is the constant that it was before the first.
 
 use core::ptr;
 
