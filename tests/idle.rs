@@ -2,8 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sockway_tests::{agent::Agent, config::Service, stage::Stage};
+use sockway_tests::{agent::Agent, config::Service, process::allow_descriptors, stage::Stage};
 
 const CONNECTIONS_MAX: u64 = 2000;
 /// What of the descriptors that this process may have is for others than one test's clients.
@@ -17,9 +16,7 @@ const KIB_IN_ALL_MAX: u64 = 4096;
 
 /// As many connections as there can be: each is a descriptor here, and may be two more of the endpoint, which stands here too.
 fn connections() -> u64 {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("as many as are allowed");
-    CONNECTIONS_MAX.min(most.saturating_sub(OTHERS) / 6)
+    CONNECTIONS_MAX.min(allow_descriptors().saturating_sub(OTHERS) / 6)
 }
 
 /// Opens connections of which each asks once, lets them sleep, and has each ask again: they hold little meanwhile.

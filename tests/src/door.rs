@@ -152,7 +152,9 @@ pub fn receive(line: &impl AsRawFd) -> io::Result<Option<(String, Option<OwnedFd
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let message = recvmsg::<()>(line.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let length = message.bytes;
-    let socket = message.cmsgs()?.find_map(|control| match control {
+    let came =
+        message.cmsgs().map_err(|_| io::Error::other("a socket came and was lost: no descriptor is left here"))?;
+    let socket = came.into_iter().find_map(|control| match control {
         ControlMessageOwned::ScmRights(sockets) => sockets.first().copied(),
         _ => None,
     });

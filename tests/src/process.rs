@@ -10,7 +10,11 @@ use std::{
 
 use nix::{
     sched::{CloneFlags, setns},
-    sys::{prctl, signal},
+    sys::{
+        prctl,
+        resource::{Resource, getrlimit, setrlimit},
+        signal,
+    },
     unistd::{Pid, Uid, setuid},
 };
 use tempfile::NamedTempFile;
@@ -143,6 +147,14 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Allows this process, and what it starts from now on, as many descriptors as it may have; how many that is. Shells and systemd begin with
+/// 1024 (getrlimit(2)), and a connection of a test has both its ends here.
+pub fn allow_descriptors() -> u64 {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("as many as are allowed");
+    most
 }
 
 /// Runs a program to its end and gives what it printed.
