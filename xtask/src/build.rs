@@ -3,7 +3,13 @@
 
 mod older;
 
-use std::{env, ffi::OsString, fs, path::Path, process::Command};
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
@@ -37,8 +43,8 @@ pub fn ebpf() -> Result<()> {
 }
 
 /// The agent of tomorrow: the same with another layout of what lives with sockets, for the tests of taking over. It is built beside today's,
-/// with which it has all but a few crates in common, and put below `target/next`.
-pub fn next() -> Result<()> {
+/// with which it has all but a few crates in common, and put below `target/next`; where it is.
+pub fn next() -> Result<PathBuf> {
     let compiler = ready(&[Group::Build])?.context("no compiler for the kernel half")?;
     let mut command = compiler.cargo();
     command.current_dir(root().join("ebpf")).args(["build", "--release", "--features", "next-layout"]).args(locked());
@@ -61,7 +67,7 @@ pub fn next() -> Result<()> {
     if is_kept {
         fs::rename(&kept, &built).with_context(|| format!("cannot put {} back", built.display()))?;
     }
-    result
+    result.map(|()| next)
 }
 
 /// Compiles the kernel half with warnings denied, beside the real build so as not to disturb it.

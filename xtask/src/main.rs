@@ -93,7 +93,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup => setup::run().map(success),
         Command::BuildEbpf => build::ebpf().map(success),
-        Command::BuildNext => build::next().map(success),
+        Command::BuildNext => build::next().map(|_| ExitCode::SUCCESS),
         Command::Build => build::release().map(success),
         Command::Run { config } => run::run(config.as_deref()).map(success),
         Command::Demo { stay } => demo::run(stay),

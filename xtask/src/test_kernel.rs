@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     ready(&[Group::Test, Group::Kernels])?;
     let kernel = kernel::ready(wanted)?;
-    let mut built = build::run(args.debug, args.agent.as_deref())?;
+    let mut built = build::run(args.debug, args.agent.as_deref(), &args.test)?;
     let names: Vec<&str> = built.tests.keys().map(String::as_str).collect();
     if let Some(unknown) = args.test.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("there is no test program `{unknown}`; there are {}", names.join(", "));

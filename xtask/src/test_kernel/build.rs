@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::guest::{OF_THE_AGENT_ALONE, UNIT_TESTS};
+use super::guest::{OF_NEXT, OF_THE_AGENT_ALONE, UNIT_TESTS};
 use crate::{
     build::{self, locked},
     progress::{say, streamed},
@@ -25,14 +25,16 @@ pub struct Built {
     pub agent: PathBuf,
     /// `sockway-probe`.
     pub probe: PathBuf,
+    /// The agent of another layout, where the tests that need one are among those to run.
+    pub next: Option<PathBuf>,
     /// `tests/ways/ways.c`.
     pub ways: PathBuf,
     /// Test programs by name; the agent's own unit tests are `agent`.
     pub tests: BTreeMap<String, PathBuf>,
 }
 
-/// Builds; `debug` is an agent without optimisation, `agent` one that is there already.
-pub fn run(debug: bool, agent: Option<&Path>) -> Result<Built> {
+/// Builds; `debug` is an agent without optimisation, `agent` one that is there already, `only` the tests to run (all, where it is empty).
+pub fn run(debug: bool, agent: Option<&Path>, only: &[String]) -> Result<Built> {
     let agent = if let Some(agent) = agent {
         agent.to_owned()
     } else if debug {
@@ -45,6 +47,8 @@ pub fn run(debug: bool, agent: Option<&Path>) -> Result<Built> {
         build::release()?;
         workspace::agent_binary()
     };
+    let needs_next = only.is_empty() || only.iter().any(|name| name == OF_NEXT);
+    let next = if needs_next { Some(build::next()?) } else { None };
     say("building the tests …");
     let mut command = Command::new(cargo());
     command.current_dir(workspace::root()).args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
@@ -60,7 +64,7 @@ pub fn run(debug: bool, agent: Option<&Path>) -> Result<Built> {
     let mut command = Command::new("cc");
     command.arg("-O1").arg("-o").arg(&ways).arg(workspace::root().join("tests/ways/ways.c"));
     streamed("compiling tests/ways/ways.c", &mut command)?;
-    Ok(Built { agent, probe, ways, tests })
+    Ok(Built { agent, probe, next, ways, tests })
 }
 
 /// Reads cargo's messages: the test programs by name, and the probe.

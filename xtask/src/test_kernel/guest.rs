@@ -31,6 +31,10 @@ pub const BUILD_DEPS: &str = "/target/debug/deps";
 pub const AGENT: &str = "/target/debug/sockway";
 /// The probe.
 pub const PROBE: &str = "/target/debug/sockway-probe";
+/// The agent of another layout, where a test takes over from it.
+pub const NEXT: &str = "/target/next/debug/sockway";
+/// The test that does.
+pub const OF_NEXT: &str = "upgrade";
 
 /// The agent's own unit tests, and which of them have to do with the kernel: the others say the same on every kernel, only later.
 pub const UNIT_TESTS: &str = "agent";
@@ -202,6 +206,7 @@ fn test(name: &str, plan: &Plan) -> Command {
     }
     command
         .env("SOCKWAY_BIN", AGENT)
+        .env("SOCKWAY_NEXT_BIN", NEXT)
         .env("SOCKWAY_TEST_WAYS", WAYS)
         .env("SOCKWAY_TEST_PATIENCE", plan.patience.to_string());
     command

@@ -82,6 +82,7 @@ pub fn write(kernel: &Kernel, built: &Built, plan: &guest::Plan) -> Result<PathB
         (PathBuf::from(guest::PROBE), built.probe.clone()),
         (PathBuf::from(guest::WAYS), built.ways.clone()),
     ];
+    ours.extend(built.next.iter().map(|path| (PathBuf::from(guest::NEXT), path.clone())));
     ours.extend(built.tests.iter().map(|(name, path)| (Path::new(guest::BUILD_DEPS).join(name), path.clone())));
     for (at, path) in &ours {
         archive.file(at, &stripped(path, &home)?)?;
@@ -106,7 +107,9 @@ pub fn write(kernel: &Kernel, built: &Built, plan: &guest::Plan) -> Result<PathB
 
 /// A copy without debug information: ten times smaller, and the guest keeps all of it in memory. Names of functions stay, for panics.
 fn stripped(path: &Path, home: &Path) -> Result<PathBuf> {
-    let copy = home.join(path.file_name().context("a program is a file")?);
+    // Two programs may have one name.
+    let copy = home.join("stripped").join(path.strip_prefix("/").unwrap_or(path));
+    fs::create_dir_all(copy.parent().context("a program is a file")?)?;
     let age = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     if age(&copy) > age(path) {
         return Ok(copy);
