@@ -20,6 +20,8 @@ use crate::node::{
 
 /// How long an agent may take to change something: a configuration of ten thousand services takes seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to say how it is before it counts as hung.
+const PATIENCE_TO_SEE: Duration = Duration::from_secs(5);
 /// Bytes of an answer: the audit log's last changes, each as long as it may be.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 
@@ -55,7 +57,7 @@ impl Reach {
             None => None,
         };
         let (place, said) = match self.admin {
-            Some(admin) => (format!("http://{admin}"), by_tcp(admin, method, path, body, token.as_deref())),
+            Some(admin) => (format!("http://{admin}"), by_tcp(admin, PATIENCE, method, path, body, token.as_deref())),
             None => {
                 let socket = self.socket()?;
                 (socket.display().to_string(), by_socket(&socket, method, path, body))
@@ -127,10 +129,27 @@ impl Said {
     }
 }
 
-fn by_tcp(admin: SocketAddr, method: &str, path: &str, body: Option<&Value>, token: Option<&str>) -> io::Result<Said> {
-    let stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+/// What an agent says of itself at its admin address, where anybody may ask.
+///
+/// # Errors
+///
+/// When it does not answer, or with anything but 200.
+pub fn get(admin: SocketAddr, path: &str) -> io::Result<String> {
+    let said = by_tcp(admin, PATIENCE_TO_SEE, "GET", path, None, None)?;
+    if said.status == 200 { Ok(said.body) } else { Err(io::Error::other(format!("status {}", said.status))) }
+}
+
+fn by_tcp(
+    admin: SocketAddr,
+    patience: Duration,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+    token: Option<&str>,
+) -> io::Result<Said> {
+    let stream = TcpStream::connect_timeout(&admin, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     exchange(stream, method, path, body, token)
 }
 

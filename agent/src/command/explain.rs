@@ -1,5 +1,6 @@
-//! `sockway explain`: which way a request would take by its routes ([`request`]), or which way a connection would take now, and why: what the hooks would find, and what they would make of it. Reads the
-//! running kernel's tables, so that it tells the truth of the kernel, also while no agent lives.
+//! `sockway explain`: which way a request would take by its routes ([`request`]), or which way a connection would take now, and why: what
+//! the hooks would find, and what they would make of it. Of a connection it reads the running kernel's tables, so that it tells the truth of
+//! the kernel, also while no agent lives.
 
 mod request;
 mod verdict;
@@ -14,11 +15,8 @@ use sockway_common::{
 };
 
 use self::verdict::{Verdict, Way};
-use super::{Failure, OS_ERROR, UNAVAILABLE, USAGE, Which, brief, say, table};
+use super::{Failure, NO_PERMISSION, OS_ERROR, UNAVAILABLE, USAGE, Which, brief, say, table};
 use crate::kernel::{self, Caller, Found, Pinned, Situation, Taken, cgroup};
-
-/// No permission (`EX_NOPERM`).
-const NO_PERMISSION: u8 = 77;
 
 /// What would be dialled, and by whom.
 #[derive(Clone, Debug, clap::Args)]

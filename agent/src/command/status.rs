@@ -1,24 +1,12 @@
 //! `sockway status`: asks the running agent, and prints what it says as a table.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Failure, OS_ERROR, UNAVAILABLE, Which, brief, say, table};
+use super::{Failure, OS_ERROR, UNAVAILABLE, Which, agent, brief, say, table};
 use crate::{kernel, node::runfile};
-
-/// How long an agent may take to answer before it counts as hung.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of an answer: a hundred thousand endpoints take a quarter of it.
-const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// Which agent, and how to print.
 #[derive(Clone, Debug, clap::Args)]
@@ -45,7 +33,7 @@ pub fn run(status: &Status) -> Result<u8, Failure> {
     let Some(admin) = admin else {
         return Err(not_running(&instance, kernel::pinned(&capture, &instance), status.json));
     };
-    let text = get(admin, "/status").map_err(|error| {
+    let text = agent::get(admin, "/status").map_err(|error| {
         Failure::new(OS_ERROR, format!("sockway: the agent does not answer at http://{admin}: {error}; see its log"))
     })?;
     let unclear =
@@ -69,19 +57,6 @@ fn not_running(instance: &str, pinned: bool, json: bool) -> Failure {
         "nothing is attached for it"
     };
     Failure::new(UNAVAILABLE, format!("sockway: no agent of instance {instance} is running; {rest}"))
-}
-
-/// One request with HTTP/1.0, which ends with the connection.
-pub(super) fn get(address: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("the answer is no HTTP"))?;
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    if status == "200" { Ok(body.to_owned()) } else { Err(io::Error::other(format!("status {status}"))) }
 }
 
 /// What of the answer is printed.

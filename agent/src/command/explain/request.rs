@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::Args;
 use crate::{
     cluster::{Dialler, Service, Snapshot},
-    command::{Failure, UNAVAILABLE, USAGE, say, status},
+    command::{Failure, UNAVAILABLE, USAGE, agent, say},
     config::{
         Config, Route, file,
         route::{Action, Forward, Match, Mirror, Target},
@@ -92,9 +92,10 @@ fn parts(text: &str, fields: &[String]) -> Result<(Uri, Parts), Failure> {
 fn configuration(args: &Args) -> Result<(Config, States), Failure> {
     let (instance, _) = args.which.find()?;
     let admin = runfile::find(Path::new(runfile::DIRECTORY), &instance).map(|running| running.admin);
-    let ask = |path: &str| admin.and_then(|admin| status::get(admin, path).ok());
+    let ask = |path: &str| admin.and_then(|admin| agent::get(admin, path).ok());
     let running = ask("/config").and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    let config = match (&args.which.config, running.map(|answer| answer["config"].to_string())) {
+    let config = match (&args.which.config, running.map(|mut answer| of_requests(answer["config"].take()).to_string()))
+    {
         (Some(path), _) => file::read(path)?,
         (None, Some(text)) => file::parse(&text, "the running agent's configuration")?,
         (None, None) => {
@@ -123,6 +124,20 @@ fn configuration(args: &Args) -> Result<(Config, States), Failure> {
         }
     }
     Ok((config, states))
+}
+
+/// A configuration without what an agent tells nobody, a digest or the path of a key: none of it says which way a request takes, and a text
+/// that holds "(hidden)" in its place is no configuration.
+fn of_requests(mut config: Value) -> Value {
+    let take_away = |value: &mut Value, keys: &[&str]| {
+        if let Some(object) = value.as_object_mut() {
+            object.retain(|key, _| !keys.contains(&key.as_str()));
+        }
+    };
+    take_away(&mut config, &["admin", "inbound"]);
+    let services = config["services"].as_array_mut().into_iter().flatten();
+    services.for_each(|service| take_away(service, &["filters", "tls"]));
+    config
 }
 
 /// By what is dialled, or by its name.
@@ -341,8 +356,9 @@ fn tell(answer: &Value) -> String {
         line("timeout", timeout);
     }
     for limit in list(&answer["request_limits"]) {
-        let (name, kind) = (word(&limit["name"]), word(&limit["kind"]));
-        line("limited", &format!("{name}, {kind} of {}", limit["limit"]));
+        // Kinds that find their number say none.
+        let most = limit["limit"].as_u64().map(|most| format!(" of {most}")).unwrap_or_default();
+        line("limited", &format!("{}, {}{most}", word(&limit["name"]), word(&limit["kind"])));
     }
     let copied = answer.get("mirror").filter(|mirror| !mirror.is_null()).map(|mirror| ("copied to", mirror.clone()));
     for (name, target) in list(&answer["targets"]).into_iter().map(|target| ("to", target)).chain(copied) {
@@ -377,6 +393,7 @@ fn tell(answer: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::history::diff::hide;
 
     const TEXT: &str = "services:
 - name: orders
@@ -471,6 +488,32 @@ not          sent: its path does not match
         assert!(!other.starts_with(endpoint) && other.ends_with(", by the header x-user"), "{other}");
         assert!(told(&["Cookie: sid=1"], None).ends_with(":80, by the cookie sid"));
         assert_eq!(told(&[], None), "by the cookie sid, which it is given");
+    }
+
+    #[test]
+    fn what_an_agent_tells_nobody_is_not_needed() {
+        let digest = "ab".repeat(32);
+        let filters = format!("filters: [{{kind: api_key, header: x-key, keys: {{ann: 'sha256:{digest}'}}}}]");
+        let text = TEXT.replace("endpoints: [{", &format!("{filters}\n  endpoints: [{{"))
+            + &format!(
+                "admin: {{tokens: [{{name: ops, sha256: {digest}}}]}}\ninbound: [{{name: i, ports: [80], protocol: http}}]\n"
+            );
+        let config = file::parse(&text, "F").unwrap();
+        let mut told = hide(file::show(&config));
+        for (at, tls) in [("services", "terminate"), ("inbound", "terminate")] {
+            told[at][0]["tls"] = json!({ tls: { "certificates": [{ "cert": "/c", "key": "(hidden)" }] } });
+        }
+        assert!(file::parse(&told.to_string(), "F").is_err());
+        let read = file::parse(&of_requests(told).to_string(), "F").unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(read.services[0].routes, config.services[0].routes);
+        assert_eq!(read.services[1], config.services[1]);
+    }
+
+    #[test]
+    fn limits_are_told_with_their_number_if_they_have_one() {
+        let limits = json!([{ "name": "a", "kind": "token_bucket", "limit": 7 }, { "name": "b", "kind": "gradient" }]);
+        let told = tell(&json!({ "request_limits": limits }));
+        assert!(told.contains("limited      a, token_bucket of 7\nlimited      b, gradient\n"), "{told}");
     }
 
     #[test]
