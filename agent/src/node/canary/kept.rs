@@ -86,7 +86,8 @@ pub fn write(path: &Path, kept: &[Kept]) -> io::Result<()> {
 /// What was written; nothing of a file that is not there, or not ours.
 pub fn read(path: &Path) -> Vec<Kept> {
     match fs::metadata(path) {
-        Ok(file) if file.len() <= BYTES_MAX => {
+        // A device or a pipe in its place may never end.
+        Ok(file) if file.is_file() && file.len() <= BYTES_MAX => {
             let bytes = fs::read(path).unwrap_or_default();
             serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 tracing::warn!(file = %path.display(), %error, "canaries begin anew: what was kept of them cannot be read");
@@ -175,5 +176,6 @@ mod tests {
         assert_eq!(read(&path), []);
         fs::write(&path, "[{").expect("writable");
         assert_eq!(read(&path), []);
+        assert_eq!(read(Path::new("/dev/zero")), [], "it has no end");
     }
 }
