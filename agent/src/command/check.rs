@@ -14,6 +14,7 @@ use crate::{
     cluster::{self, Snapshot},
     config::{
         Admin, Capture, Config, Endpoint, Mode, Protocol, Service, Shortcut, file,
+        inbound::Inbound,
         policy::{Over, Source, Take},
     },
     node::runfile,
@@ -91,7 +92,41 @@ fn describe(config: &Config, path: &Path) -> String {
             let _ = writeln!(text, "    never captured: capture.except names its port or address");
         }
     }
+    if !config.inbound.is_empty() {
+        let _ = writeln!(text, "\ninbound   {}", config.inbound.len());
+    }
+    config.inbound.iter().for_each(|rule| describe_inbound(&mut text, rule));
     text
+}
+
+/// What becomes of connections that come in.
+fn describe_inbound(text: &mut String, rule: &Inbound) {
+    let tls = if rule.terminate.is_some() { " within TLS, which ends at the agent" } else { "" };
+    let _ = writeln!(
+        text,
+        "\n  {} on ports {}, {}{tls}: through the agent first; straight to the program while no agent lives\n    connect timeout {:?}",
+        rule.name,
+        rule.ports.iter().map(file::range).collect::<Vec<_>>().join(", "),
+        file::protocol_word(rule.protocol),
+        rule.connect_timeout,
+    );
+    let (namespaces, sources) = (&rule.namespaces, &rule.sources);
+    let lists = [
+        ("only in network namespaces", listed(&namespaces.only)),
+        ("not in network namespaces", listed(&namespaces.except)),
+        ("straight to the program from", listed(&sources.pass)),
+        ("refused from", listed(&sources.deny)),
+        ("let in from, and from nowhere else:", listed(&sources.allow)),
+    ];
+    let lists = lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| format!("{what} {list}"));
+    let limits = [("all together", &rule.limits.all), ("each source address", &rule.limits.per_source)];
+    let limits = limits
+        .into_iter()
+        .filter_map(|(who, take)| taken(take).map(|taken| format!("{who} may have {taken}; over that reset")));
+    let filters = (!rule.filters.is_empty()).then(|| requests::filters(&rule.filters));
+    for line in lists.chain(limits).chain(filters) {
+        let _ = writeln!(text, "    {line}");
+    }
 }
 
 /// What a person should know whose agent others can ask.
@@ -309,6 +344,39 @@ services:
         let (first, rest) = text.split_once('\n').expect("lines");
         let told = describe(&file::parse(rest, "F").expect("a good file"), Path::new("F"));
         assert!(told.contains("and there is none: write zone, or start"), "without {first}: {told}");
+    }
+
+    #[test]
+    fn what_becomes_of_connections_that_come_in_is_told() {
+        let text = "inbound:
+  - name: web
+    ports: [8080, 9000-9010]
+    protocol: http
+    namespaces: { only: [web-*, host], except: [web-old] }
+    limits: { connections: 10000, per_source: { connections: 100 } }
+    deny: [10.9.0.0/16]
+    filters: [{ kind: request_id }]
+  - { name: raw, ports: [5432], protocol: tcp, allow: [10.0.0.0/8, 192.0.2.0/24], pass: [10.1.0.0/16] }
+";
+        let told = describe(&file::parse(text, "F").expect("a good file"), Path::new("F"));
+        let lines = "inbound   2
+
+  web on ports 8080, 9000-9010, http: through the agent first; straight to the program while no agent lives
+    connect timeout 5s
+    only in network namespaces web-*, host
+    not in network namespaces web-old
+    refused from 10.9.0.0/16
+    all together may have 10000 connections at once; over that reset
+    each source address may have 100 connections at once; over that reset
+    filters: request_id
+
+  raw on ports 5432, tcp: through the agent first; straight to the program while no agent lives
+    connect timeout 5s
+    straight to the program from 10.1.0.0/16
+    let in from, and from nowhere else: 10.0.0.0/8, 192.0.2.0/24
+";
+        assert!(told.ends_with(lines), "{told}");
+        assert!(!describe(&file::parse("workers: 1", "F").expect("a good file"), Path::new("F")).contains("inbound"));
     }
 
     #[test]

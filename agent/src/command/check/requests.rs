@@ -11,6 +11,7 @@ use crate::config::{
     request_limit::{Kind, OnLimit, RequestLimit},
     retry::Retry,
     strategy,
+    threshold::{Threshold, Thresholds},
     tuning::Part,
     zone::Zone,
 };
@@ -32,7 +33,14 @@ pub(super) fn lines(service: &Service, switches: &BTreeMap<String, bool>) -> Vec
     }
     lines.extend(service.pending.as_ref().map(pending));
     lines.extend(service.timing.as_ref().and_then(timing));
-    lines.extend(guard.breaker.as_ref().map(breaker));
+    lines.extend(guard.breaker.as_ref().map(|it| breaker("breaker", it, "requests are refused meanwhile")));
+    for route in &service.routes {
+        let of = format!("route {}: breaker", route.name);
+        lines.extend(route.breaker.as_ref().map(|it| breaker(&of, it, "requests are refused meanwhile")));
+    }
+    let alone = "it is left out meanwhile, and requests are refused while all are";
+    lines.extend(guard.endpoint_breaker.as_ref().map(|it| breaker("breaker of each endpoint", it, alone)));
+    lines.extend(guard.thresholds.as_ref().and_then(thresholds));
     lines.extend(guard.isolation.as_ref().map(isolation));
     lines.extend(service.strategy.as_ref().and_then(retries));
     lines.extend(service.outlier.as_ref().map(ejection));
@@ -41,7 +49,8 @@ pub(super) fn lines(service: &Service, switches: &BTreeMap<String, bool>) -> Vec
     lines
 }
 
-fn filters(filters: &[Filter]) -> String {
+/// What requests and responses pass.
+pub(super) fn filters(filters: &[Filter]) -> String {
     let filter = |filter: &Filter| {
         let word = filter.kind.word();
         let named = if filter.name == word { String::new() } else { format!(" ({word})") };
@@ -140,7 +149,7 @@ fn timing(timing: &Timing) -> Option<String> {
     (!parts.is_empty()).then(|| format!("deadline: {}", parts.join(", ")))
 }
 
-fn breaker(breaker: &Breaker) -> String {
+fn breaker(whose: &str, breaker: &Breaker, refused: &str) -> String {
     let of = |over: &Over| format!("of at least {} requests in {:?}", over.requests, over.window);
     let opens = match &breaker.kind {
         Opens::ErrorRatio { percent, over } => format!("when {percent} % {} failed", of(over)),
@@ -158,10 +167,24 @@ fn breaker(breaker: &Breaker) -> String {
     };
     let meanwhile = match &breaker.on_open {
         OnOpen::Fallback => String::new(),
-        OnOpen::Fail => "; requests are refused meanwhile".to_owned(),
+        OnOpen::Fail => format!("; {refused}"),
         OnOpen::Cluster(name) => format!("; {name} is asked meanwhile"),
     };
-    format!("breaker: open for {:?} {opens}, {closes}{meanwhile}", breaker.open_for)
+    format!("{whose}: open for {:?} {opens}, {closes}{meanwhile}", breaker.open_for)
+}
+
+fn thresholds(thresholds: &Thresholds) -> Option<String> {
+    let told = |threshold: Threshold| {
+        let what = match threshold {
+            Threshold::Connections => "connections",
+            Threshold::Pending => "requests that wait for one",
+            Threshold::Requests => "requests",
+            Threshold::Retries => "retries",
+        };
+        Some(format!("{} {what}", thresholds.of(threshold)?))
+    };
+    let told: Vec<String> = Threshold::ALL.into_iter().filter_map(told).collect();
+    (!told.is_empty()).then(|| format!("thresholds: {} at once; over that 503", told.join(", ")))
 }
 
 fn isolation(isolation: &Isolation) -> String {
@@ -290,6 +313,19 @@ mod tests {
             (
                 "breaker: {kind: consecutive, half_open_requests: 3, on_open: fail}",
                 "breaker: open for 5s after 5 failures in a row, then 3 requests try; requests are refused meanwhile",
+            ),
+            (
+                "routes: [{name: r, breaker: {kind: consecutive, on_open: fail}}]",
+                "route r: breaker: open for 5s after 5 failures in a row, then one request tries; requests are refused meanwhile",
+            ),
+            (
+                "endpoint_breaker: {kind: consecutive, failures: 3, on_open: fail}",
+                "breaker of each endpoint: open for 5s after 3 failures in a row, then one request tries; it is left out meanwhile, \
+                 and requests are refused while all are",
+            ),
+            (
+                "thresholds: {max_connections: 7, max_pending_requests: 3, max_retries: 2}",
+                "thresholds: 7 connections, 3 requests that wait for one, 2 retries at once; over that 503",
             ),
             ("isolation: textbook", "isolation: 10 requests at once, 1s until an answer begins"),
             (
