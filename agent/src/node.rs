@@ -8,6 +8,7 @@ pub mod bars;
 pub mod canary;
 pub mod change;
 pub mod drain;
+mod due;
 mod error;
 pub mod faults;
 pub mod gates;

@@ -2,8 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use tokio::time;
-
+use super::due::until;
 use crate::cluster::EndpointState;
 
 /// An endpoint that is left out.
@@ -45,10 +44,7 @@ impl Bars {
 
     /// Waits until the time of some is over. Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Vec<(String, SocketAddr)> {
-        match self.barred.iter().map(|(until, _)| *until).min() {
-            Some(until) => time::sleep_until(until.into()).await,
-            None => std::future::pending().await,
-        }
+        until(self.barred.iter().map(|(until, _)| *until).min()).await;
         let now = Instant::now();
         let over = self.barred.extract_if(.., |(until, _)| *until <= now);
         over.map(|(_, bar)| {
@@ -62,6 +58,8 @@ impl Bars {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use tokio::time;
 
     use super::*;
 

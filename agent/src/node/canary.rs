@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use self::kept::Kept;
-
+use super::due::until;
 use crate::{
     cluster::{CanaryStage as Stage, CanaryState, Service, Snapshot},
     kernel::monotonic_ns,
@@ -71,10 +71,7 @@ impl Canaries {
 
     /// Waits until it is time to look at them again, and does. Dropping the future loses nothing.
     pub async fn turn(&mut self) {
-        match self.due {
-            Some(due) => time::sleep_until(due.into()).await,
-            None => std::future::pending().await,
-        }
+        until(self.due).await;
         self.due = self.pause().map(|pause| Instant::now() + pause);
         let any = self.look(Duration::from_nanos(monotonic_ns()));
         self.keep(any);

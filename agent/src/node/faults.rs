@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use tokio::time;
-
+use super::due::until;
 use crate::config::{Config, Service, filter::Filter};
 
 /// What goes wrong with a service.
@@ -63,10 +62,7 @@ impl Faults {
 
     /// Waits until some have run out, which then are no more. Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Vec<Ordered> {
-        match self.leases.iter().map(|(until, _)| *until).min() {
-            Some(until) => time::sleep_until(until.into()).await,
-            None => std::future::pending().await,
-        }
+        until(self.leases.iter().map(|(until, _)| *until).min()).await;
         let now = Instant::now();
         self.leases.extract_if(.., |(until, _)| *until <= now).map(|(_, ordered)| ordered).collect()
     }
@@ -75,6 +71,8 @@ impl Faults {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use tokio::time;
 
     use super::*;
     use crate::config::file;

@@ -9,9 +9,10 @@ use std::{
     time::Instant,
 };
 
-use tokio::time;
-
-use super::hooks::{Hooks, News};
+use super::{
+    due::until,
+    hooks::{Hooks, News},
+};
 use crate::{
     cluster::{Endpoint, EndpointState, Reason, Service, Snapshot},
     config::outlier as rules,
@@ -77,10 +78,7 @@ impl Outliers {
     /// Waits until an interval has found something. Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Vec<Verdict> {
         loop {
-            match self.watched.values().map(|watched| watched.due).min() {
-                Some(due) => time::sleep_until(due.into()).await,
-                None => std::future::pending().await,
-            }
+            until(self.watched.values().map(|watched| watched.due).min()).await;
             let found = self.look(Instant::now(), monotonic_ns() / 1_000_000);
             if !found.is_empty() {
                 return found;
@@ -140,6 +138,8 @@ fn tell(
 #[cfg(test)]
 mod tests {
     use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+    use tokio::time;
 
     use super::*;
     use crate::{cluster::Seen, config::file};

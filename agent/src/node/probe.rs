@@ -17,7 +17,10 @@ use std::{
 use tokio::{task::JoinSet, time};
 
 use self::attempt::Line;
-use super::hooks::{self, Hooks};
+use super::{
+    due::until,
+    hooks::{self, Hooks},
+};
 use crate::{
     cluster::{Endpoint, Service, Snapshot},
     config::{Mode, Protocol},
@@ -293,13 +296,6 @@ fn tell(hooks: &mut Hooks, watched: &Watched, change: Change) {
     let (service, endpoint) = (watched.service.config.name.as_str(), watched.endpoint.address);
     let state = if change == Change::Up { "up" } else { "down" };
     hooks.run(&probe.on_change, hooks::News { service, endpoint, state, reason: None });
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{task::JoinHandle, time};
+use tokio::task::JoinHandle;
 
+use super::due::until;
 use crate::{
     cluster::{LimitState, Measured, Service, Snapshot},
     config::route::{Action, Target},
@@ -64,10 +65,7 @@ impl Processors {
 
     /// Waits until it is time to look again, and does. Dropping the future loses nothing.
     pub async fn turn(&mut self) {
-        match self.due {
-            Some(due) => time::sleep_until(due.into()).await,
-            None => std::future::pending().await,
-        }
+        until(self.due).await;
         let now = Instant::now();
         self.due = Some(now + PAUSE);
         self.look_for_cgroups(now).await;

@@ -8,11 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    task::{self, JoinHandle},
-    time,
-};
+use tokio::task::{self, JoinHandle};
 
+use super::due::until;
 use crate::{
     cluster::{Departure, Endpoint, Leaving, Snapshot, Stage},
     config::{self, Protocol},
@@ -255,13 +253,6 @@ impl Exit {
 async fn ended(visit: &mut Option<Visit>) -> io::Result<Visited> {
     match visit {
         Some(visit) => (&mut visit.task).await.unwrap_or_else(|error| Err(io::Error::other(error))),
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
 }

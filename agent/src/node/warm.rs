@@ -9,8 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time;
-
+use super::due::until;
 use crate::{
     balance::slow_start::weight_percent,
     cluster::{Endpoint, Service, Snapshot},
@@ -85,10 +84,7 @@ impl Warmer {
     /// Waits until a weight has grown. Dropping the future loses nothing.
     pub async fn changed(&mut self) {
         loop {
-            match self.warming.values().map(|warming| warming.due).min() {
-                Some(due) => time::sleep_until(due.into()).await,
-                None => std::future::pending().await,
-            }
+            until(self.warming.values().map(|warming| warming.due).min()).await;
             if self.step(Instant::now()) {
                 return;
             }
@@ -119,6 +115,8 @@ impl Warming {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time;
+
     use super::*;
     use crate::config::file;
 
