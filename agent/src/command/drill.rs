@@ -38,7 +38,8 @@ const RENEW: Duration = Duration::from_secs(1);
 /// What is to go wrong, and in which agent.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Drill {
-    /// What is to go wrong, and for how long: service, before_ms, steps: [{name, for_ms, fault: {percent, delay_ms, abort_status, reset, match}}], after_ms
+    /// What is to go wrong, and for how long: service, before_ms, steps: [{name, for_ms, fault: {match, percent, delay_ms, abort_status,
+    /// grpc_status, reset, bandwidth_bytes_per_second, direction}}], after_ms
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Print the report as JSON

@@ -154,11 +154,19 @@ impl fmt::Display for Listed<'_> {
 }
 
 /// Reads a file.
+///
+/// # Errors
+///
+/// When it cannot be read, or with everything that is wrong with it.
 pub fn read(path: &FilePath) -> Result<Config, ConfigError> {
     parse(&text(path)?, &path.display().to_string())
 }
 
 /// The file's text, no more of it than a configuration can have.
+///
+/// # Errors
+///
+/// When it cannot be read, or is no UTF-8.
 pub fn text(path: &FilePath) -> Result<String, ConfigError> {
     let mut text = String::new();
     File::open(path)
@@ -168,6 +176,10 @@ pub fn text(path: &FilePath) -> Result<String, ConfigError> {
 }
 
 /// As [`text`], of a file that was read before: what is none any more is refused, and not waited for.
+///
+/// # Errors
+///
+/// As [`text`], and when it is no regular file.
 pub fn text_again(path: &FilePath) -> Result<String, ConfigError> {
     regular(path).map_err(|source| ConfigError::Unreadable { name: path.display().to_string(), source })?;
     text(path)
@@ -185,6 +197,10 @@ fn regular(path: &FilePath) -> io::Result<File> {
 }
 
 /// Reads a text; `name` is what messages call it.
+///
+/// # Errors
+///
+/// With everything that is wrong with it, in the text's order.
 pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
     let invalid = |problems| ConfigError::Invalid { name: name.to_owned(), problems };
     let tree = tree::grow(text).map_err(|problem| invalid(vec![problem]))?;

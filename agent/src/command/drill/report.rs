@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{super::table, sample::Sample};
 
-/// Outcomes of requests that are good ones: answered, and not by a server's error. What was refused or broke off is none.
+/// Outcomes of requests that are good ones: answered, and with neither kind of error. What was refused or broke off is none.
 const GOOD: [&str; 4] = ["2xx", "3xx", "upgraded", "answered_by_route"];
 const DURATION: &str = "sockway_request_duration_seconds_bucket";
 

@@ -24,7 +24,11 @@ const FAULT: [&str; 8] =
 /// What the filter of a drill is called, in metrics.
 const NAME: &str = "drill";
 
-/// Reads the file of a drill.
+/// Reads the file of a drill; `name` is what messages call it.
+///
+/// # Errors
+///
+/// With everything that is wrong with it.
 pub fn plan(text: &str, name: &str) -> Result<Plan, ConfigError> {
     read(text, name, |field, problems| {
         let section = Section::open(field.node, &field.path, &["service", "before_ms", "steps", "after_ms"], problems)?;
@@ -61,6 +65,10 @@ fn step(field: &Field<'_>, index: usize, problems: &mut Problems) -> Option<Step
 }
 
 /// Reads the order for one fault, and for how long it holds unless it is renewed.
+///
+/// # Errors
+///
+/// With everything that is wrong with it.
 pub fn lease(text: &str, name: &str) -> Result<(Filter, std::time::Duration), ConfigError> {
     read(text, name, |field, problems| {
         let keys: Vec<&str> = FAULT.into_iter().chain(["for_ms"]).collect();
