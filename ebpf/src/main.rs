@@ -3,7 +3,7 @@
 //!
 //! - [`connect`]: a program dials: pass, balance, or hand to the agent;
 //!   ([`choose`]: which endpoint; [`turn`]: taking turns; [`limit`]: may it pass now? [`breaker`]: may the service be used now?);
-//! - [`release`]: a connection ends, and what it held is given back;
+//! - [`eject`]: an endpoint whose handshakes fail in a row is left out for a time;
 //! - [`sweep`]: the agent has idle entries of the limits removed;
 //! - [`exclude`]: whose sockets pass: users, network namespaces, cgroups within captured ones;
 //! - [`caller`]: is it a program that dials, or the kernel itself?
@@ -12,7 +12,7 @@
 //! - [`udp`]: a program sends a datagram without connecting, or receives one;
 //! - [`source`]: a socket that goes to the agent keeps the address that it would have had;
 //! - [`peer`]: a program asks whom it dialled;
-//! - [`release`]: a program closes a socket;
+//! - [`release`]: a program closes a socket, or a connection ends otherwise: what it held is given back;
 //! - [`sock_ops`]: a socket dials, is established, or fails: original destinations, enrolment in the shortcut, failed handshakes;
 //! - [`latency`]: how long handshakes and round trips take;
 //! - [`watch`]: a flow has ended, and somebody watches;
