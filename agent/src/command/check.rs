@@ -168,10 +168,20 @@ fn listed(items: &[impl ToString]) -> String {
 }
 
 fn describe_service(text: &mut String, service: &Service) {
-    let path = match (service.mode, service.protocol) {
-        (Mode::Kernel, Protocol::Udp) => "balanced in connect() and sendmsg(), straight to an endpoint",
-        (Mode::Kernel, _) => "balanced in connect(), straight to an endpoint",
-        (Mode::Agent, _) => "through the agent; balanced in connect() while no agent lives",
+    let spoken_with = match (&service.tls.terminate, &service.tls.originate) {
+        (Some(_), Some(_)) => Some("clients and endpoints"),
+        (Some(_), None) => Some("clients"),
+        (None, Some(_)) => Some("endpoints"),
+        (None, None) => None,
+    };
+    let path = match (service.mode, service.protocol, spoken_with) {
+        (Mode::Kernel, Protocol::Udp, _) => "balanced in connect() and sendmsg(), straight to an endpoint".to_owned(),
+        (Mode::Kernel, ..) => "balanced in connect(), straight to an endpoint".to_owned(),
+        (Mode::Agent, _, None) => "through the agent; balanced in connect() while no agent lives".to_owned(),
+        // What is protected goes nowhere in plain.
+        (Mode::Agent, _, Some(whom)) => {
+            format!("through the agent, which speaks TLS with {whom}; to no endpoint while no agent lives")
+        }
     };
     let interval = service.probe.as_ref().map(|probe| probe.interval).or(service.probe_interval);
     let probes = match (service.protocol, interval) {
@@ -377,6 +387,30 @@ services:
 ";
         assert!(told.ends_with(lines), "{told}");
         assert!(!describe(&file::parse("workers: 1", "F").expect("a good file"), Path::new("F")).contains("inbound"));
+    }
+
+    #[test]
+    fn what_tls_protects_goes_to_nobody_without_an_agent() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (cert, key) = (directory.path().join("c.pem"), directory.path().join("k.pem"));
+        let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).expect("a certificate");
+        std::fs::write(&cert, made.cert.pem()).expect("writable");
+        std::fs::write(&key, made.signing_key.serialize_pem()).expect("writable");
+        let originate = format!("originate: {{roots: {}}}", cert.display());
+        let terminate = format!("terminate: {{certificates: [{{cert: {}, key: {}}}]}}", cert.display(), key.display());
+        for (tls, whom) in [
+            (originate.clone(), "endpoints"),
+            (terminate.clone(), "clients"),
+            (format!("{terminate}, {originate}"), "clients and endpoints"),
+        ] {
+            let text = format!(
+                "services: [{{name: a, address: 10.0.0.1:80, protocol: http, endpoints: [10.0.0.2:80], tls: {{{tls}}}}}]"
+            );
+            let told = describe(&file::parse(&text, "F").unwrap_or_else(|error| panic!("{error}")), Path::new("F"));
+            let path =
+                format!("http: through the agent, which speaks TLS with {whom}; to no endpoint while no agent lives\n");
+            assert!(told.contains(&path), "{told}");
+        }
     }
 
     #[test]
