@@ -86,7 +86,7 @@ fn node(observed: &Observed) {
     reloads(observed);
     describe_counter!(
         "sockway_probes_total",
-        "Connects that the agent made to see whether an endpoint accepts, by result."
+        "Probes that the agent made to see whether an endpoint is well, by result."
     );
     counter!("sockway_probes_total", "result" => "accepted").absolute(observed.probes.accepted);
     counter!("sockway_probes_total", "result" => "refused").absolute(observed.probes.refused);
@@ -115,7 +115,7 @@ fn reloads(observed: &Observed) {
     gauge!("sockway_config_generation").set(observed.snapshot.generation as f64);
     describe_gauge!(
         "sockway_config_last_reload_success",
-        "Whether the configuration in effect is what the file said last."
+        "Whether what the configuration's file said last took effect; 0: it was refused, and nothing changed."
     );
     gauge!("sockway_config_last_reload_success").set(flag(!reloads.last_refused));
     describe_gauge!(
