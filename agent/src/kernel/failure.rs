@@ -13,8 +13,6 @@ use super::{
 #[expect(missing_docs, reason = "the messages say what the variants are")]
 pub enum KernelError {
     #[error("this binary was built without the kernel half")]
-    NoObject,
-    #[error("this binary was built without the kernel half")]
     NotBuilt,
     #[error("the two halves do not match: {what}")]
     Abi { what: String },

@@ -117,12 +117,10 @@ impl Joins {
         let mut held = Join { joins: Arc::clone(self), places: [None, None] };
         let verdict = match (&peers, &halves) {
             ([Peer::NotYet, _] | [_, Peer::NotYet], _) => Verdict::NotYet,
-            ([Peer::Program { .. }, Peer::Program { .. }], [Some(near), Some(far)]) => {
-                let [Peer::Program { cookie: from, sock: from_sock }, Peer::Program { cookie: to, sock: to_sock }] =
-                    peers
-                else {
-                    unreachable!("both are programs");
-                };
+            (
+                &[Peer::Program { cookie: from, sock: from_sock }, Peer::Program { cookie: to, sock: to_sock }],
+                [Some(near), Some(far)],
+            ) => {
                 held.places[0] = self.claim(from, (to, to_sock), far);
                 held.places[1] = self.claim(to, (from, from_sock), near);
                 if held.places.iter().all(Option::is_some) { Verdict::Armed } else { Verdict::NoRoom }
