@@ -27,7 +27,6 @@ const OPEN: usize = 2_000;
 
 /// Open connections of a kernel-balanced service.
 fn open(stage: &Stage, service: SocketAddr, count: usize) -> Vec<TcpStream> {
-    process::allow_descriptors();
     (0..count)
         .map(|_| {
             let mut stream = stage.dial(service).unwrap();

@@ -17,7 +17,7 @@ use crate::{
     datagram::Answering,
     door::Door,
     origin::{Origin, read_name},
-    process::Room,
+    process::{Room, allow_descriptors},
     wait,
     web::Web,
 };
@@ -42,6 +42,7 @@ impl Stage {
         if !allowed() {
             return None;
         }
+        allow_descriptors();
         let (clients, origins) = (Cgroup::new("clients"), Cgroup::new("origins"));
         let client_door = Door::open(Room::of(&clients));
         let origin_door = Door::open(Room::of(&origins));
