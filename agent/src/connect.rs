@@ -357,7 +357,7 @@ async fn connected(socket: Socket, address: SocketAddr, timeout: Duration) -> Re
         _ if socket.is_overdue() => Err(ConnectError::Late(timeout)),
         Err(error) if is_ours(&error) => Err(ConnectError::Ours(error)),
         Err(error) => Err(ConnectError::Failed(error)),
-        Ok(()) => Stream::new(socket).map_err(ConnectError::Ours),
+        Ok(()) => Ok(Stream::dialled(socket)),
     }
 }
 

@@ -382,18 +382,20 @@ impl Hop {
 /// Boxed by itself, so that what came before it, however much that needed, is gone meanwhile: of connections there may be tens of thousands.
 type Serving<'h> = Pin<Box<dyn Future<Output = Counter> + 'h>>;
 
-/// Serves one accepted connection: what did it dial, which service is that, and then as the service's protocol wants it.
-pub async fn serve(hop: Rc<Hop>, socket: OwnedFd) {
+/// Serves one accepted connection: what did it dial, which service is that, and then as the service's protocol wants it. What is `held` for as
+/// long is given here, where it takes its place once: an `async` block around this would have it, and all else, twice.
+pub async fn serve<T>(hop: Rc<Hop>, socket: OwnedFd, held: T) {
     hop.slab.count(Counter::Accepted);
     let outcome = match Box::pin(accepted(&hop, socket)).await {
         Ok(serving) => serving.await,
         Err(refused) => refused,
     };
     hop.slab.count(outcome);
+    drop(held);
 }
 
 async fn accepted(hop: &Rc<Hop>, socket: OwnedFd) -> Result<Serving<'_>, Counter> {
-    let mut downstream = Stream::new(Socket::accepted(socket, &hop.watch)).map_err(|_| Counter::NoMemory)?;
+    let mut downstream = Stream::accepted(Socket::accepted(socket, &hop.watch));
     let original = hop.flows.original(downstream.socket.as_fd()).ok_or(Counter::NoOriginal)?;
     let cluster = hop.cluster(original.service, original.address).ok_or(Counter::NoService)?;
     let config = &cluster.service.config;

@@ -186,8 +186,13 @@ enum Found {
 }
 
 impl Links {
+    /// One with room.
+    fn with_room(&self) -> Option<&Rc<Link>> {
+        self.links.iter().find(|link| link.room() > 0 && !link.is_gone())
+    }
+
     fn find(&mut self) -> Found {
-        if let Some(link) = self.links.iter().find(|link| link.room() > 0 && !link.is_gone()) {
+        if let Some(link) = self.with_room() {
             return Found::Link(Rc::clone(link));
         }
         if let Some(dialling) = &self.dialling {
@@ -282,7 +287,11 @@ impl Upstreams {
         buffers: &Rc<Buffers>,
     ) -> Result<Seat, ConnectError> {
         let links = self.shared.links(service, endpoint);
-        self.seat_on(&links, self.dial(service, endpoint, Within::Http2), (service, buffers)).await
+        if let Some(link) = links.borrow().with_room() {
+            return Ok(self.seated(link, true));
+        }
+        // Boxed: there mostly is one.
+        Box::pin(self.seat_on(&links, self.dial(service, endpoint, Within::Http2), (service, buffers))).await
     }
 
     /// A place for a request on a connection to the program that a client has dialled.
@@ -293,6 +302,11 @@ impl Upstreams {
         buffers: &Rc<Buffers>,
     ) -> Result<Seat, ConnectError> {
         self.seat_on(&visit.links, self.dial_inside(service, visit), (service, buffers)).await
+    }
+
+    fn seated(&self, link: &Rc<Link>, reused: bool) -> Seat {
+        link.open.set(link.open.get() + 1);
+        Seat { link: Rc::clone(link), reused, watch: Rc::clone(&self.watch) }
     }
 
     /// A place on one of these connections, or on a new one, which is as `dial` gives it.
@@ -306,10 +320,7 @@ impl Upstreams {
         loop {
             let found = links.borrow_mut().find();
             match found {
-                Found::Link(link) => {
-                    link.open.set(link.open.get() + 1);
-                    return Ok(Seat { link, reused, watch: Rc::clone(&self.watch) });
-                }
+                Found::Link(link) => return Ok(self.seated(&link, reused)),
                 Found::Dialling(dialling) => {
                     let _pending =
                         service.hold(Threshold::Pending).map_err(|overflow| ConnectError::Overflow(overflow.0))?;
@@ -326,9 +337,8 @@ impl Upstreams {
                         Err(error) => Err(error),
                     };
                     let link = link.inspect_err(|error| settling.fail(error))?;
-                    link.open.set(1);
                     settling.succeed(&link);
-                    return Ok(Seat { link, reused, watch: Rc::clone(&self.watch) });
+                    return Ok(self.seated(&link, reused));
                 }
             }
         }

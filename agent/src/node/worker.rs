@@ -280,17 +280,15 @@ impl Inside {
         peer: std::net::SocketAddr,
         permit: Option<Permit>,
     ) {
-        let served = Served::begin(&self.vitals);
+        let held = (permit, Served::begin(&self.vitals));
         let hop = Rc::clone(&self.hop);
-        let place = listener.place.clone();
-        tokio_uring::spawn(async move {
-            match place {
-                // Boxed: few connections come in, and the others are not to hold the place for what these need.
-                Some(place) => Box::pin(proxy::inbound::serve(hop, socket, place, peer)).await,
-                None => proxy::serve(hop, socket).await,
-            }
-            drop((permit, served));
-        });
+        match listener.place.clone() {
+            Some(place) => ring::spawn(async move {
+                proxy::inbound::serve(hop, socket, place, peer).await;
+                drop(held);
+            }),
+            None => ring::spawn(proxy::serve(hop, socket, held)),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod admitted;
 mod after;
 mod apply;
+mod asleep;
 mod attend;
 mod filtered;
 mod guarded;
@@ -29,6 +30,7 @@ use std::{
 
 use admitted::Denied;
 use apply::apply;
+use asleep::Asleep;
 use attend::{Client, OwnTime, first_answer, pass_on, take_back};
 use filtered::Way;
 use linger::LINGER_PAUSE;
@@ -131,61 +133,40 @@ pub fn serve(
     let was_asked = pending.is_some();
     let dialler = cluster.dialler(stream.socket.as_fd(), source, hop.watch.now());
     // Boxed by itself: within a future it would stand twice, where it came in and where it is kept.
-    let mut connection = Box::new(Connection {
-        hop,
-        stream,
-        cluster,
-        dialled,
-        asker,
-        dialler,
-        pending,
-        was_asked,
-        response_change: Fields::default(),
-        tap: None,
-        gate: None,
-        strategy: None,
-        one_way: None,
-        circuit: None,
-        clock: Clock::default(),
-        patience: Alarm::default(),
-        filtered: None,
-        rated: None,
-        guard: None,
-        leave: None,
-    });
+    let mut connection = Asleep { hop, stream, cluster, dialled, asker, dialler, was_asked }.wakes(pending);
     Box::pin(async move {
         loop {
             // Boxed: what an exchange needs is gone while the connection sleeps.
-            if let Some(end) = Box::pin(connection.awake()).await {
-                return end;
-            }
-            connection.stream.reader.news().await;
+            let mut asleep = match Box::pin(connection.awake()).await {
+                Ok(asleep) => asleep,
+                Err(end) => return end,
+            };
+            asleep.stream.reader.news().await;
+            connection = asleep.wakes(None);
         }
     })
 }
 
-impl Connection<'_> {
-    /// Answers requests until none comes for a while; gives how the connection ended, if it did.
-    async fn awake(&mut self) -> Option<Counter> {
-        let watch = &self.hop.watch;
-        let mut turned = pin!(watch.turned());
+impl<'h> Connection<'h> {
+    /// Answers requests until none comes for a while, or the connection has ended, which it counts as.
+    async fn awake(mut self: Box<Self>) -> Result<Box<Asleep<'h>>, Counter> {
+        let hop = self.hop;
+        let mut turned = pin!(hop.watch.turned());
         loop {
-            let (buf, head) = match self.request(watch, turned.as_mut()).await {
+            let (buf, head) = match self.request(&hop.watch, turned.as_mut()).await {
                 Ok(request) => request,
-                Err(request::End::Silent) => {
-                    self.clock.rest();
-                    self.patience.rest();
-                    return None;
-                }
-                Err(request::End::Quiet(counter)) => return Some(counter),
-                Err(request::End::Refuse(reply)) => return Some(self.refuse(reply).await),
+                Err(request::End::Silent) => return Ok(Box::new(self.sleeps())),
+                Err(request::End::Quiet(counter)) => return Err(counter),
+                Err(request::End::Refuse(reply)) => return Err(self.refuse(reply).await),
             };
             if let Next::End(counter) = self.exchange(buf, head).await {
-                return Some(counter);
+                return Err(counter);
             }
         }
     }
+}
 
+impl Connection<'_> {
     /// Passes one request on and its response back.
     async fn exchange(&mut self, mut buf: Buf, mut head: RequestHead) -> Next {
         let began = Instant::now();
@@ -339,8 +320,13 @@ impl Connection<'_> {
         let (mut replays, mut mute) = (0, None);
         loop {
             let until = self.until();
-            let reach = self.patience.bound(until, self.hop.reach(&self.cluster, &mut tried, replays > 0));
-            let mut upstream = match self.clock.bound(reach).await {
+            let reached = {
+                // Pinned before it is wrapped: a function that takes a future by value holds it twice.
+                let reach = pin!(self.hop.reach(&self.cluster, &mut tried, replays > 0));
+                let reach = pin!(self.patience.bound(until, reach));
+                self.clock.bound(reach).await
+            };
+            let mut upstream = match reached {
                 Some(Some(Ok(upstream))) => upstream,
                 Some(Some(Err(why))) if judged.is_some() && mute.is_none() => {
                     return Err(Fallen::of(Err(Missed::Unreached(why)), buf, send));
@@ -357,8 +343,12 @@ impl Connection<'_> {
             set_or_clear(&upstream.stream.socket, limits.response, Due::End);
             let mut client = Client { reader: &mut self.stream.reader, socket: &self.stream.socket, leaves };
             let sent = &mut self.pending;
-            let answered = first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock);
-            let Some(answered) = self.patience.bound(until, answered).await else {
+            let answered = {
+                let answer = first_answer(&mut upstream.stream, &mut client, sent, &mut own, &mut self.clock);
+                let answer = pin!(answer);
+                self.patience.bound(until, answer).await
+            };
+            let Some(answered) = answered else {
                 return Ok(self.isolated(upstream, head).await);
             };
             let Some((received, response)) = answered else { return Ok(self.waits_no_more(upstream, head).await) };

@@ -48,7 +48,7 @@ async fn accepted(
             return Err(Counter::InboundRefused);
         }
     };
-    let mut downstream = Stream::new(socket).map_err(|_| Counter::NoMemory)?;
+    let mut downstream = Stream::accepted(socket);
     let protocol = match &rule.config.terminate {
         None => rule.config.protocol,
         Some(terminate) => tls::accept(hop, &mut downstream, terminate, rule.config.protocol).await?,

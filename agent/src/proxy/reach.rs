@@ -344,7 +344,8 @@ impl Hop {
         fresh: bool,
     ) -> Result<Upstream, Unreached> {
         if let Some(visit) = &cluster.visit {
-            return self.reach_inside(cluster, visit, tried, fresh).await;
+            // Boxed, here and below: a connection is mostly there, and what making one needs is not to be carried about by every request.
+            return Box::pin(self.reach_inside(cluster, visit, tried, fresh)).await;
         }
         let mut why = Unreached::NoEndpoint;
         let within = Within::of(&cluster.service.config);
@@ -355,7 +356,7 @@ impl Hop {
                 self.slab.count(Counter::UpstreamReused);
                 return Ok(lease(cluster, (chosen, ticket), stream, true, tried));
             }
-            match self.upstreams.dial(&cluster.service, endpoint, within).await {
+            match Box::pin(self.upstreams.dial(&cluster.service, endpoint, within)).await {
                 Ok(stream) => {
                     self.slab.count(Counter::UpstreamFresh);
                     return Ok(lease(cluster, (chosen, ticket), stream, false, tried));
@@ -369,7 +370,7 @@ impl Hop {
     /// A place on a connection to an endpoint that was not tried before.
     pub(super) async fn reach_shared(&self, cluster: &Rc<Cluster>, tried: &mut Tried) -> Result<Shared, Unreached> {
         if let Some(visit) = &cluster.visit {
-            return self.reach_shared_inside(cluster, visit, tried).await;
+            return Box::pin(self.reach_shared_inside(cluster, visit, tried)).await;
         }
         let mut why = Unreached::NoEndpoint;
         while let Some((chosen, ticket)) = self.draw(cluster, tried) {

@@ -186,11 +186,6 @@ impl Clock {
         self.running = None;
     }
 
-    /// No request comes for a while: see [`Alarm::rest`].
-    pub fn rest(&mut self) {
-        self.alarm.rest();
-    }
-
     /// The request is counted as this; what is said first holds.
     pub fn told(&self, counter: Counter) {
         if let Some(Running { time, pace, .. }) = &self.running
@@ -274,11 +269,6 @@ impl Alarm {
             (Poll::Pending, None) => Poll::Pending,
         })
         .await
-    }
-
-    /// Nobody waits for a while: what is armed is given back.
-    pub fn rest(&mut self) {
-        self.0 = None;
     }
 }
 

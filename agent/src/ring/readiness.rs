@@ -1,12 +1,17 @@
 //! Waiting until a descriptor can be read, in the epoll set in which tokio-uring's runtime waits for the ring.
 
 use std::{
+    cell::OnceCell,
     io,
     net::TcpListener,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    task::{Context, Poll},
 };
 
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::{
+    Interest,
+    unix::{AsyncFd, AsyncFdReadyGuard},
+};
 
 /// A listener, to wait for its connections.
 pub fn of_listener(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
@@ -20,13 +25,47 @@ pub(super) fn of_owned(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
-/// A stream's socket, to wait until it can be read.
-pub(super) fn of_socket(socket: Borrowed) -> io::Result<AsyncFd<Borrowed>> {
-    // SAFETY: who made `socket` keeps the descriptor open for as long; it is always the same.
-    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
+/// A stream's socket, to wait until it can be read. It joins the epoll set when it is waited for, which costs two system calls: a connection
+/// whose one request has come already never does.
+pub(super) struct Readiness {
+    socket: Borrowed,
+    watched: OnceCell<AsyncFd<Borrowed>>,
+}
+
+impl Readiness {
+    pub fn of(socket: Borrowed) -> Self {
+        Self { socket, watched: OnceCell::new() }
+    }
+
+    /// Whether it was waited for before.
+    pub fn is_watched(&self) -> bool {
+        self.watched.get().is_some()
+    }
+
+    /// Waits until epoll tells something that was not cleared. Fails with `OutOfMemory` when its set takes no more (epoll(7) on
+    /// `max_user_watches`).
+    pub fn poll(&self, context: &mut Context<'_>) -> Poll<io::Result<AsyncFdReadyGuard<'_, Borrowed>>> {
+        let watched = match self.watched.get() {
+            Some(watched) => watched,
+            None => {
+                // SAFETY: who made `socket` keeps the descriptor open for as long; it is always the same.
+                let watched = unsafe { AsyncFd::register_with_interest(self.socket, Interest::READABLE) };
+                let watched = watched.map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?;
+                self.watched.get_or_init(|| watched)
+            }
+        };
+        watched.poll_read_ready(context)
+    }
+}
+
+impl AsFd for Readiness {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 /// A descriptor that somebody else owns.
+#[derive(Clone, Copy)]
 pub(super) struct Borrowed(RawFd);
 
 impl Borrowed {

@@ -11,7 +11,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
-use super::{Due, Watch, close::close, watch::NOBODY};
+use super::{Due, Turned, Watch, close::close, watch::NOBODY};
 
 /// A connected or connecting socket. Blocking, as io_uring wants it: on a non-blocking one a receive without bytes fails instead of
 /// waiting. Dropping it shuts it down first, which ends every operation on it.
@@ -20,6 +20,8 @@ pub struct Socket {
     fd: ManuallyDrop<OwnedFd>,
     watch: Rc<Watch>,
     key: usize,
+    /// No operation on it can be in the ring when it is dropped.
+    is_free: bool,
 }
 
 impl Socket {
@@ -45,7 +47,7 @@ impl Socket {
 
     fn owned(fd: OwnedFd, watch: &Rc<Watch>, owner: u64) -> Self {
         let key = watch.add(fd.as_raw_fd(), owner);
-        Self { fd: ManuallyDrop::new(fd), watch: Rc::clone(watch), key }
+        Self { fd: ManuallyDrop::new(fd), watch: Rc::clone(watch), key, is_free: false }
     }
 
     /// A new socket for connecting to `address`. What belongs to one `owner`, any number but 0, can be ended together.
@@ -64,6 +66,16 @@ impl Socket {
     /// The worker drains: what [`Watch::drain`] does to every socket, to this one.
     pub fn drain(&self, moment: Duration) {
         self.watch.drain_one(self.key, moment);
+    }
+
+    /// Ready at the next turn of its watch.
+    pub fn turned(&self) -> Turned<'_> {
+        self.watch.turned()
+    }
+
+    /// Says that no operation on it is in the ring, nor will be: it is closed without more ado.
+    pub(super) fn set_free(&mut self) {
+        self.is_free = true;
     }
 
     /// No deadline.
@@ -160,8 +172,11 @@ impl AsRawFd for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         self.watch.remove(self.key);
-        self.shut(Shutdown::Both);
+        if !self.is_free {
+            self.shut(Shutdown::Both);
+        }
         // SAFETY: taken once, here, where the socket ends.
-        close(unsafe { ManuallyDrop::take(&mut self.fd) });
+        let fd = unsafe { ManuallyDrop::take(&mut self.fd) };
+        if self.is_free { drop(fd) } else { close(fd) }
     }
 }

@@ -19,12 +19,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::io::{ReadBuf, unix::AsyncFd};
+use tokio::io::ReadBuf;
 
 use super::{
     Buf, Buffers, Due, Socket,
     delivery::{Fate, Told, hung_up},
-    readiness::{self, Borrowed},
+    readiness::{Borrowed, Readiness},
     recv::{has_news, look, recv_into, recv_now},
     send::{Send, send, send_now, send_vectored_now},
 };
@@ -47,20 +47,29 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Over a connected socket.
-    pub fn new(socket: Socket) -> io::Result<Self> {
+    /// Over a socket that was accepted: who dialled it has mostly spoken already, so that is tried before it is waited for.
+    pub fn accepted(socket: Socket) -> Self {
+        Self::over(socket, true)
+    }
+
+    /// Over a socket that was dialled, where nobody speaks yet.
+    pub fn dialled(socket: Socket) -> Self {
+        Self::over(socket, false)
+    }
+
+    fn over(socket: Socket, is_accepted: bool) -> Self {
         // SAFETY: the halves are dropped before the socket, in the order of the stream's fields.
-        let half = || unsafe { Borrowed::new(socket.as_raw_fd()) };
+        let half = unsafe { Borrowed::new(socket.as_raw_fd()) };
         let reader = Reader {
-            readiness: readiness::of_socket(half())?,
+            readiness: Readiness::of(half),
             armed: Armed::Not,
-            has_unread: false,
+            has_unread: is_accepted,
             is_drained: true,
             taken: 0,
             tls: None,
         };
-        let writer = Writer { socket: half(), sending: None, rest: 0..0, taken: 0, tls: None };
-        Ok(Self { reader, writer, socket, held: None })
+        let writer = Writer { socket: half, sending: None, uses_ring: !is_accepted, rest: 0..0, taken: 0, tls: None };
+        Self { reader, writer, socket, held: None }
     }
 
     /// Whether it is certain that nothing of what was sent behind the first `before` bytes has reached the peer's program. `has_ended`: the
@@ -97,6 +106,9 @@ impl Drop for Stream {
         if matches!(self.writer.sending, Some(Sending::InFlight(_))) {
             self.socket.shut(Shutdown::Both);
         }
+        if !self.writer.uses_ring {
+            self.socket.set_free();
+        }
     }
 }
 
@@ -104,9 +116,9 @@ impl Drop for Stream {
 /// recv(2): for messages that come one at a time that is cheaper than a RECV each (half of what receiving costs), and nobody who is
 /// silent holds memory in the kernel's hands.
 pub struct Reader {
-    readiness: AsyncFd<Borrowed>,
+    readiness: Readiness,
     armed: Armed,
-    /// Epoll has told of bytes that were only looked at.
+    /// There may be bytes that were only looked at, or never looked for.
     has_unread: bool,
     /// Everything that had come when epoll last told of news has been taken.
     is_drained: bool,
@@ -146,6 +158,11 @@ impl Reader {
         }
     }
 
+    /// Whether news of it was ever waited for.
+    pub fn is_watched(&self) -> bool {
+        self.readiness.is_watched()
+    }
+
     fn is_armed(&self) -> bool {
         !matches!(self.armed, Armed::Not)
     }
@@ -160,23 +177,26 @@ impl Reader {
         if let Some(session) = self.tls.clone() {
             return self.receive_now_tls(&session, buf);
         }
-        let received = if buf.room() > 0 { recv_now(self.readiness.get_ref().as_fd(), buf).unwrap_or(0) } else { 0 };
+        let received = if buf.room() > 0 { recv_now(self.readiness.as_fd(), buf).unwrap_or(0) } else { 0 };
         self.taken += received as u64;
         received > 0
     }
 
-    /// Whether the peer has neither sent nor ended anything, as far as epoll has told.
+    /// Whether the peer has neither sent nor ended anything, as far as epoll has told, if it was asked to.
     pub fn is_quiet(&mut self) -> bool {
         if let Some(session) = self.tls.clone() {
             return self.is_quiet_tls(&session);
+        }
+        if !self.readiness.is_watched() {
+            return !has_news(self.readiness.as_fd());
         }
         if self.has_unread {
             return false;
         }
         let mut context = Context::from_waker(Waker::noop());
-        while let Poll::Ready(ready) = self.readiness.poll_read_ready(&mut context) {
+        while let Poll::Ready(ready) = self.readiness.poll(&mut context) {
             let Ok(mut ready) = ready else { return false };
-            if has_news(self.readiness.get_ref().as_fd()) {
+            if has_news(self.readiness.as_fd()) {
                 return false;
             }
             ready.clear_ready();
@@ -189,7 +209,7 @@ impl Reader {
         poll_fn(|context| match self.has_unread {
             true => Poll::Ready(()),
             // The connection is over: a receive will tell.
-            false => self.readiness.poll_read_ready(context).map(drop),
+            false => self.readiness.poll(context).map(drop),
         })
         .await;
     }
@@ -210,9 +230,9 @@ impl Reader {
 
     fn poll_gone_raw(&mut self, context: &mut Context<'_>, by_end: bool) -> Poll<()> {
         loop {
-            let Ok(mut ready) = ready!(self.readiness.poll_read_ready(context)) else { return Poll::Ready(()) };
+            let Ok(mut ready) = ready!(self.readiness.poll(context)) else { return Poll::Ready(()) };
             let has_ended = ready.ready().is_read_closed();
-            match look(self.readiness.get_ref().as_fd()) {
+            match look(self.readiness.as_fd()) {
                 Ok(0) if by_end => return Poll::Ready(()),
                 Ok(0) => return Poll::Pending,
                 Ok(_) => (self.has_unread, self.is_drained) = (true, false),
@@ -264,8 +284,8 @@ impl Reader {
             return Poll::Ready(result);
         }
         loop {
-            let mut ready = ready!(self.readiness.poll_read_ready(context))?;
-            let result = recv_now(self.readiness.get_ref().as_fd(), buf);
+            let mut ready = ready!(self.readiness.poll(context))?;
+            let result = recv_now(self.readiness.as_fd(), buf);
             self.taken += *result.as_ref().unwrap_or(&0) as u64;
             match &result {
                 // May be said of a wait that was cut short (trap T3): never an answer.
@@ -290,7 +310,7 @@ impl Reader {
         if !self.has_unread {
             return None;
         }
-        let result = receive(self.readiness.get_ref().as_fd());
+        let result = receive(self.readiness.as_fd());
         self.has_unread = matches!(result, Ok(1..));
         self.taken += *result.as_ref().unwrap_or(&0) as u64;
         if result.as_ref().is_err_and(is_again) {
@@ -312,8 +332,8 @@ impl Reader {
             return Poll::Ready(result.map(drop));
         }
         loop {
-            let mut ready = ready!(self.readiness.poll_read_ready(context))?;
-            match recv_into(self.readiness.get_ref().as_fd(), buf) {
+            let mut ready = ready!(self.readiness.poll(context))?;
+            match recv_into(self.readiness.as_fd(), buf) {
                 // See `Reader::poll_into`, here and below.
                 Err(error) if is_again(&error) => {
                     self.is_drained = true;
@@ -338,6 +358,8 @@ impl Reader {
 pub struct Writer {
     socket: Borrowed,
     sending: Option<Sending>,
+    /// Whether an operation on the socket may be, or have been, in the ring.
+    uses_ring: bool,
     rest: Range<usize>,
     taken: u64,
     tls: Option<Rc<RefCell<tls::Session>>>,
@@ -380,6 +402,7 @@ impl Writer {
                 let bytes = some.unwrap_or(0);
                 self.taken += bytes as u64;
                 self.rest.start += bytes;
+                self.uses_ring = true;
                 Sending::InFlight(send(self.socket.as_raw_fd(), buf, self.rest.clone()))
             }
         });

@@ -54,6 +54,12 @@ impl Client<'_> {
     pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.reader.poll_gone(context, self.leaves)
     }
+
+    /// Whether nobody has waited for it yet and nobody will but for this: who asks once has mostly been answered before it pays to
+    /// begin.
+    fn is_worth_little(&self) -> bool {
+        !self.leaves && !self.reader.is_watched()
+    }
 }
 
 /// Waits for the first bytes of a response, or the end; `None` when the client has left, or the clock has rung. The request's buffer is kept as soon as it is sent.
@@ -64,6 +70,7 @@ pub async fn first_answer(
     own: &mut Option<OwnTime>,
     clock: &mut Clock,
 ) -> Option<(io::Result<usize>, Buf)> {
+    let mut turned = pin!(client.socket.turned());
     let received = poll_fn(|context| {
         if stream.writer.is_sending()
             && let Poll::Ready((result, buf)) = stream.writer.poll_sent(context)
@@ -80,6 +87,9 @@ pub async fn first_answer(
         }
         if clock.poll_over(context).is_ready() {
             return Poll::Ready(None);
+        }
+        if client.is_worth_little() && turned.as_mut().poll(context).is_pending() {
+            return Poll::Pending;
         }
         client.poll_gone(context).map(|()| None)
     })

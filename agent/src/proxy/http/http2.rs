@@ -152,7 +152,10 @@ impl Connection<'_> {
         let mut tried = Tried::for_request(self.hop, &self.cluster, self.asker, request);
         let (mut replays, mut before) = (0, None);
         loop {
-            let reached = self.clock.bound(self.hop.reach_shared(&self.cluster, &mut tried)).await;
+            let reached = {
+                let reach = pin!(self.hop.reach_shared(&self.cluster, &mut tried));
+                self.clock.bound(reach).await
+            };
             let upstream = match (reached, before) {
                 (Some(Ok(upstream)), _) => upstream,
                 (Some(Err(_)), Some(error)) => return self.unanswered_http2(&head, &body, buf, error).await,

@@ -95,6 +95,7 @@ impl Connection<'_> {
                 self.was_asked = true;
                 Ok(buf)
             }
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(End::Quiet(Counter::NoMemory)),
             _ => {
                 let is_ours = self.stream.socket.is_overdue();
                 Err(End::Quiet(if is_ours { Counter::Idle } else { Counter::ClientDone }))

@@ -63,7 +63,11 @@ impl Connection<'_> {
         mut tried: Tried,
     ) -> Next {
         // What was received of the body is in our hands until an endpoint is reached, so any number can be tried.
-        let mut upstream = match self.clock.bound(self.hop.reach(&self.cluster, &mut tried, false)).await {
+        let reached = {
+            let reach = pin!(self.hop.reach(&self.cluster, &mut tried, false));
+            self.clock.bound(reach).await
+        };
+        let mut upstream = match reached {
             Some(Ok(upstream)) => upstream,
             Some(Err(why)) => return Next::End(self.refuse(Reply::unreached(why)).await),
             None => return Next::End(self.refuse(Reply::deadline_exceeded()).await),

@@ -124,36 +124,42 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             return body::drain(&mut body).await;
         }
     };
-    let (mut way, chain) = way(&connection, &mut parts);
-    let (time, pace) = match way.end {
-        None => time(&connection, (&way.cluster, way.timing.take()), (&parts, asked), began),
-        Some(_) => (None, None),
+    // What a block ends with it is not kept while the exchange goes on: there may be a hundred for each connection.
+    let (cluster, change, (gate, circuit), (strategy, one_way), ordered, filtered, (time, pace), end) = {
+        let (mut way, chain) = way(&connection, &mut parts);
+        let (time, pace) = match way.end {
+            None => time(&connection, (&way.cluster, way.timing.take()), (&parts, asked), began),
+            Some(_) => (None, None),
+        };
+        if time.is_some_and(|time| time.is_over()) {
+            way.end = Some(End::Reply(Reply::deadline_exceeded()));
+        }
+        if let Some(chain) = chain {
+            // Boxed: most services have none.
+            Box::pin(filtered::pass(&connection, &chain, (&mut parts, !body.is_end_stream()), &mut way, time)).await;
+        }
+        let Way { cluster, change, gate, strategy, one_way, circuit, ordered, filtered, end, .. } = way;
+        (cluster, change, (gate, circuit), (strategy, one_way), ordered, filtered, (time, pace), end)
     };
-    if time.is_some_and(|time| time.is_over()) {
-        way.end = Some(End::Reply(Reply::deadline_exceeded()));
-    }
-    if let Some(chain) = chain {
-        // Boxed: most services have none.
-        Box::pin(filtered::pass(&connection, &chain, (&mut parts, !body.is_end_stream()), &mut way, time)).await;
-    }
-    let Way { cluster, change, gate, strategy, one_way, circuit, ordered, filtered, end, .. } = way;
-    let of_route = OfRoute { gate: gate.as_deref(), circuit: circuit.as_ref() };
     let guard = cluster.guard.clone();
-    let (entered, end) = match end {
-        Some(end) => (Entered::none(&cluster), Some(end)),
-        None => match entered(&connection, (&cluster, of_route), &parts, began, time) {
-            Ok(entered) if entered.stand.is_some() => {
-                let until = time.and_then(|time| time.until());
-                // Boxed: most requests find room.
-                let stood = Box::pin(stands(&connection, entered, &parts, until, &mut respond)).await;
-                stood.map_or_else(|end| (Entered::none(&cluster), Some(end)), |entered| (entered, None))
+    let asked_of = cluster;
+    let (Entered { cluster, wait, mut admitted, leave, standing_in, extra, .. }, end) = match end {
+        Some(end) => (Entered::none(&asked_of), Some(end)),
+        None => {
+            let of_route = OfRoute { gate: gate.as_deref(), circuit: circuit.as_ref() };
+            match entered(&connection, (&asked_of, of_route), &parts, began, time) {
+                Ok(entered) if entered.stand.is_some() => {
+                    let until = time.and_then(|time| time.until());
+                    // Boxed: most requests find room.
+                    let stood = Box::pin(stands(&connection, entered, &parts, until, &mut respond)).await;
+                    stood.map_or_else(|end| (Entered::none(&asked_of), Some(end)), |entered| (entered, None))
+                }
+                Ok(entered) => (entered, None),
+                Err(reply) => (Entered::none(&asked_of), Some(End::Reply(reply))),
             }
-            Ok(entered) => (entered, None),
-            Err(reply) => (Entered::none(&cluster), Some(End::Reply(reply))),
-        },
+        }
     };
-    connection.shed(&cluster, end.as_ref());
-    let Entered { cluster, wait, mut admitted, leave, standing_in, extra, .. } = entered;
+    connection.shed(&asked_of, end.as_ref());
     let leave = Leave::with(leave, extra, began);
     let guard = if standing_in.is_some() { guard } else { cluster.guard.clone() };
     let until = leave.as_ref().and_then(|leave| leave.until);
@@ -221,8 +227,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
                 filtered.let_content_go(&mut exchange.change);
             }
             match (cluster.spoken_upstream(HttpVersion::Http2), asked.tunnel) {
-                (HttpVersion::Http2, _) => exchange.pass_on(parts, begun, &mut body).await,
-                (HttpVersion::Http1, None) => exchange.pass_on_to_http1(parts, begun, &mut body).await,
+                (HttpVersion::Http2, _) => exchange.pass_on(&parts, begun, &mut body).await,
+                // Boxed, as what is below: it is larger than what passes on to HTTP/2.
+                (HttpVersion::Http1, None) => Box::pin(exchange.pass_on_to_http1(parts, begun, &mut body)).await,
                 (HttpVersion::Http1, Some(tunnel)) => {
                     Box::pin(exchange.tunnel_to_http1(parts, tunnel, &mut body)).await
                 }
@@ -302,11 +309,11 @@ struct Exchange<'c> {
 
 impl Exchange<'_> {
     /// Until it is answered, by an endpoint or in its stead. As what it is counted. Of its body, `begun` was taken already.
-    async fn pass_on(&mut self, parts: Parts, begun: Option<Gathered>, body: &mut RecvStream) -> Counter {
+    async fn pass_on(&mut self, parts: &Parts, begun: Option<Gathered>, body: &mut RecvStream) -> Counter {
         let hop = &self.connection.hop;
         let cluster = Rc::clone(&self.cluster);
         let (asker, is_secure) = (self.connection.asker, self.connection.is_secure);
-        let request = || RouteRequest::of_parts(&parts, is_secure, asker.source);
+        let request = || RouteRequest::of_parts(parts, is_secure, asker.source);
         let mut tried = Tried::for_request(hop, &cluster, asker, request);
         let (mut replays, mut before) = (0, None);
         let held = RefCell::new(Held::tapped(self.tap.clone(), self.narrow()));
@@ -326,10 +333,11 @@ impl Exchange<'_> {
                 return self.reply(&Reply::deadline_exceeded());
             }
             self.awaited = self.is_timed().then(|| upstream.who().clone());
-            let ended = self.attempt(&upstream, &parts, body, &held).await;
+            let ended = self.attempt(&upstream, parts, body, &held).await;
             self.awaited = None;
             if let Ended::Sent(response) = ended {
-                return self.sent((upstream, response)).await;
+                // Boxed: few are waited for by nobody.
+                return Box::pin(self.sent((upstream, response))).await;
             }
             if let Some(seen) = ended.seen() {
                 upstream.who().report(hop, seen);

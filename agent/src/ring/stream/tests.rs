@@ -4,6 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     rc::Rc,
+    thread,
 };
 
 use super::*;
@@ -14,7 +15,7 @@ async fn used(buffers: &Buffers) -> (Stream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let mut server = listener.accept().unwrap().0;
-    let mut stream = Stream::new(Socket::accepted(client.into(), &Rc::<Watch>::default())).unwrap();
+    let mut stream = Stream::accepted(Socket::accepted(client.into(), &Rc::<Watch>::default()));
     send(&mut stream, buffers).await;
     server.read_exact(&mut [0; 7]).unwrap();
     (stream, server)
@@ -114,11 +115,73 @@ fn what_was_only_looked_at_is_received_whole_however_small_the_buffers() {
     .unwrap();
 }
 
+#[test]
+fn what_has_come_before_it_is_waited_for_costs_no_epoll() {
+    run(async {
+        let (mut stream, mut client) = accepted();
+        let buffers = Rc::<Buffers>::default();
+        assert!(stream.reader.is_quiet());
+        client.write_all(b"all of it").unwrap();
+        while look_for(&stream, 9) < 9 {}
+        assert!(!stream.reader.is_quiet());
+        stream.reader.arm_on_demand(&buffers, SMALL);
+        let (received, buf) = stream.reader.received().await;
+        assert_eq!((received.unwrap(), buf.bytes()), (9, &b"all of it"[..]));
+        assert!(!stream.reader.is_watched());
+        // The next is waited for, and is not missed.
+        stream.reader.arm_on_demand(&buffers, SMALL);
+        let late = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(20));
+            client.write_all(b"more").unwrap();
+            client
+        });
+        let (received, buf) = stream.reader.received().await;
+        assert_eq!((received.unwrap(), buf.bytes()), (4, &b"more"[..]));
+        assert!(stream.reader.is_watched());
+        drop(late.join().unwrap());
+    })
+    .unwrap();
+}
+
+/// Whether or not the ring has had to do with it.
+#[test]
+fn a_connection_that_is_dropped_ends_at_once() {
+    run(async {
+        for bytes in [1, 64 << 20] {
+            let (mut stream, mut client) = accepted();
+            stream.writer.submit(Buf::of(&vec![7; bytes]), 0..bytes);
+            assert_eq!(stream.writer.uses_ring, bytes > 1);
+            let reads = thread::spawn(move || client.read_to_end(&mut Vec::new()));
+            if bytes > 1 {
+                // Some of it: it is given up in the middle.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(stream);
+            let ended = async {
+                while !reads.is_finished() {
+                    tokio::time::sleep(Duration::from_millis(1)).await
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(5), ended).await.expect("its end");
+            drop(reads.join().unwrap());
+        }
+    })
+    .unwrap();
+}
+
+/// A connection on which nothing was said yet.
+fn accepted() -> (Stream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let socket = Socket::accepted(listener.accept().unwrap().0.into(), &Rc::<Watch>::default());
+    (Stream::accepted(socket), client)
+}
+
 fn look_for(stream: &Stream, bytes: usize) -> usize {
     let flags = rustix::net::RecvFlags::DONTWAIT | rustix::net::RecvFlags::PEEK;
     rustix::net::recv(stream.socket.as_fd(), &mut vec![0_u8; bytes], flags).map_or(0, |(bytes, _)| bytes)
 }
 
 async fn wait_readable(stream: &mut Stream) {
-    let _ = stream.reader.readiness.readable().await.unwrap();
+    let _ = poll_fn(|context| stream.reader.readiness.poll(context).map(drop)).await;
 }

@@ -130,7 +130,7 @@ impl Exchange<'_> {
                 upstream.who().report(hop, seen);
             }
             if let Ended::Sent = ended {
-                return self.sent_to_http1(upstream).await;
+                return Box::pin(self.sent_to_http1(upstream)).await;
             }
             let Ended::Silent(has_ended) = ended else {
                 if let Ended::Answered(_, _, true) = ended {
