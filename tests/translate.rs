@@ -1,7 +1,7 @@
 //! Clients of HTTP/2 at endpoints of HTTP/1, and of both under one address, through the real agent.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
 };
 
@@ -142,6 +142,30 @@ fn told_down(stage: Stage, answers: &[&'static [u8]], pieces: &[usize]) -> (Hop,
     });
     let told = told.collect();
     (hop, told)
+}
+
+#[test]
+fn a_body_that_ends_with_its_connection_is_reset_and_not_ended_when_the_time_of_its_endpoint_is_over() {
+    let Some(stage) = Stage::set() else { return };
+    let listener = stage.origin().listen(stage.address()).expect("a free address");
+    let origin = Origin::start(listener, |mut stream: &TcpStream, _| {
+        read_head(&mut BufReader::new(stream))?;
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello")?;
+        stream.read(&mut [0]).map(drop)
+    });
+    let (address, other) = (stage.address(), stage.address());
+    let service = || Service::http2("web", address).set("upstream_protocol: http1").set("endpoint_drain_ms: 0");
+    let config = stage.config().service(service().to(origin.address()));
+    let hop = Hop { agent: Agent::start(&config), service: address, stage };
+    let mut client = hop.client2();
+    get(&mut client, 1, "GET", &[]);
+    let mut told = Vec::new();
+    while body(&told) != b"hello" {
+        told.push(client.read().unwrap().expect("a frame"));
+    }
+    hop.agent.reload(&config.with_services([service().to(other)]));
+    let told = rest(&mut client, 1);
+    assert!(is_reset(&told, INTERNAL_ERROR), "{told:?}");
 }
 
 #[test]

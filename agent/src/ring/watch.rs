@@ -81,9 +81,13 @@ impl Watch {
         self.slots.borrow_mut().iter_mut().for_each(|slot| drain(slot, at_last));
     }
 
-    /// Shuts every socket of this owner.
+    /// Ends every socket of this owner. What is under way is reset: an end would say, of a body that goes on until the connection ends and
+    /// of bytes that nobody understands, that this was all.
     pub fn end_owned(&self, owner: u64) {
         for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.owner == owner) {
+            if slot.due == Due::End {
+                slot.due = Due::Reset;
+            }
             expire(slot);
         }
     }
