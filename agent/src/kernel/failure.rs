@@ -67,6 +67,10 @@ pub enum KernelError {
 impl KernelError {
     /// What to do about it.
     pub fn remedy(&self) -> Option<String> {
+        // Inotify has a limit of its own.
+        if self.is_of(&[libc::EMFILE]) && !matches!(self, Self::Inotify { .. }) {
+            return Some("raise its limit of open files: `ulimit -Hn`, or LimitNOFILE of its unit".into());
+        }
         // The verifier's no is EACCES, too: then no right is lacking, and the kernel is what to look at.
         let refused_program = matches!(self, Self::Program { .. }) && rights::lacking().is_empty();
         if self.is_permission() && !refused_program {
@@ -116,14 +120,15 @@ impl KernelError {
     }
 
     fn is_permission(&self) -> bool {
-        if matches!(self, Self::Rights { .. }) {
-            return true;
-        }
+        matches!(self, Self::Rights { .. }) || self.is_of(&[libc::EPERM, libc::EACCES])
+    }
+
+    /// Whether the cause is one of these error numbers.
+    fn is_of(&self, numbers: &[i32]) -> bool {
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
-            if let Some(error) = error.downcast_ref::<io::Error>()
-                && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-            {
+            let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            if number.is_some_and(|number| numbers.contains(&number)) {
                 return true;
             }
             source = error.source();
@@ -153,4 +158,22 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_for_want_of_descriptors_is_told_so() {
+        let full = || io::Error::from_raw_os_error(libc::EMFILE);
+        let remedy = |error: KernelError| error.remedy().unwrap();
+        let pin = KernelError::Pin { path: "/sys/fs/bpf/x".into(), source: full() };
+        assert!(remedy(pin).contains("LimitNOFILE"));
+        let program = aya::sys::SyscallError { call: "bpf_prog_load", io_error: full() };
+        let program = aya::programs::ProgramError::from(program);
+        let program = KernelError::Program { hook: "dial_v4".into(), source: Box::new(program) };
+        assert!(remedy(program).contains("LimitNOFILE"));
+        assert!(remedy(KernelError::Inotify { source: full() }).contains("max_user_instances"));
+    }
 }
