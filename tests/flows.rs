@@ -1,11 +1,12 @@
 //! `sockway flows`: every connection of a service is told when it ends: who, to what, by which path, how much, how long, and how it ended.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv6Addr, Shutdown, SocketAddr, TcpStream},
     os::fd::AsFd,
     os::unix::process::CommandExt,
-    process::Command,
+    process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -362,6 +363,34 @@ fn what_is_over_the_rate_is_counted_and_said() {
     assert!(tail.0.wait(wait::SOON).success());
     let summary = format!("{} connections shown, {} over the rate, 0 lost", told(), over());
     assert!(tail.0.stderr().contains(&summary), "{summary} in {}", tail.0.stderr());
+}
+
+#[test]
+fn what_a_slow_reader_is_not_told_at_once_it_is_told_later() {
+    let Some(stage) = Stage::set() else { return };
+    let (endpoint, service) = (stage.address(), stage.address());
+    let (_origin, lines) = Origin::collect(stage.origin().listen(endpoint).unwrap());
+    let agent = Agent::start(&stage.config().service(Service::kernel_tcp("many", service).to(endpoint)));
+    let mut command =
+        command_of(&Tail::command(agent.instance(), &["--rate", "1000000", "--count", "700", "--for", "60"]));
+    let mut tail = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(tail.stderr.take().unwrap()).lines();
+    assert!(said.next().unwrap().unwrap().contains("watching instance"));
+    let burst = |count: usize, all: usize| {
+        let mut burst = Command::new(agent::probe());
+        burst.args(["burst", &count.to_string(), "x", &service.to_string()]);
+        assert!(process::run(Room::of(&stage.clients), burst).status.success());
+        wait::until("every line to arrive", wait::SOON, || lines.lock().unwrap().len() == all);
+    };
+    // More than the pipe has room for; and its reader is away for longer than a watch holds that nobody renews.
+    burst(500, 500);
+    thread::sleep(Duration::from_millis(2_500));
+    burst(200, 700);
+    let told = BufReader::new(tail.stdout.take().unwrap()).lines().count();
+    assert_eq!(told, 700);
+    let summary = said.last().unwrap().unwrap();
+    assert!(summary.contains("700 connections shown, 0 over the rate, 0 lost"), "{summary}");
+    assert!(tail.wait().unwrap().success());
 }
 
 #[test]

@@ -16,6 +16,7 @@ use sockway_common::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
+    task::{self, JoinHandle},
     time::{self, Instant, MissedTickBehavior},
 };
 
@@ -84,11 +85,12 @@ pub fn run(args: &Args) -> Result<u8, Failure> {
     let who = Who::new(pinned, &capture);
     eprintln!("sockway: watching instance {instance}; ^C ends it");
     let failed = |error| Failure::new(OS_ERROR, format!("sockway: watching: {error}"));
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed)?
-        .block_on(Tail { args, watcher, who, told: 0, untold: Untold::default() }.follow())
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let tail = Tail { args, watcher, who, told: 0, untold: Untold::default(), printing: None };
+    let result = runtime.block_on(tail.follow());
+    // What nobody reads is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 /// The id of a service by its name, or by what programs dial.
@@ -119,6 +121,8 @@ struct Tail<'a> {
     who: Who,
     told: u64,
     untold: Untold,
+    /// What is being printed. Whoever reads it may take his time: meanwhile the lease must be renewed, or nobody would count what is lost.
+    printing: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Tail<'_> {
@@ -129,26 +133,35 @@ impl Tail<'_> {
         let deadline = self.args.span.map(|span| Instant::now() + span);
         let (mut look, mut renew) = (time::interval(LOOK), time::interval(RENEW));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if !self.args.json && writeln!(io::stdout(), "{}", heading()).is_err() {
-            return Ok(0);
+        if !self.args.json {
+            self.print(format!("{}\n", heading()));
         }
-        loop {
+        let mut is_over = false;
+        while !is_over {
             tokio::select! {
                 biased;
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                () = until(deadline) => break,
+                _ = interrupt.recv() => is_over = true,
+                _ = terminate.recv() => is_over = true,
+                () = until(deadline) => is_over = true,
                 _ = renew.tick() => self.renew()?,
-                _ = look.tick() => if !self.tell() { return Ok(0) },
+                is_read = printed(&mut self.printing), if self.printing.is_some() => if !is_read { return Ok(0) },
+                _ = look.tick(), if self.printing.is_none() => self.tell(),
             }
-            if self.is_enough() {
-                break;
-            }
+            is_over |= self.is_enough();
         }
-        self.tell();
-        self.tell_untold();
-        let Untold { over_rate, lost } = self.untold;
-        eprintln!("sockway: {} connections shown, {over_rate} over the rate, {lost} lost", self.told);
+        // Taken at once: the next watcher may begin now. Whoever has sent a signal once sends it again to have no more printed.
+        self.watcher.end();
+        let rest = self.gather();
+        let is_read = tokio::select! {
+            is_read = self.print_last(rest) => is_read,
+            _ = interrupt.recv() => false,
+            _ = terminate.recv() => false,
+        };
+        if is_read {
+            self.tell_untold();
+            let Untold { over_rate, lost } = self.untold;
+            eprintln!("sockway: {} connections shown, {over_rate} over the rate, {lost} lost", self.told);
+        }
         Ok(0)
     }
 
@@ -161,8 +174,16 @@ impl Tail<'_> {
         self.watcher.renew()
     }
 
-    /// Prints what has come in. False: whoever read it has seen enough.
-    fn tell(&mut self) -> bool {
+    /// Has printed what has come in.
+    fn tell(&mut self) {
+        let text = self.gather();
+        if !text.is_empty() {
+            self.print(text);
+        }
+    }
+
+    /// What has come in.
+    fn gather(&mut self) -> String {
         let mut text = String::new();
         while !self.is_enough()
             && let Some(flow) = self.watcher.take()
@@ -172,8 +193,23 @@ impl Tail<'_> {
             text.push('\n');
             self.told += 1;
         }
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+        text
+    }
+
+    fn print(&mut self, text: String) {
+        self.printing = Some(task::spawn_blocking(move || {
+            let mut out = io::stdout().lock();
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        }));
+    }
+
+    /// Prints this, behind what is being printed. False: whoever read it has seen enough.
+    async fn print_last(&mut self, text: String) -> bool {
+        if !printed(&mut self.printing).await {
+            return false;
+        }
+        self.print(text);
+        printed(&mut self.printing).await
     }
 
     /// Says on standard error what is not shown, when there is more of it.
@@ -188,6 +224,16 @@ impl Tail<'_> {
         }
         self.untold = now;
     }
+}
+
+/// Waits until what is being printed is. False: whoever read it has seen enough.
+async fn printed(printing: &mut Option<JoinHandle<io::Result<()>>>) -> bool {
+    let result = match printing {
+        Some(task) => task.await,
+        None => return true,
+    };
+    *printing = None;
+    matches!(result, Ok(Ok(())))
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -105,6 +105,15 @@ impl Watcher {
         Untold { over_rate: now.over_rate - self.before.over_rate, lost: now.lost - self.before.lost }
     }
 
+    /// Has the hooks tell no more; what they have told can still be taken.
+    pub fn end(&mut self) {
+        let is_ours = |watch: Watch| watch.watcher == self.wanted.watcher;
+        if self.watch.get(&0, 0).is_ok_and(is_ours) {
+            // If it fails the watch ends by itself.
+            let _ = self.watch.set(0, Watch { until_ns: 0, ..self.wanted }, 0);
+        }
+    }
+
     fn write_lease(&mut self) -> Result<(), KernelError> {
         let until_ns = super::monotonic_ns() + LEASE.as_nanos() as u64;
         self.wanted.until_ns = until_ns;
@@ -114,11 +123,7 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        let is_ours = |watch: Watch| watch.watcher == self.wanted.watcher;
-        if self.watch.get(&0, 0).is_ok_and(is_ours) {
-            // If it fails the watch ends by itself.
-            let _ = self.watch.set(0, Watch { until_ns: 0, ..self.wanted }, 0);
-        }
+        self.end();
     }
 }
 
