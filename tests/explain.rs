@@ -221,17 +221,20 @@ fn tcp_and_udp_services_at_one_address_are_told_apart() {
     let Some(stage) = Stage::set() else { return };
     let (stream, datagram) = (stage.echo("stream"), stage.datagrams("datagram"));
     let address = stage.address();
-    let agent = Agent::start(
-        &stage
-            .config()
-            .service(Service::kernel_tcp("streams", address).to(stream.address()))
-            .service(Service::udp("datagrams", address).to(datagram.address())),
-    );
+    let config = stage
+        .config()
+        .service(Service::kernel_tcp("streams", address).to(stream.address()))
+        .service(Service::udp("datagrams", address).to(datagram.address()));
+    let agent = Agent::start(&config);
     let from = stage.client().pid().to_string();
     for (protocol, name) in [("tcp", "streams"), ("udp", "datagrams")] {
         let told = explain(agent.instance(), address, &from, &["--protocol", protocol]);
         assert_eq!((&told["service"]["name"], &told["protocol"]), (&name.into(), &protocol.into()), "{told:#}");
     }
+    agent.reload(&config.with_services([Service::udp("datagrams", address).to(datagram.address())]));
+    let told = explain(agent.instance(), address, &from, &[]);
+    assert_verdict(&told, "passed", "not_service");
+    assert!(told["now"]["why"].to_string().contains("--protocol udp"), "{told:#}");
 }
 
 #[test]

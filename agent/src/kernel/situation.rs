@@ -14,6 +14,7 @@ use aya::maps::{
 };
 use sockway_common::{
     capture::{Listener, Settings, settings_flags},
+    flow::{TCP, UDP},
     service::{Service, service_flags},
 };
 
@@ -41,6 +42,8 @@ pub struct Situation {
     pub namespace_rule: Option<bool>,
     /// What stands at the address.
     pub service: Option<Found>,
+    /// The other protocol, if a service of that one stands there.
+    pub other: Option<&'static str>,
 }
 
 /// A cgroup with hooks.
@@ -104,8 +107,14 @@ pub fn look(pinned: &Pinned, caller: &Caller, dialled: SocketAddr, protocol: u8)
         },
         namespace_rule: namespace_rule(pinned, &settings, caller.netns)?,
         service: service.map(|service| found(pinned, caller, dialled, service)).transpose()?,
+        other: other(pinned, dialled, protocol)?,
         settings,
     })
+}
+
+fn other(pinned: &Pinned, dialled: SocketAddr, protocol: u8) -> Result<Option<&'static str>, KernelError> {
+    let (other, name) = if protocol == TCP { (UDP, "udp") } else { (TCP, "tcp") };
+    Ok(pinned.service_at(dialled, other)?.map(|_| name))
 }
 
 fn found(pinned: &Pinned, caller: &Caller, dialled: SocketAddr, service: Service) -> Result<Found, KernelError> {

@@ -65,7 +65,11 @@ pub fn now(situation: &Situation) -> Verdict {
         return verdict;
     }
     let Some(found) = &situation.service else {
-        return Verdict::new(Way::Passed, Counter::ConnectNotService, "no service stands at this address");
+        let why = match situation.other {
+            Some(other) => format!("the service at this address is one of {other} (--protocol {other})"),
+            None => "no service stands at this address".to_owned(),
+        };
+        return Verdict::new(Way::Passed, Counter::ConnectNotService, why);
     };
     if let Err(verdict) = included(situation) {
         return verdict;
@@ -258,6 +262,7 @@ mod tests {
                 limits: Default::default(),
                 is_open: false,
             }),
+            other: None,
         }
     }
 
