@@ -6,6 +6,7 @@ use std::{
     net::{Shutdown, SocketAddr},
 };
 
+use socket2::SockRef;
 use sockway_tests::{
     agent::Agent,
     answer::{Answer, Session, read_answer, read_head},
@@ -18,6 +19,9 @@ use sockway_tests::{
     web::{Web, pattern},
 };
 use tempfile::NamedTempFile;
+
+/// More than the kernel keeps for a client that reads slowly, in bytes.
+const LONG: usize = 4 << 20;
 
 /// A stage with one endpoint behind one HTTP service.
 struct Hop {
@@ -209,6 +213,33 @@ fn connection_close_is_honoured_on_either_side() {
     if let Ok(answer) = next {
         assert_ne!(answer.header("x-connection"), "0");
     }
+}
+
+#[test]
+fn a_last_response_arrives_whatever_the_client_says_behind_its_request() {
+    let Some(hop) = Hop::set() else { return };
+    let asked = |path: &str, behind: &str| {
+        let mut session = hop.session();
+        // So that much of the response is still with the agent when it ends the connection.
+        SockRef::from(session.stream()).set_recv_buffer_size(65_536).unwrap();
+        let last = "Host: test\r\nConnection: close\r\nContent-Length: 3\r\n\r\na=b";
+        session.write(format!("POST {path} HTTP/1.1\r\n{last}{behind}").as_bytes()).unwrap();
+        session
+    };
+    let whole = |mut session: Session| {
+        let answer = session.read("POST").unwrap();
+        assert_eq!(answer.body.len(), LONG);
+        assert!(session.at_end().unwrap());
+    };
+    // Requests that nobody will answer.
+    whole(asked(&format!("/bytes/{LONG}"), &"GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(10_000)));
+    // The CRLF that old browsers put behind a body.
+    hop.web.say_gated("/later", 200, "", &"x".repeat(LONG));
+    let mut session = asked("/later", "");
+    wait::until("the request to arrive", wait::SOON, || hop.web.waiting() > 0);
+    session.write(b"\r\n").unwrap();
+    hop.web.open_gate();
+    whole(session);
 }
 
 #[test]

@@ -35,9 +35,11 @@ impl Connection<'_> {
             drop(upstream);
         }
         if answered.close {
-            // Behind CONNECT stands what was meant for the tunnel.
-            let linger = head.method == Method::Connect;
-            return Next::End(self.close(linger).await);
+            return Next::End(match self.has_said_more(&buf).await {
+                // Behind CONNECT stands what was meant for the tunnel.
+                Ok(more) => self.close(more || head.method == Method::Connect).await,
+                Err(_) => Counter::ClientAborted,
+            });
         }
         self.put_back(buf);
         Next::Request

@@ -354,7 +354,10 @@ impl Connection<'_> {
             }
         }
         if close {
-            return Next::End(self.close(false).await);
+            return Next::End(match self.has_said_more(&rest).await {
+                Ok(more) => self.close(more).await,
+                Err(_) => Counter::ClientAborted,
+            });
         }
         self.put_back(rest);
         Next::Request
