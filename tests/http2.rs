@@ -441,6 +441,42 @@ fn trailers_and_what_comes_before_a_response_are_passed_on() {
     assert!(client.until(kind::HEADERS).ends_stream());
 }
 
+/// Who has said all that it had to say of a request may hang up, whatever is still being sent to it.
+#[test]
+fn an_answer_that_was_given_early_outlives_the_end_of_its_connection() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = framed(&stage, |peer, _| {
+        each(peer, |peer, frame| {
+            if frame.kind != kind::HEADERS {
+                return Ok(());
+            }
+            let head = frames::frame(kind::HEADERS, END_HEADERS, frame.stream, &[STATUS_200]);
+            let body = frames::frame(kind::DATA, END_STREAM, frame.stream, b"early");
+            peer.send_bytes(&[head, body].concat())?;
+            Err(io::ErrorKind::ConnectionAborted.into())
+        })
+    });
+    let hop = Hop::to(stage, [origin.address()]);
+    for round in 0..30 {
+        let mut client = hop.client();
+        client.send(kind::HEADERS, END_HEADERS, 1, &request("POST", "/", &[])).unwrap();
+        // Who was answered reads no more.
+        let _ = (0..4).try_for_each(|_| client.send(kind::DATA, 0, 1, &[0; 16_000]));
+        let mut told = Vec::<u8>::new();
+        loop {
+            let frame = client.read().unwrap().expect("an answer");
+            assert!(frame.kind != kind::RST_STREAM, "round {round}: {frame:?} behind {told:?}");
+            if frame.kind == kind::DATA {
+                told.extend(&frame.payload);
+                if frame.ends_stream() {
+                    break;
+                }
+            }
+        }
+        assert_eq!(told, b"early", "round {round}");
+    }
+}
+
 #[test]
 fn a_body_that_is_not_as_long_as_it_said_is_never_taken_for_whole() {
     let Some(stage) = Stage::set() else { return };

@@ -8,6 +8,8 @@ use std::{
     cell::{RefCell, RefMut},
     future::poll_fn,
     io::{self, IoSlice},
+    mem,
+    net::Shutdown,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -48,13 +50,32 @@ struct State {
     sentry: Option<Sentry>,
     stop: Option<Stop>,
     sent: u64,
+    /// Bytes came in, and whoever reads has not waited since.
+    has_given: bool,
+    /// How what comes in has ended, until that is told. A library that hears of an end forgets what nobody has taken yet, an answer that was
+    /// whole among it: right behind bytes it hears a turn later, when whoever waited for them has had them.
+    ended: Option<io::Result<()>>,
+    /// Nothing more can be sent. What is written from then on is lost, and whoever writes hears of that by the end of what comes in: behind
+    /// the answer that the peer may have given before.
+    is_broken: bool,
 }
 
 impl Io {
     /// Over a connection, of which `first` has been received already.
     pub fn new(stream: Stream, buffers: &Rc<Buffers>, first: Option<Buf>) -> Self {
         let buffers = Rc::clone(buffers);
-        Self(Rc::new(RefCell::new(State { stream, first, out: None, buffers, sentry: None, stop: None, sent: 0 })))
+        Self(Rc::new(RefCell::new(State {
+            stream,
+            first,
+            out: None,
+            buffers,
+            sentry: None,
+            stop: None,
+            sent: 0,
+            has_given: false,
+            ended: None,
+            is_broken: false,
+        })))
     }
 
     /// Shows everything that comes in to a sentry.
@@ -136,7 +157,7 @@ impl State {
             if self.stream.writer.is_sending() {
                 let (result, buf) = ready!(self.stream.writer.poll_sent(context));
                 self.buffers.give(buf);
-                result?;
+                result.inspect_err(|_| self.give_up())?;
             }
             let Some(buf) = self.out.take() else { return Poll::Ready(Ok(())) };
             let range = buf.range();
@@ -175,14 +196,15 @@ impl State {
 
     fn write(&mut self, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
-        if bytes >= STRAIGHT_BYTES_MIN && !self.stream.writer.is_sending() {
-            match self.send_straight(slices)? {
-                0 => {}
-                taken => return Poll::Ready(Ok(taken)),
+        if !self.is_broken && bytes >= STRAIGHT_BYTES_MIN && !self.stream.writer.is_sending() {
+            match self.send_straight(slices) {
+                Ok(0) => {}
+                Ok(taken) => return Poll::Ready(Ok(taken)),
+                Err(_) => self.give_up(),
             }
         }
-        if bytes == 0 {
-            return Poll::Ready(Ok(0));
+        if bytes == 0 || self.is_broken {
+            return Poll::Ready(Ok(bytes));
         }
         loop {
             let out = self.out.get_or_insert_with(|| self.buffers.take(LARGE));
@@ -190,7 +212,18 @@ impl State {
             if taken > 0 {
                 return Poll::Ready(Ok(taken));
             }
-            ready!(self.poll_send(context))?;
+            if ready!(self.poll_send(context)).is_err() {
+                return Poll::Ready(Ok(bytes));
+            }
+        }
+    }
+
+    /// Sending has failed; what came in before can still be read, and then the end.
+    fn give_up(&mut self) {
+        self.is_broken = true;
+        self.stream.socket.shut(Shutdown::Both);
+        if let Some(out) = self.out.take() {
+            self.buffers.give(out);
         }
     }
 
@@ -203,11 +236,22 @@ impl State {
             let bytes = first.len().min(buf.remaining());
             buf.put_slice(&first.bytes()[..bytes]);
             first.consume(bytes);
+            self.has_given = true;
         } else {
-            let read = ready!(self.stream.reader.poll_read(context, buf));
+            let read = match self.ended.take() {
+                Some(ended) => Poll::Ready(ended),
+                None => self.stream.reader.poll_read(context, buf),
+            };
+            let had_given = mem::replace(&mut self.has_given, buf.filled().len() > before);
+            let read = ready!(read);
             // Cut off by the deadline, which says nothing of an end.
             if read.is_err() && self.stream.socket.is_overdue() {
                 self.stop = Some(Stop::Overdue);
+                return Poll::Pending;
+            }
+            if had_given && !self.has_given {
+                self.ended = Some(read);
+                context.waker().wake_by_ref();
                 return Poll::Pending;
             }
             read?;
