@@ -84,10 +84,11 @@ impl Visit {
         Self { place, client, destination, idle: RefCell::default(), links: RefCell::default() }
     }
 
-    /// The connection to the program that its last request used, if that is still alive, as far as can be known.
-    pub fn reuse(&self) -> Option<Stream> {
+    /// The connection to the program that its last request used, if that is still alive, as far as can be known. `untold`: as for
+    /// [`Upstreams::reuse`].
+    pub fn reuse(&self, untold: bool) -> Option<Stream> {
         let mut stream = self.idle.borrow_mut().take()?;
-        stream.reader.is_quiet().then_some(stream)
+        is_trusted(&mut stream, untold).then_some(stream)
     }
 
     /// Keeps a connection to the program for its next request.
@@ -151,15 +152,15 @@ impl Upstreams {
         Self { idle, shared, bounded, watch, flows, slab, buffers }
     }
 
-    /// A connection that an earlier request used and that is still alive, as far as can be known.
-    pub fn reuse(&self, service: &Service, endpoint: &Endpoint) -> Option<Stream> {
+    /// A connection that an earlier request used and that is still alive, as far as can be known. `untold`: who asks came before epoll had a
+    /// turn to tell, so the connection itself is asked.
+    pub fn reuse(&self, service: &Service, endpoint: &Endpoint, untold: bool) -> Option<Stream> {
         let mut idle = self.idle.borrow_mut();
         let shelf = idle.get_mut(&(service.id, endpoint.id)).filter(|shelf| shelf.meant.holds(service, endpoint))?;
         while let Some((mut stream, _)) = shelf.idle.pop() {
-            if stream.reader.is_quiet() {
+            if is_trusted(&mut stream, untold) {
                 return Some(stream);
             }
-            // Ended, or bytes that nobody asked for: not to be trusted with a request.
             self.slab.count(Counter::PoolGone);
         }
         None
@@ -346,6 +347,14 @@ impl Upstreams {
         self.idle.borrow_mut().clear();
         self.shared.let_go();
     }
+}
+
+/// Whether an unused connection has neither ended nor brought bytes that nobody asked for: such a one is given no request.
+fn is_trusted(stream: &mut Stream, untold: bool) -> bool {
+    if untold {
+        stream.reader.look_for_news();
+    }
+    stream.reader.is_quiet()
 }
 
 /// Connects a socket in time.

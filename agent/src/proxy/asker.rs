@@ -32,12 +32,14 @@ pub struct Asker {
     /// Any number: the connection's own. What it is given as a cookie is this, for all of its requests: those that race must come to one
     /// endpoint, as with Envoy.
     number: u64,
+    /// Its request was received before epoll had a turn: what has come on unused connections since the last turn is not told yet.
+    pub is_untold: bool,
 }
 
 impl Asker {
     /// A question of the agent's own.
     pub fn ourselves(hop: &Hop) -> Self {
-        Self { source: 0, address: None, number: hop.chance() }
+        Self { source: 0, address: None, number: hop.chance(), is_untold: false }
     }
 
     /// The hash of what it is known by.
@@ -123,7 +125,7 @@ impl Cluster {
         let asks = self.service.config.policy.tuning.asks_address()
             || self.routes.as_ref().is_some_and(|routes| routes.asks_address);
         let address = if asks { peer_of(accepted).filter(|address| telling(*address)) } else { None };
-        Asker { source, address, number: hop.chance() }
+        Asker { source, address, number: hop.chance(), is_untold: false }
     }
 }
 
@@ -132,7 +134,7 @@ mod tests {
     use super::*;
     use crate::{balance::Site, cluster::Shares, config::file};
 
-    const ASKER: Asker = Asker { source: 7, address: None, number: 0xabc };
+    const ASKER: Asker = Asker { source: 7, address: None, number: 0xabc, is_untold: false };
 
     fn service(hash_on: &str) -> Service {
         let text = format!(

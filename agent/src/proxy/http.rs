@@ -170,6 +170,7 @@ impl Connection<'_> {
     /// Passes one request on and its response back.
     async fn exchange(&mut self, mut buf: Buf, mut head: RequestHead) -> Next {
         let began = Instant::now();
+        self.asker.is_untold = !self.stream.reader.is_watched();
         let own = self.hop.samples_own_time().then(|| OwnTime::since(began));
         self.hop.refresh(&mut self.cluster);
         if head.lacks_host {
@@ -478,7 +479,7 @@ impl Connection<'_> {
         self.hop.slab.count_bytes(Bytes::DownstreamSent, range.len());
         self.stream.writer.submit(bytes, range);
         if !keep_alive {
-            return Next::End(self.close(false).await);
+            return Next::End(self.close(!buf.is_empty()).await);
         }
         self.put_back(buf);
         Next::Request
@@ -497,11 +498,13 @@ impl Connection<'_> {
         Counter::Refused
     }
 
-    /// Ends the connection behind a response; lingers where the client may still be sending.
+    /// Ends the connection behind a response; lingers where the client may still be sending, or has sent more than was read: the CRLF that
+    /// some put behind a body, or requests that nobody will answer. What is unread when a socket is closed makes a reset of the end.
     async fn close(&mut self, linger: bool) -> Counter {
         if self.flush().await.is_err() {
             return Counter::ClientAborted;
         }
+        let linger = linger || !self.stream.reader.is_quiet();
         if self.stream.is_tls() {
             self.stream.socket.set_due(LINGER_PAUSE, Due::End);
             // A response without a length is whole only if this arrives.

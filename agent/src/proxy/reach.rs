@@ -207,6 +207,8 @@ pub struct Tried {
     cost: u32,
     /// Whether nobody knows yet what is asked.
     is_early: bool,
+    /// See [`Asker::is_untold`].
+    is_untold: bool,
     /// The one that is to be tried, if only one is.
     only: Option<usize>,
     /// Which attempt at the request this is.
@@ -231,6 +233,7 @@ impl Tried {
             key: None,
             cost: 1,
             is_early: false,
+            is_untold: false,
             only: None,
             turn: Turn::default(),
         }
@@ -351,7 +354,7 @@ impl Hop {
         let within = Within::of(&cluster.service.config);
         while let Some((chosen, ticket)) = self.draw(cluster, tried) {
             let endpoint = &cluster.service.endpoints[chosen];
-            let used = if fresh { None } else { self.upstreams.reuse(&cluster.service, endpoint) };
+            let used = if fresh { None } else { self.upstreams.reuse(&cluster.service, endpoint, tried.is_untold) };
             if let Some(stream) = used {
                 self.slab.count(Counter::UpstreamReused);
                 return Ok(lease(cluster, (chosen, ticket), stream, true, tried));
@@ -434,7 +437,7 @@ impl Hop {
         if !tried.indexes.is_empty() {
             return Err(Unreached::NoEndpoint);
         }
-        if !fresh && let Some(stream) = visit.reuse() {
+        if !fresh && let Some(stream) = visit.reuse(tried.is_untold) {
             self.slab.count(Counter::UpstreamReused);
             return Ok(lease(cluster, (0, None), stream, true, tried));
         }

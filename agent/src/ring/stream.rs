@@ -204,6 +204,11 @@ impl Reader {
         true
     }
 
+    /// Finds what epoll has had no turn to tell.
+    pub fn look_for_news(&mut self) {
+        self.has_unread |= has_news(self.readiness.as_fd());
+    }
+
     /// Waits for anything that a receive may find: bytes, the end, or, now and then, nothing.
     pub async fn news(&mut self) {
         poll_fn(|context| match self.has_unread {
@@ -305,13 +310,15 @@ impl Reader {
     }
 
     /// Receives what was only looked at. Epoll does not tell of it again, however much a receive leaves: it is asked until nothing is
-    /// left.
+    /// left. Or what was never looked for: of what that leaves epoll tells as soon as it is asked to watch.
     fn take_unread(&mut self, receive: impl FnOnce(BorrowedFd<'_>) -> io::Result<usize>) -> Option<io::Result<usize>> {
         if !self.has_unread {
             return None;
         }
         let result = receive(self.readiness.as_fd());
-        self.has_unread = matches!(result, Ok(1..));
+        let is_watched = self.readiness.is_watched();
+        self.has_unread = is_watched && matches!(result, Ok(1..));
+        self.is_drained &= is_watched;
         self.taken += *result.as_ref().unwrap_or(&0) as u64;
         if result.as_ref().is_err_and(is_again) {
             self.is_drained = true;

@@ -35,11 +35,9 @@ impl Connection<'_> {
             drop(upstream);
         }
         if answered.close {
-            return Next::End(match self.has_said_more(&buf).await {
-                // Behind CONNECT stands what was meant for the tunnel.
-                Ok(more) => self.close(more || head.method == Method::Connect).await,
-                Err(_) => Counter::ClientAborted,
-            });
+            // Behind CONNECT stands what was meant for the tunnel.
+            let linger = head.method == Method::Connect || !buf.is_empty();
+            return Next::End(self.close(linger).await);
         }
         self.put_back(buf);
         Next::Request

@@ -301,7 +301,7 @@ impl Connection<'_> {
             Ended::Answered(status, close) => {
                 self.tells(outcome(status));
                 if close {
-                    return Next::End(self.close(!phase.uploaded.get()).await);
+                    return Next::End(self.close(!phase.uploaded.get() || !buf.is_empty()).await);
                 }
                 self.put_back(buf);
                 return Next::Request;

@@ -1,13 +1,12 @@
 //! A client that goes on sending although the agent ends the connection.
 
 use std::{
-    io,
     net::Shutdown,
     time::{Duration, Instant},
 };
 
 use super::Connection;
-use crate::ring::{Buf, Due, MEDIUM};
+use crate::ring::{Due, MEDIUM};
 
 /// How long a client may go on sending what nobody reads, so that what was said last reaches it: closing at once would reset the
 /// connection, and a reset overtakes what was sent before it (nginx's lingering_time).
@@ -18,13 +17,6 @@ pub(super) const LINGER_PAUSE: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 256 << 20;
 
 impl Connection<'_> {
-    /// Whether a client has said more than its last request, of which this stood `behind` it, by the time that all is sent to it: the CRLF
-    /// that some put behind a body, or requests that nobody will answer. What is unread when a socket is closed makes a reset of the end.
-    pub(super) async fn has_said_more(&mut self, behind: &Buf) -> io::Result<bool> {
-        self.flush().await?;
-        Ok(!behind.is_empty() || !self.stream.reader.is_quiet())
-    }
-
     /// Reads what a client goes on sending, until it ends: within bounds.
     pub(super) async fn linger(&mut self) {
         self.stream.socket.shut(Shutdown::Write);

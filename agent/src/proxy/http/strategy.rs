@@ -354,10 +354,7 @@ impl Connection<'_> {
             }
         }
         if close {
-            return Next::End(match self.has_said_more(&rest).await {
-                Ok(more) => self.close(more).await,
-                Err(_) => Counter::ClientAborted,
-            });
+            return Next::End(self.close(!rest.is_empty()).await);
         }
         self.put_back(rest);
         Next::Request

@@ -17,7 +17,7 @@ impl Tried {
         request: impl FnOnce() -> Request<'r>,
     ) -> Self {
         let tuning = &cluster.service.config.policy.tuning;
-        let by_source = Self::by(asker.source);
+        let by_source = Self { is_untold: asker.is_untold, ..Self::by(asker.source) };
         if tuning.hash_on.is_empty() && tuning.cost.is_none() {
             return by_source;
         }
