@@ -383,6 +383,7 @@ fn a_foreign_hook_that_lets_no_other_be_is_named_and_keeps_the_agent_from_no_cgr
             agent.metric("sockway_config_reloads_total", &[("result", "refused")]) > refused
         });
         let line = format!("to {}: program ", cgroup.directory().display());
+        let told = format!("{told}; have it attached with BPF_F_ALLOW_MULTI");
         let is_told = |log: &str| log.lines().any(|log| log.contains(&line) && log.contains(&told));
         assert!(is_told(&agent.log()), "{}", agent.log());
     }

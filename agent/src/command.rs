@@ -55,8 +55,7 @@ impl Failure {
 
 impl From<KernelError> for Failure {
     fn from(error: KernelError) -> Self {
-        let remedy = error.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
-        Self::new(error.exit_code(), format!("sockway: {error}{remedy}"))
+        Self::new(error.exit_code(), format!("sockway: {}", error.told()))
     }
 }
 

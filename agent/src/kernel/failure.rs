@@ -65,6 +65,12 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// What went wrong, and what to do about it.
+    pub fn told(&self) -> String {
+        let remedy = self.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        format!("{self}{remedy}")
+    }
+
     /// What to do about it.
     pub fn remedy(&self) -> Option<String> {
         // Inotify has a limit of its own.
@@ -175,5 +181,15 @@ mod tests {
         let program = KernelError::Program { hook: "dial_v4".into(), source: Box::new(program) };
         assert!(remedy(program).contains("LimitNOFILE"));
         assert!(remedy(KernelError::Inotify { source: full() }).contains("max_user_instances"));
+    }
+
+    #[test]
+    fn what_went_wrong_is_told_with_what_to_do_where_that_is_known() {
+        let cgroup = KernelError::Cgroup { path: "/a".into(), source: io::ErrorKind::NotFound.into() };
+        let remedy = "make the cgroup, or correct capture.cgroups in the configuration";
+        assert_eq!(cgroup.told(), format!("cgroup /a: entity not found; {remedy}"));
+        let full = KernelError::Full { table: "SERVICES" };
+        assert!(full.to_string().contains("; raise maps.services"), "{full}");
+        assert_eq!(full.told(), full.to_string(), "it says so itself");
     }
 }

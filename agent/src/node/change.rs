@@ -105,10 +105,11 @@ impl Node {
                         What::Configured { old: Some(old), new: Arc::clone(&self.config), text: Some(text) }
                     }
                     Err(error) => {
+                        let error = error.told();
                         if let Some(reloader) = &mut senses.reloader {
                             reloader.refused(&error);
                         }
-                        What::Refused(error.to_string())
+                        What::Refused(error)
                     }
                 }
             }
@@ -204,7 +205,7 @@ impl Node {
         let old = Arc::clone(&self.config);
         let apply_time = match self.take_up(config, true, senses) {
             Ok(took) => took,
-            Err(error) => return Ok((None, What::Refused(error.to_string()))),
+            Err(error) => return Ok((None, What::Refused(error.told()))),
         };
         let mut note = None;
         if let Some(reloader) = &mut senses.reloader {
@@ -257,7 +258,7 @@ impl Node {
             Ok(_) => What::Beside(vec![Difference { path: format!("services[{service}] (fault)"), old: None, new }]),
             Err(error) => {
                 senses.faults.end(service);
-                What::Refused(error.to_string())
+                What::Refused(error.told())
             }
         })
     }

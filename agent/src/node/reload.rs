@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    error::Error,
+    fmt::Display,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -149,7 +149,7 @@ impl Reloader {
     }
 
     /// What was read cannot take effect.
-    pub fn refused(&mut self, error: &dyn Error) {
+    pub fn refused(&mut self, error: &dyn Display) {
         self.counts.refused += 1;
         self.counts.last_refused = true;
         for line in error.to_string().lines() {
