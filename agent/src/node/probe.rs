@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{task::JoinSet, time};
+use tokio::task::JoinSet;
 
 use self::attempt::Line;
 use super::{
@@ -42,6 +42,8 @@ type Key = (u32, u32);
 pub struct Prober {
     watched: HashMap<Key, Watched>,
     due: BTreeSet<(Instant, Key)>,
+    /// What was due, by when it may begin: put off by its jitter it takes nobody's place.
+    ready: BTreeSet<(Instant, Key)>,
     in_flight: JoinSet<(Key, (Probed, Option<Line>))>,
     /// Connections that probes have left for the next.
     lines: HashMap<Key, Line>,
@@ -80,6 +82,7 @@ impl Prober {
         };
         let mut before: HashMap<Key, Watched> = self.watched.extract_if(|key, _| !same(key)).collect();
         self.due.retain(|(_, key)| same(key));
+        self.ready.retain(|(_, key)| same(key));
         self.lines.retain(|key, _| same(key));
         for service in snapshot.changed_since(&last) {
             for endpoint in &service.endpoints {
@@ -116,7 +119,8 @@ impl Prober {
     pub async fn changed(&mut self) -> Changed {
         loop {
             self.launch();
-            let next = self.due.first().map(|(at, _)| *at).filter(|_| self.in_flight.len() < IN_FLIGHT_MAX);
+            let ready = self.ready.first().filter(|_| self.in_flight.len() < IN_FLIGHT_MAX);
+            let next = self.due.first().into_iter().chain(ready).map(|(at, _)| *at).min();
             tokio::select! {
                 Some(ended) = self.in_flight.join_next() => {
                     let Ok((key, (result, line))) = ended else { continue };
@@ -148,22 +152,22 @@ impl Prober {
 
     fn launch(&mut self) {
         let now = Instant::now();
-        while self.in_flight.len() < IN_FLIGHT_MAX
-            && let Some((at, key)) = self.due.first().copied()
-            && at <= now
-        {
+        while let Some((at, key)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
             self.due.pop_first();
             let Some(watched) = self.watched.get(&key) else { continue };
             self.turns += 1;
+            let jitter = jitter(&watched.service, self.random.hash_one(self.turns));
+            self.ready.insert((if jitter.is_zero() { at } else { now + jitter }, key));
+        }
+        while self.in_flight.len() < IN_FLIGHT_MAX
+            && let Some((at, key)) = self.ready.first().copied()
+            && at <= now
+        {
+            self.ready.pop_first();
+            let Some(watched) = self.watched.get(&key) else { continue };
             let (service, address) = (Arc::clone(&watched.service), watched.endpoint.address);
             let line = self.lines.remove(&key);
-            let jitter = jitter(&service, self.random.hash_one(self.turns));
-            self.in_flight.spawn(async move {
-                if !jitter.is_zero() {
-                    time::sleep(jitter).await;
-                }
-                (key, attempt::attempt(service, address, line).await)
-            });
+            self.in_flight.spawn(async move { (key, attempt::attempt(service, address, line).await) });
         }
     }
 
@@ -302,6 +306,8 @@ fn tell(hooks: &mut Hooks, watched: &Watched, change: Change) {
 mod tests {
     use std::net::TcpListener;
 
+    use tokio::time;
+
     use super::*;
     use crate::config::file;
 
@@ -366,6 +372,25 @@ mod tests {
         let mut prober = following(&snapshot);
         time::timeout(PATIENCE, prober.changed()).await.expect("it is found");
         assert!(!only(&snapshot).1.state.usable());
+    }
+
+    #[tokio::test]
+    async fn probes_that_are_put_off_take_nobodys_place() {
+        let (listener, address) = listener();
+        drop(listener);
+        let many = (1..=2 * IN_FLIGHT_MAX as u16).map(|port| format!("'127.0.0.1:{port}'")).collect::<Vec<_>>();
+        let hour = "probe: {interval_ms: 3600000, jitter_percent: 100}";
+        let text = format!(
+            "services: [{{name: a, address: 10.0.0.1:80, protocol: tcp, endpoints: [{}], {hour}}}, \
+             {{name: b, address: 10.0.0.2:80, protocol: tcp, endpoints: ['{address}'], probe_interval_ms: 50}}]",
+            many.join(", ")
+        );
+        let text = file::parse(&text, "F").expect("a good file");
+        let snapshot = Arc::new(Snapshot::build(&text, &Snapshot::default()));
+        let mut prober = following(&snapshot);
+        let found = async { while prober.changed().await.service != snapshot.services[1].id {} };
+        time::timeout(PATIENCE, found).await.expect("it is found");
+        assert!(!snapshot.services[1].endpoints[0].state.usable());
     }
 
     #[tokio::test]
