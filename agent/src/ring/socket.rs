@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 use super::{Due, Turned, Watch, close::close, watch::NOBODY};
 
 /// A connected or connecting socket. Blocking, as io_uring wants it: on a non-blocking one a receive without bytes fails instead of
-/// waiting. Dropping it shuts it down first, which ends every operation on it.
+/// waiting. Dropping it shuts it down first, which ends every operation on it, unless there can be none.
 #[derive(Debug)]
 pub struct Socket {
     fd: ManuallyDrop<OwnedFd>,

@@ -124,8 +124,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             return body::drain(&mut body).await;
         }
     };
-    // What a block ends with it is not kept while the exchange goes on: there may be a hundred for each connection.
-    let (cluster, change, (gate, circuit), (strategy, one_way), ordered, filtered, (time, pace), end) = {
+    // Taken apart where it is given: what of it stands in a variable of its own is kept while the exchange goes on, and there may be a hundred
+    // of these for each connection.
+    let (Way { cluster: asked_of, change, gate, strategy, one_way, circuit, ordered, filtered, end, .. }, (time, pace)) = {
         let (mut way, chain) = way(&connection, &mut parts);
         let (time, pace) = match way.end {
             None => time(&connection, (&way.cluster, way.timing.take()), (&parts, asked), began),
@@ -138,11 +139,9 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
             // Boxed: most services have none.
             Box::pin(filtered::pass(&connection, &chain, (&mut parts, !body.is_end_stream()), &mut way, time)).await;
         }
-        let Way { cluster, change, gate, strategy, one_way, circuit, ordered, filtered, end, .. } = way;
-        (cluster, change, (gate, circuit), (strategy, one_way), ordered, filtered, (time, pace), end)
+        (way, (time, pace))
     };
-    let guard = cluster.guard.clone();
-    let asked_of = cluster;
+    let guard = asked_of.guard.clone();
     let (Entered { cluster, wait, mut admitted, leave, standing_in, extra, .. }, end) = match end {
         Some(end) => (Entered::none(&asked_of), Some(end)),
         None => {
