@@ -29,6 +29,7 @@ mod latency;
 mod load;
 mod log;
 mod measured;
+pub mod memory;
 mod namespace;
 mod offsets;
 mod open;
@@ -452,15 +453,6 @@ fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
         _ => return Err(KernelError::NoMap { name }),
     };
     data.fd().as_fd().try_clone_to_owned().map_err(|source| KernelError::Map { name, source: Box::new(source.into()) })
-}
-
-/// Reading the kernel's BTF and loading take 20 MB for a moment, which the allocator would keep for itself.
-pub fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number, and may be called at any time.
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 /// `CLOCK_MONOTONIC`, which is what `bpf_ktime_get_ns` reads.

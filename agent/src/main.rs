@@ -8,6 +8,9 @@ use sockway::command::{
 };
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = sockway::kernel::memory::ALLOCATOR;
+
 /// Transparent proxy agent: captures the connections of unmodified programs, balances them in the kernel or through io_uring.
 #[derive(Debug, Parser)]
 #[command(

@@ -56,7 +56,7 @@ use crate::{
     cluster::{Service, Snapshot},
     config::{Config, Mode, file},
     health::{Change, outlier::Found},
-    kernel::{self, Changes, Event, Inlets, Kernel, Look, Namespaces, Opened},
+    kernel::{self, Changes, Event, Inlets, Kernel, Look, Namespaces, Opened, memory},
     record::Slab,
 };
 
@@ -209,7 +209,7 @@ impl Node {
         // Whoever hears that the agent is ready finds connections that come in steered.
         node.scan();
         node.record("start", by, None, started, None);
-        kernel::give_memory_back();
+        memory::give_back();
         Ok((node, senses))
     }
 

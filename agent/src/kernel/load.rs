@@ -20,19 +20,19 @@ use aya::{
 use super::{
     KernelError, abi,
     hooks::Hooks,
-    offsets,
+    memory, offsets,
     parts::{Lacking, Part},
     probe,
     refused::Refused,
     sys::Shape,
 };
 
-/// The kernel half, unless this binary was built without it. Aligned as aya wants it.
+/// The kernel half, unless this binary was built without it. Aligned as aya wants it; a static, so that there is one copy to forget.
 #[cfg(sockway_ebpf)]
-pub const OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(env!("SOCKWAY_EBPF_OBJECT")));
+pub static OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(env!("SOCKWAY_EBPF_OBJECT")));
 /// This binary was built without the kernel half.
 #[cfg(not(sockway_ebpf))]
-pub const OBJECT: Option<&[u8]> = None;
+pub static OBJECT: Option<&[u8]> = None;
 
 /// Every map of the object that is kept when the agent is gone.
 pub const MAPS: &[&str] = &[
@@ -276,6 +276,7 @@ pub fn steering(maps: &Path, netns: u64) -> Result<Ebpf, KernelError> {
     }
     loader.override_global(STEERING_NETNS, &netns, true);
     let mut ebpf = loader.load(object).map_err(|source| KernelError::Load { source: Box::new(source) })?;
+    memory::forget(object);
     let program = ebpf.program_mut(STEERING).ok_or_else(|| KernelError::NoProgram { name: STEERING.into() })?;
     load_program(STEERING, program)
         .map_err(|source| KernelError::Program { hook: STEERING.into(), source: Box::new(source) })?;

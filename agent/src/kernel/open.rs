@@ -14,12 +14,12 @@ use super::{
     carry::Carry,
     cgroup, cgroup_mount, descriptor,
     exclude::Users,
-    fill, give_memory_back,
+    fill,
     joins::{Joins, ShortcutTable},
     last::LastSockets,
     latency,
     load::{self, Loaded},
-    offsets, own_cgroup,
+    memory, offsets, own_cgroup,
     parts::{Lacking, Part},
     pins::Pins,
     rights::{self, Right},
@@ -135,7 +135,10 @@ impl Kernel {
             shortcut,
         };
         drop(loaded);
-        give_memory_back();
+        if let Some(object) = load::OBJECT {
+            memory::forget(object);
+        }
+        memory::give_back();
         Ok(kernel)
     }
 }

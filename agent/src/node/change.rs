@@ -23,7 +23,7 @@ use super::{
 use crate::{
     cluster::Snapshot,
     config::{Capture, Config, Mode, Protocol, file, filter::Filter},
-    kernel::{self, KernelError},
+    kernel::{KernelError, memory},
 };
 
 /// Somebody wants something to change.
@@ -133,7 +133,7 @@ impl Node {
         senses.canaries.follow(&snapshot, Instant::now());
         senses.processors.follow(&snapshot, self.kernel.flows().cgroup_mount(), Instant::now());
         senses.retirer.follow(&snapshot, Instant::now());
-        kernel::give_memory_back();
+        memory::give_back();
         Ok(took)
     }
 
