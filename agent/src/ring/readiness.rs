@@ -25,42 +25,34 @@ pub(super) fn of_owned(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
-/// A stream's socket, to wait until it can be read. It joins the epoll set when it is waited for, which costs two system calls: a connection
-/// whose one request has come already never does.
-pub(super) struct Readiness {
-    socket: Borrowed,
-    watched: OnceCell<AsyncFd<Borrowed>>,
-}
+/// A stream's socket in the epoll set. It joins when it is waited for, which costs two system calls: a connection whose one request has come
+/// already never does.
+#[derive(Default)]
+pub(super) struct Readiness(OnceCell<AsyncFd<Borrowed>>);
 
 impl Readiness {
-    pub fn of(socket: Borrowed) -> Self {
-        Self { socket, watched: OnceCell::new() }
-    }
-
     /// Whether it was waited for before.
     pub fn is_watched(&self) -> bool {
-        self.watched.get().is_some()
+        self.0.get().is_some()
     }
 
-    /// Waits until epoll tells something that was not cleared. Fails with `OutOfMemory` when its set takes no more (epoll(7) on
+    /// Waits until epoll tells something of `socket`, always the same one, that was not cleared. Fails with `OutOfMemory` when its set takes no more (epoll(7) on
     /// `max_user_watches`).
-    pub fn poll(&self, context: &mut Context<'_>) -> Poll<io::Result<AsyncFdReadyGuard<'_, Borrowed>>> {
-        let watched = match self.watched.get() {
+    pub fn poll(
+        &self,
+        socket: Borrowed,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<AsyncFdReadyGuard<'_, Borrowed>>> {
+        let watched = match self.0.get() {
             Some(watched) => watched,
             None => {
                 // SAFETY: who made `socket` keeps the descriptor open for as long; it is always the same.
-                let watched = unsafe { AsyncFd::register_with_interest(self.socket, Interest::READABLE) };
+                let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
                 let watched = watched.map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?;
-                self.watched.get_or_init(|| watched)
+                self.0.get_or_init(|| watched)
             }
         };
         watched.poll_read_ready(context)
-    }
-}
-
-impl AsFd for Readiness {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 

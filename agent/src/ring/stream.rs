@@ -14,6 +14,7 @@ use std::{
     net::Shutdown,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -61,14 +62,15 @@ impl Stream {
         // SAFETY: the halves are dropped before the socket, in the order of the stream's fields.
         let half = unsafe { Borrowed::new(socket.as_raw_fd()) };
         let reader = Reader {
-            readiness: Readiness::of(half),
+            socket: half,
+            readiness: Readiness::default(),
             armed: Armed::Not,
             has_unread: is_accepted,
             is_drained: true,
             taken: 0,
             tls: None,
         };
-        let writer = Writer { socket: half, sending: None, uses_ring: !is_accepted, rest: 0..0, taken: 0, tls: None };
+        let writer = Writer { socket: half, sending: None, uses_ring: !is_accepted, taken: 0, tls: None };
         Self { reader, writer, socket, held: None }
     }
 
@@ -116,6 +118,7 @@ impl Drop for Stream {
 /// recv(2): for messages that come one at a time that is cheaper than a RECV each (half of what receiving costs), and nobody who is
 /// silent holds memory in the kernel's hands.
 pub struct Reader {
+    socket: Borrowed,
     readiness: Readiness,
     armed: Armed,
     /// There may be bytes that were only looked at, or never looked for.
@@ -177,7 +180,7 @@ impl Reader {
         if let Some(session) = self.tls.clone() {
             return self.receive_now_tls(&session, buf);
         }
-        let received = if buf.room() > 0 { recv_now(self.readiness.as_fd(), buf).unwrap_or(0) } else { 0 };
+        let received = if buf.room() > 0 { recv_now(self.socket.as_fd(), buf).unwrap_or(0) } else { 0 };
         self.taken += received as u64;
         received > 0
     }
@@ -188,15 +191,15 @@ impl Reader {
             return self.is_quiet_tls(&session);
         }
         if !self.readiness.is_watched() {
-            return !has_news(self.readiness.as_fd());
+            return !has_news(self.socket.as_fd());
         }
         if self.has_unread {
             return false;
         }
         let mut context = Context::from_waker(Waker::noop());
-        while let Poll::Ready(ready) = self.readiness.poll(&mut context) {
+        while let Poll::Ready(ready) = self.readiness.poll(self.socket, &mut context) {
             let Ok(mut ready) = ready else { return false };
-            if has_news(self.readiness.as_fd()) {
+            if has_news(self.socket.as_fd()) {
                 return false;
             }
             ready.clear_ready();
@@ -206,7 +209,7 @@ impl Reader {
 
     /// Finds what epoll has had no turn to tell.
     pub fn look_for_news(&mut self) {
-        self.has_unread |= has_news(self.readiness.as_fd());
+        self.has_unread |= has_news(self.socket.as_fd());
     }
 
     /// Waits for anything that a receive may find: bytes, the end, or, now and then, nothing.
@@ -214,7 +217,7 @@ impl Reader {
         poll_fn(|context| match self.has_unread {
             true => Poll::Ready(()),
             // The connection is over: a receive will tell.
-            false => self.readiness.poll(context).map(drop),
+            false => self.readiness.poll(self.socket, context).map(drop),
         })
         .await;
     }
@@ -235,9 +238,9 @@ impl Reader {
 
     fn poll_gone_raw(&mut self, context: &mut Context<'_>, by_end: bool) -> Poll<()> {
         loop {
-            let Ok(mut ready) = ready!(self.readiness.poll(context)) else { return Poll::Ready(()) };
+            let Ok(mut ready) = ready!(self.readiness.poll(self.socket, context)) else { return Poll::Ready(()) };
             let has_ended = ready.ready().is_read_closed();
-            match look(self.readiness.as_fd()) {
+            match look(self.socket.as_fd()) {
                 Ok(0) if by_end => return Poll::Ready(()),
                 Ok(0) => return Poll::Pending,
                 Ok(_) => (self.has_unread, self.is_drained) = (true, false),
@@ -289,8 +292,8 @@ impl Reader {
             return Poll::Ready(result);
         }
         loop {
-            let mut ready = ready!(self.readiness.poll(context))?;
-            let result = recv_now(self.readiness.as_fd(), buf);
+            let mut ready = ready!(self.readiness.poll(self.socket, context))?;
+            let result = recv_now(self.socket.as_fd(), buf);
             self.taken += *result.as_ref().unwrap_or(&0) as u64;
             match &result {
                 // May be said of a wait that was cut short (trap T3): never an answer.
@@ -315,7 +318,7 @@ impl Reader {
         if !self.has_unread {
             return None;
         }
-        let result = receive(self.readiness.as_fd());
+        let result = receive(self.socket.as_fd());
         let is_watched = self.readiness.is_watched();
         self.has_unread = is_watched && matches!(result, Ok(1..));
         self.is_drained &= is_watched;
@@ -339,8 +342,8 @@ impl Reader {
             return Poll::Ready(result.map(drop));
         }
         loop {
-            let mut ready = ready!(self.readiness.poll(context))?;
-            match recv_into(self.readiness.as_fd(), buf) {
+            let mut ready = ready!(self.readiness.poll(self.socket, context))?;
+            match recv_into(self.socket.as_fd(), buf) {
                 // See `Reader::poll_into`, here and below.
                 Err(error) if is_again(&error) => {
                     self.is_drained = true;
@@ -367,7 +370,6 @@ pub struct Writer {
     sending: Option<Sending>,
     /// Whether an operation on the socket may be, or have been, in the ring.
     uses_ring: bool,
-    rest: Range<usize>,
     taken: u64,
     tls: Option<Rc<RefCell<tls::Session>>>,
 }
@@ -376,7 +378,8 @@ pub struct Writer {
 enum Sending {
     /// The kernel took it, or refused to, at once.
     Over(io::Result<()>, Buf),
-    InFlight(Send),
+    /// What is left to be sent stands at the range. It is rare, and would make every connection larger by as much.
+    InFlight(Box<(Send, Range<usize>)>),
 }
 
 impl Writer {
@@ -398,9 +401,8 @@ impl Writer {
 
     fn submit_raw(&mut self, mut buf: Buf, range: Range<usize>) {
         debug_assert!(self.sending.is_none());
-        self.rest = range;
-        self.sending = Some(match send_now(self.socket.as_fd(), &buf.memory()[self.rest.clone()]) {
-            Ok(bytes) if bytes == self.rest.len() => {
+        self.sending = Some(match send_now(self.socket.as_fd(), &buf.memory()[range.clone()]) {
+            Ok(bytes) if bytes == range.len() => {
                 self.taken += bytes as u64;
                 Sending::Over(Ok(()), buf)
             }
@@ -408,11 +410,14 @@ impl Writer {
             some => {
                 let bytes = some.unwrap_or(0);
                 self.taken += bytes as u64;
-                self.rest.start += bytes;
                 self.uses_ring = true;
-                Sending::InFlight(send(self.socket.as_raw_fd(), buf, self.rest.clone()))
+                self.send_in_ring(buf, range.start + bytes..range.end)
             }
         });
+    }
+
+    fn send_in_ring(&self, buf: Buf, rest: Range<usize>) -> Sending {
+        Sending::InFlight(Box::new((send(self.socket.as_raw_fd(), buf, rest.clone()), rest)))
     }
 
     /// Sends what the socket has room for, without waiting; nothing under TLS, where it must be copied anyway. What was submitted before
@@ -445,27 +450,30 @@ impl Writer {
 
     fn poll_sent_raw(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<()>, Buf)> {
         loop {
-            let sending = match self.sending.take().expect("something was submitted") {
-                Sending::Over(result, buf) => return Poll::Ready((result, buf)),
-                Sending::InFlight(sending) => self.sending.insert(Sending::InFlight(sending)),
+            let (result, buf, mut rest) = match self.sending.as_mut().expect("something was submitted") {
+                Sending::InFlight(in_flight) => {
+                    let (sending, rest) = &mut **in_flight;
+                    let (result, buf) = ready!(Pin::new(sending).poll(context));
+                    (result, buf, rest.clone())
+                }
+                Sending::Over(..) => match self.sending.take() {
+                    Some(Sending::Over(result, buf)) => return Poll::Ready((result, buf)),
+                    _ => continue,
+                },
             };
-            let Sending::InFlight(sending) = sending else { continue };
-            let (result, buf) = ready!(std::pin::Pin::new(sending).poll(context));
+            self.sending = None;
             match result {
                 Ok(bytes) => {
                     self.taken += bytes as u64;
-                    self.rest.start += bytes;
+                    rest.start += bytes;
                 }
                 Err(error) if is_again(&error) => {}
-                Err(error) => {
-                    self.sending = None;
-                    return Poll::Ready((Err(error), buf));
-                }
+                Err(error) => return Poll::Ready((Err(error), buf)),
             }
-            self.sending = Some(match self.rest.is_empty() {
-                true => Sending::Over(Ok(()), buf),
-                false => Sending::InFlight(send(self.socket.as_raw_fd(), buf, self.rest.clone())),
-            });
+            if rest.is_empty() {
+                return Poll::Ready((Ok(()), buf));
+            }
+            self.sending = Some(self.send_in_ring(buf, rest));
         }
     }
 }

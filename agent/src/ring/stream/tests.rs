@@ -183,5 +183,5 @@ fn look_for(stream: &Stream, bytes: usize) -> usize {
 }
 
 async fn wait_readable(stream: &mut Stream) {
-    let _ = poll_fn(|context| stream.reader.readiness.poll(context).map(drop)).await;
+    let _ = poll_fn(|context| stream.reader.readiness.poll(stream.reader.socket, context).map(drop)).await;
 }

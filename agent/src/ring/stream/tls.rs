@@ -248,7 +248,7 @@ impl Reader {
         let mut session = session.borrow_mut();
         let taken_in = session.take_in();
         if !session.in_flight && session.connection.wants_write() {
-            let _ = session.send_now(self.readiness.as_fd());
+            let _ = session.send_now(self.socket.as_fd());
         }
         taken_in
     }
