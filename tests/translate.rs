@@ -299,6 +299,10 @@ fn a_request_that_goes_down_has_one_framing_and_its_trailers() {
     assert!(is_reset(&rest(&mut client, 7), PROTOCOL_ERROR));
     client.send(kind::HEADERS, END_HEADERS, 9, &request("CONNECT", "/", &[])).unwrap();
     assert!(!rest(&mut client, 9).is_empty());
+    // What is announced comes, and the body has the one form in HTTP/1 that lets it.
+    let told = send(&mut client, 11, &[("content-length", "5"), ("trailer", "x-sum")], &[b"hello"], true);
+    let expected = "POST /x HTTP/1.1|host: test|trailer: x-sum|transfer-encoding: chunked|";
+    assert_eq!(told, format!("{expected}5|hello|0|x-sum: 9||"));
 }
 
 #[test]

@@ -82,6 +82,30 @@ fn a_response_that_comes_up_is_framed_as_its_client_knows_it() {
 }
 
 #[test]
+fn trailer_fields_that_are_announced_come_up_also_behind_a_declared_length() {
+    let Some(stage) = Stage::set() else { return };
+    // As of Go's server, which knows the length of what is short.
+    let origin = framed(&stage, |peer, frame, _| {
+        if frame.kind != kind::HEADERS {
+            return Ok(());
+        }
+        let fields = frames::head(&[("content-length", "6"), ("trailer", "x-sum")]);
+        peer.send(kind::HEADERS, END_HEADERS, frame.stream, &[&[STATUS_200], &fields[..]].concat())?;
+        peer.send(kind::DATA, 0, frame.stream, b"framed")?;
+        peer.send(kind::HEADERS, END_HEADERS | END_STREAM, frame.stream, &frames::head(&[("x-sum", "1")]))
+    });
+    let hop = Hop::up(stage, [origin.address()]);
+    let head = "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\n";
+    let (told, _) = ask(hop.client1(), b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let framing = "transfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+    assert!(told.starts_with(&format!("{head}{framing}6\r\nframed\r\n")), "{told}");
+    assert!(told.ends_with("0\r\nx-sum: 1\r\n\r\n"), "{told}");
+    // HTTP/1.0 knows no trailer fields.
+    let (told, _) = ask(hop.client1(), b"GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(told, format!("{head}content-length: 6\r\nconnection: close\r\n\r\nframed"));
+}
+
+#[test]
 fn a_stream_that_is_reset_ends_no_response_of_http1() {
     let Some(stage) = Stage::set() else { return };
     let origin = framed(&stage, |peer, frame, _| {

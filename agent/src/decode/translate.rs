@@ -158,6 +158,12 @@ pub fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+/// Whether the trailer fields of a body of HTTP/2 are announced and, if its `end` has come, there. In HTTP/1 only a body that is chunked has any, so
+/// one whose length is declared, too, loses that. What nobody announces is not worth that: clients that cannot read it get on better without.
+pub fn announces_trailers(headers: &HeaderMap, end: Option<&HeaderMap>) -> bool {
+    headers.contains_key(header::TRAILER) && end.is_none_or(|trailers| !trailers.is_empty())
+}
+
 /// 1xx and 204 have no body, and no word of one (RFC 9110 section 8.6).
 fn is_bare(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT
@@ -170,11 +176,10 @@ fn sends(method: &Method) -> bool {
 
 /// Fields that frame a message or are about one connection; a judge of HTTP/2 has refused most of them already.
 fn frames(name: &HeaderName) -> bool {
-    const NAMES: [HeaderName; 7] = [
+    const NAMES: [HeaderName; 6] = [
         header::CONNECTION,
         header::CONTENT_LENGTH,
         header::HOST,
-        header::TRAILER,
         header::TRANSFER_ENCODING,
         header::UPGRADE,
         HeaderName::from_static("keep-alive"),

@@ -104,7 +104,6 @@ impl<'b> Fields<'b> {
                 self.upgrades += 1;
                 self.upgrading.push(line);
             }
-            7 if is("trailer") => self.hop.push(line),
             10 if is("keep-alive") => self.hop.push(line),
             10 if is("connection") => return Ok(self.read_connection(header.value, line)),
             14 if is("content-length") => self.read_length(header.value, line)?,

@@ -50,7 +50,7 @@ fn requests_to_http1_have_one_host_one_cookie_and_one_framing() {
         (
             "POST",
             "http://a/",
-            &[("content-length", "007"), ("content-length", "7"), ("trailer", "x")],
+            &[("content-length", "007"), ("content-length", "7"), ("keep-alive", "x")],
             Framing::Length(7),
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 7\r\n\r\n",
         ),
@@ -110,7 +110,7 @@ fn requests_to_http2_name_their_authority_and_say_nothing_of_connections() {
         ("GET http://b/x HTTP/1.1\r\nHost: a\r\n\r\n", "http://b/x", ""),
         ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "http://a*", ""),
         ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n", "http://a/", "content-length: 3;"),
-        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: x\r\n\r\n", "http://a/", ""),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: x\r\n\r\n", "http://a/", "trailer: x;"),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: x, te\r\nX: 1\r\nKeep-Alive: 1\r\nTE: gzip\r\nProxy-A: 1\r\n\r\n",
             "http://a/",
@@ -179,10 +179,17 @@ fn responses_to_http1_say_their_framing_once() {
         (200, &[("content-length", "9")], Framing::None, None, "200 OK\r\ncontent-length: 9\r\n\r\n"),
         (304, &[("content-length", "9")], Framing::None, None, "304 Not Modified\r\ncontent-length: 9\r\n\r\n"),
         (204, &[("content-length", "9")], Framing::None, None, "204 No Content\r\n\r\n"),
+        (
+            200,
+            &[("trailer", "x")],
+            Framing::Chunked,
+            None,
+            "200 OK\r\ntrailer: x\r\ntransfer-encoding: chunked\r\n\r\n",
+        ),
         (103, &[("link", "</a>")], Framing::None, None, "103 Early Hints\r\nlink: </a>\r\n\r\n"),
         (
             299,
-            &[("transfer-encoding", "gzip"), ("upgrade", "x"), ("trailer", "y")],
+            &[("transfer-encoding", "gzip"), ("upgrade", "x"), ("keep-alive", "y")],
             Framing::Length(0),
             Some(true),
             "299 \r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n",
@@ -201,4 +208,20 @@ fn trailers_come_through_and_those_that_may_not_stand_there_do_not() {
     trailers.insert("content-length", HeaderValue::from_static("1"));
     assert_eq!(trailers_to_http1(&trailers), b"x-sum: 9\r\ngrpc-status: 0\r\n");
     assert_eq!(trailers_to_http1(&HeaderMap::new()), b"");
+}
+
+#[test]
+fn trailers_are_announced_until_the_end_comes_without_them() {
+    let said = |name, value| HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))]);
+    let (announcing, trailers, none) = (said("trailer", "x-sum"), said("x-sum", "9"), HeaderMap::new());
+    for (headers, end, expected) in [
+        (&announcing, None, true),
+        (&announcing, Some(&none), false),
+        (&announcing, Some(&trailers), true),
+        (&none, None, false),
+        (&none, Some(&none), false),
+        (&none, Some(&trailers), false),
+    ] {
+        assert_eq!(announces_trailers(headers, end), expected, "{headers:?} {end:?}");
+    }
 }

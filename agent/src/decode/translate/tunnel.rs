@@ -88,7 +88,8 @@ pub fn opened_in_http1(parts: &response::Parts, key: Option<&HeaderValue>) -> Ve
             lines.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", parts.status.as_str()).as_bytes());
         }
     }
-    let is_ours = |name: &HeaderName| frames(name) || *name == header::TE || *name == header::SEC_WEBSOCKET_ACCEPT;
+    const OURS: [HeaderName; 3] = [header::TE, header::TRAILER, header::SEC_WEBSOCKET_ACCEPT];
+    let is_ours = |name: &HeaderName| frames(name) || OURS.contains(name);
     for (name, value) in parts.headers.iter().filter(|(name, _)| !is_ours(name)) {
         line(&mut lines, name.as_str().as_bytes(), value.as_bytes());
     }

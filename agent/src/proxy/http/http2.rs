@@ -6,7 +6,7 @@ use std::{cell::Cell, future::poll_fn, pin::Pin, pin::pin, task::Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use http::{Request, Response, StatusCode, request, response};
+use http::{HeaderMap, Request, Response, StatusCode, request, response};
 
 use super::{Connection, INTERIM_MAX, Limits, Next, apply::apply, attend::Client, outcome, reply::Reply};
 use crate::{
@@ -401,7 +401,7 @@ impl Answer<'_> {
         };
         let framing = match has_none {
             true => Framing::None,
-            false => self.framing(&parts, first.end.is_some().then_some(first.bytes)),
+            false => self.framing(&parts, &first),
         };
         let close = !self.head.keep_alive
             || !self.attempt.phase.uploaded.get()
@@ -422,11 +422,13 @@ impl Answer<'_> {
         self.head.method == Method::Head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
     }
 
-    /// How the body is passed on, of which all is there if `whole` says how much that is. The library has checked the length that is declared.
-    fn framing(&self, parts: &response::Parts, whole: Option<usize>) -> Framing {
-        match (translate::declared_length(&parts.headers), whole) {
-            (Some(length), _) => Framing::Length(length),
-            (None, Some(0)) => Framing::Length(0),
+    /// How the body is passed on, which begins with `first`. The library has checked the length that is declared.
+    fn framing(&self, parts: &response::Parts, first: &Gathered) -> Framing {
+        let end = first.end.as_ref();
+        match translate::declared_length(&parts.headers) {
+            _ if !self.head.is_http10 && translate::announces_trailers(&parts.headers, end) => Framing::Chunked,
+            Some(length) => Framing::Length(length),
+            None if first.bytes == 0 && end.is_some_and(HeaderMap::is_empty) => Framing::Length(0),
             _ if self.head.is_http10 => Framing::UntilClose,
             _ => Framing::Chunked,
         }

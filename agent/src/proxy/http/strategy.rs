@@ -287,8 +287,10 @@ impl Connection<'_> {
         let Answer { parts, mut body } = answer;
         let is_bare =
             head.method == Method::Head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let announces = !head.is_http10 && !body.is_empty() && translate::announces_trailers(&parts.headers, None);
         let framing = match (translate::declared_length(&parts.headers), body.ready_bytes()) {
             _ if is_bare => Framing::None,
+            (Some(_), None) if announces => Framing::Chunked,
             (Some(length), _) => Framing::Length(length),
             (None, Some(bytes)) => Framing::Length(bytes as u64),
             (None, None) if body.is_empty() => Framing::Length(0),

@@ -356,7 +356,7 @@ fn framing(parts: &Parts, has_body: bool, begun: &Gathered) -> Framing {
     match (&begun.end, translate::declared_length(&parts.headers)) {
         _ if !has_body => Framing::None,
         (Some(trailers), _) if trailers.is_empty() => Framing::Length(begun.bytes as u64),
-        (None, Some(length)) => Framing::Length(length),
+        (None, Some(length)) if !translate::announces_trailers(&parts.headers, None) => Framing::Length(length),
         _ => Framing::Chunked,
     }
 }
