@@ -23,6 +23,7 @@ mod probe;
 mod request_limit;
 mod retry;
 mod route;
+pub mod secret;
 mod section;
 mod service;
 mod show;

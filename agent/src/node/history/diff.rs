@@ -8,14 +8,18 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{Config, Service, file};
+use crate::config::{
+    Config, Service,
+    file::{
+        self,
+        secret::{Place, is_of_request},
+    },
+};
 
 /// Differences that are told of one change: a file of ten thousand services may differ in all of them.
 pub const DIFFERENCES_MAX: usize = 200;
 /// Characters of a value that are told.
 const VALUE_CHARS_MAX: usize = 400;
-/// Keys whose values are nobody's to read, nor what is below them.
-const HIDDEN: [&str; 7] = ["sha256", "password", "secret", "token", "key", "keys", "users"];
 
 /// One key of which something else is said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,17 +44,16 @@ pub struct Differences {
 }
 
 impl Differences {
-    fn note(&mut self, path: &str, old: Option<&Value>, new: Option<&Value>) {
+    fn note(&mut self, (path, place): (&str, Place<'_>), old: Option<&Value>, new: Option<&Value>) {
         if self.told.len() == DIFFERENCES_MAX {
             self.more += 1;
             return;
         }
-        let is_hidden = path.split('.').any(|key| HIDDEN.contains(&key));
-        let told = |value: &Value| short(if is_hidden { hide_all(value.clone()) } else { hide(value.clone()) });
+        let told = |value: &Value| short(hide_at(place, value.clone()));
         self.told.push(Difference { path: path.to_owned(), old: old.map(told), new: new.map(told) });
     }
 
-    fn compare(&mut self, path: &str, old: Option<&Value>, new: Option<&Value>) {
+    fn compare(&mut self, (path, place): (&str, Place<'_>), old: Option<&Value>, new: Option<&Value>) {
         let said = |value: Option<&Value>| value.filter(|value| !value.is_null()).cloned();
         match (said(old), said(new)) {
             (old, new) if old == new => {}
@@ -58,30 +61,30 @@ impl Differences {
                 let keys: BTreeMap<&String, ()> = old.keys().chain(new.keys()).map(|key| (key, ())).collect();
                 for key in keys.into_keys() {
                     let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    self.compare(&path, old.get(key), new.get(key));
+                    self.compare((&path, place.below(key)), old.get(key), new.get(key));
                 }
             }
-            (Some(Value::Array(old)), Some(Value::Array(new))) => self.compare_items(path, &old, &new),
-            (old, new) => self.note(path, old.as_ref(), new.as_ref()),
+            (Some(Value::Array(old)), Some(Value::Array(new))) => self.compare_items((path, place), &old, &new),
+            (old, new) => self.note((path, place), old.as_ref(), new.as_ref()),
         }
     }
 
     /// Items are the same one if they have the same name.
-    fn compare_items(&mut self, path: &str, old: &[Value], new: &[Value]) {
+    fn compare_items(&mut self, (path, place): (&str, Place<'_>), old: &[Value], new: &[Value]) {
         let (Some((before, old)), Some((after, new))) = (by_name(old), by_name(new)) else {
-            return self.note(path, Some(&Value::Array(old.to_vec())), Some(&Value::Array(new.to_vec())));
+            return self.note((path, place), Some(&Value::Array(old.to_vec())), Some(&Value::Array(new.to_vec())));
         };
         for name in &before {
-            self.compare(&format!("{path}[{name}]"), old.get(name).copied(), new.get(name).copied());
+            self.compare((&format!("{path}[{name}]"), place), old.get(name).copied(), new.get(name).copied());
         }
         for name in after.iter().filter(|name| !old.contains_key(**name)) {
-            self.compare(&format!("{path}[{name}]"), None, new.get(name).copied());
+            self.compare((&format!("{path}[{name}]"), place), None, new.get(name).copied());
         }
         let kept = |names: &[&str], others: &Named<'_>| -> Vec<Value> {
             names.iter().filter(|name| others.contains_key(**name)).map(|name| (*name).into()).collect()
         };
         if kept(&before, &new) != kept(&after, &old) {
-            self.note(&format!("{path} (order)"), Some(&before.into()), Some(&after.into()));
+            self.note((&format!("{path} (order)"), place), Some(&before.into()), Some(&after.into()));
         }
     }
 }
@@ -98,15 +101,19 @@ fn by_name(items: &[Value]) -> Option<(Vec<&str>, Named<'_>)> {
 }
 
 /// The same without what is nobody's to read.
-pub fn hide(mut value: Value) -> Value {
+pub fn hide(value: Value) -> Value {
+    hide_at(Place::default(), value)
+}
+
+fn hide_at(place: Place<'_>, mut value: Value) -> Value {
+    if place.is_secret() {
+        return hide_all(value);
+    }
     match &mut value {
         Value::Object(object) => {
-            for (key, value) in object {
-                let hide = if HIDDEN.contains(&key.as_str()) { hide_all } else { hide };
-                *value = hide(value.take());
-            }
+            object.iter_mut().for_each(|(key, value)| *value = hide_at(place.below(key), value.take()));
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| *item = hide(item.take())),
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = hide_at(place, item.take())),
         _ => {}
     }
     value
@@ -116,6 +123,7 @@ pub fn hide(mut value: Value) -> Value {
 fn hide_all(mut value: Value) -> Value {
     match &mut value {
         Value::Null => {}
+        Value::String(text) if is_of_request(text) => {}
         Value::Object(object) => object.values_mut().for_each(|value| *value = hide_all(value.take())),
         _ => value = "(hidden)".into(),
     }
@@ -138,20 +146,22 @@ fn services(config: &Config) -> HashMap<&str, &Arc<Service>> {
 pub fn between(old: &Config, new: &Config) -> Differences {
     let mut differences = Differences::default();
     let bare = |config: &Config| file::show(&Config { services: Vec::new(), ..config.clone() });
-    differences.compare("", Some(&bare(old)), Some(&bare(new)));
+    differences.compare(("", Place::default()), Some(&bare(old)), Some(&bare(new)));
     let (before, after) = (services(old), services(new));
     for service in &old.services {
         let path = format!("services[{}]", service.name);
+        let at = (path.as_str(), Place::default().below("services"));
         match after.get(service.name.as_str()) {
             Some(new) if Arc::ptr_eq(new, service) => {}
             new => {
                 let new = new.map(|new| file::show_service(new));
-                differences.compare(&path, Some(&file::show_service(service)), new.as_ref());
+                differences.compare(at, Some(&file::show_service(service)), new.as_ref());
             }
         }
     }
     for service in new.services.iter().filter(|service| !before.contains_key(service.name.as_str())) {
-        differences.note(&format!("services[{}]", service.name), None, Some(&file::show_service(service)));
+        let at = (&*format!("services[{}]", service.name), Place::default().below("services"));
+        differences.note(at, None, Some(&file::show_service(service)));
     }
     differences
 }
@@ -222,5 +232,37 @@ mod tests {
             let told = serde_json::to_string(&between(old, new).told).expect("JSON");
             assert!(told.contains("(hidden)") && !told.contains("abab") && !told.contains("cbcb"), "{told}");
         }
+    }
+    #[test]
+    fn secret_is_what_is_sent_and_not_what_is_asked_for() {
+        let with = |password: &str| {
+            let keys = format!(
+                "probe: {{type: http, headers: {{authorization: 'Basic {password}', x-team: red}}}}, \
+                 filters: [{{kind: headers, request: {{set: {{cookie: 'sid={password}', x-team: red}}}}}}], \
+                 fallback: {{respond: {{status: 503, headers: {{set-cookie: 'a={password}'}}}}}}, \
+                 routes: [{{name: r, match: {{path: {{template: '/{{id}}'}}, headers: {{authorization: Basic m, token: t-{password}}}, query: {{key: k-{password}}}}}, \
+                 request_headers: {{set: {{x-api-key: {password}, x-session: '{{id}}'}}}}}}]"
+            );
+            let service = service("a", 1, "'10.1.0.1:80'").replace("endpoints", &format!("{keys}, endpoints"));
+            config(5, &service)
+        };
+        let (hush, sesame) = (with("hush"), with("sesame"));
+        let shown = hide(file::show(&hush));
+        let service = &shown["services"][0];
+        assert_eq!(service["probe"]["headers"], json!({ "authorization": "(hidden)", "x-team": "red" }));
+        assert_eq!(service["filters"][0]["request"]["set"], json!({ "cookie": "(hidden)", "x-team": "red" }));
+        assert_eq!(service["fallback"]["respond"]["headers"]["set-cookie"], "(hidden)");
+        let route = &service["routes"][0];
+        assert_eq!(route["match"]["headers"], json!({ "authorization": "Basic m", "token": "t-hush" }));
+        assert_eq!(route["match"]["query"], json!({ "key": "k-hush" }));
+        assert_eq!(route["request_headers"]["set"], json!({ "x-api-key": "(hidden)", "x-session": "{id}" }));
+        assert!(file::parse(&shown.to_string(), "F").is_ok(), "{shown}");
+        let told = serde_json::to_string(&between(&hush, &sesame).told)
+            .expect("JSON")
+            .replace("t-hush", "")
+            .replace("k-hush", "");
+        assert!(!told.contains("hush") && told.contains("\"t-sesame\"") && told.contains("k-sesame"), "{told}");
+        let added = serde_json::to_string(&between(&config(5, ""), &hush).told).expect("JSON");
+        assert!(!added.contains("Basic hush"), "{added}");
     }
 }
