@@ -202,6 +202,35 @@ fn a_decoy_that_shares_the_living_agents_port_gets_no_connection_either() {
     }
 }
 
+#[test]
+fn an_agent_with_hardly_a_descriptor_left_leaves_new_connections_to_the_kernel_until_there_are_some() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = stage.echo("origin");
+    let service = stage.address();
+    let config = stage.config().service(Service::agent_tcp("pipe", service).to(origin.address()));
+    let agent = Agent::start_through(&["prlimit", "--nofile=400:400"], &config);
+    let by_agent = || agent.metric("sockway_kernel_connects_total", &[("verdict", "agent")]);
+
+    let dial = |_| {
+        let mut stream = stage.dial(service).expect("a connect never fails");
+        assert_eq!(read_name(&mut stream).expect("an endpoint"), "origin");
+        stream
+    };
+    let streams: Vec<_> = (0..400).map(dial).collect();
+    streams.iter().for_each(|stream| assert!(echoes(stream, b"still there").unwrap()));
+    assert_eq!(agent.metric("sockway_accept_errors_total", &[]), 0.0);
+    let taken = by_agent();
+    assert!((10.0..200.0).contains(&taken), "{taken}");
+    agent.metric_comes_to("sockway_kernel_connects_total", HUNG, 400.0 - taken);
+    assert_eq!(agent.log().matches("hardly any descriptors are left").count(), 1, "{}", agent.log());
+
+    drop(streams);
+    wait::until("the agent to take connections again", wait::SOON, || {
+        dial(0);
+        by_agent() > taken
+    });
+}
+
 /// Ports on 127.0.0.1 on which a process listens in the test's own namespace.
 fn listening_ports(pid: u32) -> Vec<u16> {
     let sockets: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))

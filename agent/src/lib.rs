@@ -62,7 +62,7 @@
 //!
 //! The main thread runs a single-threaded tokio: signals, configuration, the kernel half's events, network namespaces, probes, the admin
 //! endpoint. `worker-0…N` each run one io_uring with their own listeners (`SO_REUSEPORT`), buffers, upstream pools and counters. Work
-//! never moves between workers; the main thread is never on the path. `pulse` renews the heartbeat while the workers turn. What is
+//! never moves between workers; the main thread is never on the path. `pulse` renews the heartbeat while the workers turn and have descriptors. What is
 //! node-wide (an endpoint's health, its requests in flight) is shared atomics in [`cluster`]; the configuration in effect is one immutable
 //! [`cluster::Snapshot`], swapped whole.
 //!

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod bars;
 pub mod canary;
 pub mod change;
+mod descriptors;
 pub mod drain;
 mod due;
 mod error;

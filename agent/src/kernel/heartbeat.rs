@@ -23,4 +23,13 @@ impl Heartbeat {
     pub fn beat(&mut self) -> Result<(), KernelError> {
         self.0.set(0, monotonic_ns(), 0).map_err(services::map_error("HEARTBEAT"))
     }
+
+    /// Tells the hooks to balance by themselves from now on, until the next beat.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, which it has no reason to.
+    pub fn pause(&mut self) -> Result<(), KernelError> {
+        self.0.set(0, 0, 0).map_err(services::map_error("HEARTBEAT"))
+    }
 }

@@ -9,18 +9,20 @@ use std::{
     collections::HashMap,
     io,
     net::TcpListener,
+    os::fd::AsRawFd as _,
     rc::Rc,
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    thread::{Builder, JoinHandle},
+    thread::{Builder, JoinHandle, Thread},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::descriptors;
 use crate::{
     accept::{Accepted, Gate, Listener, Permit},
     cluster::{Reason, Snapshot},
@@ -95,6 +97,19 @@ enum Command {
 struct Vitals {
     connections: AtomicUsize,
     progress: AtomicU64,
+    ran_short: AtomicBool,
+    /// Who is to know at once that descriptors run short.
+    woken: OnceLock<Thread>,
+}
+
+impl Vitals {
+    fn run_short(&self) {
+        if !self.ran_short.swap(true, Relaxed)
+            && let Some(thread) = self.woken.get()
+        {
+            thread.unpark();
+        }
+    }
 }
 
 /// A worker's progress.
@@ -105,6 +120,16 @@ impl Progress {
     /// Grows every 250 ms at least while the worker's loop turns.
     pub fn so_far(&self) -> u64 {
         self.0.progress.load(Relaxed)
+    }
+
+    /// Whether it has run short of descriptors since it was asked last.
+    pub fn ran_short(&self) -> bool {
+        self.0.ran_short.swap(false, Relaxed)
+    }
+
+    /// Unparks this thread when it does.
+    pub fn wakes(&self, thread: Thread) {
+        let _ = self.0.woken.set(thread); // there is one heart
     }
 }
 
@@ -294,15 +319,22 @@ impl Inside {
 
 /// One listener's loop: a permit, then a connection.
 async fn accept(inside: Rc<Inside>, listener: Rc<Listener>) {
+    let mark = descriptors::mark();
     loop {
         let permit = inside.gate.permit().await;
         match listener.accept().await {
-            Ok(Accepted::Connection(socket, peer)) => inside.serve(socket, &listener, peer, Some(permit)),
+            Ok(Accepted::Connection(socket, peer)) => {
+                if socket.as_raw_fd() >= mark {
+                    inside.vitals.run_short();
+                }
+                inside.serve(socket, &listener, peer, Some(permit));
+            }
             Ok(Accepted::Closed) => return,
             Err(error) => {
                 inside.hop.slab.count(Counter::AcceptFailed);
                 tracing::debug!(%error, "accepting failed");
                 if !is_of_one_connection(&error) {
+                    inside.vitals.run_short();
                     tokio::time::sleep(ACCEPT_REST).await;
                 }
             }
