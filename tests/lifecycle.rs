@@ -1,11 +1,13 @@
 //! From start to the last trace: draining, staying pinned, starting again, detaching, and refusing what does not fit.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{Read, Write},
+    os::unix::fs::OpenOptionsExt as _,
     time::Duration,
 };
 
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use sockway_tests::{
     agent::{self, Agent, command_of, run_file, sockway},
     cgroup,
@@ -209,6 +211,39 @@ fn an_agent_that_was_told_so_takes_everything_away_when_it_ends() {
     assert!(!cgroup::mount().join(format!("sockway-agent-{}", agent.instance())).exists(), "its cgroup is there");
     assert!(stage.dial(kernel).is_err() && stage.dial(through_agent).is_err());
     assert!(echoes(&before, b"ordinary").unwrap());
+}
+
+#[test]
+fn what_was_changed_is_written_down_also_where_nothing_can_be_taken_away() {
+    let Some(stage) = Stage::set() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit");
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    // A disk that takes its time: no line goes through until somebody reads.
+    let mut pipe = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    while pipe.write(&[b'\n'; 4096]).is_ok() {}
+    let (origin, service) = (stage.echo("origin"), stage.address());
+    let pipe_to =
+        |ms| Service::kernel_tcp("pipe", service).to(origin.address()).set(&format!("endpoint_drain_ms: {ms}"));
+    let config = stage.config().set(&format!("audit: {{ path: {} }}", path.display()));
+    let mut agent = Agent::start_detaching(&config.with_services([pipe_to(1)]));
+    agent.reload(&config.with_services([pipe_to(2)]));
+    let obstacle = pins::directory(agent.instance()).join("links/obstacle");
+    fs::create_dir(&obstacle).unwrap();
+
+    agent.sigterm();
+    wait::until("the end to begin", wait::SOON, || agent.log().contains("drained"));
+    let mut written = Vec::new();
+    wait::until("the agent to end", wait::SOON, || {
+        let _ = pipe.read_to_end(&mut written);
+        !agent.running()
+    });
+    let _ = pipe.read_to_end(&mut written);
+    fs::remove_dir(&obstacle).unwrap();
+    assert_ne!(agent.wait().code(), Some(0));
+    assert!(agent.log().contains("obstacle") || agent.log().contains("links"), "{}", agent.log());
+    let written = String::from_utf8_lossy(&written);
+    assert!(written.contains("\"start\"") && written.contains("\"reload\""), "{}", written.trim());
 }
 
 #[test]

@@ -106,20 +106,26 @@ async fn live(start: Start) -> Result<Ended, NodeError> {
     let admin = doors.address;
     runfile.write(&Running { pid: std::process::id(), admin, socket: doors.socket().to_owned() })?;
     node.say_ready(admin);
-    let signal = loop {
-        match senses.next().await {
-            News::Stop(signal) => break signal,
-            news => node.hear(news, &mut senses)?,
-        }
-    };
-    let ended = drain::drain(&mut node, &mut senses, signal).await?;
+    let ended = serve(&mut node, &mut senses).await;
+    // However it ended: what was changed is written down before anything else can go wrong.
+    senses.canaries.close().await;
+    node.history.close().await;
+    let ended = ended?;
     if start.detach_on_exit {
         let pins = kernel::detach(&node.config.capture, &node.config.instance)?;
         tracing::info!(pins, "kernel half taken away");
     }
-    senses.canaries.close().await;
-    node.history.close().await;
     Ok(ended)
+}
+
+/// Hears the news until a signal comes, then drains.
+async fn serve(node: &mut Node, senses: &mut Senses) -> Result<Ended, NodeError> {
+    loop {
+        match senses.next().await {
+            News::Stop(signal) => return drain::drain(node, senses, signal).await,
+            news => node.hear(news, senses)?,
+        }
+    }
 }
 
 /// The agent in its prime: everything is open.
