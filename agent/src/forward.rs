@@ -38,6 +38,13 @@ pub enum Broken {
     Sending(io::Error),
 }
 
+impl Broken {
+    /// Whether nobody is to blame but the kernel, which had no memory.
+    pub fn is_for_memory(&self) -> bool {
+        matches!(self, Self::Receiving(error) | Self::Sending(error) if error.kind() == io::ErrorKind::OutOfMemory)
+    }
+}
+
 /// Counts what was copied.
 pub type Count = Cell<usize>;
 
@@ -230,6 +237,8 @@ pub enum Relayed {
     FirstBroke,
     /// The second broke off, and so was the first.
     SecondBroke,
+    /// The kernel had no memory to go on with one of them, and so both were broken off.
+    NoMemory,
 }
 
 /// Copies both ways until both sides have ended. An end is passed on as an end, in its direction only; a reset as a reset, and so is
@@ -257,6 +266,7 @@ pub async fn relay(
             if !there_done && let Poll::Ready(result) = there.as_mut().poll(context) {
                 match result {
                     Ok(()) => there_done = true,
+                    Err(broken) if broken.is_for_memory() => return Poll::Ready(Relayed::NoMemory),
                     Err(Broken::Sending(_)) => return Poll::Ready(Relayed::SecondBroke),
                     Err(_) => return Poll::Ready(Relayed::FirstBroke),
                 }
@@ -264,6 +274,7 @@ pub async fn relay(
             if !back_done && let Poll::Ready(result) = back.as_mut().poll(context) {
                 match result {
                     Ok(()) => back_done = true,
+                    Err(broken) if broken.is_for_memory() => return Poll::Ready(Relayed::NoMemory),
                     Err(Broken::Sending(_)) => return Poll::Ready(Relayed::FirstBroke),
                     Err(_) => return Poll::Ready(Relayed::SecondBroke),
                 }
@@ -319,5 +330,40 @@ fn fitting(buf: &Buf) -> usize {
         LARGE | HUGE if buf.len() > SMALL => LARGE,
         ..LARGE if buf.room() == 0 => LARGE,
         _ => SMALL,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::ring::{self, Watch};
+
+    /// Nobody who looks after it.
+    struct Nobody;
+
+    impl Overseer for Nobody {
+        fn settled(&self, _: Way, _: u64, _: Ends<'_>) {}
+        async fn await_reader(&self, _: Way, _: usize) {}
+    }
+
+    fn pair() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (Stream::accepted(Socket::accepted(client.into(), &Rc::<Watch>::default())), listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn nobody_has_broken_off_what_the_kernel_has_no_memory_for() {
+        for is_first in [true, false] {
+            let relayed = ring::run(async move {
+                let ((mut first, _client), (mut second, _server)) = (pair(), pair());
+                let _held = if is_first { &first } else { &second }.reader.without_memory();
+                let counts = (&Cell::new(0), &Cell::new(0));
+                relay(&mut first, &mut second, &Rc::default(), counts, &Nobody).await
+            });
+            assert_eq!(relayed.unwrap(), Relayed::NoMemory);
+        }
     }
 }

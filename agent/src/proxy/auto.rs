@@ -4,7 +4,7 @@
 //! A server that speaks first makes the connection opaque, unless what it says is what a server of HTTP/2 may say before it is asked. A client
 //! that speaks first is listened to for as long as what it says may still become one of the protocols that are understood.
 
-use std::{future::poll_fn, os::fd::AsFd as _, rc::Rc, task::Poll};
+use std::{future::poll_fn, io, os::fd::AsFd as _, rc::Rc, task::Poll};
 
 use super::{
     Cluster, Hop, Serving, http, http2,
@@ -26,7 +26,7 @@ enum First {
     Client(Spoken, Buf, Option<Buf>),
     /// The server; and what the client has said so far without having said enough.
     Server(Buf, Buf),
-    /// Neither: one of them has reset its connection.
+    /// Neither: one of them has reset its connection, or could not be listened to.
     Reset(Counter),
 }
 
@@ -168,8 +168,11 @@ async fn race(hop: &Hop, downstream: &mut Stream, upstream: &mut Stream) -> Firs
             downstream.reader.poll_received(context).map(|received| (received, true))
         })
         .await;
-        let (Ok(bytes), buf) = received else {
-            return First::Reset(if by_client { Counter::RelayClientReset } else { Counter::RelayUpstreamReset });
+        let (bytes, buf) = match received {
+            (Ok(bytes), buf) => (bytes, buf),
+            (Err(error), _) if error.kind() == io::ErrorKind::OutOfMemory => return First::Reset(Counter::NoMemory),
+            (Err(_), _) if by_client => return First::Reset(Counter::RelayClientReset),
+            (Err(_), _) => return First::Reset(Counter::RelayUpstreamReset),
         };
         if !by_client && is_settings(buf.bytes()) {
             settings = Some(buf);

@@ -446,6 +446,13 @@ impl Connection<'_> {
         Next::End(Counter::ClientAborted)
     }
 
+    /// The rest of its request cannot be waited for: it is broken off, and the client not to blame.
+    fn unheard(&self) -> Next {
+        self.tells(Counter::RequestAborted);
+        self.stream.socket.reset();
+        Next::End(Counter::NoMemory)
+    }
+
     fn put_back(&mut self, buf: Buf) {
         if buf.is_empty() {
             self.hop.buffers.give(buf);

@@ -10,6 +10,7 @@ mod reply;
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     os::fd::AsFd as _,
     pin::pin,
     rc::Rc,
@@ -140,8 +141,11 @@ async fn run(connection: &Rc<Connection>, io: &Io, guard: &RefCell<Guard>) -> Co
         Poll::Pending if io.stopped().is_some() => Poll::Ready(None),
         polled => polled.map(Some),
     });
-    let Some(Ok(mut client)) = began.await else {
-        return if io.stopped() == Some(Stop::Overdue) { Counter::Idle } else { Counter::NotHttp2 };
+    let mut client = match began.await {
+        Some(Ok(client)) => client,
+        Some(Err(error)) if is_for_memory(&error) => return Counter::NoMemory,
+        _ if io.stopped() == Some(Stop::Overdue) => return Counter::Idle,
+        _ => return Counter::NotHttp2,
     };
     io.clear_due();
     let mut drain = pin!(connection.hop.drain_begins.notified());
@@ -197,11 +201,17 @@ fn ended(hop: &Hop, io: &Io, guard: &Guard, is_draining: bool, error: Option<&h2
     match (io.stopped(), error) {
         (Some(Stop::Overdue), _) => Counter::Idle,
         (Some(Stop::Refused), _) => Counter::BrokenHttp2,
+        (None, Some(error)) if is_for_memory(error) => Counter::NoMemory,
         (None, Some(error)) if error.is_io() => Counter::ClientAborted,
         (None, Some(_)) => Counter::BrokenHttp2,
         (None, None) if is_draining => Counter::AgentDone,
         (None, None) => Counter::ClientDone,
     }
+}
+
+/// Whether the kernel had no memory to go on.
+fn is_for_memory(error: &h2::Error) -> bool {
+    error.get_io().is_some_and(|error| error.kind() == io::ErrorKind::OutOfMemory)
 }
 
 fn flood_counter(flood: Flood) -> Counter {
@@ -211,5 +221,30 @@ fn flood_counter(flood: Flood) -> Counter {
         Flood::Data => Counter::FloodData,
         Flood::Continuations => Counter::FloodContinuations,
         Flood::Heads => Counter::FloodHeads,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{TcpListener, TcpStream},
+        rc::Rc,
+    };
+
+    use super::*;
+    use crate::ring::{self, Socket, Watch};
+
+    #[test]
+    fn a_client_that_cannot_be_waited_for_is_told_from_one_that_speaks_something_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let is_for_memory = ring::run(async move {
+            let stream = Stream::accepted(Socket::accepted(accepted.into(), &Rc::<Watch>::default()));
+            let _held = stream.reader.without_memory();
+            let io = Io::new(stream, &Rc::default(), None);
+            settings().handshake::<_, Bytes>(io).await.is_err_and(|error| is_for_memory(&error))
+        });
+        assert!(is_for_memory.unwrap());
     }
 }

@@ -84,5 +84,6 @@ pub(super) async fn relay_joined(
         Relayed::Done => Counter::RelayDone,
         Relayed::FirstBroke => Counter::RelayClientReset,
         Relayed::SecondBroke => Counter::RelayUpstreamReset,
+        Relayed::NoMemory => Counter::NoMemory,
     }
 }

@@ -166,6 +166,14 @@ impl Reader {
         self.readiness.is_watched()
     }
 
+    /// From now on the kernel has no memory to watch it, for as long as what is given lives.
+    #[cfg(test)]
+    pub fn without_memory(&self) -> impl Sized + use<> {
+        let taken = Readiness::default();
+        let _ = taken.poll(self.socket, &mut Context::from_waker(Waker::noop()));
+        taken
+    }
+
     fn is_armed(&self) -> bool {
         !matches!(self.armed, Armed::Not)
     }
@@ -238,7 +246,12 @@ impl Reader {
 
     fn poll_gone_raw(&mut self, context: &mut Context<'_>, by_end: bool) -> Poll<()> {
         loop {
-            let Ok(mut ready) = ready!(self.readiness.poll(self.socket, context)) else { return Poll::Ready(()) };
+            let mut ready = match ready!(self.readiness.poll(self.socket, context)) {
+                Ok(ready) => ready,
+                // Nobody tells whether it is: whoever sends to it finds out.
+                Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Poll::Pending,
+                Err(_) => return Poll::Ready(()),
+            };
             let has_ended = ready.ready().is_read_closed();
             match look(self.socket.as_fd()) {
                 Ok(0) if by_end => return Poll::Ready(()),

@@ -54,6 +54,8 @@ enum Ended {
     TooLong,
     /// The client broke off its request, or wants no answer any more.
     ClientGone,
+    /// The kernel had no memory to wait for more of the request.
+    NoMemory,
     /// The time for this is over.
     Late(Late),
     /// The time of the request is over.
@@ -72,7 +74,8 @@ impl Ended {
             | Self::Late(Late::Body | Late::Client)
             | Self::BadBody(_)
             | Self::TooLong
-            | Self::ClientGone => None,
+            | Self::ClientGone
+            | Self::NoMemory => None,
         }
     }
 }
@@ -249,6 +252,7 @@ impl Connection<'_> {
                         // It does not read on; perhaps it has answered already.
                         Err(forward::Broken::Sending(_)) => {}
                         Err(bad @ forward::Broken::Malformed(_)) => return Poll::Ready(Ended::BadBody(bad)),
+                        Err(broken) if broken.is_for_memory() => return Poll::Ready(Ended::NoMemory),
                         Err(_) => return Poll::Ready(Ended::ClientGone),
                     }
                 }
@@ -307,6 +311,7 @@ impl Connection<'_> {
                 return Next::Request;
             }
             Ended::ClientGone | Ended::Sent(_) => return self.left(),
+            Ended::NoMemory => return self.unheard(),
             Ended::Late(Late::Client) => {
                 self.stream.socket.reset();
                 self.tells(Counter::ClientStalled);

@@ -116,6 +116,7 @@ impl Connection<'_> {
         let (received, buf) = self.received().await;
         match received {
             Ok(1..) => Ok(buf),
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(End::Quiet(Counter::NoMemory)),
             _ if self.stream.socket.is_overdue() => Err(End::Refuse(Reply::head_timeout())),
             _ => Err(End::Quiet(Counter::ClientAborted)),
         }

@@ -38,6 +38,8 @@ enum Ended {
     TooLong,
     /// The client broke off its request.
     ClientGone,
+    /// The kernel had no memory to wait for more of it.
+    NoMemory,
     /// The time of the request is over.
     Over,
 }
@@ -51,7 +53,7 @@ fn seen(ended: &Ended, is_late: bool, is_callers_time: bool) -> Option<Seen> {
         Ended::NoResponse if is_late => Some(Seen::Late),
         Ended::Over => Some(Seen::Late),
         Ended::NoResponse => Some(Seen::NoResponse),
-        Ended::Sent | Ended::BadBody(_) | Ended::TooLong | Ended::ClientGone => None,
+        Ended::Sent | Ended::BadBody(_) | Ended::TooLong | Ended::ClientGone | Ended::NoMemory => None,
     }
 }
 
@@ -136,6 +138,7 @@ impl Connection<'_> {
                 Next::End(Counter::ClientAborted)
             }
             Ended::ClientGone => self.left(),
+            Ended::NoMemory => self.unheard(),
         }
     }
 
@@ -200,6 +203,7 @@ impl Connection<'_> {
                     // It does not read on; perhaps it has answered already.
                     Err(Broken::Sending(_)) => {}
                     Err(bad @ Broken::Malformed(_)) => return Poll::Ready(Ended::BadBody(bad)),
+                    Err(broken) if broken.is_for_memory() => return Poll::Ready(Ended::NoMemory),
                     Err(_) => return Poll::Ready(Ended::ClientGone),
                 }
             }
