@@ -30,6 +30,8 @@ use crate::{
 
 /// Changes that wait to be written: a disk that takes so long is broken.
 const WAITING_MAX: usize = 64;
+/// How long until what the disk did not take is tried again: a full one is soon made room on, or not soon.
+const AGAIN: Duration = Duration::from_secs(5);
 /// How long an agent that ends waits for its last changes to be written.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
@@ -131,10 +133,14 @@ impl Reader {
 impl History {
     /// Reads what was written before, and begins to write. Must be called within a tokio runtime.
     pub fn open(path: PathBuf, bytes_max: u32) -> Self {
+        Self::open_trying(path, bytes_max, AGAIN)
+    }
+
+    fn open_trying(path: PathBuf, bytes_max: u32, again: Duration) -> Self {
         let ledger = Arc::new(Mutex::new(Ledger::open(path, bytes_max.into())));
         let (tell, hear) = mpsc::channel(WAITING_MAX);
         let unwritten = Arc::<AtomicUsize>::default();
-        let writing = tokio::spawn(write(hear, Reader(Arc::clone(&ledger)), Arc::clone(&unwritten)));
+        let writing = tokio::spawn(write(hear, Reader(Arc::clone(&ledger)), Arc::clone(&unwritten), again));
         Self { ledger, tell, writing, unwritten, counts: BTreeMap::new() }
     }
 
@@ -178,14 +184,31 @@ fn kind_of(by: &str) -> &'static str {
     ["file", "socket", "token"].into_iter().find(|kind| word == Some(kind)).unwrap_or("agent")
 }
 
-async fn write(mut records: mpsc::Receiver<(SystemTime, Record)>, reader: Reader, unwritten: Arc<AtomicUsize>) {
-    while let Some((at, record)) = records.recv().await {
+async fn write(
+    mut records: mpsc::Receiver<(SystemTime, Record)>,
+    reader: Reader,
+    unwritten: Arc<AtomicUsize>,
+    again: Duration,
+) {
+    loop {
+        let next = match unwritten.load(Relaxed) {
+            0 => Ok(records.recv().await),
+            _ => time::timeout(again, records.recv()).await,
+        };
+        let has_ended = matches!(next, Ok(None));
         let (reader, unwritten) = (reader.clone(), Arc::clone(&unwritten));
         let written = move || {
-            write_one(&reader, at, record);
+            match next {
+                Ok(Some((at, record))) => write_one(&reader, at, record),
+                // It is time to, or the last time that it can be.
+                Ok(None) | Err(_) => reader.ledger().try_again(),
+            }
             unwritten.store(reader.ledger().unwritten(), Relaxed);
         };
         let _ = tokio::task::spawn_blocking(written).await;
+        if has_ended {
+            return;
+        }
     }
 }
 
@@ -327,5 +350,39 @@ mod tests {
                 (3, Outcome::Applied, change(6, 7)),
             ]
         );
+    }
+    #[tokio::test]
+    async fn what_a_full_disk_did_not_take_is_tried_again_without_another_change() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("audit.jsonl");
+        let add = async |history: &mut History| {
+            let what = What::Beside(Vec::new());
+            let (told, hear) = oneshot::channel();
+            let by = "agent".into();
+            history.add(Record { generation: 1, change: "fault", by, note: None, what, told: Some(told) });
+            hear.await.expect("an entry")
+        };
+        let lines = || std::fs::read_to_string(&path).expect("readable").lines().count();
+        // Written to as a disk that has no room.
+        std::os::unix::fs::symlink("/dev/full", &path).expect("a link");
+        let mut history = History::open_trying(path.clone(), 1 << 20, Duration::from_millis(10));
+        assert!(add(&mut history).await.note.is_some());
+        std::fs::remove_file(&path).expect("removable");
+        let written = async {
+            while history.reader().ledger().unwritten() > 0 {
+                time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        time::timeout(Duration::from_secs(10), written).await.expect("it is tried again");
+        assert_eq!((lines(), history.reader().ledger().trouble()), (1, None));
+        history.close().await;
+        // And once more at the end.
+        std::fs::remove_file(&path).expect("removable");
+        std::os::unix::fs::symlink("/dev/full", &path).expect("a link");
+        let mut history = History::open(path.clone(), 1 << 20);
+        assert!(add(&mut history).await.note.is_some());
+        std::fs::remove_file(&path).expect("removable");
+        history.close().await;
+        assert_eq!(lines(), 1);
     }
 }

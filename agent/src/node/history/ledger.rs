@@ -95,6 +95,21 @@ impl Ledger {
     pub fn add(&mut self, entry: Entry, text: Option<&str>) {
         let kept = text.map_or(Ok(()), |text| self.keep(entry.generation, text));
         let written = self.line(&entry).and_then(|()| self.write()).and(kept);
+        self.came_of(written);
+        self.last = self.last.max(entry.generation);
+        self.remember(entry);
+    }
+
+    /// Writes what could not be written before, if anything could not.
+    pub fn try_again(&mut self) {
+        if !self.unwritten.is_empty() {
+            let written = self.write();
+            self.came_of(written);
+        }
+    }
+
+    /// Tells when writing begins to fail, and when it no longer does.
+    fn came_of(&mut self, written: io::Result<()>) {
         match (&written, self.trouble.is_some()) {
             (Err(error), false) => {
                 let file = self.path.display();
@@ -104,8 +119,6 @@ impl Ledger {
             _ => {}
         }
         self.trouble = written.err().map(|error| format!("{}: {error}", self.path.display()));
-        self.last = self.last.max(entry.generation);
-        self.remember(entry);
     }
 
     /// Puts a change among those that are to be written.
