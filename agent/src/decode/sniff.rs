@@ -76,12 +76,9 @@ pub fn sniff(bytes: &[u8]) -> Option<Spoken> {
     if bytes.starts_with(preface) {
         return (preface.len() == PREFACE.len()).then_some(Spoken::Http2);
     }
-    // An empty line before the first request is overlooked (RFC 9112 section 2.2).
-    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
-    if bytes == b"\r" || line.is_empty() {
-        return None;
-    }
-    request_line(line)
+    // An empty line is a whole question in other protocols (Gopher, RFC 1436; finger, RFC 1288), whose clients wait for the answer. Of HTTP's
+    // none begins with it, though a server would overlook it (RFC 9112 section 2.2): as it does of what is passed on.
+    request_line(bytes)
 }
 
 /// Whether a server that speaks first says what one of HTTP/2 may say before it is asked: its settings (RFC 9113 section 3.4).
@@ -129,7 +126,6 @@ mod tests {
     const FIRST_BYTES: &[(&[u8], Spoken)] = &[
         (b"GET / HTTP/1.1\r\n", Spoken::Http1),
         (b"GET /a?b HTTP/1.0\r\n", Spoken::Http1),
-        (b"\r\nGET / HTTP/1.1\r\n", Spoken::Http1),
         (b"VERSION-CONTROL /x HTTP/1.1\r\n", Spoken::Http1),
         (b"CONNECT a:80 HTTP/1.1\r\n", Spoken::Http1),
         (b"OPTIONS * HTTP/1.1\r\n", Spoken::Http1),
@@ -153,7 +149,8 @@ mod tests {
         (b"\x00\x00\x00\x29\x00\x03\x00\x00user\x00a\x00", Spoken::Opaque),
         (b"\x10\x11\x00\x04MQTT", Spoken::Opaque),
         (b"\x00", Spoken::Opaque),
-        (b"\r\n\r\n", Spoken::Opaque),
+        (b"\r\n", Spoken::Opaque),
+        (b"\r\nGET / HTTP/1.1\r\n", Spoken::Opaque),
         (b"\rGET / HTTP/1.1\r\n", Spoken::Opaque),
         (b"GET /\x00 HTTP/1.1\r\n", Spoken::Opaque),
         (b"GET /\xc3\xa9 HTTP/1.1\r\n", Spoken::Http1),
@@ -189,7 +186,9 @@ mod tests {
 
     #[test]
     fn what_cannot_become_http_is_not_waited_for() {
-        for bytes in [&b"P\r"[..], b"PO ", b"GEX", b"X", b"GET \r", b"GET / X", b"GET / HTTP/2", b"\x16\x03\x09"] {
+        for bytes in
+            [&b"\r"[..], b"\r\n", b"P\r", b"PO ", b"GEX", b"X", b"GET \r", b"GET / X", b"GET / HTTP/2", b"\x16\x03\x09"]
+        {
             assert_eq!(sniff(bytes), Some(Spoken::Opaque), "{}", bytes.escape_ascii());
         }
     }

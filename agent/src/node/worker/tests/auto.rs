@@ -144,3 +144,19 @@ fn settings_of_a_server_are_held_back_until_its_client_speaks_and_then_passed_on
     assert_eq!(client.rest().unwrap(), b"*1\r\n");
     assert_eq!(hop.counted(Counter::SpokenOpaque), 1);
 }
+
+/// Gopher and finger begin so, and wait for the answer.
+#[test]
+fn an_empty_line_is_passed_on_at_once() {
+    let origin = Origin::new(|mut client, _| {
+        assert_eq!(client.until("\r\n"), "\r\n");
+        client.send("who is here\r\n");
+        let _ = client.rest();
+    });
+    let hop = auto(&origin);
+    for pieces in [&["\r\n"][..], &["\r", "\n"]] {
+        let mut client = hop.client();
+        pieces.iter().for_each(|piece| client.send(piece));
+        assert_eq!(client.until("\r\n"), "who is here\r\n");
+    }
+}
