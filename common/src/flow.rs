@@ -145,6 +145,8 @@ pub mod conn_flags {
     pub const INTRODUCES: u32 = 1 << 5;
     /// The accepting end is to be told what was dialled: [`Conn::original`].
     pub const TELLS_ORIGINAL: u32 = 1 << 6;
+    /// Somebody watched when it was dialled, and it is to be reported when it ends (see [`crate::watch`]).
+    pub const NOTED: u32 = 1 << 7;
     /// The agent only relays this connection: it may be joined from its first byte.
     pub const HOLD: u32 = 1 << 12;
     /// sock_ops is told of every state of this socket, and gives back what it holds when it closes.

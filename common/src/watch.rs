@@ -18,8 +18,8 @@ pub struct Watch {
     pub pid: u32,
     /// Only flows that were sent to this address; port 0 for all.
     pub endpoint: Address,
-    /// Zero: fills the layout to a multiple of eight.
-    pub zero: u32,
+    /// The slice in which the watch began, see [`slice`]: whoever dialled later was noted, or is not to be reported.
+    pub since: u32,
 }
 
 impl Watch {
@@ -30,20 +30,34 @@ impl Watch {
             && (self.pid == 0 || self.pid == pid)
             && (self.endpoint.port == 0 || self.endpoint.port == endpoint.port && self.endpoint.ip == endpoint.ip)
     }
+
+    /// Whether a flow that was dialled at this time may have been dialled before there was anybody to note it for.
+    #[inline(always)]
+    pub fn may_be_later_than(&self, dialled_ns: u64) -> bool {
+        slice(dialled_ns) as u32 <= self.since
+    }
 }
 
 /// The slice of time that [`Watch::flows_max`] is for, in nanoseconds: short enough that a watcher sees something of every moment, and a
 /// power of two, which hooks divide by for nothing.
 pub const SLICE_NS: u64 = 1 << 27;
 
-/// What one CPU has reported in the slice that runs.
+/// The slice that a time is in.
+#[inline(always)]
+pub const fn slice(now_ns: u64) -> u64 {
+    now_ns / SLICE_NS
+}
+
+/// What one CPU has noted and reported in the slice that runs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Reported {
-    /// Which slice: time divided by [`SLICE_NS`].
+    /// Which one, see [`slice`].
     pub slice: u64,
     /// Flows reported in it.
-    pub flows: u64,
+    pub flows: u32,
+    /// Flows that began in it and are to be reported when they end.
+    pub noted: u32,
 }
 
 /// One flow, when it has ended.

@@ -13,9 +13,9 @@ use aya_ebpf::{
 use sockway_common::{
     capture::SOCK_DONE,
     counter::Counter,
-    flow::{Address, Conn, ENDPOINT_AGENT},
+    flow::{Address, Conn, ENDPOINT_AGENT, conn_flags},
     udp::Conversation,
-    watch::{ERROR_UNKNOWN, Flow, Reported, SLICE_NS, Watch, cause, flow_flags},
+    watch::{ERROR_UNKNOWN, Flow, Reported, Watch, cause, flow_flags, slice},
 };
 
 use crate::{
@@ -24,12 +24,24 @@ use crate::{
     socket,
 };
 
-/// Notes of a program that dials what will not be found out later, when it may be gone: its command and its cgroup.
+/// Notes of a program that dials what will not be found out later, when it may be gone: its command and its cgroup. Of many it is decided
+/// here which are reported when they end: the others cost next to nothing.
 #[inline(always)]
 pub fn note_who(conn: &mut Conn) {
-    if watching(conn.dialled_ns).is_none() {
+    let Some(watch) = watching(conn.dialled_ns) else { return };
+    if !watch.wants(conn.service, conn.pid, &conn.actual) {
         return;
     }
+    let Some(reported) = REPORTED.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's element; see `count::add`.
+    unsafe {
+        begin_slice(reported, conn.dialled_ns);
+        if (*reported).noted >= watch.flows_max {
+            return;
+        }
+        (*reported).noted += 1;
+    }
+    conn.flags |= conn_flags::NOTED;
     name_program(conn);
 }
 
@@ -46,7 +58,7 @@ fn name_program(conn: &mut Conn) {
 #[inline(always)]
 pub fn not_dialled(dialled: &Address, service: u32, netns: u64, verdict: Counter) {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(flow) = begin(service, pid, dialled) else { return };
+    let Some(flow) = begin(service, pid, dialled, None) else { return };
     // SAFETY: a reserved record, of which all that is not zero is written here.
     unsafe {
         let conn = &mut (*flow).conn;
@@ -64,7 +76,7 @@ pub fn not_dialled(dialled: &Address, service: u32, netns: u64, verdict: Counter
 /// A TCP socket that has left `state` and is closed now.
 #[inline(always)]
 pub fn closed(ctx: &SockOpsContext, conn: &Conn, state: u32) {
-    let Some(flow) = begin(conn.service, conn.pid, &conn.actual) else { return };
+    let Some(flow) = begin(conn.service, conn.pid, &conn.actual, Some(conn)) else { return };
     // SAFETY: a reserved record; the context's fields are read one by one, as the verifier wants it.
     unsafe {
         (*flow).conn = *conn;
@@ -84,7 +96,7 @@ pub fn closed(ctx: &SockOpsContext, conn: &Conn, state: u32) {
 /// A UDP socket that was connected to an endpoint is released.
 #[inline(always)]
 pub fn disconnected(conn: &Conn) {
-    let Some(flow) = begin(conn.service, conn.pid, &conn.actual) else { return };
+    let Some(flow) = begin(conn.service, conn.pid, &conn.actual, Some(conn)) else { return };
     // SAFETY: a reserved record.
     unsafe {
         (*flow).conn = *conn;
@@ -98,7 +110,7 @@ pub fn disconnected(conn: &Conn) {
 #[inline(always)]
 pub fn conversed(conversation: &Conversation, netns: u64) {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(flow) = begin(conversation.service, pid, &conversation.actual) else { return };
+    let Some(flow) = begin(conversation.service, pid, &conversation.actual, None) else { return };
     // SAFETY: a reserved record, of which all that is not zero is written here.
     unsafe {
         let conn = &mut (*flow).conn;
@@ -126,17 +138,27 @@ fn watching(now: u64) -> Option<&'static Watch> {
     WATCH.get(0).filter(|watch| watch.until_ns > now)
 }
 
-/// A record of the ring buffer, all zero, if there is a watcher who wants to see the flow.
+/// A record of the ring buffer, all zero, if there is a watcher who wants to see the flow. `dialled`: the flow was [noted](note_who), or is
+/// not one of those that are reported.
 #[inline(always)]
-fn begin(service: u32, pid: u32, endpoint: &Address) -> Option<*mut Flow> {
+fn begin(service: u32, pid: u32, endpoint: &Address, dialled: Option<&Conn>) -> Option<*mut Flow> {
     let watch = WATCH.get(0)?;
     if watch.until_ns == 0 || !watch.wants(service, pid, endpoint) {
+        return None;
+    }
+    // Most of many: no clock is asked for them, so that a watcher that was killed has them counted until somebody ends its watch.
+    if dialled.is_some_and(|conn| conn.flags & conn_flags::NOTED == 0 && !watch.may_be_later_than(conn.dialled_ns)) {
+        count::one(Counter::FlowOverRate);
         return None;
     }
     // The clock of the last tick is exact enough for leases and slices, and costs a tenth.
     // SAFETY: plain helper without arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if watch.until_ns <= now || !within_rate(watch, now) {
+    if watch.until_ns <= now {
+        return None;
+    }
+    if !within_rate(watch, now) {
+        count::one(Counter::FlowOverRate);
         return None;
     }
     let Some(mut record) = FLOWS.reserve::<Flow>(0) else {
@@ -166,19 +188,31 @@ unsafe fn submit(flow: *mut Flow) {
 #[inline(always)]
 fn within_rate(watch: &Watch, now: u64) -> bool {
     let Some(reported) = REPORTED.get_ptr_mut(0) else { return false };
-    let slice = now / SLICE_NS;
     // SAFETY: this CPU's element; see `count::add`.
     unsafe {
-        if (*reported).slice != slice {
-            *reported = Reported { slice, flows: 0 };
-        }
-        if (*reported).flows >= u64::from(watch.flows_max) {
-            count::one(Counter::FlowOverRate);
+        begin_slice(reported, now);
+        if (*reported).flows >= watch.flows_max {
             return false;
         }
         (*reported).flows += 1;
     }
     true
+}
+
+/// Begins the slice that `now` is in, if it is a new one: the clock of the last tick may still tell of the one before.
+///
+/// # Safety
+///
+/// `reported` is this CPU's element.
+#[inline(always)]
+unsafe fn begin_slice(reported: *mut Reported, now: u64) {
+    let slice = slice(now);
+    // SAFETY: by the caller.
+    unsafe {
+        if (*reported).slice < slice {
+            *reported = Reported { slice, flows: 0, noted: 0 };
+        }
+    }
 }
 
 /// What went past TCP.

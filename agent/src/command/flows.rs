@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Between two renewals of the watch.
 const RENEW: Duration = Duration::from_millis(500);
 /// Flows a second and CPU: at 50 000 connections a second the rest is counted, and the watch costs less than half a percent of a CPU.
-const RATE: u32 = 500;
+const RATE: u32 = 200;
 
 /// What to watch, and how long.
 #[derive(Clone, Debug, clap::Args)]

@@ -8,7 +8,7 @@ use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use sockway_common::{
     counter::Counter,
     flow::Address,
-    watch::{Flow, SLICE_NS, Watch},
+    watch::{Flow, SLICE_NS, Watch, slice},
 };
 
 use super::{KernelError, Pinned, flows, services::map_error};
@@ -138,7 +138,7 @@ fn entry(wanted: &Wanted) -> Watch {
         service: wanted.service.unwrap_or(0),
         pid: wanted.pid.unwrap_or(0),
         endpoint: wanted.endpoint.map_or(nowhere, flows::address),
-        zero: 0,
+        since: slice(super::monotonic_ns()) as u32,
     }
 }
 
