@@ -1,5 +1,7 @@
 //! The fields that decide how a message is framed, and those that concern one connection only.
 
+use std::mem;
+
 use httparse::Header;
 use smallvec::SmallVec;
 
@@ -28,6 +30,8 @@ pub(super) struct Fields<'b> {
     upgrading: SmallVec<[Line; 1]>,
     /// Cut when the message has no body.
     framing: SmallVec<[Line; 1]>,
+    /// Trailer: cut where no trailer fields can come.
+    announcing: SmallVec<[Line; 1]>,
     pub expect: Option<Line>,
     /// Connection says more than close, keep-alive and upgrade, or says upgrade along with something else.
     connection_is_plain_upgrade: bool,
@@ -70,6 +74,7 @@ impl<'b> Fields<'b> {
             hop: SmallVec::new(),
             upgrading: SmallVec::new(),
             framing: SmallVec::new(),
+            announcing: SmallVec::new(),
             expect: None,
             connection_is_plain_upgrade: false,
         };
@@ -84,6 +89,11 @@ impl<'b> Fields<'b> {
         }
         if names_others {
             fields.cut_named(head, headers);
+        }
+        let announcing = mem::take(&mut fields.announcing);
+        match fields.chunked {
+            true => fields.framing.extend(announcing),
+            false => fields.hop.extend(announcing),
         }
         Ok(fields)
     }
@@ -104,6 +114,7 @@ impl<'b> Fields<'b> {
                 self.upgrades += 1;
                 self.upgrading.push(line);
             }
+            7 if is("trailer") => self.announcing.push(line),
             10 if is("keep-alive") => self.hop.push(line),
             10 if is("connection") => return Ok(self.read_connection(header.value, line)),
             14 if is("content-length") => self.read_length(header.value, line)?,

@@ -318,7 +318,7 @@ fn success_opens_a_tunnel_whatever_its_fields_say_of_a_body() {
 #[test]
 fn hop_by_hop_fields_are_not_passed_on() {
     let before = "GET / HTTP/1.1\r\nConnection: keep-alive, X-Mine ,x-other\r\nHost: a\r\nKeep-Alive: timeout=5\r\n\
-                  x-mine: 1\r\nProxy-Connection: keep-alive\r\nproxy-authorization: x\r\nTE: gzip\r\n\
+                  x-mine: 1\r\nProxy-Connection: keep-alive\r\nproxy-authorization: x\r\nTE: gzip\r\nTrailer: x\r\n\
                   Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nX-Other: 2\r\nX-Kept: 3\r\n\r\n";
     assert_eq!(request_passed_on(before), "GET / HTTP/1.1\r\nHost: a\r\nX-Kept: 3\r\n\r\n");
 }
@@ -463,7 +463,7 @@ fn a_response_is_passed_on_without_what_concerns_the_connection() {
         ("HTTP/1.1 204 x\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 204 x\r\n\r\n"),
         ("HTTP/1.1 204 x\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 204 x\r\n\r\n"),
         ("HTTP/1.1 304 x\r\nContent-Length: 9\r\n\r\n", "HTTP/1.1 304 x\r\nContent-Length: 9\r\n\r\n"),
-        ("HTTP/1.1 200 \r\nTrailer: x\r\nUpgrade: h2c\r\n\r\n", "HTTP/1.1 200 \r\nTrailer: x\r\n\r\n"),
+        ("HTTP/1.1 200 \r\nTrailer: x\r\nUpgrade: h2c\r\n\r\n", "HTTP/1.1 200 \r\n\r\n"),
     ] {
         assert_eq!(response_passed_on(before, GET), after);
     }

@@ -78,9 +78,12 @@ const PASSED_ON: &[(u8, &str, &str)] = &[
     (7, "Connection: Content-Length\r\nContent-Length: 1\r\n", "Content-Length: 1\r\n"),
     (7, "Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n", "Transfer-Encoding: chunked\r\n"),
     (7, "Proxy-Authorization: x\r\nProxy-Connection: y\r\nTE: gzip\r\n", ""),
-    // A hint for who reads the trailer fields, wherever that is (RFC 9110 section 6.6.2), unless Connection says otherwise.
-    (7, "Trailer: z\r\n", "Trailer: z\r\n"),
+    // A hint for who reads the trailer fields, wherever that is (RFC 9110 section 6.6.2), unless Connection says otherwise or there can be none.
+    (7, "Transfer-Encoding: chunked\r\nTrailer: z\r\n", "Transfer-Encoding: chunked\r\nTrailer: z\r\n"),
+    (7, "Connection: trailer\r\nTransfer-Encoding: chunked\r\nTrailer: z\r\n", "Transfer-Encoding: chunked\r\n"),
     (7, "Connection: trailer\r\nTrailer: z\r\n", ""),
+    (7, "Content-Length: 1\r\nTrailer: z\r\n", "Content-Length: 1\r\n"),
+    (7, "Trailer: y\r\nTrailer: z\r\n", ""),
     (7, "TE: trailers\r\n", "TE: trailers\r\n"),
     (7, "Upgrade: h2c\r\nHTTP2-Settings: x\r\n", ""),
     (7, "Connection: Upgrade\r\nUpgrade: TLS/1.2, HTTP/2.0\r\n", ""),
