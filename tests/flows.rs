@@ -431,9 +431,14 @@ fn a_killed_watcher_is_told_nothing_for_long() {
 fn a_reader_that_goes_away_ends_the_watch() {
     let Some(stage) = Stage::set() else { return };
     let (origin, service) = (stage.echo("origin"), stage.address());
-    let agent = Agent::start(&stage.config().service(Service::kernel_tcp("head", service).to(origin.address())));
+    let agent = Agent::start(&stage.config().service(Service::kernel_tcp("first", service).to(origin.address())));
     let mut shell = Command::new("sh");
-    let line = format!("{} flows --json --instance {} | head -n 1", agent::binary().display(), agent.instance());
+    // The shell's own words: a guest of `test-kernel` has no other programs.
+    let line = format!(
+        "{} flows --json --instance {} | {{ IFS= read -r line; printf '%s\\n' \"$line\"; }}",
+        agent::binary().display(),
+        agent.instance()
+    );
     shell.args(["-c", &line]);
     let mut shell = Process::spawn(Room::default(), shell);
     wait::until("the watch to begin", wait::SOON, || shell.stderr().contains("watching instance"));
