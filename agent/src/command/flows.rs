@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const CLOSE_LOOK: Duration = Duration::from_millis(25);
 /// Between two renewals of the watch.
 const RENEW: Duration = Duration::from_millis(500);
-/// Flows a second and CPU: at 50 000 connections a second the rest is counted, and the watch costs less than half a percent of a CPU.
+/// Flows a second and CPU: at 50 000 connections a second the rest is counted, and the watch costs some half a percent of a CPU.
 const RATE: u32 = 200;
 
 /// What to watch, and how long.

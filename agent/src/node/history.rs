@@ -351,6 +351,7 @@ mod tests {
             ]
         );
     }
+
     #[tokio::test]
     async fn what_a_full_disk_did_not_take_is_tried_again_without_another_change() {
         let directory = tempfile::tempdir().expect("a directory");

@@ -233,6 +233,7 @@ mod tests {
             assert!(told.contains("(hidden)") && !told.contains("abab") && !told.contains("cbcb"), "{told}");
         }
     }
+
     #[test]
     fn secret_is_what_is_sent_and_not_what_is_asked_for() {
         let with = |password: &str| {

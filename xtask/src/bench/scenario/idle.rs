@@ -23,7 +23,7 @@ use super::{
 };
 
 const CONNECTIONS_MAX: u64 = 20_000;
-/// Descriptors that a process needs besides.
+/// Descriptors that a process needs besides; of the agent's, 256 stay free (`node/descriptors.rs`).
 const OTHERS: u64 = 500;
 /// After this whatever the step before needed is given back.
 const SETTLE: Duration = Duration::from_secs(1);
