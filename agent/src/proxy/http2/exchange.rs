@@ -28,8 +28,7 @@ use self::{
     timed::time,
 };
 use super::{
-    Connection,
-    body,
+    Connection, body,
     reply::{self, To},
 };
 use crate::{
