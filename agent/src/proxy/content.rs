@@ -124,6 +124,11 @@ impl Content {
         mem::take(&mut self.steps).into_iter().rev().fold(answer, |answer, step| step.take(answer))
     }
 
+    /// Whether something was kept that may stand in for an error.
+    pub fn may_stand_in(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Keep(ticket) if ticket.may_stand_in()))
+    }
+
     /// What was kept and may stand in for an error; what is still to be done with it is left here.
     pub fn stand_in(&mut self, status: StatusCode) -> Option<Answer> {
         let is_error = matches!(status.as_u16(), 500 | 502..=504);

@@ -110,6 +110,11 @@ pub fn keeps(rules: Option<&Strategy>) -> (usize, bool) {
     rules.map_or((BODY_BYTES_MAX, true), |rules| (rules.body_bytes_max, lets_pass(rules)))
 }
 
+/// Whether what an endpoint says before its answer may be passed on: nobody else is asked, whatever the answer is.
+pub fn passes_hints(keeping: &Keeping<'_>) -> bool {
+    keeping.guard.is_none() && keeping.rules.is_none_or(|rules| matches!(rules.kind, Kind::Failfast))
+}
+
 /// Why what came has failed, if it has.
 fn failed(rules: &Strategy, came: &Came) -> Option<Cause> {
     let is_unprocessed = came.as_ref().is_err_and(Missed::is_unprocessed);

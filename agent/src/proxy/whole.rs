@@ -3,6 +3,7 @@
 //! It is kept in one form, HTTP/2's, whatever its client speaks and its endpoints do. The head of the answer is waited for; the body streams.
 
 mod body;
+mod hints;
 mod http1;
 mod http2;
 
@@ -12,7 +13,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header, request, response};
 use tokio::time::timeout;
 
-pub use self::body::{Body, Broken, Next, Piece, Through};
+pub use self::{
+    body::{Body, Broken, Next, Piece, Through},
+    hints::Hints,
+};
 pub(super) use self::{
     http1::{answer, drop_answer},
     http2::read_away,
@@ -55,6 +59,8 @@ pub struct Whole {
     pub asked: Asked,
     /// How long it may take.
     pub time: Option<Time>,
+    /// Who is told what an endpoint says before its answer; `None`: nobody, because that answer may not become the client's.
+    pub hints: Option<Hints>,
     /// All of it, for endpoints of HTTP/1.
     message: Bytes,
     /// What endpoints are spoken to in.
@@ -80,7 +86,7 @@ impl Whole {
             HttpVersion::Http1 => in_http1(&parts, &body, &trailers)?,
             HttpVersion::Http2 => Bytes::new(),
         };
-        Ok(Self { parts, body, trailers, asked, time, message, upstream })
+        Ok(Self { parts, body, trailers, asked, time, hints: None, message, upstream })
     }
 
     /// The same for another cluster.

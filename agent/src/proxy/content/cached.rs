@@ -170,6 +170,11 @@ impl Ticket {
         }
     }
 
+    /// Whether what was kept may stand in for an error.
+    pub fn may_stand_in(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| cache::may_stand_in(&stored.rules, now()))
+    }
+
     /// What was kept, if it may stand in for an answer of this status.
     pub fn stands_in(&self, status: StatusCode) -> Option<Answer> {
         let now = now();

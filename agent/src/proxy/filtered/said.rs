@@ -81,6 +81,11 @@ impl Filtered {
         }
     }
 
+    /// Whether a cache has something that may stand in for an error.
+    pub fn may_stand_in(&self) -> bool {
+        self.content.as_ref().is_some_and(|content| content.may_stand_in())
+    }
+
     /// What a cache has kept and may stand in for an error. What the route changes of answers, it has changed of this already.
     pub fn stand_in(&mut self, status: StatusCode, change: &mut Fields) -> Option<Answer> {
         let answer = self.content.as_mut()?.stand_in(status)?;

@@ -73,7 +73,7 @@ pub(super) async fn came(
         Err(Unanswered::Failed(buf)) => {
             let who = upstream.who().clone();
             let limits = Limits::of(who.cluster());
-            let came = whole::answer(hop, upstream, buf, (head.method == Method::Head, &limits)).await;
+            let came = whole::answer(hop, upstream, buf, (head.method == Method::Head, &limits, None)).await;
             came.inspect_err(|missed| who.report(hop, missed.seen()))
         }
         Err(Unanswered::Bad(bad)) => Err(Missed::Bad(bad)),

@@ -129,14 +129,15 @@ impl Answer<'_> {
         Err(Unanswered::Bad(BadResponse("too many interim responses")))
     }
 
-    /// 100 Continue and its like: passed on, except to those who do not know them (RFC 9110 section 15.2).
+    /// 100 Continue and its like: passed on, except to those who do not know them (RFC 9110 section 15.2), and but for those of an attempt whose
+    /// answer may yet be another's.
     async fn interim_response(
         &self,
         copy: &mut Copy<'_>,
         mut buf: Buf,
         head: &ResponseHead,
     ) -> Result<Buf, Unanswered> {
-        if self.asked.http10 {
+        if self.asked.http10 || self.judged.is_some() {
             buf.consume(head.bytes);
             return Ok(buf);
         }

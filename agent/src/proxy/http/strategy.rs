@@ -1,6 +1,14 @@
 //! A request of HTTP/1 to a service with a strategy: it is received whole, and what comes of it is passed on.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -25,12 +33,12 @@ use crate::{
         guard::Keeping,
         one_way,
         reach::Tried,
-        strategy::{Outcome, carry_out, keeps},
+        strategy::{Outcome, carry_out, keeps, passes_hints},
         translate::{Outlet, Progress},
-        whole::{Answer, Broken, Came, Piece, Whole, within},
+        whole::{Answer, Broken, Came, Hints, Piece, Whole, within},
     },
     record::{Bytes as Count, Counter},
-    ring::{Buf, Due},
+    ring::{Buf, Buffers, Due, Writer},
     route,
 };
 
@@ -225,7 +233,7 @@ impl Connection<'_> {
     /// Does with a request what the rules say. `first` is what came of an attempt that was made before, and failed.
     pub(super) async fn carried_out(
         &mut self,
-        whole: Whole,
+        mut whole: Whole,
         (tried, first): (Tried, Option<Came>),
         rules: Option<&Strategy>,
         (head, rest): (&RequestHead, Buf),
@@ -234,6 +242,10 @@ impl Connection<'_> {
         let guard = self.keeper().cloned();
         let (guard, leave) = (guard.as_ref(), self.leave.as_ref());
         let keeping = Keeping { rules, guard, leave, client: HttpVersion::Http1, is_secure, asker };
+        // Those who speak HTTP/1.0 do not know them (RFC 9110 section 15.2).
+        let hints = (!head.is_http10 && passes_hints(&keeping) && !self.may_stand_in()).then(Hints::default);
+        whole.hints.clone_from(&hints);
+        let writer = &mut self.stream.writer;
         let mut client = Client {
             reader: &mut self.stream.reader,
             socket: &self.stream.socket,
@@ -248,11 +260,22 @@ impl Connection<'_> {
                 }
                 match carrying.as_mut().poll(context) {
                     Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-                    Poll::Pending => client.poll_gone(context).map(|()| None),
+                    Poll::Pending => {
+                        let is_gone = hints
+                            .as_ref()
+                            .is_some_and(|hints| pass_hints(hints, writer, &self.hop.buffers, context).is_err());
+                        if is_gone { Poll::Ready(None) } else { client.poll_gone(context).map(|()| None) }
+                    }
                 }
             })
             .await
         };
+        if outcome.is_some()
+            && let Some(hints) = hints
+            && let Err(ended) = self.give_hints(&hints).await
+        {
+            return ended;
+        }
         match outcome {
             None if self.clock.is_over() => self.reply(Reply::deadline_exceeded(), head, rest).await,
             None => self.left(),
@@ -269,6 +292,32 @@ impl Connection<'_> {
                 self.give(answer, head, rest, None).await
             }
         }
+    }
+
+    fn may_stand_in(&self) -> bool {
+        self.filtered.as_ref().is_some_and(|filtered| filtered.may_stand_in())
+    }
+
+    /// Passes on what came before an answer that is there by now.
+    async fn give_hints(&mut self, hints: &Hints) -> Result<(), Next> {
+        let mut bytes = Vec::new();
+        while let Some(parts) = hints.next() {
+            bytes.extend(translate::response_to_http1(&parts, Framing::None, None));
+        }
+        let (limits, progress) = (self.limits(), Progress::default());
+        let (to, buffers) = (&mut self.stream.writer, &*self.hop.buffers);
+        let mut outlet = Outlet { to, buffers, progress: &progress, tap: None, narrow: None };
+        match send(&mut outlet, &mut bytes, &limits).await {
+            Ok(()) => Ok(()),
+            Err(Ended::ClientStalled) => Err(self.client_stalled()),
+            Err(_) => Err(self.left()),
+        }
+    }
+
+    fn client_stalled(&mut self) -> Next {
+        self.stream.socket.reset();
+        self.tells(Counter::ClientStalled);
+        Next::End(Counter::ClientAborted)
     }
 
     /// Passes an answer on.
@@ -344,11 +393,7 @@ impl Connection<'_> {
         match ended {
             Ended::Well => self.tells(counter.unwrap_or_else(|| outcome(status))),
             Ended::ClientGone => return self.left(),
-            Ended::ClientStalled => {
-                self.stream.socket.reset();
-                self.tells(Counter::ClientStalled);
-                return Next::End(Counter::ClientAborted);
-            }
+            Ended::ClientStalled => return self.client_stalled(),
             Ended::Off(counter) => {
                 self.tells(counter);
                 self.abort().await;
@@ -371,6 +416,21 @@ enum Ended {
     ClientGone,
     /// The client did not take it in time.
     ClientStalled,
+}
+
+/// Passes on what has come before an answer, as fast as its client takes it; `Err`: that has gone.
+fn pass_hints(hints: &Hints, to: &mut Writer, buffers: &Buffers, context: &mut Context<'_>) -> io::Result<()> {
+    loop {
+        if to.is_sending() {
+            let Poll::Ready((result, buf)) = to.poll_sent(context) else { return Ok(()) };
+            buffers.give(buf);
+            result?;
+        }
+        let Some(parts) = hints.next() else { return Ok(()) };
+        let buf = Buf::of(&translate::response_to_http1(&parts, Framing::None, None));
+        let range = buf.range();
+        to.submit(buf, range);
+    }
 }
 
 /// Puts a piece of a body behind what is to be sent.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 
 use super::{
-    Answer, Body, Missed, Whole,
+    Answer, Body, Hints, Missed, Whole,
     body::{Broken, Piece},
     within,
 };
@@ -54,7 +54,8 @@ pub(super) async fn ask(
             hop.slab.count_bytes(Count::UpstreamReceived, bytes);
             upstream.who().heard().now();
             let who = upstream.who().clone();
-            return answer(hop, upstream, buf, (whole.asked.is_head, &limits)).await.inspect_err(|missed| {
+            let rules = (whole.asked.is_head, &limits, whole.hints.as_ref());
+            return answer(hop, upstream, buf, rules).await.inspect_err(|missed| {
                 who.report(hop, missed.seen());
             });
         }
@@ -107,7 +108,7 @@ pub(in crate::proxy) async fn drop_answer(hop: &Rc<Hop>, mut upstream: Upstream,
         return hop.buffers.give(buf);
     }
     let limits = Limits::of(upstream.who().cluster());
-    if let Ok(answer) = answer(hop, upstream, buf, (is_head, &limits)).await {
+    if let Ok(answer) = answer(hop, upstream, buf, (is_head, &limits, None)).await {
         answer.discard().await;
     }
 }
@@ -129,12 +130,12 @@ async fn first_bytes(stream: &mut Stream, buffers: &Buffers) -> (io::Result<usiz
     .await
 }
 
-/// The answer that begins in `buf`; interim ones are for nobody.
+/// The answer that begins in `buf`; interim ones are for `hints`.
 pub(in crate::proxy) async fn answer(
     hop: &Rc<Hop>,
     mut upstream: Upstream,
     mut buf: Buf,
-    (is_head, limits): (bool, &Limits),
+    (is_head, limits, hints): (bool, &Limits, Option<&Hints>),
 ) -> Result<Answer, Missed> {
     let asked =
         Asked { head: is_head, websocket: false, http10: false, connect: false, fields_max: limits.head_fields };
@@ -152,10 +153,13 @@ pub(in crate::proxy) async fn answer(
         };
         let response;
         (buf, response) = translated(hop, buf, &head)?;
+        let (parts, ()) = response.into_parts();
         if head.status < 200 {
+            if let Some(hints) = hints {
+                hints.add(parts);
+            }
             continue;
         }
-        let (parts, ()) = response.into_parts();
         // What has come waits here for as long as somebody takes; the clock runs when more is waited for.
         upstream.stream.socket.clear_due();
         let body = FromHttp1 {

@@ -7,7 +7,7 @@ use h2::{RecvStream, SendStream, client::ResponseFuture};
 use http::{Request, Response};
 
 use super::{
-    Answer, Body, Missed, Whole,
+    Answer, Body, Hints, Missed, Whole,
     body::{Broken, Piece},
     within,
 };
@@ -114,7 +114,7 @@ async fn attempt(
                 // Whoever reads no more of a request may have answered it already: the response tells.
                 is_uploading = false;
             }
-            poll_response(&mut response, context)
+            poll_response(&mut response, whole.hints.as_ref(), context)
         })
         .await
     };
@@ -122,12 +122,17 @@ async fn attempt(
     Some(came.inspect(|_| shared.who().heard().now()).map_err(|error| Failed { error, was_sent: true }))
 }
 
-/// The final response; what comes before it is for nobody.
+/// The final response; what comes before it is for `hints`.
 fn poll_response(
     response: &mut ResponseFuture,
+    hints: Option<&Hints>,
     context: &mut std::task::Context<'_>,
 ) -> Poll<Result<Response<RecvStream>, h2::Error>> {
-    while let Poll::Ready(Some(Ok(_))) = response.poll_informational(context) {}
+    while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(context) {
+        if let Some(hints) = hints {
+            hints.add(interim.into_parts().0);
+        }
+    }
     Pin::new(response).poll(context)
 }
 

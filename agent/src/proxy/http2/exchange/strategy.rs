@@ -16,9 +16,9 @@ use crate::{
         http2::body::{self, grpc_status},
         one_way,
         reach::{Shared, Tried, Upstream},
-        strategy::{Outcome, carry_out, keeps},
+        strategy::{Outcome, carry_out, keeps, passes_hints},
         translate::{Gathered, gather, release},
-        whole::{self, Answer, Broken, Piece, Whole, within},
+        whole::{self, Answer, Broken, Hints, Piece, Whole, within},
     },
     record::Counter,
     route,
@@ -80,7 +80,7 @@ impl Exchange<'_> {
             return self.ended(Ended::RequestBroken(Reason::PROTOCOL_ERROR.into()));
         }
         let request = ((parts, self.asked), (body.bytes(), trailers));
-        let whole = match Whole::new(request.0, request.1, (&cluster, HttpVersion::Http2), self.time) {
+        let mut whole = match Whole::new(request.0, request.1, (&cluster, HttpVersion::Http2), self.time) {
             Ok(whole) => whole,
             Err(bad) => return self.reply(&Reply::refused(bad)),
         };
@@ -99,13 +99,24 @@ impl Exchange<'_> {
             is_secure,
             asker,
         };
+        let may_stand_in = self.filtered.as_ref().is_some_and(|filtered| filtered.may_stand_in());
+        let hints = (passes_hints(&keeping) && !may_stand_in).then(Hints::default);
+        whole.hints.clone_from(&hints);
         // Its time is looked at there.
         self.begins();
         let outcome = {
             let mut carrying = pin!(carry_out(hop, &cluster, Rc::new(whole), (tried, None), &keeping));
-            poll_fn(|context| match carrying.as_mut().poll(context) {
-                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-                Poll::Pending => self.respond.poll_reset(context).map(|_| None),
+            poll_fn(|context| {
+                let outcome = carrying.as_mut().poll(context);
+                while let Some(hint) = hints.as_ref().and_then(Hints::next) {
+                    if self.respond.send_informational(Response::from_parts(hint, ())).is_err() {
+                        return Poll::Ready(None);
+                    }
+                }
+                match outcome {
+                    Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+                    Poll::Pending => self.respond.poll_reset(context).map(|_| None),
+                }
             })
             .await
         };
