@@ -358,3 +358,34 @@ fn a_cache_keeps_no_more_than_it_may() {
     }
     assert!(agent.metric("sockway_cache_bytes", &[("service", "one")]) <= 20_000.0);
 }
+
+/// What is left of a limit is told with every answer, also with one that the limit does not count, and kept with none.
+#[test]
+fn limits_tell_of_themselves_with_what_was_kept_and_do_not_count_it() {
+    let window = |name: &str, limit: u32, more: &str| {
+        format!("{{ name: {name}, kind: fixed_window, limit: {limit}, window_ms: 3600000, headers: on{more} }}")
+    };
+    let each = window("each", 3, ", by: { header: x-user }");
+    let Some(pair) = Filtered::with(CACHE, &format!("request_limits: [{}, {each}]", window("all", 9, ""))) else {
+        return;
+    };
+    let _agent = Agent::start(&pair.config);
+    pair.web.say("/a", 200, FRESH, "hello");
+    pair.web.say("/b", 200, FRESH, "hello");
+    let left = |answer: &str| {
+        let told = |name: &str| field(answer, name).map(str::to_owned);
+        assert!(told("x-ratelimit-reset").is_some_and(|reset| reset.parse::<u32>().is_ok()), "{answer}");
+        (status(answer).to_owned(), told("x-ratelimit-limit"), told("x-ratelimit-remaining"))
+    };
+    let was = |limit: &str, left: &str| ("200".to_owned(), Some(limit.to_owned()), Some(left.to_owned()));
+    for index in [0, 1] {
+        let asks = |path: &str, user: &str| left(&ask(&pair, index, path, &[&format!("x-user: {user}")]));
+        assert_eq!(asks("/a", "ann"), was("3", "2"));
+        for _ in 0..5 {
+            assert_eq!(asks("/a", "ann"), was("3", "2"), "of what was kept");
+        }
+        assert_eq!(asks("/a", "bob"), was("3", "3"), "who was never counted");
+        assert_eq!(asks("/b", "ann"), was("3", "1"));
+        assert_eq!(asks("/a", "ann"), was("3", "1"));
+    }
+}

@@ -68,6 +68,12 @@ impl Keyed {
         }
     }
 
+    /// The place of a key, if it has one. Who looks does not keep it.
+    pub fn find(&self, key: u64) -> Option<usize> {
+        let key = key.clamp(NONE + 1, RESERVED - 1);
+        self.set(key).find(|place| self.places[*place].key.load(Acquire) == key)
+    }
+
     /// The word of a place.
     pub fn word(&self, place: usize) -> &AtomicU64 {
         &self.places[place].word
@@ -101,6 +107,8 @@ mod tests {
             table.word(place).fetch_add(1, Relaxed)
         };
         assert_eq!((ask(1, 1), ask(2, 2), ask(1, 3)), (100, 100, 101));
+        assert_eq!(table.find(key(1)).map(|place| table.word(place).load(Relaxed)), Some(102));
+        assert_eq!(table.find(key(3)), None);
         // One that comes again and again stays, whatever else comes; one that does not, goes.
         for number in 10..100_000 {
             ask(number, number);

@@ -68,6 +68,16 @@ impl LimitState {
         }
     }
 
+    /// What is known of this key, if anything is.
+    pub fn known(&self, key: u64) -> Option<u64> {
+        let known = match &self.known {
+            Known::Together(word) => word.load(Relaxed),
+            Known::Each(table) => table.word(table.find(key)?).load(Relaxed),
+            Known::Adaptive(_) => return None,
+        };
+        (known != UNBORN).then_some(known)
+    }
+
     /// Who waits for a place, where somebody may.
     pub fn line(&self) -> Option<&Arc<PendingState>> {
         self.line.as_ref()

@@ -206,6 +206,15 @@ impl Gate {
         Ok((Duration::from_nanos(wait_ns), admitted))
     }
 
+    /// What a client is told that asks nothing of them, because its answer is there already: what is left.
+    fn rated(&self, request: &Request<'_>) -> Option<Box<Rated>> {
+        let limits = self.limits.iter().chain(self.queues.iter().map(|queue| queue.limit()));
+        let mut telling = limits.filter(|limit| limit.state.config.tells_limit).peekable();
+        telling.peek()?;
+        let when = When { now_ns: now_ns(Instant::now()), wall_ns: wall_ns(), patience_ns: 0 };
+        telling.fold(None, |rated, limit| Rated::tighter(rated, limit.untouched(request, when)))
+    }
+
     /// Takes room, if there is any, for a request that was admitted. Who waits in the line is told when it is given back.
     pub(super) fn room(
         &self,
@@ -309,10 +318,26 @@ impl Limit {
         Rated::of(&self.state.config, || judge.left(self.state.word(place).load(Relaxed), at_ns))
     }
 
+    /// What the client of a request is told that is not counted.
+    fn untouched(&self, request: &Request<'_>, when: When) -> Option<Box<Rated>> {
+        let (state, Asked::Counts(judge)) = (&self.state, &self.judge) else { return None };
+        if state.config.hours.as_ref().is_some_and(|hours| calendar::left_ns(hours, when.wall_ns).is_none()) {
+            return None;
+        }
+        let known = state.known(state.config.by.as_ref().map_or(0, |part| key(part, request)));
+        let at_ns = if judge.goes_by_wall() { when.wall_ns } else { when.now_ns };
+        Rated::of(&state.config, || judge.left(known.unwrap_or_else(|| judge.fresh(when.now_ns)), at_ns))
+    }
+
     fn asks_wall(&self) -> bool {
         let is_aligned = matches!(&self.judge, Asked::Counts(judge) if judge.goes_by_wall());
         is_aligned || self.state.config.hours.is_some()
     }
+}
+
+/// What a client is told of the limits of its route and of its service by an answer that they do not count: of a cache.
+pub(super) fn rated(gates: [Option<&Gate>; 2], request: &Request<'_>) -> Option<Box<Rated>> {
+    gates.into_iter().flatten().fold(None, |rated, gate| Rated::tighter(rated, gate.rated(request)))
 }
 
 /// As limits reckon.

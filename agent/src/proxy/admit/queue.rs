@@ -37,6 +37,11 @@ impl Queue {
         Some(Rc::new(Self { limit, line }))
     }
 
+    /// What places are counted by.
+    pub(super) fn limit(&self) -> &Limit {
+        &self.limit
+    }
+
     /// Takes a place, if there is one.
     fn take(&self, admitted: &mut Admitted, now: Instant, has_waited: bool) -> bool {
         let wall_ns = if self.limit.asks_wall() { wall_ns() } else { 0 };

@@ -7,7 +7,7 @@ use crate::{
     config::HttpVersion,
     decode::http1::{Framing, Method, RequestHead},
     proxy::{
-        Hop, content,
+        Hop, admit, content,
         filtered::{Chain, Ended, Filtered, Head, Lines, Passage, Walk, Who, change_also, give_also},
         left::Left,
         mirror::Tap,
@@ -70,9 +70,12 @@ impl Connection<'_> {
         }
     }
 
-    /// Gives what a cache has kept: what the route changes of answers, it has changed of this already.
+    /// Gives what a cache has kept: what the route changes of answers, it has changed of this already. The limits do not count it, and are told of.
     pub(super) async fn give_stored(&mut self, answer: Answer, buf: Buf, head: &RequestHead) -> Next {
         (self.response_change, self.one_way) = (Fields::default(), None);
+        let request = Request::of_http1(&buf.bytes()[..head.bytes], self.stream.is_tls(), self.asker.source);
+        self.rated = admit::rated([self.gate.as_deref(), Some(&self.cluster.gate)], &request);
+        self.tell_limits();
         match self.outgoing(buf, head) {
             Ok(outgoing) => self.give(answer, head, outgoing.buf, None).await,
             Err(bad) => Next::End(self.refuse(Reply::malformed(bad)).await),

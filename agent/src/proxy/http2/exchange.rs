@@ -41,7 +41,7 @@ use crate::{
     },
     proxy::{
         Cluster,
-        admit::Rated,
+        admit::{self, Rated},
         filtered::{Ended as End, Filtered, told},
         guard::{Entered, Guard, Leave, OfRoute},
         http::{Reply, outcome},
@@ -51,7 +51,7 @@ use crate::{
         timing::Time,
     },
     record::Counter,
-    route::Fields,
+    route::{Fields, Request as RouteRequest},
 };
 
 /// What became of an attempt to have a request answered.
@@ -138,7 +138,14 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     };
     let guard = asked_of.guard.clone();
     let (Entered { cluster, wait, mut admitted, leave, standing_in, extra, .. }, end) = match end {
-        Some(end) => (Entered::none(&asked_of), Some(end)),
+        Some(end) => {
+            let mut entered = Entered::none(&asked_of);
+            if matches!(end, End::Stored(_)) {
+                let request = RouteRequest::of_parts(&parts, connection.is_secure, connection.asker.source);
+                entered.admitted.rate(admit::rated([gate.as_deref(), Some(&asked_of.gate)], &request));
+            }
+            (entered, Some(end))
+        }
         None => {
             let of_route = OfRoute { gate: gate.as_deref(), circuit: circuit.as_ref() };
             match entered(&connection, (&asked_of, of_route), &parts, began, time) {

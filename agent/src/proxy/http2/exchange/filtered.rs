@@ -124,6 +124,7 @@ impl Exchange<'_> {
             },
             Ended::Stored(answer) => {
                 self.change = Fields::default();
+                self.tell_limits();
                 self.give(*answer, &limits, false).await
             }
             Ended::Gone => Counter::RequestAborted,
