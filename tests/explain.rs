@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use sockway_tests::{
-    agent::{Agent, command_of, sockway},
+    agent::{self, Agent, command_of, sockway},
     cgroup::Cgroup,
     config::{Config, Service},
     door::Door,
@@ -200,6 +200,38 @@ fn a_namespace_that_a_rule_leaves_out_is_told() {
     let inside = Door::open(Room::of(&stage.clients).inside(&netns));
     assert_verdict(&explain_and_dial(&agent, &inside, service), "passed", "excluded");
     assert_verdict(&explain_and_dial(&agent, stage.client(), service), "kernel", "balanced");
+}
+
+/// `ip netns exec` puts a new /sys over bpffs and cgroup v2.
+#[test]
+fn where_ip_netns_hides_what_is_attached_it_is_found_all_the_same() {
+    let Some(stage) = Stage::set() else { return };
+    let (netns, service) = (Netns::new(), stage.address());
+    let agent = Agent::start(&stage.config().service(Service::kernel_tcp("some", service).to(stage.address())));
+    let inside = |instance: &str| {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", netns.name()]).arg(agent::binary());
+        command.args(["explain", "--json", "--instance", instance, "--connect", &service.to_string()]);
+        process::run(Room::of(&stage.clients), command)
+    };
+    let output = inside(agent.instance());
+    assert!(output.status.success(), "{}", said(&output));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_verdict(&told, "kernel", "balanced");
+    assert_eq!((&told["from"]["netns"], &told["service"]["name"]), (&netns.name().into(), &"some".into()), "{told:#}");
+    let cgroup = told["from"]["process"]["cgroup"].as_str().unwrap_or_default();
+    assert!(stage.clients.path().ends_with(cgroup) && told["captured_by"] == cgroup, "{told:#}");
+    // The shell that has begun it sees what it does not.
+    let output = inside("nobody");
+    assert_eq!(output.status.code(), Some(69));
+    assert!(said(&output).contains("there is no /sys/fs/bpf/sockway/nobody/maps"), "{}", said(&output));
+    // Nobody lets himself be looked through by who may do less than he.
+    let less = agent::restricted(&["explain", "--connect", &service.to_string()], &["sys_admin", "bpf"]);
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", netns.name()]).arg(less.get_program()).args(less.get_args());
+    let output = process::run(Room::default(), command);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(said(&output).contains("/sys/fs/bpf is hidden") && said(&output).contains("--from"), "{}", said(&output));
 }
 
 #[test]

@@ -23,7 +23,8 @@ use std::{
 
 use crate::{
     config::{Capture, Config, ConfigError, file},
-    kernel::KernelError,
+    kernel::{self, KernelError},
+    node::runfile,
 };
 
 /// Bad usage or configuration (`EX_USAGE`).
@@ -82,6 +83,13 @@ impl Which {
         let instance = if self.config.is_some() { config.instance } else { self.instance.clone() };
         Ok((instance, config.capture))
     }
+}
+
+/// [`Which::find`] for who looks at what the agent has left in the kernel: also where that is hidden from this shell.
+fn seen(which: &Which) -> Result<(String, Capture), ConfigError> {
+    let (instance, capture) = which.find()?;
+    let agent = runfile::find(Path::new(runfile::DIRECTORY), &instance).map(|running| running.pid);
+    Ok((instance, kernel::look_outside(capture, agent)))
 }
 
 /// The file's configuration, or the embedded default.

@@ -33,6 +33,7 @@ pub mod memory;
 mod namespace;
 mod offsets;
 mod open;
+mod outside;
 mod parts;
 mod pinned;
 mod pins;
@@ -86,6 +87,7 @@ pub use self::{
     joins::{Join, Verdict, Way},
     log::KernelLog,
     namespace::{Changes, Listening, Namespaces, Opened, named_cookies},
+    outside::look as look_outside,
     pinned::Pinned,
     place::Place,
     selftest::Capability,

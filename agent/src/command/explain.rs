@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<u8, Failure> {
             connect.ok_or_else(|| Failure::new(USAGE, "sockway: write a request or --connect IP:PORT"))?
         }
     };
-    let (instance, capture) = args.which.find()?;
+    let (instance, capture) = super::seen(&args.which)?;
     let pinned = Pinned::find(&capture, &instance)?;
     let mount = capture.cgroup_mount.or_else(cgroup::mount).unwrap_or_default();
     let caller = caller(args.from.as_deref(), &mount)?;

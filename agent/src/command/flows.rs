@@ -75,7 +75,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 ///
 /// When nothing is attached, this user may not look, or somebody else watches.
 pub fn run(args: &Args) -> Result<u8, Failure> {
-    let (instance, capture) = args.which.find()?;
+    let (instance, capture) = super::seen(&args.which)?;
     let pinned = Pinned::find(&capture, &instance)?;
     let wanted = Wanted {
         service: args.service.as_deref().map(|service| service_id(&pinned, service)).transpose()?,

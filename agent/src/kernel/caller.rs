@@ -66,7 +66,7 @@ impl Caller {
     /// When there is none, or this user may not look.
     pub fn namespace(name: &str) -> io::Result<Self> {
         let file = match name {
-            "host" => host(),
+            "host" => host().0,
             path if path.contains('/') => PathBuf::from(path),
             name => Path::new(NAMED).join(name),
         };
@@ -82,10 +82,10 @@ impl Caller {
     }
 }
 
-/// The namespace of process 1; this process's own where nobody may look at that.
-fn host() -> PathBuf {
+/// The namespace of process 1, and true; this process's own, and false, where nobody may look at that.
+pub(super) fn host() -> (PathBuf, bool) {
     let first = PathBuf::from("/proc/1/ns/net");
-    if File::open(&first).is_ok() { first } else { PathBuf::from("/proc/self/ns/net") }
+    if File::open(&first).is_ok() { (first, true) } else { (PathBuf::from("/proc/self/ns/net"), false) }
 }
 
 /// A cgroup and those above it that can be seen, nearest first.

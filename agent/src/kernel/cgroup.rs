@@ -11,9 +11,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::outside;
+
 /// Where cgroup v2 is mounted, by `/proc/self/mounts`: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` in hybrid mode, or elsewhere.
 pub fn mount() -> Option<PathBuf> {
-    mount_in(&fs::read_to_string("/proc/self/mounts").ok()?)
+    mount_of("self")
+}
+
+/// The same of another process.
+pub(super) fn mount_of(process: &str) -> Option<PathBuf> {
+    mount_in(&fs::read_to_string(format!("/proc/{process}/mounts")).ok()?)
 }
 
 fn mount_in(mounts: &str) -> Option<PathBuf> {
@@ -57,7 +64,9 @@ pub fn path_of(mount: &Path, id: u64) -> Option<PathBuf> {
         (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))?
     };
     let path = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
-    Some(Path::new("/").join(path.strip_prefix(mount).ok()?))
+    // Of another mount namespace the link tells the path as that has it.
+    let path = path.strip_prefix(mount).or_else(|_| path.strip_prefix(outside::named(mount))).ok()?;
+    Some(Path::new("/").join(path))
 }
 
 /// Opens a cgroup to attach to.

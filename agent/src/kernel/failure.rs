@@ -56,6 +56,8 @@ pub enum KernelError {
     Full { table: &'static str },
     #[error("nothing is attached for instance {instance}: there is no {}", path.display())]
     NotPinned { instance: String, path: PathBuf },
+    #[error("nothing is found for instance {instance}: {} is hidden in this mount namespace, as `ip netns exec` hides it", path.display())]
+    Hidden { instance: String, path: PathBuf },
     #[error("process {watcher} watches the flows of this instance already, and only one can")]
     Watched { watcher: u32 },
     #[error("{path}: {source}")]
@@ -96,6 +98,10 @@ impl KernelError {
             }
             Self::NotPinned { .. } => {
                 "start its agent with `sockway run`, or name the right one with --instance".into()
+            }
+            Self::Hidden { .. } => {
+                "run it outside, and ask for a network namespace or a process by --from; or start its agent with `sockway run`"
+                    .into()
             }
             Self::Watched { .. } => "wait for its end, or end it".into(),
             Self::NoCgroup => {

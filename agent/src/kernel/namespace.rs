@@ -27,6 +27,7 @@ use sockway_common::capture::{LISTENER_TAG, Listener};
 
 use super::{
     KernelError, Place,
+    caller::host,
     ruled::Ruled,
     services,
     source::{Probe, Sources, Watched},
@@ -401,12 +402,15 @@ pub(super) fn every() -> io::Result<Vec<File>> {
     Ok(found)
 }
 
-/// What the namespaces are called that have a name, by cookie; this process's own is `host`.
+/// What the namespaces are called that have a name, by cookie; that of process 1 is `host`, or this process's own where nobody may look at that.
 pub fn named_cookies() -> HashMap<u64, String> {
     let name = |path: PathBuf| Some((path.file_name()?.to_str()?.to_owned(), path));
-    let home = ("host".to_owned(), PathBuf::from("/proc/self/ns/net"));
-    // The own one last: what it is called does not depend on whether it has a name as well.
-    let namespaces: Vec<(String, PathBuf)> = named().into_iter().filter_map(name).chain([home]).collect();
+    let named = named().into_iter().filter_map(name);
+    // The host's last: what it is called does not depend on whether it has a name as well. One that only may be it is called by its name.
+    let (host, is_certain) = host();
+    let home = ("host".to_owned(), host);
+    let namespaces: Vec<(String, PathBuf)> =
+        if is_certain { named.chain([home]).collect() } else { [home].into_iter().chain(named).collect() };
     let look = move || namespaces.into_iter().filter_map(|(name, path)| Some((cookie_of(&path)?, name))).collect();
     thread::spawn(look).join().unwrap_or_default()
 }

@@ -14,7 +14,12 @@ use aya::{
 };
 use sockway_common::{service::Service, watch::Name};
 
-use super::{KernelError, abi, flows, pins::Pins, services::map_error, sys};
+use super::{
+    KernelError, abi, flows, outside,
+    pins::{Pins, is_bpffs},
+    services::map_error,
+    sys,
+};
 use crate::config::Capture;
 
 /// The tables of one instance.
@@ -36,7 +41,11 @@ impl Pinned {
         match fs::metadata(&settings) {
             Ok(_) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Err(KernelError::NotPinned { instance: instance.to_owned(), path: pins.maps() });
+                let instance = instance.to_owned();
+                return Err(match !is_bpffs(&capture.bpffs) && outside::is_elsewhere() {
+                    true => KernelError::Hidden { instance, path: capture.bpffs.clone() },
+                    false => KernelError::NotPinned { instance, path: outside::named(&pins.maps()) },
+                });
             }
             Err(source) => return Err(KernelError::Pin { path: pins.maps(), source }),
         }

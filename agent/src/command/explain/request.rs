@@ -160,7 +160,8 @@ fn service<'s>(snapshot: &'s Snapshot, uri: &Uri, args: &Args) -> Result<&'s Ser
 /// Who asks, if that is said.
 fn dialler(args: &Args) -> Result<Option<Dialler>, Failure> {
     let Some(from) = args.from.as_deref() else { return Ok(None) };
-    let mount = cgroup::mount().unwrap_or_default();
+    let (_, capture) = crate::command::seen(&args.which)?;
+    let mount = capture.cgroup_mount.or_else(cgroup::mount).unwrap_or_default();
     let Caller { process, netns_file, .. } = super::caller(Some(from), &mount)?;
     let cgroup = process.and_then(|process| process.cgroups.into_iter().next());
     let (namespaces, is_host) = kernel::names_of(&netns_file);
