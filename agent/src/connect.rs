@@ -366,7 +366,12 @@ async fn connected(socket: Socket, address: SocketAddr, timeout: Duration) -> Re
         _ if socket.is_overdue() => Err(ConnectError::Late(timeout)),
         Err(error) if is_ours(&error) => Err(ConnectError::Ours(error)),
         Err(error) => Err(ConnectError::Failed(error)),
-        Ok(()) => Ok(Stream::dialled(socket)),
+        Ok(()) => {
+            let stream = Stream::dialled(socket);
+            // It will be waited for in any case: if that cannot be, it is not the endpoint that did not answer.
+            stream.reader.watch().map_err(ConnectError::Ours)?;
+            Ok(stream)
+        }
     }
 }
 
@@ -400,5 +405,28 @@ impl Hasher for IdHasher {
     fn write_u32(&mut self, id: u32) {
         // The fractional part of the golden ratio spreads consecutive numbers over all bits.
         self.0 = (self.0.rotate_left(32) ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_watched_for_lack_of_memory_is_no_fault_of_the_endpoint() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let connect = |has_memory: bool| {
+            ring::run(async move {
+                let watch = Rc::<Watch>::default();
+                let socket = Socket::dialling(address, &watch, 1).expect("a socket");
+                let _held = (!has_memory).then(|| socket.without_memory());
+                connected(socket, address, Duration::from_secs(5)).await.err()
+            })
+        };
+        assert!(matches!(connect(false).expect("a ring"), Some(ConnectError::Ours(_))));
+        assert!(connect(true).expect("a ring").is_none());
     }
 }

@@ -126,6 +126,13 @@ impl Socket {
         local.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
     }
 
+    /// See [`super::Reader::without_memory`].
+    #[cfg(test)]
+    pub fn without_memory(&self) -> impl Sized + use<> {
+        // SAFETY: tests keep the socket for longer.
+        super::stream::without_memory(unsafe { super::readiness::Borrowed::new(self.as_raw_fd()) })
+    }
+
     /// The error that is pending on it, if any.
     pub fn take_error(&self) -> Option<io::Error> {
         SockRef::from(&*self.fd).take_error().ok().flatten()

@@ -129,6 +129,13 @@ pub struct Reader {
     tls: Option<Rc<RefCell<tls::Session>>>,
 }
 
+#[cfg(test)]
+pub(super) fn without_memory(socket: Borrowed) -> impl Sized {
+    let taken = Readiness::default();
+    let _ = taken.poll(socket, &mut Context::from_waker(Waker::noop()));
+    taken
+}
+
 /// What the next receive puts its bytes into.
 enum Armed {
     /// Nothing was said of that.
@@ -166,12 +173,22 @@ impl Reader {
         self.readiness.is_watched()
     }
 
+    /// Has news of it told from now on, which anybody who waits for any has done by himself; here whoever can blame it on nobody else does.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no memory for that.
+    pub fn watch(&self) -> io::Result<()> {
+        match self.readiness.poll(self.socket, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// From now on the kernel has no memory to watch it, for as long as what is given lives.
     #[cfg(test)]
     pub fn without_memory(&self) -> impl Sized + use<> {
-        let taken = Readiness::default();
-        let _ = taken.poll(self.socket, &mut Context::from_waker(Waker::noop()));
-        taken
+        without_memory(self.socket)
     }
 
     fn is_armed(&self) -> bool {
