@@ -2,7 +2,7 @@
 //! said. A log that has grown too long is set aside, once, and begun anew.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -29,6 +29,8 @@ pub struct Ledger {
     last: u64,
     /// Lines that the disk has not taken yet, oldest first.
     unwritten: VecDeque<Vec<u8>>,
+    /// What generations say that the disk has not taken yet, as many as are kept.
+    unkept: BTreeMap<u64, String>,
     /// What is in the way of writing.
     trouble: Option<String>,
 }
@@ -36,8 +38,8 @@ pub struct Ledger {
 impl Ledger {
     /// Reads what was written before.
     pub fn open(path: PathBuf, bytes_max: u64) -> Self {
-        let mut ledger =
-            Self { path, bytes_max, entries: VecDeque::new(), last: 0, unwritten: VecDeque::new(), trouble: None };
+        let (entries, unwritten, unkept) = Default::default();
+        let mut ledger = Self { path, bytes_max, entries, last: 0, unwritten, unkept, trouble: None };
         for path in [ledger.aside(), ledger.path.clone()] {
             ledger.read(&path);
         }
@@ -86,14 +88,20 @@ impl Ledger {
         self.entries.iter()
     }
 
-    /// Lines that the disk has not taken yet.
+    /// Changes of which the disk has not taken the line yet, or what was in effect by them.
     pub fn unwritten(&self) -> usize {
-        self.unwritten.len()
+        self.unwritten.len().max(self.unkept.len())
     }
 
     /// Writes a change down, with those that could not be written before, and what it put in effect.
     pub fn add(&mut self, entry: Entry, text: Option<&str>) {
-        let kept = text.map_or(Ok(()), |text| self.keep(entry.generation, text));
+        if let Some(text) = text {
+            self.unkept.insert(entry.generation, text.to_owned());
+            if self.unkept.len() > KEPT as usize {
+                self.unkept.pop_first();
+            }
+        }
+        let kept = self.keep();
         let written = self.line(&entry).and_then(|()| self.write()).and(kept);
         self.came_of(written);
         self.last = self.last.max(entry.generation);
@@ -102,23 +110,28 @@ impl Ledger {
 
     /// Writes what could not be written before, if anything could not.
     pub fn try_again(&mut self) {
-        if !self.unwritten.is_empty() {
-            let written = self.write();
+        if self.unwritten() > 0 {
+            let kept = self.keep();
+            let written = self.write().and(kept);
             self.came_of(written);
         }
     }
 
     /// Tells when writing begins to fail, and when it no longer does.
     fn came_of(&mut self, written: io::Result<()>) {
+        let path = if self.unwritten.is_empty() && !self.unkept.is_empty() { self.texts() } else { self.path.clone() };
+        let file = path.display();
         match (&written, self.trouble.is_some()) {
-            (Err(error), false) => {
-                let file = self.path.display();
+            (Err(error), false) if !self.unwritten.is_empty() => {
                 tracing::warn!(%file, %error, "changes are not written down; make room, or set audit.path to where they can be");
             }
-            (Ok(()), true) => tracing::info!(file = %self.path.display(), "changes are written down again"),
+            (Err(error), false) => {
+                tracing::warn!(%file, %error, "a configuration is not kept, to go back to; it is tried again until there is room");
+            }
+            (Ok(()), true) => tracing::info!(%file, "changes are written down again, and what they say is kept"),
             _ => {}
         }
-        self.trouble = written.err().map(|error| format!("{}: {error}", self.path.display()));
+        self.trouble = written.err().map(|error| format!("{file}: {error}"));
     }
 
     /// Puts a change among those that are to be written.
@@ -182,11 +195,24 @@ impl Ledger {
         self.texts().join(format!("{generation}.yaml"))
     }
 
-    fn keep(&self, generation: u64, text: &str) -> io::Result<()> {
+    /// Keeps what was not kept yet, as far as the disk takes it.
+    fn keep(&mut self) -> io::Result<()> {
+        while let Some((generation, text)) = self.unkept.first_key_value() {
+            self.keep_one(*generation, text)?;
+            self.unkept.pop_first();
+        }
+        Ok(())
+    }
+
+    fn keep_one(&self, generation: u64, text: &str) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(self.texts())?;
         let (new, path) = (self.texts().join("new"), self.text_of(generation));
         let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(text.as_bytes())?;
+        if let Err(error) = file.write_all(text.as_bytes()) {
+            // What a full disk took of it is in others' way.
+            let _ = fs::remove_file(&new);
+            return Err(error);
+        }
         fs::rename(&new, path)?;
         for old in self.kept().into_iter().filter(|kept| kept + KEPT <= generation) {
             fs::remove_file(self.text_of(old))?;
@@ -296,5 +322,25 @@ mod tests {
         let mut full = Ledger::open("/proc/no/audit.jsonl".into(), 1_000);
         (0..2 * UNWRITTEN_MAX as u64).for_each(|generation| full.add(entry(generation), None));
         assert_eq!(full.unwritten(), UNWRITTEN_MAX);
+    }
+
+    #[test]
+    fn a_configuration_that_could_not_be_kept_is_when_it_can_be() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("audit.jsonl");
+        let mut ledger = Ledger::open(path.clone(), 1 << 20);
+        // Written to as a disk that has room for a line yet, and for no more.
+        fs::create_dir_all(ledger.texts()).expect("writable");
+        std::os::unix::fs::symlink("/dev/full", ledger.texts().join("new")).expect("a link");
+        ledger.add(entry(1), Some("workers: 1"));
+        assert!(ledger.trouble().is_some_and(|trouble| trouble.contains("audit.jsonl.generations: ")));
+        assert_eq!((ledger.unwritten(), ledger.text(1)), (1, None));
+        assert_eq!(Ledger::open(path.clone(), 1 << 20).entries().count(), 1, "the line is written all the same");
+        ledger.try_again();
+        assert_eq!((ledger.trouble(), ledger.unwritten()), (None, 0));
+        assert_eq!(ledger.text(1).as_deref(), Some("workers: 1"));
+        let mut never = Ledger::open("/proc/no/audit.jsonl".into(), 1_000);
+        (0..2 * KEPT).for_each(|generation| never.add(entry(generation), Some("text")));
+        assert_eq!(never.unkept.len() as u64, KEPT);
     }
 }
