@@ -193,6 +193,33 @@ mod tests {
         }
     }
 
+    /// First messages of protocols in lines, whole when their sender waits for an answer: Redis inline, memcached, HTTP/0.9, and others.
+    #[test]
+    fn a_line_that_is_no_request_line_is_opaque_at_its_first_byte_that_differs() {
+        for (line, differs) in [
+            (&b"GET\n"[..], 3),
+            (b"PUT\r\n", 3),
+            (b"GET \r\n", 4),
+            (b"GET /\r\n", 5),
+            (b"GET /\n", 5),
+            (b"GET / \r\n", 6),
+            (b"GET key\r\n", 7),
+            (b"GET / HTTP\r\n", 10),
+            (b"COPY a b\r\n", 7),
+            (b"PRI\r\n", 3),
+            (b"HELP\r\n", 2),
+            (b"HELO a\r\n", 2),
+            (b"PING\r\n", 1),
+            (b"get x\r\n", 0),
+            (b"get key\r\n", 0),
+            (b"set k 0 0 5\r\n", 0),
+        ] {
+            assert_eq!(sniff(&line[..differs]), None, "{}", line.escape_ascii());
+            assert_eq!(sniff(&line[..=differs]), Some(Spoken::Opaque), "{}", line.escape_ascii());
+            assert_eq!(sniff(line), Some(Spoken::Opaque), "{}", line.escape_ascii());
+        }
+    }
+
     proptest! {
         #[test]
         fn a_verdict_does_not_change_with_what_follows(
