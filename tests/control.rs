@@ -193,7 +193,12 @@ fn by_tcp_nothing_changes_without_a_token_that_is_known_now() {
     let digest = sum.split(' ').next().expect("a digest");
     let admin = format!("admin: {{ address: 127.0.0.1:0, tokens: [{{ name: ops, sha256: {digest} }}] }}");
     agent.reload(&config.clone().set(&admin));
-    assert_eq!((patch(None).status, patch(Some("hus")).status), (403, 403));
+    assert_eq!((patch(None).status, patch(Some("hus")).status), (401, 401));
+    for (token, challenge) in
+        [(None, r#"Bearer realm="sockway""#), (Some("hus"), r#"Bearer realm="sockway", error="invalid_token""#)]
+    {
+        assert_eq!(patch(token).header("www-authenticate"), challenge);
+    }
     let entry = json_of(&patch(Some(hush)));
     assert_eq!((entry["by"].as_str(), entry["diff"][0]["new"].as_u64()), (Some("token ops"), Some(5)));
     assert_eq!(by_tcp(&agent, "GET", "/v1/generations/1/config", Some(hush), "").text(), config.yaml());

@@ -103,7 +103,7 @@ impl Said {
     fn good(self) -> Result<Self, Failure> {
         let code = match self.status {
             200 => return Ok(self),
-            403 => NO_PERMISSION,
+            401 | 403 => NO_PERMISSION,
             400 | 404 | 409 | 413 | 422 => USAGE,
             _ => OS_ERROR,
         };
@@ -229,6 +229,7 @@ mod tests {
         };
         assert!(said(200, "{}").is_ok());
         for (status, body, code, text) in [
+            (401, r#"{"error":"changes need a token"}"#, 77, "sockway: changes need a token"),
             (403, r#"{"error":"changes need a token"}"#, 77, "sockway: changes need a token"),
             (422, r#"{"error":"F:1:2: no"}"#, 64, "sockway: F:1:2: no"),
             (500, "oops\n", 71, "sockway: status 500: oops"),

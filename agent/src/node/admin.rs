@@ -15,19 +15,23 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{ConnectInfo, DefaultBodyLimit, Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    extract::{self, ConnectInfo, DefaultBodyLimit, FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::{
     net::TcpListener,
     sync::{Mutex, Semaphore, mpsc, oneshot},
 };
 
-use self::door::{Door, Guest, Hours, Peer, Socket};
+use self::{
+    door::{Door, Guest, Hours, Peer, Socket},
+    rights::Forbidden,
+};
 use super::{
     NodeError,
     change::Proposal,
@@ -162,6 +166,20 @@ async fn nothing(request: Request) -> Response {
 #[derive(Clone, Debug)]
 struct Who(String);
 
+/// What the names in a path are; where they cannot be that, it is said as everything is.
+struct Named<T>(T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let read = extract::Path::from_request_parts(parts, state).await;
+        let named =
+            read.map_err(|refused| told(refused.status(), &format!("{}: {}", parts.uri.path(), refused.body_text())))?;
+        Ok(Self(named.0))
+    }
+}
+
 /// Who has no right to it changes nothing; and one request for each connection: an idle visitor would hold a place.
 async fn rules(State(desk): State<Desk>, mut request: Request, next: Next) -> Response {
     let guest = request.extensions().get::<ConnectInfo<Guest>>();
@@ -192,6 +210,18 @@ fn shown(request: &Request<Body>) -> (Peer, HeaderMap) {
 
 fn gone() -> Response {
     told(StatusCode::SERVICE_UNAVAILABLE, "the agent is ending")
+}
+
+/// What somebody is told who may not change anything: 401 and how to show who it is, where that would help (RFC 6750 section 3).
+fn refused(forbidden: &Forbidden) -> Response {
+    let challenge = match forbidden {
+        Forbidden::NotShown => r#"Bearer realm="sockway""#,
+        Forbidden::Unknown => r#"Bearer realm="sockway", error="invalid_token""#,
+        Forbidden::NoTokens | Forbidden::File(_) => return told(StatusCode::FORBIDDEN, &forbidden.to_string()),
+    };
+    let mut response = told(StatusCode::UNAUTHORIZED, &forbidden.to_string());
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    response
 }
 
 fn told(status: StatusCode, error: &str) -> Response {
@@ -251,7 +281,7 @@ impl Desk {
         let (_, config) = self.see(false).await.ok_or_else(gone)?;
         let found = tokio::task::spawn_blocking(move || rights::who(peer, &headers, &config.admin)).await;
         let found = found.map_err(|_| gone())?;
-        found.map(Who).map_err(|forbidden| told(StatusCode::FORBIDDEN, &forbidden.to_string()))
+        found.map(Who).map_err(|forbidden| refused(&forbidden))
     }
 
     /// Asks the node how things are; `None`: it is ending.

@@ -10,7 +10,7 @@ use std::{
 use axum::{
     Extension,
     body::to_bytes,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, patch, post, put},
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{
-    BODY_BYTES_MAX, Desk, Question, Who,
+    BODY_BYTES_MAX, Desk, Named, Question, Who,
     edit::{self, Edit, How, Item, edit},
     gone, told, v1,
 };
@@ -167,7 +167,7 @@ fn whole(text: &Arc<str>, name: &str, base: Option<u64>) -> Result<Drafted, Not>
     Ok(Drafted { config: Box::new(config), text: Some(Arc::clone(text)), base })
 }
 
-async fn rollback(State(desk): State<Desk>, Extension(who): Extension<Who>, Path(generation): Path<u64>) -> Response {
+async fn rollback(State(desk): State<Desk>, Extension(who): Extension<Who>, Named(generation): Named<u64>) -> Response {
     let history = desk.history.clone();
     desk.change("rollback", who, move |_, _| {
         let ledger = history.ledger();
@@ -181,7 +181,7 @@ async fn rollback(State(desk): State<Desk>, Extension(who): Extension<Who>, Path
 async fn service(
     State(desk): State<Desk>,
     Extension(who): Extension<Who>,
-    Path(service): Path<String>,
+    Named(service): Named<String>,
     request: Request,
 ) -> Response {
     item(desk, who, "service", service, None, request).await
@@ -190,7 +190,7 @@ async fn service(
 async fn endpoint(
     State(desk): State<Desk>,
     Extension(who): Extension<Who>,
-    Path((service, address)): Path<(String, String)>,
+    Named((service, address)): Named<(String, String)>,
     request: Request,
 ) -> Response {
     let address = address.parse::<SocketAddr>().map_or(address, |address| address.to_string());
@@ -200,7 +200,7 @@ async fn endpoint(
 async fn limit(
     State(desk): State<Desk>,
     Extension(who): Extension<Who>,
-    Path((service, limit)): Path<(String, String)>,
+    Named((service, limit)): Named<(String, String)>,
     request: Request,
 ) -> Response {
     item(desk, who, "request_limit", service, Some(Item::Limit(limit)), request).await
@@ -233,7 +233,7 @@ async fn item(
 async fn turn(
     State(desk): State<Desk>,
     Extension(who): Extension<Who>,
-    Path(switch): Path<String>,
+    Named(switch): Named<String>,
     request: Request,
 ) -> Response {
     let state = match json_body(request).await {
@@ -293,7 +293,7 @@ fn placeless(error: &ConfigError) -> String {
 async fn eject(
     State(desk): State<Desk>,
     Extension(who): Extension<Who>,
-    Path((service, address)): Path<(String, String)>,
+    Named((service, address)): Named<(String, String)>,
     request: Request,
 ) -> Response {
     let said = match json_body(request).await {
@@ -309,7 +309,7 @@ async fn eject(
 async fn fault(
     State(desk): State<Desk>,
     Extension(Who(by)): Extension<Who>,
-    Path(service): Path<String>,
+    Named(service): Named<String>,
     request: Request,
 ) -> Response {
     let text = match body(request, PART_BYTES_MAX).await {
@@ -327,7 +327,7 @@ async fn fault(
 async fn no_fault(
     State(desk): State<Desk>,
     Extension(Who(by)): Extension<Who>,
-    Path(service): Path<String>,
+    Named(service): Named<String>,
 ) -> Response {
     let _turn = desk.turn.lock().await;
     answer(desk.propose("fault", by, Wanted::Fault { service, fault: None }).await)
@@ -336,7 +336,7 @@ async fn no_fault(
 async fn take_back(
     State(desk): State<Desk>,
     Extension(who): Extension<Who>,
-    Path((service, address)): Path<(String, String)>,
+    Named((service, address)): Named<(String, String)>,
 ) -> Response {
     bar(desk, who, service, &address, None).await
 }

@@ -59,6 +59,8 @@ async fn each_path_answers() {
         ("/v1/services/a", "HTTP/1.1 404", "there is no service a"),
         ("/v1/generations", "HTTP/1.1 200", "\"generations\":[]"),
         ("/v1/generations/7", "HTTP/1.1 404", "there is no generation 7"),
+        ("/v1/generations/x", "HTTP/1.1 400", "{\"error\":\"/v1/generations/x: "),
+        ("/v1/services/%ff", "HTTP/1.1 400", "{\"error\":\"/v1/services/%ff: "),
         ("/v1/generations/7/config", "HTTP/1.1 403", "admin.tokens"),
         ("/v1/switches", "HTTP/1.1 200", "\"switches\":{"),
         ("/v1/audit", "HTTP/1.1 200", "\"entries\":[]"),

@@ -1,14 +1,14 @@
 //! What can be read below `/v1`.
 
 use axum::{
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
 use serde_json::{Value, json};
 
-use super::{Desk, gone, no_service, shown, told};
+use super::{Desk, Named, gone, no_service, shown, told};
 use crate::{
     config::file,
     node::history::{Entry, Ledger, Outcome},
@@ -34,7 +34,7 @@ async fn services(State(desk): State<Desk>) -> Response {
     .await
 }
 
-pub(super) async fn service(State(desk): State<Desk>, Path(name): Path<String>) -> Response {
+pub(super) async fn service(State(desk): State<Desk>, Named(name): Named<String>) -> Response {
     desk.answer(true, move |(observed, _)| match observed.service_json(&name) {
         Some(service) => axum::Json(service).into_response(),
         None => told(StatusCode::NOT_FOUND, &no_service(&name)),
@@ -80,7 +80,7 @@ async fn generations(State(desk): State<Desk>) -> Response {
     .await
 }
 
-async fn generation(State(desk): State<Desk>, Path(generation): Path<u64>) -> Response {
+async fn generation(State(desk): State<Desk>, Named(generation): Named<u64>) -> Response {
     read(&desk, move |ledger| {
         let found = ledger.entries().rev().find(|entry| made_one(entry) && entry.generation == generation);
         match found {
@@ -92,7 +92,7 @@ async fn generation(State(desk): State<Desk>, Path(generation): Path<u64>) -> Re
 }
 
 /// What a generation's text says is only for those who may change it: it may name what nobody else is to know.
-async fn generation_config(State(desk): State<Desk>, Path(generation): Path<u64>, request: Request) -> Response {
+async fn generation_config(State(desk): State<Desk>, Named(generation): Named<u64>, request: Request) -> Response {
     if let Err(refused) = desk.who(shown(&request)).await {
         return refused;
     }
