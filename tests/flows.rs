@@ -559,6 +559,19 @@ fn a_connected_socket_of_datagrams_is_told_when_it_is_closed() {
 }
 
 #[test]
+fn a_connected_socket_of_datagrams_that_dials_anew_is_told_when_it_does() {
+    let Some(stage) = Stage::set() else { return };
+    let (one, service) = (stage.datagrams("one"), stage.address());
+    let agent = Agent::start(&stage.config().service(Service::udp("dns", service).to(one.address())));
+    let tail = Tail::begin(agent.instance(), &[]);
+    let socket = stage.socket("0.0.0.0:0");
+    [service, one.address(), service].into_iter().for_each(|to| socket.connect(to).unwrap());
+    assert_eq!(tail.only()["ended"], "dialled anew by the program");
+    drop(socket);
+    assert_eq!(tail.wait_for(2)[1]["ended"], "closed by the program");
+}
+
+#[test]
 fn where_capture_rules_nest_datagrams_are_told_once() {
     let Some(stage) = Stage::set() else { return };
     let inner = stage.clients.child("inner");

@@ -103,6 +103,8 @@ pub mod cause {
     pub const RELEASED: u32 = 2;
     /// A UDP socket was released that had sent to a service without `connect()`.
     pub const CONVERSED: u32 = 3;
+    /// A UDP socket that was connected to an endpoint dials anew.
+    pub const REPLACED: u32 = 4;
 }
 
 /// Bits of [`Flow::flags`].

@@ -18,6 +18,7 @@ use sockway_common::{
     flow::{Address, Conn, ENDPOINT_AGENT, UDP, conn_flags},
     limit::over,
     service::{Service, service_flags},
+    watch::cause,
 };
 
 use crate::{
@@ -121,6 +122,7 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
         // What an earlier connect() of this socket took and left must not answer for this one (trap T30).
         release::all(conn);
         udp::forget_connected(ctx, conn);
+        udp::tell_ended(conn, cause::REPLACED);
         socket::forget(&CONNS, socket);
     }
     // SAFETY: plain helper without arguments.
@@ -174,11 +176,9 @@ fn dial(ctx: &SockAddrContext, settings: &Settings, dialled: &Address, service: 
         match limit::reserve(service.id, conn.source, now) {
             Ok(held) => conn.held = held,
             Err(over) => {
-                let verdict = over_limit(&over);
-                if let Verdict::Fail { counter, .. } | Verdict::Pass(counter) = &verdict {
-                    watch::not_dialled(dialled, service.id, netns, *counter);
-                }
-                return verdict;
+                let (error, counter) = over_limit(&over);
+                watch::not_dialled(dialled, service.id, netns, counter);
+                return if error == 0 { Verdict::Pass(counter) } else { Verdict::Fail { error, counter } };
             }
         }
     }
@@ -210,13 +210,15 @@ fn flags(service: &Service) -> u32 {
     flags
 }
 
+/// What `connect()` fails with by that limit, or 0, and what it is counted as. Not the verdict: of one that has no error the compiler would keep
+/// whatever stands in a register, which the verifier refuses.
 #[inline(always)]
-fn over_limit(over: &Over) -> Verdict {
+fn over_limit(over: &Over) -> (i32, Counter) {
     count::one(over.counter);
     match over.policy {
-        over::FORBID => Verdict::Fail { error: -EPERM, counter: Counter::ConnectForbidden },
-        over::PASS => Verdict::Pass(Counter::ConnectOver),
-        _ => Verdict::Fail { error: -ECONNREFUSED, counter: Counter::ConnectRefused },
+        over::FORBID => (-EPERM, Counter::ConnectForbidden),
+        over::PASS => (0, Counter::ConnectOver),
+        _ => (-ECONNREFUSED, Counter::ConnectRefused),
     }
 }
 

@@ -8,14 +8,15 @@ use core::ptr;
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
 use sockway_common::{
     counter::Counter,
-    flow::{Conn, TCP, UDP, conn_flags, held},
+    flow::{Conn, TCP, conn_flags, held},
     service::{EndpointKey, EndpointStats, Service, service_flags},
+    watch::cause,
 };
 
 use crate::{
     atomic, count, limit,
     maps::{CONNS, ENDPOINT_LIVE, ENDPOINT_STATS, NO_STATS},
-    socket, udp, watch,
+    socket, udp,
 };
 
 /// The hook has nothing to forbid.
@@ -29,10 +30,7 @@ const CLOSE: u32 = 7;
 #[cgroup_sock(sock_release)]
 pub fn released(ctx: SockContext) -> i32 {
     if let Some(conn) = socket::stored(&CONNS, ctx.sock.cast()) {
-        if conn.original.protocol == UDP && conn.flags & conn_flags::ENDED == 0 {
-            conn.flags |= conn_flags::ENDED;
-            watch::disconnected(conn);
-        }
+        udp::tell_ended(conn, cause::RELEASED);
         udp::forget_connected(&ctx, conn);
         if conn.held != 0 && !is_watched(&ctx, conn) {
             all(conn);

@@ -277,6 +277,15 @@ pub fn tell_conversations(ctx: &SockContext) {
     }
 }
 
+/// A UDP socket that was connected to an endpoint is so no more: who watches is told, once.
+#[inline(always)]
+pub fn tell_ended(conn: &mut Conn, cause: u32) {
+    if conn.original.protocol == UDP && conn.flags & conn_flags::ENDED == 0 {
+        conn.flags |= conn_flags::ENDED;
+        watch::disconnected(conn, cause);
+    }
+}
+
 /// A UDP socket that was connected to an endpoint is closed, or dials anew: `ctx` is the hook's context.
 #[inline(always)]
 pub fn forget_connected(ctx: &impl EbpfContext, conn: &Conn) {

@@ -93,15 +93,15 @@ pub fn closed(ctx: &SockOpsContext, conn: &Conn, state: u32) {
     }
 }
 
-/// A UDP socket that was connected to an endpoint is released.
+/// A UDP socket that was connected to an endpoint is so no more, by this cause.
 #[inline(always)]
-pub fn disconnected(conn: &Conn) {
+pub fn disconnected(conn: &Conn, cause: u32) {
     let Some(flow) = begin(conn.service, conn.pid, &conn.actual, Some(conn)) else { return };
     // SAFETY: a reserved record.
     unsafe {
         (*flow).conn = *conn;
         (*flow).ended_ns = bpf_ktime_get_ns();
-        (*flow).cause = cause::RELEASED;
+        (*flow).cause = cause;
         submit(flow);
     }
 }

@@ -205,6 +205,7 @@ fn how(flow: &Flow) -> String {
     match flow.cause {
         cause::NOT_DIALLED => return verdict(flow.conn.verdict).replace('_', " "),
         cause::CONVERSED if flow.state == conversation_state::FORMER => return "moved to another endpoint".to_owned(),
+        cause::REPLACED => return "dialled anew by the program".to_owned(),
         cause::RELEASED | cause::CONVERSED => return "closed by the program".to_owned(),
         _ => {}
     }
