@@ -510,3 +510,39 @@ fn datagrams_go_from_pod_to_pod_and_go_on_without_the_agent() {
     assert_eq!(connected.local_addr().unwrap().ip(), wire.left);
     assert_eq!(name_of(&connected, service), "right");
 }
+
+/// The kernel may let connect() fail when the hook has been asked already: here the second service's endpoint is behind no route.
+#[test]
+fn a_socket_that_dials_in_vain_is_still_connected_to_what_it_dialled_before() {
+    let Some(stage) = Stage::set() else { return };
+    let netns = Netns::new();
+    let (service, in_vain, endpoint) = (stage.address(), stage.address(), stage.address());
+    let nowhere = SocketAddr::from(([192, 0, 2, 1], 9));
+    let config = stage
+        .config()
+        .service(Service::udp("there", service).to(endpoint))
+        .service(Service::udp("nowhere", in_vain).to(nowhere));
+    let _agent = Agent::start(&config);
+    let program = "import socket, sys\n\
+        there, vain, at = [(ip, int(port)) for ip, port in (a.split(':') for a in sys.argv[1:])]\n\
+        new = lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+        e = new(); e.bind(at); s = new(); s.settimeout(soon)\n\
+        def fails(to):\n\
+        \x20   try: s.connect(to); print('connected')\n\
+        \x20   except OSError: pass\n\
+        def peer():\n\
+        \x20   try: return s.getpeername()\n\
+        \x20   except OSError: return None\n\
+        def hears():\n\
+        \x20   s.send(b'x'); e.sendto(b'y', e.recvfrom(9)[1]); return s.recvfrom(9)[1]\n\
+        fails(vain); assert peer() is None, peer()\n\
+        s.connect(there); assert peer() == there\n\
+        fails(vain); assert peer() == there, peer()\n\
+        assert hears() == there\n\
+        s.connect(there); fails(('192.0.2.2', 9)); assert peer() == there, peer()\n\
+        s.connect(at); assert peer() == at and hears() == at, peer()\n\
+        print('good')";
+    let addresses = [service, in_vain, endpoint].map(|address| address.to_string());
+    let room = Room::of(&stage.clients).inside(&netns);
+    assert_eq!(peers::python(room, program, &addresses.each_ref().map(String::as_str)), "good\n");
+}

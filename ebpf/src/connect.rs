@@ -18,7 +18,6 @@ use sockway_common::{
     flow::{Address, Conn, ENDPOINT_AGENT, UDP, conn_flags},
     limit::over,
     service::{Service, service_flags},
-    watch::cause,
 };
 
 use crate::{
@@ -26,7 +25,7 @@ use crate::{
     choose::{self, service_at},
     count, event, exclude,
     limit::{self, Over},
-    maps::{CONNS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SETTINGS},
+    maps::{CONNS, FORMER, HEARTBEAT, LISTENER_TAGS, LISTENERS, SETTINGS},
     mptcp, original, release, socket, source, udp, watch,
 };
 
@@ -122,8 +121,10 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
         // What an earlier connect() of this socket took and left must not answer for this one (trap T30).
         release::all(conn);
         udp::forget_connected(ctx, conn);
-        udp::tell_ended(conn, cause::REPLACED);
+        udp::replaced(conn, socket, dialled);
         socket::forget(&CONNS, socket);
+    } else if dialled.protocol == UDP {
+        socket::forget(&FORMER, socket);
     }
     // SAFETY: plain helper without arguments.
     if unsafe { bpf_get_retval() } < 0 {

@@ -126,6 +126,11 @@ pub static CONNS: SkStorage<Conn> = SkStorage::new();
 #[map]
 pub static CONNECTED: HashMap<u64, Connected> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
+/// Connect hooks write, getpeername and recvmsg read: what a UDP socket was connected to before it dialled anew, which it still is if the
+/// kernel let that fail. Dies with the socket.
+#[btf_map]
+pub static FORMER: SkStorage<Connected> = SkStorage::new();
+
 /// sendmsg hooks write, recvmsg hooks read. Made when an unconnected UDP socket first sends to a service; dies with the socket.
 #[btf_map]
 pub static CONVERSATIONS: SkStorage<Conversations> = SkStorage::new();

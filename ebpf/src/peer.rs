@@ -10,7 +10,7 @@ use sockway_common::{
 use crate::{
     count,
     maps::{ACCEPTED, CONNS},
-    socket,
+    socket, udp,
 };
 
 /// The hook lets `getpeername()` go on.
@@ -48,8 +48,14 @@ fn name(ctx: &SockAddrContext, peer: &Address) -> Option<(Address, Counter)> {
 /// What the socket dialled, if its peer is still the one it was sent to and it is not the agent's own.
 #[inline(always)]
 fn original(ctx: &SockAddrContext, peer: &Address) -> Option<Address> {
-    let conn = socket::stored(&CONNS, socket::of_addr(ctx.sock_addr))?;
-    (conn.flags & conn_flags::AGENT == 0 && conn.actual == *peer).then_some(conn.original)
+    let socket = socket::of_addr(ctx.sock_addr);
+    if let Some(conn) = socket::stored(&CONNS, socket)
+        && conn.flags & conn_flags::AGENT == 0
+        && conn.actual == *peer
+    {
+        return Some(conn.original);
+    }
+    udp::former(socket, peer)
 }
 
 /// For whom the peer of an accepted socket dialled, if it is still the same peer.

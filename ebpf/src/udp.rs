@@ -5,7 +5,7 @@
 //! asked, also when another endpoint has been chosen since (trap T27); what others send is untouched. Sending and receiving are always
 //! allowed. A connected socket's datagrams never come here, unless they name an address.
 
-use core::ptr;
+use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     EbpfContext,
@@ -21,13 +21,14 @@ use sockway_common::{
     flow::{Address, Conn, UDP, conn_flags},
     service::Service,
     udp::{CONVERSATIONS_MAX, Connected, Conversation, Conversations, conversation_state},
+    watch::cause,
 };
 
 use crate::{
     caller,
     choose::{self, service_at},
     count, exclude,
-    maps::{CONNECTED, CONNS, CONVERSATIONS, SETTINGS},
+    maps::{CONNECTED, CONNS, CONVERSATIONS, FORMER, SETTINGS},
     release,
     repeat::{Turns, repeat},
     socket, watch,
@@ -227,6 +228,12 @@ fn original(ctx: &SockAddrContext, from: &Address) -> Option<Address> {
     {
         return Some(conn.original);
     }
+    // Who is connected hears nobody but his peer.
+    if socket::is_connected(ctx.sock_addr)
+        && let Some(original) = former(socket, from)
+    {
+        return Some(original);
+    }
     let conversations = socket::stored(&CONVERSATIONS, socket)?;
     let mut found: Option<&mut Conversation> = None;
     for entry in &mut conversations.table {
@@ -284,6 +291,32 @@ pub fn tell_ended(conn: &mut Conn, cause: u32) {
         conn.flags |= conn_flags::ENDED;
         watch::disconnected(conn, cause);
     }
+}
+
+/// The same of one that dials anew, and what it was connected to is kept: `connect()` may yet fail, and then it still is. But an endpoint that
+/// is dialled by its own address is called by that.
+#[inline(always)]
+pub fn replaced(conn: &mut Conn, socket: *mut c_void, dialled: &Address) {
+    if conn.original.protocol != UDP {
+        return;
+    }
+    tell_ended(conn, cause::REPLACED);
+    if conn.actual == *dialled {
+        return socket::forget(&FORMER, socket);
+    }
+    if let Some(former) = socket::stored_or_zeroed(&FORMER, socket) {
+        (former.original, former.actual) = (conn.original, conn.actual);
+    }
+}
+
+/// What a socket that is connected to `peer` has dialled, if it dialled in vain since.
+#[inline(always)]
+pub fn former(socket: *mut c_void, peer: &Address) -> Option<Address> {
+    if peer.protocol != UDP {
+        return None;
+    }
+    let former = socket::stored(&FORMER, socket)?;
+    (former.actual == *peer).then_some(former.original)
 }
 
 /// A UDP socket that was connected to an endpoint is closed, or dials anew: `ctx` is the hook's context.

@@ -58,6 +58,7 @@ pub const MAPS: &[&str] = &[
     "CONNS",
     "CONVERSATIONS",
     "CONNECTED",
+    "FORMER",
     "ORIGINALS",
     "DIALLED",
     "COUNTERS",
