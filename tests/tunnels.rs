@@ -244,6 +244,31 @@ fn each_half_of_a_tunnel_of_http2_ends_by_itself() {
 }
 
 #[test]
+fn what_was_said_before_a_tunnel_was_reset_without_an_error_arrives() {
+    let Some(stage) = Stage::set() else { return };
+    // RFC 9113 section 8.1: nghttpx ends tunnels so.
+    let origin = opening(&stage, |peer, stream, _, _| {
+        for _ in 0..60 {
+            peer.send(kind::DATA, 0, stream, &[b'x'; 1_000])?;
+        }
+        peer.send(kind::DATA, END_STREAM, stream, b"over")?;
+        peer.send(kind::RST_STREAM, 0, stream, &0_u32.to_be_bytes())
+    });
+    let hop = Hop::up(stage, [origin.address()]);
+    for _ in 0..10 {
+        let client = hop.client1();
+        (&client).write_all(b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\nask").unwrap();
+        let mut told = Vec::new();
+        let is_clean = (&client).read_to_end(&mut told).is_ok();
+        let at = told.windows(4).position(|at| at == b"\r\n\r\n").map_or(0, |at| at + 4);
+        let said = &told[at..];
+        assert!(said.len() == 60_004 && said.ends_with(b"xover") && is_clean, "{} bytes, {is_clean}", said.len());
+    }
+    let ends = || hop.agent.metric("sockway_connections_closed_total", &[("reason", "relay_done")]);
+    wait::until("them to be counted", wait::SOON, || ends() == 10.0);
+}
+
+#[test]
 fn a_reset_of_one_side_of_a_tunnel_is_one_of_the_other() {
     let Some(stage) = Stage::set() else { return };
     // The connection's side resets.

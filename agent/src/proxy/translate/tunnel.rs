@@ -19,6 +19,8 @@ use crate::{
 pub enum Ended {
     /// Both sides ended cleanly.
     Done,
+    /// The stream ended cleanly and wants no more of the connection, which may go on sending.
+    Enough,
     /// The stream was reset, and so was the connection.
     StreamBroke,
     /// The connection broke off, and the stream was reset.
@@ -53,8 +55,11 @@ pub async fn relay(
             outlet.to.end().await.map_err(|_| body::Broken::To)
         });
         let mut inlet = Inlet { from: reader, buffers, progress: back, tap: None, narrow: None };
-        let mut inward = pin!(inlet.pass_on(to, first, Framing::UntilClose));
-        let (mut out_done, mut in_done) = (false, false);
+        let mut inward = pin!(async {
+            let passed = inlet.pass_on(to, first, Framing::UntilClose).await;
+            (passed, has_enough(to).await)
+        });
+        let (mut out_done, mut in_done, mut enough) = (false, false, false);
         poll_fn(|context| {
             if !out_done && let Poll::Ready(result) = outward.as_mut().poll(context) {
                 match result {
@@ -63,19 +68,24 @@ pub async fn relay(
                     Err(body::Broken::To) => return Poll::Ready(Ended::ConnectionBroke),
                 }
             }
-            if !in_done && let Poll::Ready(result) = inward.as_mut().poll(context) {
+            if !in_done && let Poll::Ready((result, is_enough)) = inward.as_mut().poll(context) {
                 match result {
                     Ok(_) => in_done = true,
+                    // What it has said before is on its way out, its end too.
+                    Err(forward::Broken::Sending(_)) if is_enough => (in_done, enough) = (true, true),
                     Err(forward::Broken::Sending(_)) => return Poll::Ready(Ended::StreamBroke),
                     Err(_) => return Poll::Ready(Ended::ConnectionBroke),
                 }
             }
-            if out_done && in_done { Poll::Ready(Ended::Done) } else { Poll::Pending }
+            match out_done && in_done {
+                true => Poll::Ready(if enough { Ended::Enough } else { Ended::Done }),
+                false => Poll::Pending,
+            }
         })
         .await
     };
     match ended {
-        Ended::Done => socket.reset_on_close(false),
+        Ended::Done | Ended::Enough => socket.reset_on_close(false),
         Ended::StreamBroke => {
             to.send_reset(Reason::CANCEL);
             socket.reset();
@@ -87,4 +97,9 @@ pub async fn relay(
         }
     }
     ended
+}
+
+/// Whether the other side of a stream has reset it without an error: so ends who has said everything and needs nothing more (RFC 9113 section 8.1).
+async fn has_enough(to: &mut SendStream<Bytes>) -> bool {
+    poll_fn(|context| Poll::Ready(matches!(to.poll_reset(context), Poll::Ready(Ok(Reason::NO_ERROR))))).await
 }

@@ -80,8 +80,11 @@ impl Connection<'_> {
         let ended = relay(&mut self.stream, (&says, buf), ends, &self.hop.buffers, (&out, &back)).await;
         self.hop.slab.count_bytes(Count::DownstreamSent, out.bytes.get());
         self.hop.slab.count_bytes(Count::DownstreamReceived, back.bytes.get());
+        if ended == Ended::Enough {
+            self.linger().await;
+        }
         Next::End(match ended {
-            Ended::Done => Counter::RelayDone,
+            Ended::Done | Ended::Enough => Counter::RelayDone,
             Ended::ConnectionBroke => Counter::RelayClientReset,
             Ended::StreamBroke => Counter::RelayUpstreamReset,
         })
