@@ -84,6 +84,8 @@ pub const MAPS: &[&str] = &[
 const PRIVATE_ENTRIES_MAX: u32 = 1024;
 /// Programs that are loaded at the same time, at most: the verifier takes some megabytes for each.
 const LOADED_AT_A_TIME_MAX: usize = 4;
+/// How often a program is given to the verifier if a signal interrupts that: as often as libbpf does.
+const LOAD_TRIES_MAX: usize = 5;
 /// The sockhash, apart because a program is attached to it.
 pub const SHORTCUT_MAP: &str = "SHORTCUT";
 /// That program.
@@ -289,7 +291,23 @@ fn has_loop() -> bool {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_loop).unwrap_or(false)
 }
 
+/// A signal of this process that comes while the verifier is at work makes it give up: as libbpf does, it is asked again.
 fn load_program(name: &str, program: &mut Program) -> Result<(), aya::programs::ProgramError> {
+    let is_interrupted = |error: &aya::programs::ProgramError| {
+        matches!(error, aya::programs::ProgramError::LoadError { io_error, .. }
+            if io_error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let mut loaded = verify(name, program);
+    for _ in 1..LOAD_TRIES_MAX {
+        if !loaded.as_ref().is_err_and(is_interrupted) {
+            break;
+        }
+        loaded = verify(name, program);
+    }
+    loaded
+}
+
+fn verify(name: &str, program: &mut Program) -> Result<(), aya::programs::ProgramError> {
     let began = Instant::now();
     match program {
         Program::CgroupSockAddr(program) => program.load(),

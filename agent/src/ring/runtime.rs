@@ -1,6 +1,6 @@
 //! A worker's ring and the tasks on it.
 
-use std::{cell::Cell, fmt, io};
+use std::{cell::Cell, fmt, io, panic, thread};
 
 /// Submissions that fit before the kernel must be called: a burst of connections, each with a few operations.
 const ENTRIES: u32 = 512;
@@ -58,7 +58,10 @@ impl fmt::Display for Form {
 ///
 /// When it makes none: io_uring is switched off, or there is no memory.
 pub fn form() -> io::Result<Form> {
-    runtime().map(|(form, _)| form)
+    // On a thread of its own: some 16 ms after a ring is closed the kernel interrupts the thread that made it, and a program that is being verified on
+    // it is refused (EAGAIN). So aya's look at what the kernel can do went wrong, and nothing was loaded.
+    thread::scope(|scope| scope.spawn(|| runtime().map(|(form, _)| form)).join())
+        .unwrap_or_else(|panicked| panic::resume_unwind(panicked))
 }
 
 /// Runs a future, and what it spawns, on a ring of this thread until it is done.
@@ -130,6 +133,14 @@ mod tests {
             assert_eq!(best(kernel(forms)).unwrap(), (best_known, best_known));
         }
         assert_eq!(best(kernel(0)).unwrap_err().raw_os_error(), Some(22));
+    }
+
+    #[test]
+    fn who_asks_for_the_form_is_not_interrupted_when_the_ring_is_gone() {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        silent.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+        form().unwrap();
+        assert_eq!(silent.recv(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
