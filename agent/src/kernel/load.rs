@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    iter,
+    io, iter,
     os::fd::{AsFd as _, OwnedFd},
     panic,
     path::Path,
@@ -13,7 +13,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Program, ProgramType, SkMsg},
+    programs::{Program, ProgramError, ProgramType, SkMsg},
     sys::{BpfHelper, is_helper_supported},
 };
 
@@ -291,23 +291,22 @@ fn has_loop() -> bool {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_loop).unwrap_or(false)
 }
 
-/// A signal of this process that comes while the verifier is at work makes it give up: as libbpf does, it is asked again.
-fn load_program(name: &str, program: &mut Program) -> Result<(), aya::programs::ProgramError> {
-    let is_interrupted = |error: &aya::programs::ProgramError| {
-        matches!(error, aya::programs::ProgramError::LoadError { io_error, .. }
-            if io_error.kind() == std::io::ErrorKind::WouldBlock)
-    };
-    let mut loaded = verify(name, program);
-    for _ in 1..LOAD_TRIES_MAX {
-        if !loaded.as_ref().is_err_and(is_interrupted) {
-            break;
-        }
-        loaded = verify(name, program);
-    }
-    loaded
+fn load_program(name: &str, program: &mut Program) -> Result<(), ProgramError> {
+    uninterrupted(|| verify(name, program))
 }
 
-fn verify(name: &str, program: &mut Program) -> Result<(), aya::programs::ProgramError> {
+/// A signal of this process that comes while the verifier is at work makes it give up: as libbpf does, it is asked again.
+fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_TRIES_MAX {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            loaded => return loaded,
+        }
+    }
+    load()
+}
+
+fn verify(name: &str, program: &mut Program) -> Result<(), ProgramError> {
     let began = Instant::now();
     match program {
         Program::CgroupSockAddr(program) => program.load(),
@@ -318,7 +317,7 @@ fn verify(name: &str, program: &mut Program) -> Result<(), aya::programs::Progra
         Program::SkLookup(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         // The object has no other kind; a new one is added here.
-        _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
+        _ => Err(ProgramError::UnexpectedProgramType),
     }?;
     let looked_at = program.info().ok().and_then(|info| info.verified_instruction_count());
     tracing::debug!(program = name, instructions = looked_at, elapsed = ?began.elapsed(), "verified");
@@ -328,6 +327,23 @@ fn verify(name: &str, program: &mut Program) -> Result<(), aya::programs::Progra
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_load_that_signals_interrupt_is_tried_a_few_times_and_no_other() {
+        let tries = |kind: io::ErrorKind, failing: usize| {
+            let mut tried = 0;
+            let loaded = uninterrupted(|| {
+                tried += 1;
+                let verifier_log = aya_obj::VerifierLog::new(String::new());
+                let failed = ProgramError::LoadError { io_error: kind.into(), verifier_log };
+                if tried > failing { Ok(()) } else { Err(failed) }
+            });
+            (loaded.is_ok(), tried)
+        };
+        assert_eq!(tries(io::ErrorKind::WouldBlock, 2), (true, 3));
+        assert_eq!(tries(io::ErrorKind::WouldBlock, 9), (false, LOAD_TRIES_MAX));
+        assert_eq!(tries(io::ErrorKind::PermissionDenied, 2), (false, 1));
+    }
 
     #[test]
     fn the_verifier_takes_the_same_programs_where_it_must_follow_every_turn_of_their_loops() {
