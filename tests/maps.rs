@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     fs,
     io::Read as _,
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -238,4 +238,52 @@ fn a_reload_that_finds_no_room_is_refused_whole_and_names_the_key() {
     agent.signal(Signal::SIGHUP);
     told("maps.services: is room for 1, and the file has 2 services; write at least 4");
     assert_eq!(stage.ask_name(service).unwrap(), "before");
+}
+
+/// A service whose table has 20 slots, in two chunks of ten, which other weights make another table.
+fn uneven(service: SocketAddr, endpoints: [SocketAddr; 2], weight: u32) -> Service {
+    Service::kernel_tcp("uneven", service).weighted(endpoints[0], weight).weighted(endpoints[1], 20 - weight)
+}
+
+#[test]
+fn reloads_in_quick_succession_find_the_room_of_the_tables_that_they_replace() {
+    let Some(stage) = Stage::set() else { return };
+    let (origins, service) = ([stage.echo("a"), stage.echo("b")], stage.address());
+    let endpoints = origins.each_ref().map(Origin::address);
+    // Room for two tables: what stands there, and the one that takes its place.
+    let config = stage.config().set("maps: { slots: 4 }");
+    let with = |weight| config.with_services([uneven(service, endpoints, weight)]);
+    let agent = Agent::start(&with(1));
+    for weight in [3, 7, 9, 11, 13, 17] {
+        agent.reload(&with(weight));
+        assert!(stage.ask_name(service).is_ok());
+    }
+    assert!(!agent.log().contains("is full"), "{}", agent.log());
+}
+
+#[test]
+fn a_table_of_slots_that_found_no_room_leaves_the_room_that_there_was() {
+    let Some(stage) = Stage::set() else { return };
+    let (origins, service) = ([stage.echo("a"), stage.echo("b")], stage.address());
+    let endpoints = origins.each_ref().map(Origin::address);
+    let config = stage.config().set("maps: { slots: 4 }");
+    let with = |weight| config.with_services([uneven(service, endpoints, weight)]);
+    let mut agent = Agent::start(&with(1));
+    for (refused, weight) in [3, 7, 9].into_iter().enumerate() {
+        let large = Service::kernel_tcp("uneven", service).weighted(endpoints[0], 1).weighted(endpoints[1], 50);
+        agent.write_config(&config.with_services([large]).yaml());
+        agent.signal(Signal::SIGHUP);
+        wait::until("the reload to be refused", wait::soon(), || {
+            agent.log().matches("table SLOTS of the kernel half is full").count() > refused
+        });
+        assert!(stage.ask_name(service).is_ok(), "what stands goes on");
+        agent.reload(&with(weight));
+        assert!(stage.ask_name(service).is_ok());
+    }
+    assert!(!agent.log().contains("does not know of the endpoint's change"), "{}", agent.log());
+    // What an agent that is killed has left half replaced is in nobody's way either.
+    agent.sigkill();
+    agent.write_config(&with(11).yaml());
+    agent.start_again();
+    assert!(stage.ask_name(service).is_ok());
 }

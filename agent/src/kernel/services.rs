@@ -33,7 +33,7 @@ pub use self::{
     gate::Gate,
     limits::{LimitPrograms, Limits},
 };
-use super::KernelError;
+use super::{KernelError, grace};
 use crate::{
     balance,
     cluster::{self, Departure, Snapshot},
@@ -283,24 +283,25 @@ impl Tables {
         Ok(old.into_iter().map(|(id, _)| id).filter(|id| !kept(id)).collect())
     }
 
-    /// Writes the service's entry, and its slots if they are others than those that stand there.
+    /// Writes the service's entry, and its slots if they are others than those that stand there. After a failure what stood there still does.
     fn write_dialled(&mut self, wanted: &Wanted, written: &mut Written) -> Result<(), KernelError> {
-        let old = written.dialled.take();
+        let old = written.dialled.as_ref();
         let recipe = (wanted.balance, wanted.maglev_table_size);
         let same_slots = old
-            .as_ref()
-            .filter(|old| old.recipe == recipe && old.choices == wanted.choices && old.standby == wanted.standby);
-        let (generation, slots) = match same_slots {
-            Some(old) => (old.entry.generation, old.entry.slots),
-            None => self.write_slots(wanted)?,
-        };
+            .filter(|old| old.recipe == recipe && old.choices == wanted.choices && old.standby == wanted.standby)
+            .map(|old| (old.entry.generation, old.entry.slots));
+        let (generation, slots) = same_slots.map_or_else(|| self.write_slots(wanted), Ok)?;
         let entry = wanted.entry(generation, slots);
-        if old.as_ref().is_none_or(|old| old.entry != entry || old.address != wanted.address) {
-            self.services.insert(wanted.address, entry, 0).map_err(map_error("SERVICES"))?;
+        if old.is_none_or(|old| old.entry != entry || old.address != wanted.address) {
+            let inserted = self.services.insert(wanted.address, entry, 0).map_err(map_error("SERVICES"));
+            if inserted.is_err() && same_slots.is_none() {
+                self.remove_slots(&entry);
+            }
+            inserted?;
         }
         let (choices, standby) = (wanted.choices.clone(), wanted.standby.clone());
-        written.dialled = Some(Dialled { address: wanted.address, entry, choices, standby, recipe });
-        if let Some(old) = old {
+        let new = Dialled { address: wanted.address, entry, choices, standby, recipe };
+        if let Some(old) = written.dialled.replace(new) {
             if old.address != wanted.address {
                 let _ = self.services.remove(&old.address);
             }
@@ -311,20 +312,46 @@ impl Tables {
         Ok(())
     }
 
-    /// Writes a new generation of slots: its number, and how many there are.
+    /// Writes a new generation of slots: its number, and how many there are. Where they find no room beside what was replaced, that is
+    /// waited for.
     fn write_slots(&mut self, wanted: &Wanted) -> Result<(u32, u32), KernelError> {
-        self.generation = self.generation.wrapping_add(1);
-        let generation = self.generation;
         let slots = balance::table(wanted.balance, &wanted.choices, wanted.maglev_table_size);
-        for (first, slots) in [(0, &slots), (STANDBY_CHUNK, &wanted.standby)] {
+        match self.write_generation(wanted, &slots) {
+            Err(KernelError::Full { .. }) if self.make_room() => self.write_generation(wanted, &slots),
+            written => written,
+        }
+    }
+
+    /// Writes all of a generation or nothing.
+    fn write_generation(&mut self, wanted: &Wanted, slots: &[Slot]) -> Result<(u32, u32), KernelError> {
+        self.generation = self.generation.wrapping_add(1);
+        let (generation, count) = (self.generation, slots.len() as u32);
+        for (first, slots) in [(0, slots), (STANDBY_CHUNK, wanted.standby.as_slice())] {
             for (chunk, part) in slots.chunks(CHUNK_SLOTS).enumerate() {
                 let mut value = Chunk::default();
                 value.slots[..part.len()].copy_from_slice(part);
                 let key = ChunkKey { service: wanted.id, generation, chunk: first + chunk as u32 };
-                self.slots.insert(key, value, 0).map_err(map_error("SLOTS"))?;
+                if let Err(error) = self.slots.insert(key, value, 0) {
+                    self.remove_slots(&wanted.entry(generation, count));
+                    return Err(map_error("SLOTS")(error));
+                }
             }
         }
-        Ok((generation, slots.len() as u32))
+        Ok((generation, count))
+    }
+
+    /// Removes all slots that no service names, those that an earlier agent left among them, once no hook that runs can have read of them:
+    /// whether that could be waited for.
+    fn make_room(&mut self) -> bool {
+        if let Err(error) = grace::wait() {
+            tracing::debug!(%error, "slots that were replaced stay for their time");
+            return false;
+        }
+        let named: HashSet<(u32, u32)> =
+            self.services.iter().flatten().map(|(_, service)| (service.id, service.generation)).collect();
+        adopt::clear(&mut self.slots, |key| named.contains(&(key.service, key.generation)));
+        self.replaced.clear();
+        true
     }
 
     /// Removes an old table.

@@ -73,7 +73,8 @@ impl Tables {
     }
 }
 
-fn clear<K: Pod, V: Pod>(map: &mut BpfHashMap<MapData, K, V>, kept: impl Fn(&K) -> bool) {
+/// Removes the entries that are not kept.
+pub(super) fn clear<K: Pod, V: Pod>(map: &mut BpfHashMap<MapData, K, V>, kept: impl Fn(&K) -> bool) {
     let stale: Vec<K> = map.keys().flatten().filter(|key| !kept(key)).collect();
     for key in stale {
         let _ = map.remove(&key);
