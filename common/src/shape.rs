@@ -44,6 +44,10 @@ const BY_ID: &[&str] = &[
     "NAMES",
 ];
 
+/// By which hooks find an endpoint, one leading to the next: where one of them is made in another size, the others are copied, too. The hooks
+/// before go on with what they have until they are replaced, and of what a new agent writes they find all or nothing.
+pub const DIALLED: &[&str] = &["SERVICES", "SLOTS", "ENDPOINTS"];
+
 /// Maps whose values live with a socket: nobody can carry them over. Where one of them is made anew, the hooks that read the old one
 /// stay until the last socket that has a value in it is gone.
 pub const OF_SOCKETS: &[&str] = &["ACCEPTED", "CONNS", "CONVERSATIONS", "HALVES"];

@@ -96,10 +96,11 @@ impl Carry {
             let last = carry.aside.iter().filter_map(|aside| number(&aside.root)).max().unwrap_or(0);
             let aside = carry.remember(pins.root().join(format!("{ASIDE}{}", last + 1)))?;
             // The settings last: they say of which version the others are, should this be cut short.
-            unfit.sort_by_key(|(name, _)| (*name == "SETTINGS", *name));
+            // First those that only go with others: as long as one of the others is there, the next agent finds that they do.
+            unfit.sort_by_key(|(name, change)| (*name == "SETTINGS", *change != Change::Company, *name));
             tracing::info!(maps = ?unfit, "maps of another shape are set aside, new ones take over");
             for (name, change) in unfit {
-                let to = if change == Change::Size { aside.resized() } else { aside.maps() };
+                let to = if change == Change::Layout { aside.maps() } else { aside.resized() };
                 fs::create_dir_all(&to).map_err(failed(&to))?;
                 let from = pins.maps().join(name);
                 fs::rename(&from, to.join(name)).map_err(failed(&from))?;
@@ -131,7 +132,7 @@ impl Carry {
                 let (old, new) = (entry.path(), self.pins.maps().join(entry.file_name()));
                 let (copied, left) = copy(&old, &new).map_err(failed(&new))?;
                 let map = entry.file_name();
-                tracing::info!(map = %map.display(), copied, "entries are carried over to a map of another size");
+                tracing::info!(map = %map.display(), copied, "entries are carried over to a new map");
                 if left > 0 {
                     tracing::warn!(map = %map.display(), left, "entries find no room in a map that was made smaller");
                 }
@@ -199,6 +200,8 @@ fn number(root: &Path) -> Option<u32> {
 /// How a pinned map differs from the one that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
+    /// In nothing itself: it goes with one that differs by its size.
+    Company,
     /// By its size alone.
     Size,
     /// By its layout, or what that means.
@@ -219,7 +222,11 @@ fn unfit(maps: &Path, version: Option<u32>, wanted: &HashMap<String, Shape>) -> 
         let belongs = shape::TOGETHER.iter().any(|(first, also)| also.contains(&name) && anew(first));
         belongs.then_some(Change::Layout)
     };
-    let change = |name: &'static str| Some((name, with_others(name).or(changes.get(name).copied())?));
+    let resized = shape::DIALLED.iter().any(|name| changes.contains_key(name));
+    let with_dialled = |name: &str| (resized && shape::DIALLED.contains(&name)).then_some(Change::Company);
+    let change = |name: &'static str| {
+        Some((name, with_others(name).or(changes.get(name).copied()).or_else(|| with_dialled(name))?))
+    };
     there.into_iter().filter_map(change).collect()
 }
 
