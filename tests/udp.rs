@@ -546,3 +546,37 @@ fn a_socket_that_dials_in_vain_is_still_connected_to_what_it_dialled_before() {
     let room = Room::of(&stage.clients).inside(&netns);
     assert_eq!(peers::python(room, program, &addresses.each_ref().map(String::as_str)), "good\n");
 }
+
+#[test]
+fn an_endpoint_that_is_dialled_right_behind_its_service_goes_by_its_own_address() {
+    // Trap T30: where rules nest, the hooks further out meet the endpoint's address, too, and within the same connect().
+    let Some(stage) = Stage::set() else { return };
+    let pod = stage.clients.child("pod");
+    let endpoints = [stage.datagrams("four"), stage.datagrams_at("six", stage.addresses.next_v6())];
+    let services = [stage.address(), stage.addresses.next_v6()];
+    let limited = |of: usize| {
+        let service = Service::udp(["four", "six"][of], services[of]).to(endpoints[of].address());
+        service.set("limits: { connections: 1 }")
+    };
+    let _agent = Agent::start(&stage.config().capture(&pod).service(limited(0)).service(limited(1)));
+    for cgroup in [&stage.clients, &pod] {
+        let door = Door::open(Room::of(cgroup));
+        for (service, endpoint) in services.into_iter().zip(endpoints.each_ref().map(Answering::address)) {
+            let bind = || door.bind(if service.is_ipv4() { ANY } else { ANY_V6 }.parse().unwrap()).unwrap();
+            // A socket that was handed over is closed when the door has let go of it, too.
+            let connect = |socket: &UdpSocket| {
+                wait::until("a place to be free", wait::SOON, || socket.connect(service).is_ok());
+            };
+            let socket = bind();
+            connect(&socket);
+            socket.connect(endpoint).unwrap();
+            assert_eq!(socket.peer_addr().unwrap(), endpoint);
+            bind().connect(service).expect("what it took to be given back");
+            // From there to the service, which is at the same place.
+            connect(&socket);
+            assert_eq!(socket.peer_addr().unwrap(), service);
+            assert!(bind().connect(service).is_err(), "it has taken the only place");
+        }
+    }
+    drop(pod);
+}

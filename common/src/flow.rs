@@ -139,6 +139,8 @@ pub mod conn_flags {
     pub const AGENT: u32 = 1 << 2;
     /// `connect()` is under way: where capture rules nest, the hook of the outer cgroup runs next, on the address that was put in.
     pub const DIALLING: u32 = 1 << 3;
+    /// A UDP socket that was connected to [`Conn::actual`] already when it dialled.
+    pub const STAYED: u32 = 1 << 14;
     /// Its end has been counted: where capture rules nest, the hook of the outer cgroup sees it too.
     pub const ENDED: u32 = 1 << 4;
     /// The agent dials a program on behalf of a client: [`Conn::original`] is the client, and the program is to hear it as its peer.

@@ -40,7 +40,8 @@ const ECONNREFUSED: i32 = 111;
 pub const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
 /// Last word of ::1.
 pub const LOOPBACK_V6: u32 = 1_u32.to_be();
-/// Longer than the hooks of nested cgroups are apart, shorter than a program takes to dial the endpoint itself after the service.
+/// Longer than the hooks of nested cgroups are apart. A program that dials the endpoint itself so soon after the service was connected to it
+/// before both, or dialled in vain; else it is seen.
 const UDP_DIAL_NS: u64 = 5_000_000;
 /// The current network namespace, for `bpf_sk_lookup_tcp`.
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -115,7 +116,7 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
     let socket = socket::of_addr(ctx.sock_addr);
     let left = socket::stored(&CONNS, socket);
     if let Some(conn) = left {
-        if conn.flags & conn_flags::DIALLING != 0 && conn.actual == *dialled && is_under_way(conn) {
+        if conn.flags & conn_flags::DIALLING != 0 && conn.actual == *dialled && is_under_way(ctx, conn) {
             return Verdict::Settled;
         }
         // What an earlier connect() of this socket took and left must not answer for this one (trap T30).
@@ -140,11 +141,16 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
     }
 }
 
-/// Of TCP, the flag says it: it is taken away when the SYN leaves. UDP has no such moment, but its hooks run within one `connect()`.
+/// Of TCP, the flag says it: it is taken away when the SYN leaves. UDP has no such moment, but its hooks run within one `connect()`, and behind
+/// that the socket is connected.
 #[inline(always)]
-fn is_under_way(conn: &Conn) -> bool {
+fn is_under_way(ctx: &SockAddrContext, conn: &Conn) -> bool {
+    if conn.original.protocol != UDP {
+        return true;
+    }
     // SAFETY: plain helper without arguments.
-    conn.original.protocol != UDP || unsafe { bpf_ktime_get_ns() }.wrapping_sub(conn.dialled_ns) < UDP_DIAL_NS
+    let is_recent = unsafe { bpf_ktime_get_ns() }.wrapping_sub(conn.dialled_ns) < UDP_DIAL_NS;
+    is_recent && (conn.flags & conn_flags::STAYED != 0 || !socket::is_connected_to(ctx.sock_addr, &conn.actual))
 }
 
 /// A service is dialled.

@@ -58,6 +58,31 @@ pub fn is_connected(addr: *mut bpf_sock_addr) -> bool {
     unsafe { ptr::read_volatile(&raw const (*(*addr).__bindgen_anon_1.sk).state) == BPF_TCP_ESTABLISHED }
 }
 
+/// Whether the socket is connected to this address.
+#[inline(always)]
+pub fn is_connected_to(addr: *mut bpf_sock_addr, peer: &Address) -> bool {
+    if !is_connected(addr) {
+        return false;
+    }
+    // SAFETY: `addr` is the hook's context, whose socket is a full one; its addresses are readable word by word.
+    unsafe {
+        let sk = (*addr).__bindgen_anon_1.sk;
+        if ptr::read_volatile(&raw const (*sk).dst_port) != peer.port {
+            return false;
+        }
+        if is_inet(addr) {
+            return ptr::read_volatile(&raw const (*sk).dst_ip4) == peer.ip[3];
+        }
+        let ip = [
+            ptr::read_volatile(&raw const (*sk).dst_ip6[0]),
+            ptr::read_volatile(&raw const (*sk).dst_ip6[1]),
+            ptr::read_volatile(&raw const (*sk).dst_ip6[2]),
+            ptr::read_volatile(&raw const (*sk).dst_ip6[3]),
+        ];
+        ip == peer.ip
+    }
+}
+
 /// Whether it is an IPv4 socket; otherwise it is an IPv6 one.
 #[inline(always)]
 fn is_inet(addr: *mut bpf_sock_addr) -> bool {

@@ -256,6 +256,9 @@ pub fn note_connected(ctx: &SockAddrContext) {
     if conn.original.protocol != UDP {
         return;
     }
+    if socket::is_connected_to(ctx.sock_addr, &conn.actual) {
+        conn.flags |= conn_flags::STAYED;
+    }
     let connected = Connected { original: conn.original, actual: conn.actual };
     // SAFETY: the helper takes the hook's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
