@@ -81,6 +81,29 @@ fn sighup_reloads() {
     assert!(moves_to(&stage, service, "origin"));
 }
 
+#[test]
+fn sighup_does_not_end_an_agent_that_starts() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = stage.echo("origin");
+    let service = stage.address();
+    let mut agent = Agent::start(&stage.config().service(Service::kernel_tcp("web", service).to(origin.address())));
+    agent.sigkill();
+    agent.begin_again();
+    // It enters its cgroup before the kernel half is loaded, which takes longest.
+    let cgroup = format!("/proc/{}/cgroup", agent.pid());
+    wait::until("the agent to be under way", wait::SOON, || {
+        fs::read_to_string(&cgroup).is_ok_and(|cgroups| cgroups.contains("sockway-agent-"))
+    });
+    let is_ready = |agent: &Agent| agent.log().matches(": ready ").count() > 0;
+    assert!(!is_ready(&agent), "too late to try");
+    agent.signal(Signal::SIGHUP);
+    wait::until("the agent to be ready", wait::SOON, || {
+        assert!(agent.running(), "{}", agent.log());
+        is_ready(&agent)
+    });
+    assert!(moves_to(&stage, service, "origin"));
+}
+
 /// Lays out a directory as Kubernetes mounts a ConfigMap: the file is a link through `..data`, which is swapped as a whole.
 struct ConfigMap {
     directory: PathBuf,

@@ -38,7 +38,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::mpsc;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 
 pub use self::error::NodeError;
 use self::{
@@ -98,6 +101,9 @@ pub fn run(start: Start) -> Result<Ended, NodeError> {
 }
 
 async fn live(start: Start) -> Result<Ended, NodeError> {
+    // SIGHUP would end an agent that does not listen to it yet. What it means to have read is looked at once more when it does.
+    let listening = |source| NodeError::System { what: "listening to signals", source };
+    drop(signal(SignalKind::hangup()).map_err(listening)?);
     let config = Arc::new(in_zone(start.config, start.zone.as_deref()));
     let mut runfile = Runfile::take(Path::new(runfile::DIRECTORY), &config.instance)?;
     let history = History::open(config.audit.path_of(&config.instance), config.audit.bytes_max);
