@@ -2,7 +2,7 @@
 //! changed without a restart.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -307,6 +307,35 @@ fn ports_addresses_and_users_that_are_excepted_are_never_captured() {
     for service in [plain, port, block] {
         assert_eq!(captured(service), [true; 4], "the exceptions are gone again");
     }
+}
+
+#[test]
+fn a_service_that_is_left_out_for_a_while_goes_on_counting_what_is_open() {
+    let Some(stage) = Stage::set() else { return };
+    let (origins, service) = ([stage.echo("a"), stage.echo("b")], stage.address());
+    let least = Service::kernel_tcp("least", service).set("balance: least_connections");
+    let config = stage.config().service(least.to_all(origins.each_ref().map(Origin::address)));
+    let mut agent = Agent::start(&config);
+    let except = format!("except: {{ ports: [{}] }}", service.port());
+    let left_out = config.clone().set_capture(&except);
+    let dial = |many: usize| (0..many).map(|_| stage.dial(service).expect("dialled")).collect::<Vec<TcpStream>>();
+    let open = |agent: &Agent| agent.metric("sockway_kernel_endpoint_open", &[("service", "least")]);
+    let held = dial(6);
+    for _ in 0..2 {
+        agent.reload(&left_out);
+        assert!(!is_captured(stage.client(), service));
+        agent.reload(&config);
+        assert_eq!(open(&agent), 6.0, "those that were open all the while");
+    }
+    // By another agent, too, which finds it left out.
+    agent.reload(&left_out);
+    agent.sigkill();
+    agent.start_again();
+    agent.reload(&config);
+    drop(held);
+    wait::until("what is closed to be given back", wait::SOON, || open(&agent) == 0.0);
+    let _again = dial(10);
+    wait::until("each to have as many", wait::SOON, || origins.iter().all(|origin| origin.open() == 5));
 }
 
 #[test]

@@ -253,18 +253,6 @@ impl Snapshot {
         })
     }
 
-    /// The same without some services: what the kernel half is told.
-    pub fn without(&self, left_out: impl Fn(&Service) -> bool) -> Snapshot {
-        let kept = |service: &&Arc<Service>| !left_out(service);
-        Snapshot {
-            generation: self.generation,
-            edition: self.edition,
-            services: self.services.iter().filter(kept).map(Arc::clone).collect(),
-            departures: self.departures.clone(),
-            ..Snapshot::default()
-        }
-    }
-
     /// The service that programs dial at `address` with the IP protocol of this number.
     pub fn by_address(&self, address: SocketAddr, transport: u8) -> Option<&Arc<Service>> {
         self.index.by_address(address, transport).map(|place| &self.services[place])

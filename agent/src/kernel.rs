@@ -105,7 +105,7 @@ use self::{
     parts::Lacking,
     pins::Pins,
     rules::Rules,
-    services::{Limits, Tables},
+    services::{How, Limits, Tables},
 };
 use crate::{
     cluster::{Adopted, Service, Snapshot},
@@ -232,10 +232,7 @@ impl Kernel {
         self.set_flags(settings_flags::INTRODUCTIONS, introductions)?;
         let left_out =
             |service: &Service| self.except.covers(service.config.address) || self.lacking.leaves_out(service);
-        if snapshot.services.iter().any(|service| left_out(service)) {
-            return self.tables.apply(&snapshot.without(left_out), allows);
-        }
-        self.tables.apply(snapshot, allows)
+        self.tables.apply(snapshot, |service| How { shortcut: allows(service), left_out: left_out(service) })
     }
 
     /// Says in the log what a configuration asks for and this kernel lacks.

@@ -86,7 +86,16 @@ struct Origin {
     service: Option<Arc<cluster::Service>>,
     departure: Option<Arc<Departure>>,
     changes: u64,
-    shortcut: bool,
+    how: How,
+}
+
+/// How a service is captured, whatever it is itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// Its connections may use the shortcut.
+    pub shortcut: bool,
+    /// Nobody can dial it, though what was dialled before goes on and is counted.
+    pub left_out: bool,
 }
 
 /// The same, of a snapshot that is looked at: nothing is kept, since nearly all of it stands already.
@@ -95,25 +104,25 @@ struct Source<'s> {
     service: Option<&'s Arc<cluster::Service>>,
     departure: Option<&'s Arc<Departure>>,
     changes: u64,
-    shortcut: bool,
+    how: How,
 }
 
 impl<'s> Source<'s> {
     /// To be taken before anything of it is read.
-    fn new(service: Option<&'s Arc<cluster::Service>>, departure: Option<&'s Arc<Departure>>, shortcut: bool) -> Self {
+    fn new(service: Option<&'s Arc<cluster::Service>>, departure: Option<&'s Arc<Departure>>, how: How) -> Self {
         let changes = service.map(|service| &service.changes).or(departure.map(|departure| &departure.changes));
-        Self { service, departure, changes: changes.map_or(0, cluster::Changes::so_far), shortcut }
+        Self { service, departure, changes: changes.map_or(0, cluster::Changes::so_far), how }
     }
 
     fn is(&self, origin: &Origin) -> bool {
         self.service.map(Arc::as_ptr) == origin.service.as_ref().map(Arc::as_ptr)
             && self.departure.map(Arc::as_ptr) == origin.departure.as_ref().map(Arc::as_ptr)
-            && (self.changes, self.shortcut) == (origin.changes, origin.shortcut)
+            && (self.changes, self.how) == (origin.changes, origin.how)
     }
 
     fn kept(&self) -> Origin {
         let (service, departure) = (self.service.cloned(), self.departure.cloned());
-        Origin { service, departure, changes: self.changes, shortcut: self.shortcut }
+        Origin { service, departure, changes: self.changes, how: self.how }
     }
 }
 
@@ -158,22 +167,18 @@ impl Tables {
         self.found.as_ref().map(Found::ids).unwrap_or_default()
     }
 
-    /// Makes the tables say what `snapshot` says. `shortcut` tells for each service whether its connections may use the shortcut.
-    pub fn apply(
-        &mut self,
-        snapshot: &Snapshot,
-        shortcut: impl Fn(&cluster::Service) -> bool,
-    ) -> Result<(), KernelError> {
+    /// Makes the tables say what `snapshot` says.
+    pub fn apply(&mut self, snapshot: &Snapshot, how: impl Fn(&cluster::Service) -> How) -> Result<(), KernelError> {
         self.check_room(snapshot)?;
         for service in &snapshot.services {
-            let source = Source::new(Some(service), snapshot.departure(service.id), shortcut(service));
+            let source = Source::new(Some(service), snapshot.departure(service.id), how(service));
             if !self.stands(service.id, &source) {
-                let wanted = Wanted::new(service, source.departure.map(AsRef::as_ref), source.shortcut);
+                let wanted = Wanted::new(service, source.departure.map(AsRef::as_ref), source.how);
                 self.write(&wanted, source.kept())?;
             }
         }
         for id in self.gone(snapshot) {
-            let source = Source::new(None, snapshot.departure(id), false);
+            let source = Source::new(None, snapshot.departure(id), How::default());
             if !self.stands(id, &source) {
                 self.forget(id, source.kept())?;
             }
@@ -249,7 +254,11 @@ impl Tables {
         let was_live = written.dialled.as_ref().is_some_and(|old| old.entry.flags & service_flags::LIVE != 0);
         let live = wanted.flags & service_flags::LIVE != 0;
         let gone = self.write_endpoints(wanted, written, live && !was_live)?;
-        self.write_dialled(wanted, written)?;
+        if wanted.left_out {
+            self.hide(written);
+        } else {
+            self.write_dialled(wanted, written)?;
+        }
         for endpoint in gone {
             self.remove_endpoint(EndpointKey { service: id, endpoint });
         }
@@ -370,18 +379,23 @@ impl Tables {
         let _ = self.stats.remove(&key);
     }
 
-    /// A service that is not in the snapshot: nobody can dial it; what is left of its endpoints stays until they have left.
-    fn forget(&mut self, id: u32, origin: Origin) -> Result<(), KernelError> {
-        let Some(mut written) = self.written.remove(&id) else { return Ok(()) };
+    /// From now on nobody can dial it.
+    fn hide(&mut self, written: &mut Written) {
         if let Some(old) = written.dialled.take() {
             let _ = self.services.remove(&old.address);
             self.remove_slots(&old.entry);
-            let _ = self.cursors.remove(&id);
-            let _ = self.limit_policies.remove(&id);
-            let _ = self.eject_policies.remove(&id);
-            let _ = self.open_gate(id);
-            (written.limits, written.eject) = (None, None);
         }
+    }
+
+    /// A service that is not in the snapshot: nobody can dial it; what is left of its endpoints stays until they have left.
+    fn forget(&mut self, id: u32, origin: Origin) -> Result<(), KernelError> {
+        let Some(mut written) = self.written.remove(&id) else { return Ok(()) };
+        self.hide(&mut written);
+        let _ = self.cursors.remove(&id);
+        let _ = self.limit_policies.remove(&id);
+        let _ = self.eject_policies.remove(&id);
+        let _ = self.open_gate(id);
+        (written.limits, written.eject) = (None, None);
         let endpoints = origin.departure.as_deref().map(entry::leaving).unwrap_or_default();
         for (endpoint, value) in endpoints.iter().filter(|one| !written.endpoints.contains(one)) {
             let key = EndpointKey { service: id, endpoint: *endpoint };

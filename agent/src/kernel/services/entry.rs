@@ -8,6 +8,7 @@ use sockway_common::{
     watch::Name,
 };
 
+use super::How;
 use crate::{
     balance::{self, Choice},
     cluster::{self, Departure, Service, Shares, Stage},
@@ -24,6 +25,7 @@ pub struct Wanted {
     pub address: Address,
     pub name: Name,
     pub flags: u32,
+    pub left_out: bool,
     pub balance: Balance,
     pub maglev_table_size: u32,
     affinity_ms: u32,
@@ -39,7 +41,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    pub fn new(service: &Service, departure: Option<&Departure>, shortcut: bool) -> Self {
+    pub fn new(service: &Service, departure: Option<&Departure>, how: How) -> Self {
         let config = &service.config;
         let transport = config.protocol.transport();
         let shares = shares(service);
@@ -54,7 +56,8 @@ impl Wanted {
             id: service.id,
             address: flows::address(config.address).of(transport),
             name: Name::new(&config.name),
-            flags: flags(service, shortcut),
+            flags: flags(service, how.shortcut),
+            left_out: how.left_out,
             balance: config.policy.balance,
             maglev_table_size: config.policy.maglev_table_size,
             affinity_ms: config.policy.affinity_timeout.map_or(0, |timeout| timeout.as_millis() as u32),
