@@ -32,6 +32,9 @@ pub const END_STREAM: u8 = 1;
 /// The flag of the last frame of a head.
 pub const END_HEADERS: u8 = 4;
 
+/// The longest frame that everybody takes.
+const FRAME_BYTES: usize = 16_384;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// One frame.
@@ -65,10 +68,35 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A head as literals (RFC 7541 section 6.2.2), each name and value shorter than 127 bytes.
+/// A head as literals (RFC 7541 section 6.2.2).
 pub fn head(fields: &[(&str, &str)]) -> Vec<u8> {
-    let literal = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let literal = |text: &str| [&length(text.len()), text.as_bytes()].concat();
     fields.iter().flat_map(|(name, value)| [vec![0], literal(name), literal(value)].concat()).collect()
+}
+
+/// A number behind one bit (RFC 7541 section 5.1).
+fn length(number: usize) -> Vec<u8> {
+    let Some(mut rest) = number.checked_sub(0x7f) else { return vec![number as u8] };
+    let mut bytes = vec![0x7f];
+    while rest >= 0x80 {
+        bytes.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    bytes.push(rest as u8);
+    bytes
+}
+
+/// The bytes of a head in as many frames as it takes.
+pub fn heads(flags: u8, stream: u32, block: &[u8]) -> Vec<u8> {
+    let mut frames = Vec::new();
+    let pieces = block.chunks(FRAME_BYTES);
+    let last = pieces.len() - 1;
+    for (at, piece) in pieces.enumerate() {
+        let end = if at == last { END_HEADERS } else { 0 };
+        let (kind, flags) = if at == 0 { (kind::HEADERS, flags) } else { (kind::CONTINUATION, 0) };
+        frames.extend(frame(kind, flags | end, stream, piece));
+    }
+    frames
 }
 
 /// The head of a request for a path.

@@ -23,9 +23,9 @@ use super::{ConnectError, IDLE_MAX, IdHasher, Meant, Upstreams, Visit};
 use crate::{
     cluster::{Endpoint, EndpointState, Service, Stage},
     config::{threshold::Threshold, tls::Within},
-    decode::{
-        http1::HEAD_BYTES_MAX,
-        http2::late::{Late, NOBODYS_STREAM},
+    decode::http2::{
+        late::{Late, NOBODYS_STREAM},
+        room::Room,
     },
     record::{Bytes as Count, Slab},
     ring::{Buffers, HandshakeError, Io, Stream, Watch, spawn},
@@ -333,7 +333,7 @@ impl Upstreams {
                     reused = false;
                     let settling = Settling { links, dialling };
                     let link = match dial.await {
-                        Ok(stream) => self.link(Io::new(stream, buffers, None), service.config.connect_timeout).await,
+                        Ok(stream) => self.link(Io::new(stream, buffers, None), service).await,
                         Err(error) => Err(error),
                     };
                     let link = link.inspect_err(|error| settling.fail(error))?;
@@ -359,7 +359,7 @@ impl Upstreams {
         let found = links.borrow_mut().find();
         let Found::Nothing(dialling) = found else { return };
         let settling = Settling { links, dialling };
-        match self.link(io, service.config.connect_timeout).await {
+        match self.link(io, service).await {
             Ok(link) => settling.succeed(&link),
             Err(error) => settling.fail(&error),
         }
@@ -367,14 +367,15 @@ impl Upstreams {
 
     /// Begins HTTP/2 on a connection, by prior knowledge (RFC 9113 section 3.3) or as agreed on within TLS, and waits until the endpoint has
     /// said how many streams it takes: those beyond would be refused.
-    async fn link(&self, io: Io, timeout: Duration) -> Result<Rc<Link>, ConnectError> {
+    async fn link(&self, io: Io, service: &Service) -> Result<Rc<Link>, ConnectError> {
+        let (timeout, room) = (service.config.connect_timeout, Room::of(&service.config.http));
         let mut late = Late::default();
         let io = io.watched_by(Box::new(move |bytes, _| {
             late.pass(bytes);
             None
         }));
         io.set_due(timeout);
-        let (requests, connection) = settings().handshake(io.clone()).await.map_err(|_| ConnectError::NotHttp2)?;
+        let (requests, connection) = settings(room).handshake(io.clone()).await.map_err(|_| ConnectError::NotHttp2)?;
         let is_over = Rc::<Cell<bool>>::default();
         let link = Rc::new(Link {
             requests,
@@ -394,14 +395,14 @@ impl Upstreams {
     }
 }
 
-fn settings() -> Builder {
+fn settings(room: Room) -> Builder {
     let mut builder = Builder::new();
     builder
         .enable_push(false)
         .initial_stream_id(NOBODYS_STREAM + 2)
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_header_list_size(room.list_bytes())
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         // What comes for the others is answered, and is no fault of the endpoint's: clients that give up calls would end, with the 1024th in

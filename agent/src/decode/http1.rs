@@ -142,6 +142,9 @@ pub enum BadRequest {
     /// 431.
     #[error("too many header fields")]
     TooManyFields,
+    /// 431.
+    #[error("the request's head is too long")]
+    TooLong,
     /// 505.
     #[error("only HTTP/1.0 and HTTP/1.1 are spoken here")]
     Version,

@@ -25,12 +25,10 @@ use super::{Cluster, Hop, asker::Asker};
 use crate::{
     cluster::Dialler,
     connect::{CONNECTION_WINDOW_BYTES, RESET_STREAMS_MAX, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX},
-    decode::{
-        http1::HEAD_BYTES_MAX,
-        http2::{
-            PREFACE,
-            guard::{Flood, Guard, Wrong},
-        },
+    decode::http2::{
+        PREFACE,
+        guard::{Flood, Guard, Wrong},
+        room::Room,
     },
     kernel::OriginalDst,
     record::{Bytes as Count, Counter},
@@ -65,6 +63,8 @@ pub(super) struct Connection {
     /// The service that was dialled, and how often its line was shut before that.
     service: u32,
     stops: u64,
+    /// What heads of its requests may take, as of when it was made: that much the library unpacks.
+    room: Room,
     /// Whether the client is to go elsewhere.
     is_shed: Cell<bool>,
 }
@@ -86,13 +86,16 @@ pub async fn serve(
     original: OriginalDst,
     first: Option<Buf>,
 ) -> Counter {
-    let guard = Rc::new(RefCell::new(Guard::new(PREFACE.len(), hop.watch.now())));
+    let room = Room::of(&cluster.service.config.http);
+    let guard = Guard::new(PREFACE.len(), hop.watch.now()).with_continuations(room.continuations());
+    let guard = Rc::new(RefCell::new(guard));
     let asker = cluster.asker(hop, stream.socket.as_fd(), original.source);
     let connection = Rc::new(Connection {
         hop: Rc::clone(hop),
         dialler: cluster.dialler(stream.socket.as_fd(), original.source, hop.watch.now()),
         service: cluster.service.id,
         stops: cluster.line.as_ref().map_or(0, |line| line.stops()),
+        room,
         is_shed: Cell::default(),
         cluster: RefCell::new(cluster),
         asker,
@@ -120,13 +123,13 @@ fn sentry(hop: &Rc<Hop>, guard: &Rc<RefCell<Guard>>) -> Sentry {
     })
 }
 
-fn settings() -> Builder {
+fn settings(room: Room) -> Builder {
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_header_list_size(room.list_bytes())
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
@@ -136,7 +139,7 @@ fn settings() -> Builder {
 }
 
 async fn run(connection: &Rc<Connection>, io: &Io, guard: &RefCell<Guard>) -> Counter {
-    let mut handshake = pin!(settings().handshake::<_, Bytes>(io.clone()));
+    let mut handshake = pin!(settings(connection.room).handshake::<_, Bytes>(io.clone()));
     let began = io.drive(|context| match handshake.as_mut().poll(context) {
         Poll::Pending if io.stopped().is_some() => Poll::Ready(None),
         polled => polled.map(Some),
@@ -233,6 +236,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::config::http::Http;
     use crate::ring::{self, Socket, Watch};
 
     #[test]
@@ -244,7 +248,10 @@ mod tests {
             let stream = Stream::accepted(Socket::accepted(accepted.into(), &Rc::<Watch>::default()));
             let _held = stream.reader.without_memory();
             let io = Io::new(stream, &Rc::default(), None);
-            settings().handshake::<_, Bytes>(io).await.is_err_and(|error| is_for_memory(&error))
+            settings(Room::of(&Http::default()))
+                .handshake::<_, Bytes>(io)
+                .await
+                .is_err_and(|error| is_for_memory(&error))
         });
         assert!(is_for_memory.unwrap());
     }

@@ -28,7 +28,7 @@ const ACKNOWLEDGEMENT_BYTES: u64 = 9;
 const RESETS_MAX: u64 = 500;
 /// See [`RESETS_MAX`].
 const REQUESTS_SEEN: u64 = 1_000;
-/// Frames behind the first of one head: with 16 KiB in each, as many as the longest head may have, and one more.
+/// Frames behind the first of one head, unless there is room for longer ones.
 const CONTINUATIONS_MAX: u32 = 5;
 
 /// What a peer does too much of.
@@ -92,6 +92,7 @@ pub struct Guard {
     resets: u64,
     /// Frames of the head that goes on.
     continuations: u32,
+    continuations_max: u32,
     /// The kind of the last frame.
     last: u8,
     wrong: Option<Wrong>,
@@ -112,9 +113,15 @@ impl Guard {
             requests: 0,
             resets: 0,
             continuations: 0,
+            continuations_max: CONTINUATIONS_MAX,
             last: kind::SETTINGS,
             wrong: None,
         }
+    }
+
+    /// The same, and a head may have so many frames behind its first.
+    pub fn with_continuations(self, continuations_max: u32) -> Self {
+        Self { continuations_max, ..self }
     }
 
     /// What was found wrong, if anything was.
@@ -216,7 +223,7 @@ impl Guard {
             }
             kind::CONTINUATION => {
                 self.continuations += 1;
-                if self.continuations > CONTINUATIONS_MAX {
+                if self.continuations > self.continuations_max {
                     return Err(Flood::Continuations.into());
                 }
             }

@@ -14,7 +14,8 @@ use crate::{
     decode::{
         chunked::Style,
         http1::{BadResponse, Framing, Method, RequestHead},
-        http2, translate,
+        http2::{self, room::Room},
+        translate,
     },
     forward,
     proxy::{
@@ -122,6 +123,7 @@ struct Answer<'a> {
     /// What is changed of the response's fields.
     change: &'a Fields,
     heard: Heard,
+    room: Room,
 }
 
 impl Connection<'_> {
@@ -228,7 +230,7 @@ impl Connection<'_> {
         let mut rest = None;
         let ended = {
             let change = &self.response_change;
-            let answer = Answer { hop, head, attempt, change, heard: upstream.who().heard() };
+            let answer = Answer { hop, head, attempt, change, heard: upstream.who().heard(), room: limits.room };
             let tap = self.tap.as_deref();
             let narrow = self.filtered.as_ref().and_then(|filtered| filtered.narrow.as_deref());
             let inlet = Inlet { from: reader, buffers: &hop.buffers, progress: &phase.up, tap, narrow };
@@ -375,7 +377,9 @@ impl Answer<'_> {
                 Came::Final(Err(error)) if body::is_unseen(&error) => return Ended::Unseen(error),
                 Came::Final(Err(error)) => return Ended::Unanswered(error),
                 Came::Interim(mut interim) => {
-                    if let Err(bad) = http2::response(interim.status.as_u16(), &mut interim.headers) {
+                    let has_room = self.room.response(&interim.headers);
+                    let judged = has_room.and_then(|()| http2::response(interim.status.as_u16(), &mut interim.headers));
+                    if let Err(bad) = judged {
                         return Ended::Bad(bad);
                     }
                     // Those who speak HTTP/1.0 do not know them (RFC 9110 section 15.2).
@@ -393,7 +397,8 @@ impl Answer<'_> {
         self.attempt.phase.answering.set(true);
         let (mut parts, mut body) = response.into_parts();
         let status = parts.status.as_u16();
-        if let Err(bad) = http2::response(status, &mut parts.headers) {
+        let has_room = self.room.response(&parts.headers);
+        if let Err(bad) = has_room.and_then(|()| http2::response(status, &mut parts.headers)) {
             return Ended::Bad(bad);
         }
         self.change.of_map(&mut parts.headers);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::proxy::Cluster;
+use crate::{decode::http2::room::Room, proxy::Cluster};
 
 /// What a message may take.
 pub struct Limits {
@@ -10,6 +10,8 @@ pub struct Limits {
     pub head_fields: usize,
     pub response: Option<Duration>,
     pub stall: Option<Duration>,
+    /// What of it is for heads of HTTP/2.
+    pub room: Room,
 }
 
 impl Limits {
@@ -21,6 +23,7 @@ impl Limits {
             head_fields: http.head_fields_max,
             response: http.response_timeout,
             stall: http.stall_timeout,
+            room: Room::of(http),
         }
     }
 }

@@ -42,7 +42,7 @@ impl Reply {
     pub fn refused(bad: BadRequest) -> Self {
         match bad {
             BadRequest::Malformed(why) => Self::new("400 Bad Request", why, Counter::Malformed),
-            BadRequest::TooManyFields => Self::head_too_large(bad),
+            BadRequest::TooManyFields | BadRequest::TooLong => Self::head_too_large(bad),
             BadRequest::Version => Self::new("505 HTTP Version Not Supported", bad, Counter::OtherVersion),
         }
     }

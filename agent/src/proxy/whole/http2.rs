@@ -39,7 +39,7 @@ pub(super) async fn ask(
         let shared = hop.reach_shared(cluster, &mut tried).await.map_err(Missed::Unreached)?;
         let limit = limits.response.into_iter().chain(tried.turn.patience).min();
         let Failed { error, was_sent } = match attempt(&shared, (whole, tried.turn.nth), limit).await {
-            Some(Ok(response)) => return answer(hop, shared, response, limits.stall),
+            Some(Ok(response)) => return answer(hop, shared, response, &limits),
             Some(Err(failed)) => failed,
             None => {
                 shared.who().report(hop, Seen::Late);
@@ -160,20 +160,25 @@ async fn upload(up: &mut SendStream<Bytes>, whole: &Whole) -> Result<(), body::B
     Ok(())
 }
 
-fn answer(
-    hop: &Rc<Hop>,
-    shared: Shared,
-    response: Response<RecvStream>,
-    stall: Option<Duration>,
-) -> Result<Answer, Missed> {
+fn answer(hop: &Rc<Hop>, shared: Shared, response: Response<RecvStream>, limits: &Limits) -> Result<Answer, Missed> {
     let (mut parts, stream) = response.into_parts();
     let status = parts.status.as_u16();
-    if let Err(bad) = http2::response(status, &mut parts.headers) {
+    let has_room = limits.room.response(&parts.headers);
+    if let Err(bad) = has_room.and_then(|()| http2::response(status, &mut parts.headers)) {
         shared.who().report(hop, Seen::NoResponse);
         return Err(Missed::Bad(bad));
     }
     let grpc_status = grpc_status(&parts.headers);
-    let body = FromHttp2 { hop: Rc::clone(hop), shared, stream, owed: 0, is_told: false, status, grpc_status, stall };
+    let body = FromHttp2 {
+        hop: Rc::clone(hop),
+        shared,
+        stream,
+        owed: 0,
+        is_told: false,
+        status,
+        grpc_status,
+        stall: limits.stall,
+    };
     Ok(Answer { parts, body: Body::Http2(Box::new(body)) })
 }
 

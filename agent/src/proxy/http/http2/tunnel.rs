@@ -11,7 +11,8 @@ use crate::{
     cluster::Seen,
     decode::{
         http1::{BadRequest, RequestHead},
-        http2, translate,
+        http2::{self, room::Room},
+        translate,
     },
     proxy::{
         Cluster, Hop,
@@ -69,7 +70,8 @@ impl Connection<'_> {
             return self.declined(response, &head, buf).await;
         }
         let (mut parts, mut body) = response.into_parts();
-        if let Err(bad) = http2::response(parts.status.as_u16(), &mut parts.headers) {
+        let has_room = Room::of(&self.cluster.service.config.http).response(&parts.headers);
+        if let Err(bad) = has_room.and_then(|()| http2::response(parts.status.as_u16(), &mut parts.headers)) {
             up.send_reset(Reason::PROTOCOL_ERROR);
             return Next::End(self.refuse(Reply::bad_response(bad)).await);
         }
@@ -107,7 +109,8 @@ impl Connection<'_> {
         // A WebSocket's request has no body; what follows it is another request.
         attempt.phase.uploaded.set(true);
         let change = &self.response_change;
-        let answer = Answer { hop: self.hop, head, attempt: &attempt, change, heard: Heard::nobody() };
+        let room = Room::of(&self.cluster.service.config.http);
+        let answer = Answer { hop: self.hop, head, attempt: &attempt, change, heard: Heard::nobody(), room };
         let progress = &attempt.phase.down;
         let mut outlet =
             Outlet { to: &mut self.stream.writer, buffers: &self.hop.buffers, progress, tap: None, narrow: None };

@@ -13,7 +13,7 @@ use http::{Request, Response, header, request::Parts};
 
 use super::{Ended, Exchange, is_grpc};
 use crate::{
-    decode::http2::{self, Tunnel},
+    decode::http2::{self, Tunnel, room::Room},
     proxy::{
         http::Reply,
         http2::{
@@ -173,7 +173,8 @@ impl Exchange<'_> {
         request.borrow_mut().let_go();
         let (mut head, mut body) = response.into_parts();
         let status = head.status.as_u16();
-        if let Err(bad) = http2::response(status, &mut head.headers) {
+        if let Err(bad) = self.room().response(&head.headers).and_then(|()| http2::response(status, &mut head.headers))
+        {
             return Ended::Bad(bad);
         }
         if self.is_unwanted(status, &head.headers) {
@@ -205,12 +206,19 @@ impl Exchange<'_> {
         }
     }
 
+    /// What heads of its responses may take.
+    fn room(&self) -> Room {
+        Room::of(&self.cluster.service.config.http)
+    }
+
     /// Waits for the response; what comes before it (100 Continue and its like) is passed on.
     async fn final_response(&mut self, response: &mut ResponseFuture) -> Result<Response<RecvStream>, Ended> {
+        let room = self.room();
         poll_fn(|context| {
             while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(context) {
                 let (mut head, ()) = interim.into_parts();
-                if let Err(bad) = http2::response(head.status.as_u16(), &mut head.headers) {
+                let has_room = room.response(&head.headers);
+                if let Err(bad) = has_room.and_then(|()| http2::response(head.status.as_u16(), &mut head.headers)) {
                     return Poll::Ready(Err(Ended::Bad(bad)));
                 }
                 if self.respond.send_informational(Response::from_parts(head, ())).is_err() {
