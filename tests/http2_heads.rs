@@ -1,4 +1,4 @@
-//! How long the heads of HTTP/2 may be: the limits of a service hold whatever its clients and endpoints speak,
+//! How long the heads of HTTP/2 may be, and what of them is said once: the limits of a service hold whatever its clients and endpoints speak,
 //! and who is over them is told so.
 
 use std::{
@@ -9,10 +9,10 @@ use std::{
 use sockway_tests::{
     answer::read_head,
     config::Service,
-    frames::{END_HEADERS, END_STREAM, Peer, head, heads, kind, request},
+    frames::{END_HEADERS, END_STREAM, Peer, frame, head, heads, kind, request},
     origin::Origin,
     stage::Stage,
-    translation::{Hop, STATUS_200, ask, body, framed, get, rest},
+    translation::{HTTP2, Hop, STATUS_200, ask, body, framed, get, rest},
 };
 
 /// An endpoint of HTTP/2 whose every response has this head.
@@ -120,5 +120,27 @@ fn rest_of_head(client: &mut Peer) -> usize {
                 return bytes;
             }
         }
+    }
+}
+
+#[test]
+fn a_length_is_passed_on_once_and_nothing_behind_a_head_that_has_no_body() {
+    for (status, fields) in [("200", &[("content-length", "2"); 2][..]), ("204", &[]), ("304", &[])] {
+        let Some(stage) = Stage::set() else { return };
+        let block = head(&[&[(":status", status)], fields].concat());
+        let origin = framed(&stage, move |peer, asked, _| {
+            if asked.kind != kind::HEADERS {
+                return Ok(());
+            }
+            let of = |kind, flags, payload: &[u8]| frame(kind, flags, asked.stream, payload);
+            peer.send_bytes(&[of(kind::HEADERS, END_HEADERS, &block), of(kind::DATA, END_STREAM, b"ok")].concat())
+        });
+        let hop = between(stage, &origin, "");
+        // What says its length twice is no response to curl's library.
+        let expected = if status == "200" { &b"ok"[..] } else { b"" };
+        assert_eq!(hop.curl("/", &[HTTP2]), (format!("2 {status}"), expected.to_vec()));
+        let mut client = hop.client2();
+        get(&mut client, 1, "GET", &[]);
+        assert_eq!(body(&rest(&mut client, 1)), expected, "{status}");
     }
 }

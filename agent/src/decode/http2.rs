@@ -74,6 +74,7 @@ impl Asked {
 /// Checks a request's head and makes it one that may be passed on. `protocol` is what `:protocol` says, which only CONNECT may have.
 pub fn request(parts: &mut Parts, protocol: Option<&[u8]>) -> Result<Asked, BadRequest> {
     check_values(&parts.headers).map_err(BadRequest::Malformed)?;
+    settle_length(&mut parts.headers).map_err(BadRequest::Malformed)?;
     let tunnel = Tunnel::of(&parts.method, protocol);
     let asked = Asked::of(parts);
     let asked = Asked { tunnel, is_grpc: asked.is_grpc && tunnel.is_none(), ..asked };
@@ -140,21 +141,39 @@ pub fn response(status: u16, headers: &mut HeaderMap) -> Result<(), BadResponse>
         return Err(BadResponse("101, which HTTP/2 does not know"));
     }
     check_values(headers).map_err(BadResponse)?;
-    check_length(headers)?;
+    settle_length(headers).map_err(BadResponse)?;
     cut(headers);
     Ok(())
 }
 
-/// The library looks at a length only where a body may follow, and it is passed on where none does: to HEAD, and with 304.
-fn check_length(headers: &HeaderMap) -> Result<(), BadResponse> {
+/// Whether nothing follows the head of a response with this status (RFC 9110 sections 15.3.5 and 15.4.5).
+pub fn is_bare(status: u16) -> bool {
+    matches!(status, 204 | 304)
+}
+
+/// A length is one number, and said once. The library looks at it only where a body may follow, and only at the first; it is passed on where
+/// none does, too: to HEAD, and with 304.
+fn settle_length(headers: &mut HeaderMap) -> Result<(), &'static str> {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(first) = lengths.next() else { return Ok(()) };
-    let digits = str::from_utf8(first.as_bytes()).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    let is_number = digits.is_some_and(|digits| digits.parse::<u64>().is_ok());
-    match is_number && lengths.all(|other| other == first) {
-        true => Ok(()),
-        false => Err(BadResponse("invalid Content-Length")),
+    let number = number(first).ok_or("invalid Content-Length")?;
+    let mut is_repeated = false;
+    for other in lengths {
+        is_repeated = true;
+        if self::number(other) != Some(number) {
+            return Err("invalid Content-Length");
+        }
     }
+    if is_repeated {
+        let first = first.clone();
+        headers.insert(header::CONTENT_LENGTH, first);
+    }
+    Ok(())
+}
+
+fn number(value: &HeaderValue) -> Option<u64> {
+    let digits = str::from_utf8(value.as_bytes()).ok()?;
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
 /// Checks fields behind a body, and cuts those that may not stand there (RFC 9110 section 6.5.1).
@@ -256,10 +275,11 @@ mod tests {
     }
 
     #[test]
-    fn a_response_that_says_a_length_says_one_number() {
+    fn who_says_a_length_says_one_number_and_once() {
         for (lengths, is_good) in [
             (&["5"][..], true),
             (&["5", "5"], true),
+            (&["5", "05"], true),
             (&["18446744073709551615"], true),
             (&["5:"], false),
             (&["+5"], false),
@@ -269,8 +289,13 @@ mod tests {
             (&["18446744073709551616"], false),
         ] {
             let fields: Vec<(&str, &str)> = lengths.iter().map(|length| ("content-length", *length)).collect();
-            let judged = response(304, &mut parts("/", &fields).headers);
-            assert_eq!(judged.is_ok(), is_good, "{lengths:?}");
+            let mut answer = parts("/", &fields).headers;
+            assert_eq!(response(304, &mut answer).is_ok(), is_good, "{lengths:?}");
+            let mut asked = parts("http://a/", &fields);
+            assert_eq!(request(&mut asked, None).is_ok(), is_good, "{lengths:?}");
+            if is_good {
+                assert_eq!((answer.len(), asked.headers.len()), (1, 1), "{lengths:?}");
+            }
         }
     }
 

@@ -187,7 +187,8 @@ impl Exchange<'_> {
         if is_open.get() {
             head.headers.remove(header::CONTENT_LENGTH);
         }
-        let is_whole = body.is_end_stream();
+        // What an endpoint sends all the same is dropped with its stream.
+        let is_whole = body.is_end_stream() || (http2::is_bare(status) && !is_open.get());
         let trailers_only = if is_whole && self.asked.is_grpc { body::grpc_status(&head.headers) } else { None };
         let Ok(down) = self.respond.send_response(Response::from_parts(head, ()), is_whole) else {
             return Ended::ClientGone;
