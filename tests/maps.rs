@@ -221,6 +221,30 @@ fn a_table_of_limits_that_has_counted_too_few_does_not_refuse_everything() {
 }
 
 #[test]
+fn endpoints_of_which_too_few_connections_were_counted_do_not_take_all() {
+    let Some(stage) = Stage::set() else { return };
+    let (origins, service) = ([stage.echo("a"), stage.echo("b")], stage.address());
+    let least = Service::kernel_tcp("least", service).set("balance: least_connections");
+    let mut agent = Agent::start(&stage.config().service(least.to_all(origins.each_ref().map(Origin::address))));
+    let dial = |many: usize| (0..many).map(|_| stage.dial(service).expect("dialled")).collect::<Vec<TcpStream>>();
+    let are_open = |[a, b]: [usize; 2]| {
+        wait::until("as many to be open", wait::SOON, || (origins[0].open(), origins[1].open()) == (a, b));
+    };
+    let mut held = dial(10);
+    are_open([5, 5]);
+    agent.sigkill();
+    // What is open is forgotten; it is closed all the same, at one endpoint sooner.
+    let table = pins::all(agent.instance()).into_iter().find(|pin| pin.ends_with("ENDPOINT_LIVE")).expect("the table");
+    fs::remove_file(table).unwrap();
+    agent.start_again();
+    let is_of_a = |stream: &mut TcpStream| read_name(stream).unwrap() == "a";
+    held.retain_mut(|stream| !is_of_a(stream));
+    are_open([0, 5]);
+    let _again = dial(10);
+    are_open([5, 10]);
+}
+
+#[test]
 fn a_reload_that_finds_no_room_is_refused_whole_and_names_the_key() {
     let Some(stage) = Stage::set() else { return };
     let (before, after, service) = (stage.echo("before"), stage.echo("after"), stage.address());

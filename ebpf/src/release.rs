@@ -129,7 +129,12 @@ pub extern "C" fn give_back_all(key: u64, source: u64, what: u64) -> u64 {
         && let Some(live) = ENDPOINT_LIVE.get_ptr_mut(&key)
     {
         // SAFETY: eight aligned bytes of a map value.
-        unsafe { atomic::fetch_add(&raw mut (*live).open, u64::MAX) };
+        unsafe {
+            // A table that was made anew has counted too few: below zero the endpoint would be taken for the least open for ever.
+            if atomic::fetch_add(&raw mut (*live).open, u64::MAX) as i64 <= 0 {
+                atomic::fetch_add(&raw mut (*live).open, 1);
+            }
+        }
     }
     limit::give_back(key.service, source, what);
     what
