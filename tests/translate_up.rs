@@ -3,6 +3,7 @@
 use std::{
     io::{self, BufReader, Write as _},
     mem,
+    net::Shutdown,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -52,6 +53,28 @@ fn real_clients_of_http1_get_and_send_bodies_at_an_endpoint_of_http2() {
     let (ip, port) = (hop.service.ip().to_string(), hop.service.port().to_string());
     let told = peers::python(Room::of(&hop.stage.clients), program, &[&ip, &port]);
     assert_eq!(told, "200 3000000\n".repeat(20));
+}
+
+#[test]
+fn requests_that_came_before_a_client_ended_its_side_are_all_answered() {
+    let Some(stage) = Stage::set() else { return };
+    let origin = framed(&stage, |peer, frame, _| {
+        if frame.ends_stream() && frame.stream != 0 {
+            // Long enough that the end is there.
+            thread::sleep(Duration::from_millis(100));
+            peer.send(kind::HEADERS, END_HEADERS | END_STREAM, frame.stream, &[STATUS_200])?;
+        }
+        Ok(())
+    });
+    let hop = Hop::up(stage, [origin.address()]);
+    for (first, second) in [("GET / HTTP/1.1", ""), ("POST / HTTP/1.1\r\nContent-Length: 3", "abc")] {
+        let mut client = hop.client1();
+        let more = format!("{first}\r\nHost: a\r\n\r\n{second}").repeat(2);
+        write!(client, "{more}GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let (told, is_clean) = ask(client, b"");
+        assert!(told.matches("HTTP/1.1 200").count() == 3 && is_clean, "{told}");
+    }
 }
 
 #[test]

@@ -168,7 +168,8 @@ impl Connection<'_> {
                 (None, _) => return self.reply_http2(Reply::deadline_exceeded(), &head, &body, buf).await,
             };
             let attempt = Attempt::default();
-            let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, &head, &limits, &attempt).await;
+            let asked = (&head, !buf.is_empty());
+            let (ended, rest) = self.attempt_http2(&upstream, &parts, &mut body, asked, &limits, &attempt).await;
             buf = rest.unwrap_or(buf);
             // Who gives little time learns nothing of the endpoint.
             let is_callers = matches!(ended, Ended::Over) && self.clock.is_callers();
@@ -210,7 +211,7 @@ impl Connection<'_> {
         upstream: &Shared,
         parts: &request::Parts,
         body: &mut Body,
-        head: &RequestHead,
+        (head, is_followed): (&RequestHead, bool),
         limits: &Limits,
         attempt: &Attempt,
     ) -> (Ended, Option<Buf>) {
@@ -241,7 +242,7 @@ impl Connection<'_> {
                 if client.is_none()
                     && let Poll::Ready((uploaded, reader)) = upload.as_mut().poll(context)
                 {
-                    let leaves = head.keep_alive && matches!(uploaded, Ok(None));
+                    let leaves = head.keep_alive && !is_followed && matches!(uploaded, Ok(None));
                     client = Some(Client { reader, socket, leaves });
                     match uploaded {
                         Ok(behind) => {
