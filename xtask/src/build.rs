@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
+    profile,
     progress::{say, streamed},
     setup::{
         Group,
@@ -86,6 +87,7 @@ pub fn release() -> Result<()> {
     ebpf()?;
     let mut command = Command::new(cargo());
     command.current_dir(root()).args(["build", "--release", "--package", "sockway"]).args(locked());
+    command.args(profile::arguments()?);
     streamed("building the agent (release, link-time optimisation)", &mut command)
 }
 

@@ -4,7 +4,6 @@
 //! else, so that it runs wherever the agent is built.
 
 use std::{
-    env,
     fs::{self, File},
     io::{BufRead as _, BufReader},
     path::PathBuf,
@@ -16,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     build::locked,
     progress::{say, streamed},
-    setup::compiler::cargo,
+    setup::compiler::{self, cargo},
     workspace,
 };
 
@@ -55,7 +54,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(unknown) = targets.iter().find(|name| !corpus.join(name).is_dir()) {
         bail!("there is no target `{unknown}`; the targets are {}", names(&corpus)?.join(", "));
     }
-    let host = host()?;
+    // Told, cargo leaves build scripts without coverage.
+    let host = compiler::told()?.host;
     let built = workspace::kept().join("fuzz");
     let mut build = Command::new(cargo());
     build.current_dir(workspace::root().join("tests/fuzz")).args(["build", "--release", "--target", &host]);
@@ -76,15 +76,6 @@ fn names(corpus: &PathBuf) -> Result<Vec<String>> {
         .collect::<std::io::Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
-}
-
-/// The target that the compiler builds for unless told otherwise; told, cargo leaves build scripts without coverage.
-fn host() -> Result<String> {
-    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc).arg("-vV").output().context("cannot start rustc")?;
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    let host = told.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc does not say what it builds for")
 }
 
 /// A target that runs.

@@ -10,6 +10,7 @@ mod build;
 mod check;
 mod demo;
 mod fuzz;
+mod profile;
 mod progress;
 mod root;
 mod run;
@@ -41,6 +42,8 @@ enum Command {
     BuildNext,
     /// Build the agent as it is shipped, the kernel half inside: target/release/sockway
     Build,
+    /// Count anew where the agent spends its time, for the optimiser of `build`: agent/profile
+    Profile,
     /// Build the agent and run it
     Run {
         /// Its configuration; without one, the embedded default
@@ -95,6 +98,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::BuildEbpf => build::ebpf().map(success),
         Command::BuildNext => build::next().map(|_| ExitCode::SUCCESS),
         Command::Build => build::release().map(success),
+        Command::Profile => profile::run().map(success),
         Command::Run { config } => run::run(config.as_deref()).map(success),
         Command::Demo { stay } => demo::run(stay),
         Command::Test { filter } => test::run(filter.as_deref()),

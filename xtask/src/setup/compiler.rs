@@ -96,6 +96,37 @@ pub fn cargo() -> OsString {
     env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
+/// What the agent's compiler says of itself.
+#[derive(Debug)]
+pub struct Told {
+    /// Its release, commit and date.
+    pub version: String,
+    /// What it builds for unless told otherwise.
+    pub host: String,
+    /// The major version of its LLVM.
+    pub llvm: u32,
+    /// Where it has its libraries.
+    pub sysroot: PathBuf,
+}
+
+/// Asks the agent's compiler.
+pub fn told() -> Result<Told> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let ask = |arguments: &[&str]| {
+        let output =
+            Command::new(&rustc).args(arguments).stdin(Stdio::null()).output().context("cannot start rustc")?;
+        Ok::<_, anyhow::Error>(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let text = ask(&["-vV"])?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(Told {
+        version: text.lines().next().unwrap_or_default().to_owned(),
+        host: host.context("rustc does not say what it builds for")?.to_owned(),
+        llvm: parse_version(&text).context("rustc does not say which LLVM it has")?.1,
+        sysroot: ask(&["--print", "sysroot"])?.trim().into(),
+    })
+}
+
 /// The compiler to use, installed with its linker if need be.
 pub fn ready() -> Result<Compiler> {
     let mut found = candidates();
