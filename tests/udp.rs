@@ -539,7 +539,9 @@ fn a_socket_that_dials_in_vain_is_still_connected_to_what_it_dialled_before() {
         s.connect(there); assert peer() == there\n\
         fails(vain); assert peer() == there, peer()\n\
         assert hears() == there\n\
+        fails(vain); fails(vain); assert peer() == there and hears() == there, peer()\n\
         s.connect(there); fails(('192.0.2.2', 9)); assert peer() == there, peer()\n\
+        fails(('192.0.2.2', 9)); fails(vain); assert peer() == there and hears() == there, peer()\n\
         s.connect(at); assert peer() == at and hears() == at, peer()\n\
         print('good')";
     let addresses = [service, in_vain, endpoint].map(|address| address.to_string());

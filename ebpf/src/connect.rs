@@ -25,7 +25,7 @@ use crate::{
     choose::{self, service_at},
     count, event, exclude,
     limit::{self, Over},
-    maps::{CONNS, FORMER, HEARTBEAT, LISTENER_TAGS, LISTENERS, SETTINGS},
+    maps::{CONNS, HEARTBEAT, LISTENER_TAGS, LISTENERS, SETTINGS},
     mptcp, original, release, socket, source, udp, watch,
 };
 
@@ -122,10 +122,10 @@ fn verdict(ctx: &SockAddrContext, dialled: &Address) -> Verdict {
         // What an earlier connect() of this socket took and left must not answer for this one (trap T30).
         release::all(conn);
         udp::forget_connected(ctx, conn);
-        udp::replaced(conn, socket, dialled);
+        udp::replaced(ctx, conn, dialled);
         socket::forget(&CONNS, socket);
     } else if dialled.protocol == UDP {
-        socket::forget(&FORMER, socket);
+        udp::forget_former(ctx, dialled);
     }
     // SAFETY: plain helper without arguments.
     if unsafe { bpf_get_retval() } < 0 {

@@ -296,19 +296,33 @@ pub fn tell_ended(conn: &mut Conn, cause: u32) {
     }
 }
 
-/// The same of one that dials anew, and what it was connected to is kept: `connect()` may yet fail, and then it still is. But an endpoint that
-/// is dialled by its own address is called by that.
+/// The same of one that dials anew, and what it was connected to is kept: `connect()` may yet fail, and then it still is. One that dialled in
+/// vain before is connected to what is kept already. But an endpoint that is dialled by its own address is called by that.
 #[inline(always)]
-pub fn replaced(conn: &mut Conn, socket: *mut c_void, dialled: &Address) {
+pub fn replaced(ctx: &SockAddrContext, conn: &mut Conn, dialled: &Address) {
     if conn.original.protocol != UDP {
         return;
     }
     tell_ended(conn, cause::REPLACED);
+    if !socket::is_connected_to(ctx.sock_addr, &conn.actual) {
+        return forget_former(ctx, dialled);
+    }
+    let socket = socket::of_addr(ctx.sock_addr);
     if conn.actual == *dialled {
         return socket::forget(&FORMER, socket);
     }
     if let Some(former) = socket::stored_or_zeroed(&FORMER, socket) {
         (former.original, former.actual) = (conn.original, conn.actual);
+    }
+}
+
+/// A UDP socket dials anew: what is kept of the time before is forgotten, unless the socket still is connected to it.
+#[inline(always)]
+pub fn forget_former(ctx: &SockAddrContext, dialled: &Address) {
+    let socket = socket::of_addr(ctx.sock_addr);
+    let Some(former) = socket::stored(&FORMER, socket) else { return };
+    if former.actual == *dialled || !socket::is_connected_to(ctx.sock_addr, &former.actual) {
+        socket::forget(&FORMER, socket);
     }
 }
 
