@@ -8,6 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
 use sockway_tests::{
     agent::Agent,
     config::Service,
@@ -182,6 +183,26 @@ fn nghttp_gets_puts_and_multiplexes() {
         command.args(trailer);
         let output = process::run(Room::of(&hop.stage.clients), command);
         assert!(output.stdout == pattern(400_000), "what was sent came back as {} bytes", output.stdout.len());
+    }
+}
+
+#[test]
+fn openssl_is_shown_the_certificate_of_a_name_whose_signature_it_can_check() {
+    let Some(stage) = Stage::set() else { return };
+    let (authority, service, origin) = (Authority::new(), stage.address(), stage.web("plain"));
+    let kinds = [("ecdsa", &PKCS_ECDSA_P256_SHA256), ("ed", &PKCS_ED25519)];
+    let pairs = kinds.map(|(name, kind)| authority.issue_for(name, &["web.example"], kind));
+    let tls = format!("tls: {{ terminate: {{ certificates: [{}, {}] }} }}", pairs[0].yaml(), pairs[1].yaml());
+    let _agent = Agent::start(&stage.config().service(Service::http("web", service).set(&tls).to(origin.address())));
+    for (can, shown) in [("ECDSA+SHA256:ed25519", "CN = ecdsa"), ("ECDSA+SHA256", "CN = ecdsa"), ("ed25519", "CN = ed")]
+    {
+        for name in [&["-servername", "web.example"][..], &["-noservername"]] {
+            let mut command = Command::new("openssl");
+            command.args(["s_client", "-sigalgs", can, "-connect", &service.to_string()]).args(name);
+            let output = process::run(Room::of(&stage.clients), command);
+            let told = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(told.contains(&format!("subject={shown}\n")), "{can}, {name:?}: {told}");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SignatureAlgorithm};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     crypto::{CryptoProvider, ring},
@@ -76,14 +76,22 @@ impl Authority {
         self.issue_until(name, hosts, 2100)
     }
 
+    /// The same, whose key is of this kind.
+    pub fn issue_for(&self, name: &str, hosts: &[&str], kind: &'static SignatureAlgorithm) -> Pair {
+        self.put(name, hosts, 2100, &KeyPair::generate_for(kind).expect("a key"))
+    }
+
     /// The same, for a certificate that expires when a year begins.
     pub fn issue_until(&self, name: &str, hosts: &[&str], year: i32) -> Pair {
+        self.put(name, hosts, year, &KeyPair::generate().expect("a key"))
+    }
+
+    fn put(&self, name: &str, hosts: &[&str], year: i32, key: &KeyPair) -> Pair {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut wanted = CertificateParams::new(hosts).expect("good names");
         wanted.not_after = rcgen::date_time_ymd(year, 1, 1);
         wanted.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let made = wanted.signed_by(&key, &self.issuer).expect("a certificate");
+        let made = wanted.signed_by(key, &self.issuer).expect("a certificate");
         let pair = self.pair(name);
         fs::write(&pair.cert, made.pem()).expect("a file");
         fs::write(&pair.key, key.serialize_pem()).expect("a file");

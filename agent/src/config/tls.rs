@@ -137,7 +137,8 @@ fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, BadFile> {
 /// TLS that ends here.
 #[derive(Clone, Debug)]
 pub struct Terminate {
-    /// At least one; the first that is for the name that a client asks for is shown, and the first of all to whom asks for none or another.
+    /// At least one; of those that are for the name that a client asks for the first is shown whose signature it can check, and to whom asks
+    /// for none or another the first of all.
     pub certificates: Vec<KeyPair>,
     /// From the connection to the end of the handshake.
     pub handshake_timeout: Duration,
@@ -185,25 +186,26 @@ fn spoken_within(protocol: Protocol) -> &'static [&'static [u8]] {
     }
 }
 
-/// Chooses a certificate by the name that a client asks for (SNI, RFC 6066).
+/// Chooses a certificate by the name that a client asks for (SNI, RFC 6066), and by the signatures that it can check (RFC 8446 section 4.2.3):
+/// of one name there may be an RSA and an ECDSA one.
 #[derive(Debug)]
 struct ByName {
-    by_name: HashMap<String, Arc<CertifiedKey>>,
-    first: Option<Arc<CertifiedKey>>,
+    by_name: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    all: Vec<Arc<CertifiedKey>>,
 }
 
 impl ByName {
     fn new(certificates: &[KeyPair]) -> Self {
-        let mut by_name = HashMap::new();
+        let mut by_name = HashMap::<String, Vec<_>>::new();
         for pair in certificates {
             for name in &pair.names {
-                by_name.entry(name.clone()).or_insert_with(|| Arc::clone(&pair.certified));
+                by_name.entry(name.clone()).or_default().push(Arc::clone(&pair.certified));
             }
         }
-        Self { by_name, first: certificates.first().map(|pair| Arc::clone(&pair.certified)) }
+        Self { by_name, all: certificates.iter().map(|pair| Arc::clone(&pair.certified)).collect() }
     }
 
-    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+    fn find(&self, name: &str) -> Option<&Vec<Arc<CertifiedKey>>> {
         let name = name.to_ascii_lowercase();
         let any = || Some(format!("*.{}", name.split_once('.')?.1));
         self.by_name.get(&name).or_else(|| self.by_name.get(&any()?))
@@ -212,7 +214,9 @@ impl ByName {
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        hello.server_name().and_then(|name| self.find(name)).or(self.first.as_ref()).cloned()
+        let fitting = hello.server_name().and_then(|name| self.find(name)).unwrap_or(&self.all);
+        let is_verifiable = |pair: &&Arc<CertifiedKey>| pair.key.choose_scheme(hello.signature_schemes()).is_some();
+        fitting.iter().find(is_verifiable).or_else(|| fitting.first()).cloned()
     }
 }
 
