@@ -20,7 +20,7 @@ use crate::{
     forward,
     proxy::{
         Hop,
-        http2::body,
+        http2::body::{self, Replays},
         mirror::Tap,
         one_way,
         reach::{Heard, Shared, Tried},
@@ -31,9 +31,6 @@ use crate::{
     ring::{Buf, Reader, Stream, Writer},
     route::{self, Fields},
 };
-
-/// How often a request of which no endpoint can have seen anything is sent again.
-const REPLAYS_MAX: usize = 2;
 
 /// How an attempt came out.
 enum Ended {
@@ -155,7 +152,7 @@ impl Connection<'_> {
         let limits = self.limits();
         let request = || route::Request::of_parts(&parts, self.stream.is_tls(), self.asker.source);
         let mut tried = Tried::for_request(self.hop, &self.cluster, self.asker, request);
-        let (mut replays, mut before) = (0, None);
+        let (mut replays, mut before) = (Replays::default(), None);
         loop {
             let reached = {
                 let reach = pin!(self.hop.reach_shared(&self.cluster, &mut tried));
@@ -184,7 +181,7 @@ impl Connection<'_> {
                 ended => return self.after_http2(ended, &attempt, &head, buf).await,
             };
             let is_harmless = is_unseen || (head.method.is_idempotent() && error.is_io());
-            if !is_harmless || !can_repeat || replays == REPLAYS_MAX {
+            if !is_harmless || !can_repeat || !replays.once_more(&error) {
                 return self.unanswered_http2(&head, &body, buf, error).await;
             }
             // A connection that is going away, or was there for long, says nothing of its endpoint; another is made.
@@ -192,7 +189,7 @@ impl Connection<'_> {
                 tried.add_shared(&upstream);
             }
             self.hop.slab.count(Counter::Replayed);
-            (replays, before) = (replays + 1, Some(error));
+            before = Some(error);
         }
     }
 

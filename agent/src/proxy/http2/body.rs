@@ -77,6 +77,31 @@ pub fn is_unseen(error: &h2::Error) -> bool {
     error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
 }
 
+/// How often a request of which no endpoint can have seen anything is sent again.
+const REPLAYS_MAX: u32 = 2;
+/// The same, where its connection only went away: an endpoint may end each after a few requests (nginx: `keepalive_requests`), and who stands
+/// behind them goes to the next connection together with all the others.
+const FAREWELLS_MAX: u32 = 16;
+
+/// How often a request was sent again.
+#[derive(Debug, Default)]
+pub struct Replays {
+    refused: u32,
+    farewells: u32,
+}
+
+impl Replays {
+    /// Whether it may be sent once more, after this.
+    pub fn once_more(&mut self, error: &h2::Error) -> bool {
+        let is_farewell =
+            !error.is_reset() && !error.is_io() && error.reason().unwrap_or(Reason::NO_ERROR) == Reason::NO_ERROR;
+        let (made, most) =
+            if is_farewell { (&mut self.farewells, FAREWELLS_MAX) } else { (&mut self.refused, REPLAYS_MAX) };
+        *made += 1;
+        *made <= most
+    }
+}
+
 /// The code with which a stream was reset. That of a whole connection says nothing of this request, but that its endpoint is not there.
 pub fn reset_of(error: &h2::Error) -> Option<Reason> {
     if error.is_reset() { error.reason() } else { None }

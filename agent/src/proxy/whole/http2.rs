@@ -17,15 +17,12 @@ use crate::{
     proxy::{
         Cluster, Hop,
         http::Limits,
-        http2::body::{self, capacity, grpc_status},
+        http2::body::{self, Replays, capacity, grpc_status},
         one_way,
         reach::{Shared, Tried},
     },
     record::Counter,
 };
-
-/// How often a request is sent again to the same endpoint whose connection was going away.
-const REPLAYS_MAX: usize = 2;
 
 pub(super) async fn ask(
     hop: &Rc<Hop>,
@@ -34,7 +31,7 @@ pub(super) async fn ask(
     whole: &Whole,
 ) -> Result<Answer, Missed> {
     let limits = Limits::of(cluster);
-    let mut replays = 0;
+    let mut replays = Replays::default();
     loop {
         let shared = hop.reach_shared(cluster, &mut tried).await.map_err(Missed::Unreached)?;
         let limit = limits.response.into_iter().chain(tried.turn.patience).min();
@@ -53,12 +50,11 @@ pub(super) async fn ask(
         }
         // A connection that is going away, or was there for long, says nothing of its endpoint; another is made.
         let may_repeat = is_unseen || (whole.asked.is_idempotent && error.is_io());
-        if is_endpoints || !may_repeat || replays == REPLAYS_MAX {
+        if is_endpoints || !may_repeat || !replays.once_more(&error) {
             let reset = body::reset_of(&error).map(u32::from);
             return Err(Missed::Silent { why: Some(error.to_string()), reset, is_unprocessed: is_unseen });
         }
         hop.slab.count(Counter::Replayed);
-        replays += 1;
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, ext::Protocol};
 use http::{HeaderValue, Request, Response, request};
 
-use super::{Answer, Attempt, Connection, REPLAYS_MAX};
+use super::{Answer, Attempt, Connection};
 use crate::{
     cluster::Seen,
     decode::{
@@ -17,7 +17,7 @@ use crate::{
     proxy::{
         Cluster, Hop,
         http::{Limits, Next, Reply, apply},
-        http2::body,
+        http2::body::{self, Replays},
         reach::{Heard, Shared, Tried},
         translate::{
             Outlet, Progress,
@@ -129,7 +129,7 @@ async fn open(
     limits: &Limits,
 ) -> Result<Opened, Reply> {
     let is_extended = parts.extensions.get::<Protocol>().is_some();
-    let mut replays = 0;
+    let mut replays = Replays::default();
     loop {
         let place = hop.reach_shared(cluster, &mut tried).await.map_err(Reply::unreached)?;
         if is_extended && !place.seat.takes_extended_connect() {
@@ -157,12 +157,11 @@ async fn open(
         }
         match answered {
             Ok((response, up)) => return Ok(Opened { response, up, _place: place }),
-            Err((true, error)) if replays < REPLAYS_MAX => {
+            Err((true, error)) if replays.once_more(&error) => {
                 if error.is_reset() {
                     tried.add_shared(&place);
                 }
                 hop.slab.count(Counter::Replayed);
-                replays += 1;
             }
             Err((_, error)) => return Err(Reply::no_response_because(&error, None)),
         }

@@ -17,7 +17,7 @@ use crate::{
     proxy::{
         http::Reply,
         http2::{
-            body::{self, Broken},
+            body::{self, Broken, Replays},
             held::Held,
         },
         reach::{Heard, Shared, Tried},
@@ -27,9 +27,6 @@ use crate::{
     route::Request as RouteRequest,
 };
 
-/// How often a request of which no endpoint can have seen anything is sent again.
-const REPLAYS_MAX: usize = 2;
-
 impl Exchange<'_> {
     /// Until it is answered, by an endpoint or in its stead. As what it is counted. Of its body, `begun` was taken already.
     pub(super) async fn pass_on(&mut self, parts: &Parts, begun: Option<Gathered>, body: &mut RecvStream) -> Counter {
@@ -38,7 +35,7 @@ impl Exchange<'_> {
         let (asker, is_secure) = (self.connection.asker, self.connection.is_secure);
         let request = || RouteRequest::of_parts(parts, is_secure, asker.source);
         let mut tried = Tried::for_request(hop, &cluster, asker, request);
-        let (mut replays, mut before) = (0, None);
+        let (mut replays, mut before) = (Replays::default(), None);
         let held = RefCell::new(Held::tapped(self.tap.clone(), self.narrow()));
         if let Some(begun) = begun {
             held.borrow_mut().begin(&begun.bytes());
@@ -65,12 +62,12 @@ impl Exchange<'_> {
             if let Some(seen) = ended.seen() {
                 upstream.who().report(hop, seen);
             }
-            let is_harmless = match &ended {
-                Ended::Unseen(_) => true,
-                Ended::Unanswered(error) => self.asked.is_idempotent && error.is_io(),
-                _ => false,
+            let harmless = match &ended {
+                Ended::Unseen(error) => Some(error),
+                Ended::Unanswered(error) if self.asked.is_idempotent && error.is_io() => Some(error),
+                _ => None,
             };
-            if !is_harmless || !held.borrow().is_whole() || replays == REPLAYS_MAX {
+            if !harmless.is_some_and(|error| held.borrow().is_whole() && replays.once_more(error)) {
                 return self.ended(ended);
             }
             // A connection that is going away, or was there for long, says nothing of its endpoint; another is made.
@@ -82,7 +79,7 @@ impl Exchange<'_> {
                 tried.add_shared(&upstream);
             }
             hop.slab.count(Counter::Replayed);
-            (replays, before) = (replays + 1, Some(ended));
+            before = Some(ended);
         }
     }
 
