@@ -33,6 +33,10 @@ pub(super) struct Fields<'b> {
     /// Trailer: cut where no trailer fields can come.
     announcing: SmallVec<[Line; 1]>,
     pub expect: Option<Line>,
+    /// TE says that trailer fields are understood, and something else.
+    takes_trailers: bool,
+    /// The same, or nothing else; and Connection names it, as it must (RFC 9110 section 10.1.4).
+    names_te: bool,
     /// Connection says more than close, keep-alive and upgrade, or says upgrade along with something else.
     connection_is_plain_upgrade: bool,
 }
@@ -76,6 +80,8 @@ impl<'b> Fields<'b> {
             framing: SmallVec::new(),
             announcing: SmallVec::new(),
             expect: None,
+            takes_trailers: false,
+            names_te: false,
             connection_is_plain_upgrade: false,
         };
         let mut names_others = false;
@@ -88,7 +94,7 @@ impl<'b> Fields<'b> {
             names_others |= fields.read_one(header, (start, end), is_request)?;
         }
         if names_others {
-            fields.cut_named(head, headers);
+            fields.cut_named(head, headers, is_request);
         }
         let announcing = mem::take(&mut fields.announcing);
         match fields.chunked {
@@ -103,7 +109,10 @@ impl<'b> Fields<'b> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         // The lengths first: most fields are none of these.
         match header.name.len() {
-            2 if is("te") && !header.value.eq_ignore_ascii_case(b"trailers") => self.hop.push(line),
+            2 if is("te") && !is_trailers(header.value) => {
+                self.takes_trailers |= is_request && options(header.value).any(is_trailers);
+                self.hop.push(line);
+            }
             4 if is_request && is("host") => self.read_host(header.value, line)?,
             6 if is("expect") => {
                 self.expects_continue |= header.value.eq_ignore_ascii_case(b"100-continue");
@@ -175,12 +184,15 @@ impl<'b> Fields<'b> {
     }
 
     /// Cuts what Connection names, except what concerns the whole way, and Upgrade, which stays while the connection is being upgraded.
-    fn cut_named(&mut self, head: &[u8], headers: &[Header<'_>]) {
+    fn cut_named(&mut self, head: &[u8], headers: &[Header<'_>], is_request: bool) {
         let connections = || headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
         for (index, header) in headers.iter().enumerate() {
             let name = header.name.as_bytes();
             let is_named = connections().any(|one| options(one.value).any(|option| option.eq_ignore_ascii_case(name)));
-            if is_named && !is_end_to_end(header.name) && !header.name.eq_ignore_ascii_case("upgrade") {
+            let is_te = is_request && header.name.eq_ignore_ascii_case("te");
+            if is_named && is_te && options(header.value).any(is_trailers) {
+                self.names_te = true;
+            } else if is_named && !is_end_to_end(header.name) && !header.name.eq_ignore_ascii_case("upgrade") {
                 let end = headers.get(index + 1).map_or(head.len() - 2, |next| offset(head, next.name.as_bytes()));
                 self.hop.push((offset(head, name), end));
             }
@@ -200,6 +212,12 @@ impl<'b> Fields<'b> {
         } else if !self.connection_is_plain_upgrade {
             edits.insert.extend_from_slice(b"Connection: Upgrade\r\n");
         }
+        if self.takes_trailers {
+            edits.insert.extend_from_slice(b"TE: trailers\r\n");
+        }
+        if self.names_te {
+            edits.insert.extend_from_slice(b"Connection: TE\r\n");
+        }
         if is_http10 {
             // Means nothing in HTTP/1.0 (RFC 9110 section 10.1.1), and something in the version we speak.
             edits.cuts.extend(self.expect);
@@ -210,6 +228,11 @@ impl<'b> Fields<'b> {
     pub(super) fn cut_framing(&self, edits: &mut Edits) {
         edits.cuts.extend_from_slice(&self.framing);
     }
+}
+
+/// Whether this is all that TE says of the whole way to the endpoint.
+fn is_trailers(value: &[u8]) -> bool {
+    value.eq_ignore_ascii_case(b"trailers")
 }
 
 /// Sorts cuts and joins those that touch or overlap.

@@ -327,6 +327,17 @@ fn hop_by_hop_fields_are_not_passed_on() {
 fn te_trailers_is_passed_on() {
     let text = "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n\r\n";
     assert_eq!(request_passed_on(text), text);
+    for (before, after) in [
+        ("TE: trailers\r\nConnection: TE\r\nHost: a\r\n", "Connection: TE\r\nTE: trailers\r\nHost: a\r\n"),
+        ("Connection: close, te\r\nHost: a\r\nte: Trailers\r\n", "Connection: TE\r\nHost: a\r\nte: Trailers\r\n"),
+        ("TE: gzip;q=0.5, trailers\r\nConnection: TE\r\nHost: a\r\n", "TE: trailers\r\nConnection: TE\r\nHost: a\r\n"),
+        ("TE: trailers, deflate\r\nHost: a\r\n", "TE: trailers\r\nHost: a\r\n"),
+        ("TE: gzip\r\nConnection: TE\r\nHost: a\r\n", "Host: a\r\n"),
+        ("Connection: TE\r\nHost: a\r\n", "Host: a\r\n"),
+    ] {
+        let request = |lines: &str| format!("GET / HTTP/1.1\r\n{lines}\r\n");
+        assert_eq!(request_passed_on(&request(before)), request(after));
+    }
 }
 
 #[test]
