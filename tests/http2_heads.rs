@@ -4,6 +4,8 @@
 use std::{
     io::{BufReader, Write as _},
     net::TcpStream,
+    thread,
+    time::Duration,
 };
 
 use sockway_tests::{
@@ -49,6 +51,32 @@ fn a_request_whose_head_is_too_long_is_refused_with_its_reason() {
     let answer = rest(&mut client, 5);
     assert!(answer.len() == 1 && answer[0].kind == kind::HEADERS, "{answer:?}");
     hop.agent.metric_comes_to("sockway_grpc_responses_total", &[("status", "UNKNOWN")], 1.0);
+}
+
+#[test]
+fn a_head_that_trickles_in_ends_its_connection_in_time() {
+    const ENHANCE_YOUR_CALM: u32 = 11;
+    let Some(stage) = Stage::set() else { return };
+    let origin = answering(&stage, &[]);
+    let hop = between(stage, &origin, "http: { head_timeout_ms: 500 }");
+    let whole = heads(END_STREAM, 3, &request("GET", "/", &[("x", &"z".repeat(200))]));
+    let unfinished = frame(kind::HEADERS, END_STREAM, 3, &request("GET", "/", &[]));
+    for (begun, rest) in [(&whole[..100], &whole[100..]), (&unfinished[..], &[][..])] {
+        let mut client = hop.client2();
+        // A head that is there at once leaves no deadline behind.
+        get(&mut client, 1, "GET", &[]);
+        assert!(self::rest(&mut client, 1).last().unwrap().ends_stream());
+        thread::sleep(Duration::from_millis(700));
+        client.send_bytes(begun).unwrap();
+        for byte in rest {
+            thread::sleep(Duration::from_millis(40));
+            if client.send_bytes(&[*byte]).is_err() {
+                break;
+            }
+        }
+        assert_eq!(client.until(kind::GOAWAY).number(4), ENHANCE_YOUR_CALM);
+    }
+    hop.agent.metric_comes_to("sockway_requests_total", &[("outcome", "head_timeout")], 2.0);
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod reply;
 
 use std::{
     cell::{Cell, RefCell},
-    io,
+    io, mem,
     os::fd::AsFd as _,
     pin::pin,
     rc::Rc,
@@ -157,6 +157,7 @@ async fn run(connection: &Rc<Connection>, io: &Io, guard: &RefCell<Guard>) -> Co
         client.graceful_shutdown();
     }
     let (mut is_draining, mut told) = (connection.hop.is_draining(), false);
+    let mut awaited = Awaited::Nothing;
     loop {
         let next = io.drive(|context| {
             if !is_draining && (connection.is_shed.get() || drain.as_mut().poll(context).is_ready()) {
@@ -164,17 +165,22 @@ async fn run(connection: &Rc<Connection>, io: &Io, guard: &RefCell<Guard>) -> Co
                 client.graceful_shutdown();
             }
             let polled = client.poll_accept(context);
-            match client.has_streams() {
-                true => io.clear_due(),
-                false if !io.has_due() => io.set_due(IDLE),
-                false => {}
+            let awaits = Awaited::of(&guard.borrow(), client.has_streams());
+            if mem::replace(&mut awaited, awaits) != awaits {
+                match awaits {
+                    Awaited::Nothing => io.clear_due(),
+                    Awaited::Request => io.set_due(IDLE),
+                    Awaited::RestOfHead => io.set_due(connection.cluster().service.config.http.head_timeout),
+                }
             }
             match io.stopped().filter(|_| !told && polled.is_pending()) {
                 None => polled,
                 Some(_) => {
                     told = true;
                     let wrong = guard.borrow().wrong();
-                    client.abrupt_shutdown(wrong.map_or(Reason::NO_ERROR, |wrong| wrong.code().into()));
+                    let late =
+                        if awaited == Awaited::RestOfHead { Reason::ENHANCE_YOUR_CALM } else { Reason::NO_ERROR };
+                    client.abrupt_shutdown(wrong.map_or(late, |wrong| wrong.code().into()));
                     client.poll_accept(context)
                 }
             }
@@ -182,11 +188,33 @@ async fn run(connection: &Rc<Connection>, io: &Io, guard: &RefCell<Guard>) -> Co
         match next.await {
             Some(Ok((request, respond))) => {
                 io.clear_due();
+                awaited = Awaited::Nothing;
                 // Boxed: on the way into the runtime a task is moved several times, and this one is large. Measured: a tenth of a request.
                 spawn(Box::pin(exchange::exchange(Rc::clone(connection), request, respond)));
             }
             Some(Err(error)) => return ended(&connection.hop, io, &guard.borrow(), is_draining, Some(&error)),
             None => return ended(&connection.hop, io, &guard.borrow(), is_draining, None),
+        }
+    }
+}
+
+/// What a client has some time for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    /// It has streams.
+    Nothing,
+    /// Its next request.
+    Request,
+    /// What is missing of a head, be there streams or not.
+    RestOfHead,
+}
+
+impl Awaited {
+    fn of(guard: &Guard, has_streams: bool) -> Self {
+        match (guard.is_within_head(), has_streams) {
+            (true, _) => Self::RestOfHead,
+            (false, true) => Self::Nothing,
+            (false, false) => Self::Request,
         }
     }
 }
@@ -201,6 +229,9 @@ fn ended(hop: &Hop, io: &Io, guard: &Guard, is_draining: bool, error: Option<&h2
     if let Some(flood) = flood {
         hop.slab.count(flood_counter(flood));
         return Counter::Flooded;
+    }
+    if io.stopped() == Some(Stop::Overdue) && guard.is_within_head() {
+        hop.slab.count(Counter::HeadTimeout);
     }
     match (io.stopped(), error) {
         (Some(Stop::Overdue), _) => Counter::Idle,

@@ -129,6 +129,12 @@ impl Guard {
         self.wrong
     }
 
+    /// Whether a head has begun, and not all of it has come.
+    pub fn is_within_head(&self) -> bool {
+        let is_within_frame = self.skip > 0 && matches!(self.last, kind::HEADERS | kind::CONTINUATION);
+        is_within_frame || self.rules.is_within_head()
+    }
+
     /// Which flood it was if the library found one: it says no more than that.
     pub fn suspected(&self) -> Flood {
         match self.last {

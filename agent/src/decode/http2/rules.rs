@@ -133,6 +133,11 @@ impl Rules {
         Ok(())
     }
 
+    /// Whether a head goes on with the next frame.
+    pub fn is_within_head(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
     /// Judges what has come of the payload behind the last head.
     pub fn payload(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         if !self.are_settings {
