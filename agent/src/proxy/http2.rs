@@ -267,8 +267,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::config::http::Http;
-    use crate::ring::{self, Socket, Watch};
+    use crate::{
+        config::http::Http,
+        ring::{self, Socket, Watch},
+    };
 
     #[test]
     fn a_client_that_cannot_be_waited_for_is_told_from_one_that_speaks_something_else() {
