@@ -145,8 +145,7 @@ fn request([method, authority, path, protocol]: [Option<&[u8]>; 4], headers: Hea
     let Ok(uri) = Uri::from_parts(uri) else { return };
     (parts.method, parts.uri, parts.headers) = (method, uri, headers);
     let protocol = protocol.filter(|_| parts.method == Method::CONNECT);
-    let has_room = Room::of(&Http::default()).request(&parts);
-    let Ok(asked) = has_room.and_then(|()| http2::request(&mut parts, protocol)) else { return };
+    let Ok(asked) = Room::of(&Http::default()).request(&mut parts, protocol) else { return };
     match asked.tunnel {
         Some(Tunnel::Plain) => return read_connect(&parts),
         Some(Tunnel::WebSocket) => return read_websocket(&parts),
@@ -166,8 +165,7 @@ fn request([method, authority, path, protocol]: [Option<&[u8]>; 4], headers: Hea
 
 fn response(status: &[u8], mut headers: HeaderMap) {
     let Ok(status) = http::StatusCode::from_bytes(status) else { return };
-    let has_room = Room::of(&Http::default()).response(&headers);
-    if has_room.and_then(|()| http2::response(status.as_u16(), &mut headers)).is_err() {
+    if Room::of(&Http::default()).response(status.as_u16(), &mut headers).is_err() {
         return;
     }
     let (mut parts, ()) = Response::new(()).into_parts();

@@ -3,6 +3,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 
+use super::Asked;
 use crate::{
     config::http::Http,
     decode::http1::{BadRequest, BadResponse},
@@ -42,8 +43,19 @@ impl Room {
         self.list_bytes() / FRAME_BYTES as u32 + 1
     }
 
-    /// Whether a request has room.
-    pub fn request(self, parts: &Parts) -> Result<(), BadRequest> {
+    /// Checks a request's head, if it has room, and makes it one that may be passed on ([`super::request`]).
+    pub fn request(self, parts: &mut Parts, protocol: Option<&[u8]>) -> Result<Asked, BadRequest> {
+        self.holds_request(parts)?;
+        super::request(parts, protocol)
+    }
+
+    /// The same of a response ([`super::response`]).
+    pub fn response(self, status: u16, headers: &mut HeaderMap) -> Result<(), BadResponse> {
+        self.holds_response(headers)?;
+        super::response(status, headers)
+    }
+
+    fn holds_request(self, parts: &Parts) -> Result<(), BadRequest> {
         let authority = parts.uri.authority().map_or(0, |authority| authority.as_str().len());
         let path = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
         let start = parts.method.as_str().len() + authority + path;
@@ -54,8 +66,7 @@ impl Room {
         }
     }
 
-    /// Whether a response has room.
-    pub fn response(self, headers: &HeaderMap) -> Result<(), BadResponse> {
+    fn holds_response(self, headers: &HeaderMap) -> Result<(), BadResponse> {
         match self.is_exceeded(headers, 0) {
             None => Ok(()),
             Some(Excess::Fields) => Err(BadResponse("too many header fields")),
@@ -97,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_head_has_so_many_bytes_and_fields() {
-        let of = |fields: &[(&'static str, usize)]| ROOM.response(&headers(fields)).map_err(|bad| bad.0);
+        let of = |fields: &[(&'static str, usize)]| ROOM.holds_response(&headers(fields)).map_err(|bad| bad.0);
         assert_eq!(of(&[("a", 95)]), Ok(()));
         assert_eq!(of(&[("a", 96)]), Err("its head is too long"));
         assert_eq!(of(&[("a", 45), ("a", 45)]), Ok(()));
@@ -112,7 +123,7 @@ mod tests {
             let request = Request::get(format!("http://abc/{}", "p".repeat(path))).body(()).unwrap();
             let mut parts = request.into_parts().0;
             parts.headers = headers(&[("a", value)]);
-            ROOM.request(&parts)
+            ROOM.holds_request(&parts)
         };
         assert_eq!(of(88, 0), Ok(()));
         assert_eq!(of(88, 1), Err(BadRequest::TooLong));

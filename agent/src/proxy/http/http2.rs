@@ -14,7 +14,7 @@ use crate::{
     decode::{
         chunked::Style,
         http1::{BadResponse, Framing, Method, RequestHead},
-        http2::{self, room::Room},
+        http2::room::Room,
         translate,
     },
     forward,
@@ -375,9 +375,7 @@ impl Answer<'_> {
                 Came::Final(Err(error)) if body::is_unseen(&error) => return Ended::Unseen(error),
                 Came::Final(Err(error)) => return Ended::Unanswered(error),
                 Came::Interim(mut interim) => {
-                    let has_room = self.room.response(&interim.headers);
-                    let judged = has_room.and_then(|()| http2::response(interim.status.as_u16(), &mut interim.headers));
-                    if let Err(bad) = judged {
+                    if let Err(bad) = self.room.response(interim.status.as_u16(), &mut interim.headers) {
                         return Ended::Bad(bad);
                     }
                     // Those who speak HTTP/1.0 do not know them (RFC 9110 section 15.2).
@@ -395,8 +393,7 @@ impl Answer<'_> {
         self.attempt.phase.answering.set(true);
         let (mut parts, mut body) = response.into_parts();
         let status = parts.status.as_u16();
-        let has_room = self.room.response(&parts.headers);
-        if let Err(bad) = has_room.and_then(|()| http2::response(status, &mut parts.headers)) {
+        if let Err(bad) = self.room.response(status, &mut parts.headers) {
             return Ended::Bad(bad);
         }
         self.change.of_map(&mut parts.headers);

@@ -103,8 +103,7 @@ pub async fn exchange(connection: Rc<Connection>, request: Request<RecvStream>, 
     }
     let (mut parts, mut body) = request.into_parts();
     let protocol = parts.extensions.get::<Protocol>().cloned();
-    let has_room = connection.room.request(&parts);
-    let asked = match has_room.and_then(|()| http2::request(&mut parts, protocol.as_ref().map(AsRef::as_ref))) {
+    let asked = match connection.room.request(&mut parts, protocol.as_ref().map(AsRef::as_ref)) {
         Ok(asked) => asked,
         Err(bad) => {
             let reply = Reply::refused(bad);

@@ -159,8 +159,7 @@ async fn upload(up: &mut SendStream<Bytes>, whole: &Whole) -> Result<(), body::B
 fn answer(hop: &Rc<Hop>, shared: Shared, response: Response<RecvStream>, limits: &Limits) -> Result<Answer, Missed> {
     let (mut parts, stream) = response.into_parts();
     let status = parts.status.as_u16();
-    let has_room = limits.room.response(&parts.headers);
-    if let Err(bad) = has_room.and_then(|()| http2::response(status, &mut parts.headers)) {
+    if let Err(bad) = limits.room.response(status, &mut parts.headers) {
         shared.who().report(hop, Seen::NoResponse);
         return Err(Missed::Bad(bad));
     }

@@ -11,7 +11,7 @@ use crate::{
     cluster::Seen,
     decode::{
         http1::{BadRequest, RequestHead},
-        http2::{self, room::Room},
+        http2::room::Room,
         translate,
     },
     proxy::{
@@ -70,8 +70,8 @@ impl Connection<'_> {
             return self.declined(response, &head, buf).await;
         }
         let (mut parts, mut body) = response.into_parts();
-        let has_room = Room::of(&self.cluster.service.config.http).response(&parts.headers);
-        if let Err(bad) = has_room.and_then(|()| http2::response(parts.status.as_u16(), &mut parts.headers)) {
+        let room = Room::of(&self.cluster.service.config.http);
+        if let Err(bad) = room.response(parts.status.as_u16(), &mut parts.headers) {
             up.send_reset(Reason::PROTOCOL_ERROR);
             return Next::End(self.refuse(Reply::bad_response(bad)).await);
         }

@@ -170,8 +170,7 @@ impl Exchange<'_> {
         request.borrow_mut().let_go();
         let (mut head, mut body) = response.into_parts();
         let status = head.status.as_u16();
-        if let Err(bad) = self.room().response(&head.headers).and_then(|()| http2::response(status, &mut head.headers))
-        {
+        if let Err(bad) = self.room().response(status, &mut head.headers) {
             return Ended::Bad(bad);
         }
         if self.is_unwanted(status, &head.headers) {
@@ -215,8 +214,7 @@ impl Exchange<'_> {
         poll_fn(|context| {
             while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(context) {
                 let (mut head, ()) = interim.into_parts();
-                let has_room = room.response(&head.headers);
-                if let Err(bad) = has_room.and_then(|()| http2::response(head.status.as_u16(), &mut head.headers)) {
+                if let Err(bad) = room.response(head.status.as_u16(), &mut head.headers) {
                     return Poll::Ready(Err(Ended::Bad(bad)));
                 }
                 if self.respond.send_informational(Response::from_parts(head, ())).is_err() {
